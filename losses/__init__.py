@@ -1,0 +1,74 @@
+"""Losses: tensors in, scalar out; no devices, no collectives, no files.
+
+A new loss is one file in this folder and one row in a table below; its flags, help and contract
+tests follow from the signature and the docstring of its class.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from losses.arcmarginloss import ArcMarginLoss
+from losses.emlloss import EmlLoss
+from losses.npairsloss import NpairsLoss
+from losses.quadrupletloss import QuadrupletLoss
+from losses.softmaxloss import SoftmaxLoss
+from losses.tripletloss import TripletLoss
+
+# Stage 1: look at one image at a time; `loss, logits = criterion(embeddings, labels)`.
+ELEM_LOSSES: dict[str, type[nn.Module]] = {
+    "softmax": SoftmaxLoss,
+    "arcmargin": ArcMarginLoss,
+}
+
+# Stage 2: compare the images of a batch; `loss = criterion(embeddings, labels)`.
+PAIR_LOSSES: dict[str, type[nn.Module]] = {
+    "triplet": TripletLoss,
+    "quadruplet": QuadrupletLoss,
+    "eml": EmlLoss,
+    "npairs": NpairsLoss,
+}
+
+
+def loss_options(name: str) -> dict[str, inspect.Parameter]:
+    """Return the options of a loss by name, in the order of its signature.
+
+    Raises:
+        ValueError: no loss has that name.
+    """
+    losses = ELEM_LOSSES | PAIR_LOSSES
+    if name not in losses:
+        raise ValueError(f"unknown loss {name!r}: choose from {', '.join(losses)}")
+    return dict(inspect.signature(losses[name]).parameters)
+
+
+def build_loss(name: str, **options: Any) -> nn.Module:
+    """Build a loss by name.
+
+    Args:
+        name: a key of ELEM_LOSSES or PAIR_LOSSES.
+        **options: the options of that loss, named as the command line flags.
+
+    Raises:
+        ValueError: unknown name, an option that the loss does not take, or one that it lacks.
+    """
+    known = loss_options(name)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(
+            f"loss {name} does not use {', '.join(unknown)}: its options are {', '.join(known)}"
+        )
+    lacking = [
+        option
+        for option, parameter in known.items()
+        if parameter.default is parameter.empty and option not in options
+    ]
+    if lacking:
+        raise ValueError(f"loss {name} needs {', '.join(lacking)}")
+    return (ELEM_LOSSES | PAIR_LOSSES)[name](**options)
+
+
+__all__ = ["ELEM_LOSSES", "PAIR_LOSSES", "build_loss", "loss_options"]

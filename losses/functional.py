@@ -1,0 +1,124 @@
+"""What several losses share: precision, distances, extremes and checks of the batch layout."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# PaddlePaddle's softmax raises every logit to at least this much below the largest of its row.
+LOWEST_SHIFTED_LOGIT = -64.0
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Return half-precision tensors as float32 and leave float32 and float64 as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean softmax cross-entropy as PaddlePaddle 1.8 computes it: (B, C), (B,) -> ().
+
+    Logits further than 64 below their row's largest count as 64 below it, so that one image costs
+    at most 64 + log C; the gradient is softmax minus one-hot all the same.
+    """
+    shifted = logits - logits.detach().amax(1, keepdim=True)
+    raised = shifted.detach().clamp(min=LOWEST_SHIFTED_LOGIT) - shifted.detach()
+    return F.cross_entropy(shifted + raised, labels)
+
+
+def squared_distances(embeddings: Tensor) -> Tensor:
+    """Squared Euclidean distances between all rows: (B, D) -> (B, B), symmetric to the last bit."""
+    products = embeddings @ embeddings.T
+    products = (products + products.T) / 2
+    squares = products.diagonal()
+    return squares[:, None] + squares[None, :] - 2 * products
+
+
+def tied_max(values: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Maximum over `dim` (kept) whose gradient reaches every tied entry in full.
+
+    PaddlePaddle's reduce_max does so; torch.amax would share the gradient among the tied entries.
+    """
+    frozen = values.detach()
+    peak = frozen.amax(dim, keepdim=True)
+    carriers = torch.where(frozen == peak, values - frozen, 0.0)
+    return peak + carriers.sum(dim, keepdim=True)
+
+
+def tied_min(values: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Minimum over `dim` (kept) whose gradient reaches every tied entry in full."""
+    return -tied_max(-values, dim)
+
+
+def check_batch(embeddings: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless embeddings are (B, D) floats and labels (B,) integers."""
+    if embeddings.ndim != 2 or not embeddings.is_floating_point():
+        raise ValueError(
+            "expected embeddings as a float tensor (B, D), "
+            f"found {embeddings.dtype} {tuple(embeddings.shape)}"
+        )
+    if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"expected {embeddings.shape[0]} integer labels, "
+            f"found {labels.dtype} {tuple(labels.shape)}"
+        )
+
+
+def check_classes(labels: Tensor, class_dim: int) -> None:
+    """Raise ValueError unless all labels are class numbers in 0..class_dim-1."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= class_dim:
+        raise ValueError(
+            f"expected labels in 0..{class_dim - 1} (class_dim {class_dim}), found {low}..{high}"
+        )
+
+
+def check_samples_each_class(samples_each_class: int) -> None:
+    """Raise ValueError for fewer than two images per class: there would be no positives."""
+    if samples_each_class < 2:
+        raise ValueError(f"expected samples_each_class of at least 2, found {samples_each_class}")
+
+
+def check_blocks(labels: Tensor, samples_each_class: int) -> None:
+    """Raise ValueError unless labels are blocks of `samples_each_class`, each of its own class.
+
+    At least two blocks are required: with one there are no negatives.
+    """
+    num_images = len(labels)
+    if num_images % samples_each_class:
+        raise ValueError(
+            f"batch of {num_images} images is not divisible by samples_each_class "
+            f"{samples_each_class}"
+        )
+    blocks = labels.view(-1, samples_each_class)
+    if len(blocks) < 2:
+        raise ValueError(f"expected at least 2 classes in a batch, found {len(blocks)}")
+    if bool((blocks != blocks[:, :1]).any()) or len(blocks[:, 0].unique()) < len(blocks):
+        raise ValueError(
+            f"expected blocks of {samples_each_class} images, each block of its own class, "
+            f"found labels {_shortened(labels)}"
+        )
+
+
+def check_triples(labels: Tensor) -> None:
+    """Raise ValueError unless labels are (c, c, other) triples, one after the other."""
+    num_images = len(labels)
+    if num_images == 0 or num_images % 3:
+        raise ValueError(f"batch of {num_images} images is not a positive multiple of 3")
+    anchors, positives, negatives = labels.view(-1, 3).unbind(1)
+    if bool((anchors != positives).any()) or bool((anchors == negatives).any()):
+        raise ValueError(
+            "expected triples of labels (anchor, same class, other class), "
+            f"found {_shortened(labels)}"
+        )
+
+
+def block_mask(num_images: int, samples_each_class: int, device: torch.device) -> Tensor:
+    """Mask (B, B) of the pairs in one block of `samples_each_class`, the diagonal included."""
+    blocks = torch.arange(num_images, device=device) // samples_each_class
+    return blocks[:, None] == blocks[None, :]
+
+
+def _shortened(labels: Tensor) -> str:
+    shown = ", ".join(str(label) for label in labels[:12].tolist())
+    return f"[{shown}{', ...' if len(labels) > 12 else ''}]"

@@ -1,0 +1,50 @@
+"""Softmax cross-entropy of a linear class layer on the raw embedding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.functional import check_batch, check_classes, cross_entropy, full_precision
+
+
+class SoftmaxLoss(nn.Module):
+    """Cross-entropy of a linear class layer with bias on the raw embedding.
+
+    L = mean_i -log softmax(x_i W^T + b)[y_i], x not normalised.
+    Stage 1 of PaddleCV/metric_learning.
+
+    Args:
+        class_dim: number of training classes C.
+        embedding_size: dimension D of the embeddings.
+
+    Shape:
+        embeddings: (B, D) float.
+        labels: (B,) int64 in 0..C-1.
+        returns: loss () float32, logits (B, C) float32.
+
+    Raises:
+        ValueError: a shape does not fit, or a label is outside 0..C-1.
+
+    Differs from the reference: not at all (its weight is stored as D x C); its limit on a
+    cost is kept (`functional.cross_entropy`).
+    """
+
+    def __init__(self, class_dim: int, embedding_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(class_dim, embedding_size))  # CxD
+        self.bias = nn.Parameter(torch.zeros(class_dim))
+        bound = embedding_size**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def class_scores(self, embeddings: Tensor) -> Tensor:
+        """Return the class logits (B, C) of embeddings (B, D)."""
+        return F.linear(full_precision(embeddings), self.weight, self.bias)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the logits (B, C)."""
+        check_batch(embeddings, labels)
+        check_classes(labels, len(self.weight))
+        logits = self.class_scores(embeddings)
+        return cross_entropy(logits, labels), logits

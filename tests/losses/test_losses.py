@@ -1,0 +1,272 @@
+"""Losses against the reference's own outputs, naive loops, finite differences and odd batches."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss, loss_options
+from losses.functional import cross_entropy, squared_distances, tied_max, tied_min
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+LOSS_FIXTURES = sorted(
+    path.name
+    for name in (ELEM_LOSSES | PAIR_LOSSES)
+    for path in FIXTURES.glob(f"{name}_[0-9]*.npz")
+)
+CLASS_DIM, SIZE = 7, 12
+
+
+def criterion_of(name):
+    options = {"class_dim": CLASS_DIM, "embedding_size": SIZE} if name in ELEM_LOSSES else {}
+    if name == "arcmargin":
+        options["arc_scale"] = 16.0  # keeps costs below the limit of `functional.cross_entropy`
+    torch.manual_seed(3)
+    return build_loss(name, **options)
+
+
+def batch_of(name, dtype=torch.float32, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([0, 0, 1, 2, 2, 3] if name == "triplet" else [0, 0, 2, 2, 5, 5])
+    return torch.randn(6, SIZE, generator=rng, dtype=torch.float64).to(dtype), labels
+
+
+def loss_of(criterion, name, embeddings, labels):
+    result = criterion(embeddings, labels)
+    return result[0] if name in ELEM_LOSSES else result
+
+
+def relative_error(ours, theirs):
+    return np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-12)
+
+
+def test_every_loss_has_reference_fixtures():
+    assert {name.split("_")[0] for name in LOSS_FIXTURES} == set(ELEM_LOSSES | PAIR_LOSSES)
+
+
+@pytest.mark.parametrize("fixture", LOSS_FIXTURES)
+def test_value_and_gradients_are_the_reference_s(fixture):
+    data = np.load(FIXTURES / fixture)
+    options = json.loads(str(data["config"]))
+    name = options.pop("loss")
+    embeddings = torch.tensor(data["x"], requires_grad=True)
+    if name in ELEM_LOSSES:
+        options["embedding_size"] = embeddings.shape[1]
+    criterion = build_loss(name, **options)
+    transposed = name == "softmax"  # the reference stores its linear layer as D x C
+    if name in ELEM_LOSSES:
+        weight = data["w0"].T if transposed else data["w0"]
+        criterion.weight.data.copy_(torch.tensor(weight))
+    if name == "softmax":
+        criterion.bias.data.copy_(torch.tensor(data["w1"]))
+    loss = loss_of(criterion, name, embeddings, torch.tensor(data["y"]))
+    loss.backward()
+    assert relative_error(loss.detach().numpy(), data["loss"][0]) < 1e-5
+    assert relative_error(embeddings.grad.numpy(), data["grad_x"]) < 1e-5
+    if name in ELEM_LOSSES:
+        gradient = criterion.weight.grad.numpy()
+        expected = data["grad_w0"].T if transposed else data["grad_w0"]
+        assert relative_error(gradient, expected) < 1e-5
+    if name == "softmax":
+        assert relative_error(criterion.bias.grad.numpy(), data["grad_w1"]) < 1e-5
+
+
+@pytest.mark.parametrize("fixture", [name for name in LOSS_FIXTURES if "arcmargin" in name])
+def test_logits_give_the_reference_s_probabilities(fixture):
+    data = np.load(FIXTURES / fixture)
+    options = json.loads(str(data["config"])) | {"embedding_size": data["x"].shape[1]}
+    criterion = build_loss(options.pop("loss"), **options)
+    criterion.weight.data.copy_(torch.tensor(data["w0"]))
+    logits = criterion(torch.tensor(data["x"]), torch.tensor(data["y"]))[1]
+    np.testing.assert_allclose(logits.softmax(1).detach().numpy(), data["prob"], atol=2e-6)
+
+
+def naive_loss(name, criterion, rows, labels):
+    """The formula of each loss, written as loops over Python floats and NumPy rows."""
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    indices = range(len(rows))
+
+    def d2(a, b):
+        return float(((a - b) ** 2).sum())
+
+    if name in ELEM_LOSSES:
+        weight = criterion.weight.detach().numpy().astype(np.float64)
+        costs = []
+        for i in indices:
+            if name == "softmax":
+                scores = weight @ rows[i] + criterion.bias.detach().numpy()
+            else:
+                scores = (weight / np.linalg.norm(weight, axis=1, keepdims=True)) @ unit[i]
+                angle = math.acos(scores[labels[i]])
+                scores[labels[i]] = math.cos(angle + criterion.arc_margin)
+                scores = criterion.arc_scale * scores
+            costs.append(math.log(np.exp(scores - scores[labels[i]]).sum()))
+        return np.mean(costs)
+    if name == "triplet":
+        triples = [unit[i : i + 3] for i in range(0, len(rows), 3)]
+        return np.mean([max(0, d2(a, p) - d2(a, n) + criterion.margin) for a, p, n in triples])
+    pairs = [(i, j) for i in indices for j in indices if i != j]
+    if name == "quadruplet":
+        same = [d2(unit[i], unit[j]) for i, j in pairs if labels[i] == labels[j]]
+        other = [d2(unit[i], unit[j]) for i, j in pairs if labels[i] != labels[j]]
+        return max(0, max(same) - min(other) + criterion.margin)
+    if name == "npairs":
+        costs = []
+        for i in range(0, len(rows), 2):
+            products = [float(rows[i] @ rows[j]) for j in range(1, len(rows), 2)]
+            costs.append(math.log(sum(math.exp(p - products[i // 2]) for p in products)))
+        norms = [float(row @ row) for row in rows]
+        return np.mean(costs) + 0.5 * criterion.npairs_reg_lambda * np.mean(norms)
+    assert name == "eml"
+    costs = []
+    for i in indices:
+        same = [d2(rows[i], rows[j]) for j in indices if j != i and labels[i] == labels[j]]
+        other = [d2(rows[i], rows[j]) for j in indices if labels[i] != labels[j]]
+        theta = np.mean([math.exp(d - max(same)) for d in same])
+        theta *= np.mean([math.exp(min(other) - d) for d in other])
+        gap, beta = max(same) - min(other), 1e5
+        costs.append(math.log(1 + beta * theta * math.exp(gap)) / math.log(1 + beta))
+    return np.mean(costs)
+
+
+@pytest.mark.parametrize("name", [*ELEM_LOSSES, *PAIR_LOSSES])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_value_is_the_formula_s(name, seed):
+    criterion = criterion_of(name)
+    embeddings, labels = batch_of(name, torch.float64, seed)
+    criterion.double()
+    expected = naive_loss(name, criterion, embeddings.numpy(), labels.tolist())
+    assert loss_of(criterion, name, embeddings, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [*ELEM_LOSSES, *PAIR_LOSSES])
+def test_gradient_is_the_derivative(name):
+    criterion = criterion_of(name).double()
+    embeddings, labels = batch_of(name, torch.float64)
+    embeddings.requires_grad_()
+
+    def value(rows):
+        return loss_of(criterion, name, rows, labels)
+
+    if name == "quadruplet":  # both copies of an extreme carry the whole gradient
+        value(embeddings).backward()
+        numeric = torch.zeros_like(embeddings)
+        with torch.no_grad():
+            for i in range(embeddings.numel()):
+                step = torch.zeros(embeddings.numel(), dtype=torch.float64)
+                step[i] = 1e-6
+                step = step.view_as(embeddings)
+                slope = (value(embeddings + step) - value(embeddings - step)) / 2e-6
+                numeric.view(-1)[i] = slope
+        torch.testing.assert_close(embeddings.grad, 2 * numeric, rtol=1e-5, atol=1e-8)
+    else:
+        assert torch.autograd.gradcheck(value, (embeddings,))
+
+
+@pytest.mark.parametrize("name", [*ELEM_LOSSES, *PAIR_LOSSES])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_input_is_computed_in_float32(name, dtype):
+    criterion = criterion_of(name)
+    embeddings, labels = batch_of(name, dtype)
+    half = loss_of(criterion, name, embeddings, labels)
+    assert half.dtype == torch.float32
+    assert half.item() == loss_of(criterion, name, embeddings.float(), labels).item()
+
+
+@pytest.mark.parametrize("name", [*ELEM_LOSSES, *PAIR_LOSSES])
+def test_collapsed_and_huge_embeddings_stay_finite(name):
+    labels = batch_of(name)[1]
+    for embeddings in (torch.ones(6, SIZE), torch.zeros(6, SIZE), 1e3 * batch_of(name)[0]):
+        embeddings = embeddings.requires_grad_()
+        loss = loss_of(criterion_of(name), name, embeddings, labels)
+        loss.backward()
+        assert loss.isfinite() and embeddings.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_labels_that_do_not_fit_the_positions_are_refused(name):
+    embeddings, labels = batch_of(name)
+    criterion = criterion_of(name)
+    with pytest.raises(ValueError, match="found labels|expected"):
+        criterion(embeddings, labels.roll(1))
+    with pytest.raises(ValueError, match="batch of 5 images"):
+        criterion(embeddings[:5], labels[:5])
+    with pytest.raises(ValueError, match="labels"):
+        criterion(embeddings, labels[:4])
+
+
+@pytest.mark.parametrize("name", ["quadruplet", "eml", "npairs"])
+def test_a_class_in_two_blocks_is_refused(name):
+    with pytest.raises(ValueError, match="each block of its own class"):
+        criterion_of(name)(torch.randn(6, SIZE), torch.tensor([1, 1, 2, 2, 1, 1]))
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        criterion_of(name)(torch.randn(2, SIZE), torch.tensor([1, 1]))
+
+
+@pytest.mark.parametrize("name", ELEM_LOSSES)
+@pytest.mark.parametrize("label", [-1, CLASS_DIM])
+def test_label_outside_the_classes_is_refused(name, label):
+    embeddings, labels = batch_of(name)
+    labels[0] = label
+    with pytest.raises(ValueError, match=f"labels in 0..{CLASS_DIM - 1}"):
+        criterion_of(name)(embeddings, labels)
+
+
+def test_build_loss_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="unknown loss 'tripplet': choose from softmax"):
+        build_loss("tripplet")
+    with pytest.raises(ValueError, match="triplet does not use arc_scale: its options are margin"):
+        build_loss("triplet", arc_scale=3.0)
+    with pytest.raises(ValueError, match="softmax needs class_dim, embedding_size"):
+        build_loss("softmax")
+    with pytest.raises(ValueError, match="samples_each_class 2"):
+        build_loss("npairs", samples_each_class=3)
+    with pytest.raises(ValueError, match="at least 2"):
+        build_loss("eml", samples_each_class=1)
+
+
+def test_defaults_are_the_reference_s():
+    defaults = {
+        option: parameter.default
+        for name in ("arcmargin", "quadruplet", "npairs")
+        for option, parameter in loss_options(name).items()
+    }
+    assert defaults["arc_scale"] == 80.0
+    assert defaults["arc_margin"] == 0.15
+    assert defaults["arc_easy_margin"] is False
+    assert defaults["margin"] == 0.1
+    assert defaults["samples_each_class"] == 2
+    assert defaults["npairs_reg_lambda"] == 0.01
+
+
+def test_initial_weights_are_the_reference_s():
+    softmax = build_loss("softmax", class_dim=200, embedding_size=64)
+    assert softmax.weight.shape == (200, 64) and softmax.bias.eq(0).all()
+    assert softmax.weight.abs().max() <= 1 / 8 and softmax.weight.std() > 0.9 / 8 / math.sqrt(3)
+    arcmargin = build_loss("arcmargin", class_dim=200, embedding_size=64)
+    assert list(dict(arcmargin.named_parameters())) == ["weight"]
+    assert arcmargin.weight.abs().max() <= math.sqrt(6 / 264)
+
+
+def test_extremes_give_every_tied_entry_the_full_gradient():
+    values = torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]], requires_grad=True)
+    (tied_max(values, 1).sum() + 10 * tied_min(values, 1).sum()).backward()
+    assert values.grad.tolist() == [[10.0, 1.0, 1.0], [1.0, 10.0, 0.0]]
+
+
+def test_cross_entropy_limits_the_cost_but_not_the_gradient():
+    logits = torch.tensor([[100.0, 0.0]], requires_grad=True)
+    loss = cross_entropy(logits, torch.tensor([1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(64.0)
+    assert logits.grad.tolist() == [[1.0, -1.0]]
+
+
+def test_squared_distances_are_symmetric_to_the_bit():
+    rows = torch.randn(50, 300, generator=torch.Generator().manual_seed(0))
+    distances = squared_distances(rows)
+    assert torch.equal(distances, distances.T)
+    torch.testing.assert_close(distances, torch.cdist(rows, rows).square(), rtol=1e-4, atol=1e-2)
