@@ -1,0 +1,94 @@
+"""Read a pickle of NumPy arrays without ever running code that it names."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
+    """Read a pickled dict of name -> array; entries that are no arrays are left out.
+
+    The pickle gets none of Python's or NumPy's own functions, only the stand-ins of this module,
+    which build arrays of plain numbers. Any other name in it is an error.
+
+    Raises:
+        ValueError: the file is damaged, names code, or holds no arrays.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{path}: not readable as a pickle of arrays ({reason}); "
+            "expected Paddle's PREFIX.pdparams or a file that torch.save wrote"
+        ) from error
+    items = content.items() if isinstance(content, dict) else ()
+    arrays = {
+        name: value.array
+        for name, value in items
+        if isinstance(name, str) and isinstance(value, _PickledArray) and value.array is not None
+    }
+    if not arrays:
+        raise ValueError(f"{path}: holds no arrays; expected Paddle's parameters, name -> array")
+    return arrays
+
+
+class _PickledType:
+    """Stands for numpy.dtype: plain numbers only."""
+
+    def __init__(self, code: str, *_: Any):
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "biuf":
+            raise pickle.UnpicklingError(f"array of type {code}")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _PickledArray:
+    """Stands for numpy.ndarray and its constructors."""
+
+    def __init__(self, *_: Any):
+        self.array: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, is_fortran, data = state
+        data = data.encode("latin1") if isinstance(data, str) else data
+        array = np.frombuffer(data, kind.dtype)
+        self.array = array.reshape(shape, order="F" if is_fortran else "C")
+
+
+def _from_buffer(data: bytes, kind: _PickledType, shape: tuple, order: str) -> _PickledArray:
+    pickled = _PickledArray()
+    pickled.__setstate__((1, shape, kind, order == "F", data))
+    return pickled
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"text in encoding {encoding}")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Hands out the stand-ins above for NumPy's array pickles and refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core", "numpy.core")
+        allowed = {
+            ("numpy", "ndarray"): _PickledArray,
+            ("numpy", "dtype"): _PickledType,
+            ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
+            ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+            ("_codecs", "encode"): _encode,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused as code")
+        return allowed[module, name]

@@ -1,0 +1,155 @@
+"""Tests of pretrained/fetch_weights.py, up to the point of the network."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from models import build_model, load_weights, read_metadata
+from pretrained import fetch_weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A torchvision state dict, as it is published."""
+    path = tmp_path_factory.mktemp("published") / "resnet18.v1.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch_weights, "FOLDER", tmp_path / "pretrained")
+    return tmp_path / "pretrained"
+
+
+def failed(capsys, argv):
+    """Run a command that fails; return its one line."""
+    assert fetch_weights.main(argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_fetch_of_torchvision_weights(weights, folder, monkeypatch, capsys):
+    asked = []
+
+    def download(url, path, hash_prefix):
+        asked.append((url, hash_prefix))
+        Path(path).write_bytes(weights.read_bytes())
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert fetch_weights.main(["--model=ResNet18", f"--sha256={digest}"]) == 0
+    assert asked[0][0].endswith("/resnet18-f37072fd.pth")
+    assert asked[0][1] == "f37072fd"
+    output = folder / "ResNet18_imagenet.safetensors"
+    assert f"wrote {output}" in capsys.readouterr().out
+    assert read_metadata(output)["model"] == "ResNet18"
+    model = build_model("ResNet18", pretrained_model=output)
+    assert torch.equal(model.backbone.conv1.weight, torch.load(weights)["conv1.weight"])
+    assert "sha256 is" in failed(capsys, ["--model=ResNet18", f"--sha256={'0' * 64}"])
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (URLError("no route"), "check the network"),
+        (TimeoutError("timed out"), "check the network"),
+        (RuntimeError("invalid hash value"), "arrived damaged"),
+    ],
+)
+def test_failed_download(error, part, folder, monkeypatch, capsys):
+    def download(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert part in failed(capsys, ["--model=ResNet18"])
+    assert not folder.exists()
+
+
+def test_fetch_of_timm_weights(folder, monkeypatch, capsys):
+    create_model = timm.create_model
+    published = create_model("resnet14t", num_classes=0)
+
+    def create(name, pretrained, num_classes):
+        return published if pretrained else create_model(name, num_classes=num_classes)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    assert fetch_weights.main(["--model=resnet14t"]) == 0
+    monkeypatch.undo()
+    model = build_model("resnet14t")
+    load_weights(model, folder / "resnet14t_imagenet.safetensors")
+    state = published.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in model.backbone.state_dict().items())
+
+
+def test_fetch_of_timm_weights_without_a_network(folder, monkeypatch, capsys):
+    create_model = timm.create_model
+
+    def create(name, pretrained, num_classes):
+        if pretrained:
+            raise RuntimeError("no connection\nand more")
+        return create_model(name, num_classes=num_classes)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    assert "(no connection); check the network" in failed(capsys, ["--model=resnet14t"])
+
+
+def test_convert(weights, folder, capsys):
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest().upper()
+    argv = ["--model=ResNet18", f"--convert={weights}", f"--sha256={digest}"]
+    assert fetch_weights.main(argv) == 0
+    assert "left out: fc.weight, fc.bias" in capsys.readouterr().out
+    metadata = read_metadata(folder / "resnet18.safetensors")
+    assert metadata == {
+        "model": "ResNet18",
+        "embedding_size": 0,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "source": "resnet18.v1.pth",
+    }
+
+
+def test_convert_keeps_the_embedding_layer(folder, tmp_path):
+    model = build_model("ResNet18", 4)
+    torch.save({"model": model.state_dict()}, tmp_path / "last.pt")
+    output = tmp_path / "new" / "bare.safetensors"
+    argv = [f"--convert={tmp_path / 'last.pt'}", "--embedding_size=4", f"--output={output}"]
+    assert fetch_weights.main(["--model=ResNet18", *argv]) == 0
+    assert read_metadata(output)["embedding_size"] == 4
+    loaded = build_model("ResNet18", 4, output)
+    assert torch.equal(loaded.embedding.weight, model.embedding.weight)
+
+
+def test_user_errors(weights, folder, tmp_path, capsys):
+    convert = ["--model=ResNet18", f"--convert={weights}"]
+    assert "unknown model ResNet19" in failed(capsys, ["--model=ResNet19"])
+    assert "not found" in failed(capsys, ["--model=ResNet18", f"--convert={tmp_path / 'none'}"])
+    assert "sha256 is" in failed(capsys, [*convert, "--sha256=00"])
+    assert "has no embedding layer" in failed(capsys, [*convert, "--embedding_size=4"])
+    assert "belongs to --convert" in failed(capsys, ["--model=ResNet18", "--embedding_size=4"])
+    assert "another --output" in failed(capsys, [*convert, f"--output={weights}"])
+    assert "is a folder" in failed(
+        capsys, ["--model=ResNet18", f"--convert={tmp_path}", "--sha256=00"]
+    )
+    assert "for --convert" in failed(capsys, ["--model=resnet14t", "--sha256=00"])
+    assert "no pretrained weights" in failed(capsys, ["--model=ese_vovnet19b_slim"])
+    assert not folder.exists()
+
+
+def test_script_runs_from_any_folder(tmp_path):
+    script = fetch_weights.__file__
+    result = subprocess.run(
+        [sys.executable, script, "--model=nothing"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: unknown model nothing")
+    assert len(result.stderr.splitlines()) == 1
