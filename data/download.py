@@ -1,0 +1,295 @@
+"""Fetches public data sets: python data/download.py NAME.
+
+Exit status: 0 when the data set is in place, 1 when steps are left to do by hand, 2 on an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from tqdm import tqdm
+
+DATA_ROOT = Path(__file__).resolve().parent
+CHUNK = 1 << 20
+TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one data set comes from.
+
+    Args:
+        folder: name of the data set's folder under data/.
+        marker: a file or folder that the unpacked data set holds.
+        urls: addresses of the archive, tried in turn.
+        filename: name of the archive on disk.
+        md5: published checksum of the archive; None: there is none.
+    """
+
+    folder: str
+    marker: str
+    urls: tuple[str, ...]
+    filename: str
+    md5: str | None = None
+
+
+SOURCES: dict[str, Source] = {
+    "sop": Source(
+        "Stanford_Online_Products",
+        "Ebay_train.txt",
+        (
+            "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
+            "ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
+        ),
+        "Stanford_Online_Products.zip",
+        "7f73d41a2f44250d4779881525aea32e",
+    ),
+    "cub200_2011": Source(
+        "CUB_200_2011",
+        "images.txt",
+        ("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",),
+        "CUB_200_2011.tgz",
+        "97eceeb196236b17998738112f37df78",
+    ),
+    "cars196": Source(
+        "cars196",
+        "cars_annos.mat",
+        (
+            "http://ftp.cs.stanford.edu/cs/cvgl/CARS196.zip",
+            "ftp://cs.stanford.edu/cs/cvgl/CARS196.zip",
+        ),
+        "CARS196.zip",
+    ),
+    "cifar10": Source(
+        "cifar10",
+        "data_batch_1",
+        ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+        "cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+    ),
+    "omniglot": Source(
+        "omniglot",
+        "images_background",
+        (
+            "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+            "images_background.zip",
+        ),
+        "images_background.zip",
+        "68d2efa1b9178cc56df9314c21c6e718",
+    ),
+}
+
+MANUAL: dict[str, tuple[str, str]] = {
+    "cub200_2010": (
+        "CUB_200_2010/images",
+        "CUB-200 (2010) is handed out by its authors: get images.tgz from "
+        "https://www.vision.caltech.edu/datasets/ (Caltech-UCSD Birds 200, not 2011)\n"
+        "and unpack it so that {folder}/001.Black_footed_Albatross holds images.",
+    ),
+    "inshop": (
+        "inshop/list_eval_partition.txt",
+        "In-Shop Clothes Retrieval needs its authors' permission: follow "
+        "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html,\n"
+        "unpack img.zip to {parent}/img and put Eval/list_eval_partition.txt at {folder}.",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fetch one data set; 0: it is in place, 1: steps are left to do by hand, 2: error."""
+    parser = argparse.ArgumentParser(prog="python data/download.py", description=__doc__)
+    parser.add_argument("name", help=f"one of {', '.join([*SOURCES, *MANUAL])}")
+    parser.add_argument("--dir", default=str(DATA_ROOT), help="where its folder goes")
+    args = parser.parse_args(argv)
+    try:
+        if args.name in MANUAL:
+            return explain(args.name, Path(args.dir))
+        if args.name not in SOURCES:
+            known = ", ".join([*SOURCES, *MANUAL])
+            raise ValueError(f"unknown data set '{args.name}'; expected one of {known}")
+        fetch(SOURCES[args.name], Path(args.dir))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def explain(name: str, root: Path) -> int:
+    """Print how to get a data set that cannot be fetched; 0 when it is already there."""
+    place, text = MANUAL[name]
+    folder = root / place
+    if folder.exists():
+        print(f"{folder} is already there")
+        return 0
+    print(text.format(folder=folder, parent=folder.parent))
+    return 1
+
+
+def fetch(source: Source, root: Path) -> None:
+    """Download, verify and unpack a data set into its folder under root."""
+    target = root / source.folder
+    if (target / source.marker).exists():
+        print(f"{target} is already there")
+        return
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} lacks {source.marker}; move it away and run again")
+    root.mkdir(parents=True, exist_ok=True)
+    archive = root / source.filename
+    if not archive.exists():
+        part = archive.with_name(archive.name + ".part")
+        download(source.urls, part)
+        verify(part, source.md5)
+        os.replace(part, archive)
+    else:
+        verify(archive, source.md5)
+    unpack(archive, source.marker, target)
+    print(f"{target} is ready; {archive} can be deleted")
+
+
+def download(urls: Sequence[str], part: Path) -> None:
+    """Download from the first address that answers, going on where an earlier try stopped.
+
+    Raises:
+        ConnectionError: no address gave the whole file; what came is kept.
+    """
+    failures = []
+    for url in urls:
+        if part.exists() and url.startswith("ftp:"):
+            failures.append(f"{url}: cannot resume; delete {part} to start anew")
+            continue
+        try:
+            return download_from(url, part)
+        except (HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            reason = getattr(error, "reason", None) or error
+            failures.append(f"{url}: {' '.join(str(reason).split())}")
+    raise ConnectionError(f"cannot download {'; '.join(failures)}; run again to resume")
+
+
+def download_from(url: str, part: Path) -> None:
+    """Download one address to a file, appending to it when the server can."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "metric-learning"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
+        )
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return
+        part.unlink()
+        return download_from(url, part)
+    with response:
+        have = have if getattr(response, "status", None) == 206 else 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        bar = tqdm(
+            desc=part.stem, initial=have, total=total, unit="B", unit_scale=True, disable=None
+        )
+        with open(part, "ab" if have else "wb") as file, bar:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                have += len(chunk)
+                bar.update(len(chunk))
+    if total is not None and have != total:
+        raise ConnectionError(f"connection closed after {have:,} of {total:,} bytes")
+
+
+def verify(path: Path, md5: str | None) -> None:
+    """Compare a file with its published checksum; without one its sha256 is printed.
+
+    Raises:
+        ValueError: the checksum differs.
+    """
+    digest = hashlib.sha256() if md5 is None else hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    if md5 is None:
+        print(f"no published checksum: the file's sha256 is {digest.hexdigest()}")
+    elif digest.hexdigest() != md5:
+        raise ValueError(
+            f"{path}: expected md5 {md5}, found {digest.hexdigest()}; delete it and run again"
+        )
+
+
+def unpack(archive: Path, marker: str, target: Path) -> None:
+    """Unpack beside the target, then move the folder that holds the marker to the target.
+
+    Raises:
+        ValueError: a broken archive, one with unsafe names or links, or one without the marker.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as scratch:
+        content = Path(scratch) / "content"
+        content.mkdir()
+        try:
+            members = zip_members if zipfile.is_zipfile(archive) else tar_members
+            for name, file in members(archive):
+                write_member(content, name, file)
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+            raise ValueError(
+                f"{archive}: broken archive: {reason}; delete it and run again"
+            ) from error
+        found = min(content.rglob(marker), key=lambda path: len(path.parts), default=None)
+        if found is None:
+            raise ValueError(f"{archive}: expected an archive that holds {marker}")
+        os.replace(found.parent, target)
+
+
+def zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Names of the members of a zip file, with an open file, or None for a folder."""
+    with zipfile.ZipFile(archive) as file:
+        for info in tqdm(file.infolist(), desc="unpack", unit=" files", disable=None):
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise ValueError(f"{archive}: refused: {info.filename} is a link or special file")
+            if info.is_dir():
+                yield info.filename, None
+            else:
+                with file.open(info) as member:
+                    yield info.filename, member
+
+
+def tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Names of the members of a tar file, with an open file, or None for a folder."""
+    with tarfile.open(archive) as file:
+        for info in tqdm(file, desc="unpack", unit=" files", disable=None):
+            if not (info.isfile() or info.isdir()):
+                raise ValueError(f"{archive}: refused: {info.name} is a link or special file")
+            yield info.name, file.extractfile(info)
+
+
+def write_member(content: Path, name: str, file: IO[bytes] | None) -> None:
+    """Write one member below a folder; a name that leads out of it is refused."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+        raise ValueError(f"refused: the archive's member {name!r} leads out of its folder")
+    target = content / path
+    if file is None:
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "wb") as out:
+        shutil.copyfileobj(file, out, CHUNK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

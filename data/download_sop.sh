@@ -1,0 +1,3 @@
+#!/bin/sh
+# Fetch Stanford Online Products into the folder of this script.
+exec "${PYTHON:-python}" "$(dirname "$0")/download.py" sop "$@"

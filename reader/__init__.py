@@ -1,0 +1,6 @@
+"""Data sets: the index of images and labels of a split, samplers, transforms and loaders."""
+
+from reader.datasets import DATASETS, load_index
+from reader.index import ImageError, Index
+
+__all__ = ["DATASETS", "ImageError", "Index", "load_index"]

@@ -1,0 +1,238 @@
+"""Reads every image of a data set and reports what is wrong: python -m reader.check."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from reader.datasets import DATASETS, SPLITS, load_index
+from reader.index import ImageError, Index, decode_image
+
+NUM_SHOWN = 20
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m reader.check", description=__doc__)
+    parser.add_argument("--dataset", default="sop", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--data_dir", help="its folder; default: its folder under data/")
+    parser.add_argument("--train_classes", help="classes to train on, e.g. 1-25 or 1-10,15")
+    parser.add_argument("--test_classes", help="classes to test on, e.g. 26-50")
+    parser.add_argument("--train_list", help="file of 'path label' lines, for --dataset=list")
+    parser.add_argument("--test_list", help="file of 'path label' lines, for --dataset=list")
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes that read images; 0: this one alone (default: %(default)s)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the whole report to this file")
+    return parser
+
+
+def check_file(path: str) -> tuple[str, str, str]:
+    """Read one image file: (sha256 or "", "ok" | "broken" | "missing", reason)."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        return "", "missing", "no such file"
+    except OSError as error:
+        return "", "broken", error.strerror or str(error)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        decode_image(data, path)
+    except ImageError as error:
+        return digest, "broken", str(error).removeprefix(f"cannot read image {path}: ")
+    return digest, "ok", ""
+
+
+def check_files(paths: Sequence[str], num_workers: int) -> dict[str, tuple[str, str, str]]:
+    """Check each file once; path -> what `check_file` says."""
+    progress = partial(tqdm, total=len(paths), unit=" images", disable=None, leave=False)
+    if num_workers == 0:
+        return dict(zip(paths, progress(map(check_file, paths)), strict=True))
+    with ProcessPoolExecutor(num_workers) as pool:
+        checks = pool.map(check_file, paths, chunksize=32)
+        return dict(zip(paths, progress(checks), strict=True))
+
+
+def check_images(
+    indexes: Sequence[Index], num_workers: int
+) -> dict[str, dict[str, tuple[str, str, str]]]:
+    """Check the images of all splits; split -> path -> what `check_file` says."""
+    paths = dict.fromkeys(p for index in indexes if index.images is None for p in index.paths)
+    of_file = check_files(list(paths), num_workers) if paths else {}
+    checks = {}
+    for index in indexes:
+        if index.images is None:
+            checks[index.split] = {path: of_file[path] for path in index.paths}
+        else:
+            hashes = (hashlib.sha256(image.tobytes()).hexdigest() for image in index.images)
+            checks[index.split] = {
+                path: (digest, "ok", "") for path, digest in zip(index.paths, hashes, strict=True)
+            }
+    return checks
+
+
+def describe_split(index: Index) -> dict[str, int | float]:
+    """Counts of images and classes and the distribution of class sizes."""
+    sizes = np.unique(index.labels, return_counts=True)[1]
+    return {
+        "images": len(index),
+        "classes": index.num_classes,
+        "min_class_size": int(sizes.min()),
+        "median_class_size": float(np.median(sizes)),
+        "max_class_size": int(sizes.max()),
+        "one_image_classes": int((sizes == 1).sum()),
+        "queries": int(index.is_query.sum()),
+        "gallery": int(index.is_gallery.sum()),
+    }
+
+
+def find_duplicates(checks: dict[str, dict[str, tuple[str, str, str]]]) -> list[list[str]]:
+    """Groups of two or more different paths whose files hold the same bytes."""
+    paths_of: dict[str, dict[str, None]] = defaultdict(dict)
+    for of_path in checks.values():
+        for path, (digest, _, _) in of_path.items():
+            if digest:
+                paths_of[digest][path] = None
+    return [list(paths) for paths in paths_of.values() if len(paths) > 1]
+
+
+def repeated(paths: Iterable[str]) -> list[str]:
+    """Paths that occur more than once."""
+    counts: dict[str, int] = defaultdict(int)
+    for path in paths:
+        counts[path] += 1
+    return [path for path, count in counts.items() if count > 1]
+
+
+def check(indexes: Sequence[Index], num_workers: int) -> dict[str, Any]:
+    """Read all images of the splits; the report as written to --json."""
+    start = time.perf_counter()
+    checks = check_images(indexes, num_workers)
+    split_of: dict[str, list[str]] = defaultdict(list)
+    bad: dict[str, dict[str, str]] = {"broken": {}, "missing": {}}
+    for split, of_path in checks.items():
+        for path, (_, state, reason) in of_path.items():
+            split_of[path].append(split)
+            if state != "ok":
+                bad[state][path] = reason
+    classes = [set(index.class_names.values()) for index in indexes]
+    report = {
+        "dataset": indexes[0].name,
+        "splits": {index.split: describe_split(index) for index in indexes},
+        **bad,
+        "duplicates": [
+            [{"path": path, "splits": split_of[path]} for path in group]
+            for group in find_duplicates(checks)
+        ],
+        "repeated": {index.split: repeated(index.paths) for index in indexes},
+        "paths_in_both_splits": [path for path, splits in split_of.items() if len(splits) > 1],
+        "classes_in_both_splits": sorted(classes[0].intersection(*classes[1:])),
+        "classes_may_be_shared": DATASETS[indexes[0].name].classes_shared,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    return report | {"problems": count_problems(report)}
+
+
+def count_problems(report: dict[str, Any]) -> int:
+    """Number of findings; classes in both splits count where the splits should be disjoint."""
+    shared = 0 if report["classes_may_be_shared"] else len(report["classes_in_both_splits"])
+    listed = ("broken", "missing", "duplicates", "paths_in_both_splits")
+    return (
+        sum(len(report[name]) for name in listed)
+        + sum(len(paths) for paths in report["repeated"].values())
+        + shared
+    )
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Lay the report out for a terminal."""
+    lines = [
+        report["dataset"],
+        "",
+        f"{'split':<8}{'images':>10}{'classes':>10}{'images per class':>26}"
+        f"{'one-image classes':>20}",
+        f"{'':<28}{'min / median / max':>26}",
+    ]
+    for split, counts in report["splits"].items():
+        sizes = " / ".join(
+            f"{counts[f'{kind}_class_size']:,g}" for kind in ("min", "median", "max")
+        )
+        lines.append(
+            f"{split:<8}{counts['images']:>10,}{counts['classes']:>10,}{sizes:>26}"
+            f"{counts['one_image_classes']:>20,}"
+        )
+        if not counts["images"] == counts["queries"] == counts["gallery"]:
+            lines.append(f"{'':<8}{counts['queries']:,} queries, {counts['gallery']:,} in gallery")
+    lines.append("")
+    lines += section("broken files", [f"{p}: {reason}" for p, reason in report["broken"].items()])
+    lines += section("missing files", list(report["missing"]))
+    groups = [
+        " = ".join(f"{file['path']} ({', '.join(file['splits'])})" for file in group)
+        for group in report["duplicates"]
+    ]
+    lines += section("duplicate files (same bytes)", groups)
+    for split, paths in report["repeated"].items():
+        lines += section(f"listed twice in {split}", paths)
+    lines += section("files in both splits", report["paths_in_both_splits"])
+    allowed = " (allowed)" if report["classes_may_be_shared"] else ""
+    lines += section(f"classes in both splits{allowed}", report["classes_in_both_splits"])
+    problems = report["problems"]
+    verdict = "clean" if problems == 0 else f"{problems:,} problem{'s' if problems > 1 else ''}"
+    return "\n".join([*lines, "", f"{verdict}; read in {report['seconds']:.1f} s"])
+
+
+def section(title: str, items: list[str]) -> list[str]:
+    """One line with a count, then the first items."""
+    shown = [f"  {item}" for item in items[:NUM_SHOWN]]
+    if len(items) > NUM_SHOWN:
+        shown.append(f"  and {len(items) - NUM_SHOWN:,} more")
+    return [f"{title:<36}{len(items):>8,}", *shown]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check a data set; 0: clean, 1: problems were found, 2: user error."""
+    args = build_parser().parse_args(argv)
+    try:
+        if args.num_workers < 0:
+            raise ValueError(f"expected --num_workers of 0 or more, found {args.num_workers}")
+        indexes = [
+            load_index(
+                args.dataset,
+                args.data_dir,
+                split,
+                train_classes=args.train_classes,
+                test_classes=args.test_classes,
+                train_list=args.train_list,
+                test_list=args.test_list,
+            )
+            for split in SPLITS
+        ]
+        report = check(indexes, args.num_workers)
+        print(format_report(report))
+        if args.json:
+            with open(args.json, "w", encoding="utf-8") as file:
+                json.dump(report, file, indent=1)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if report["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

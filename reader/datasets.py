@@ -1,0 +1,161 @@
+"""The table of data sets and `load_index`, the one way to open any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from reader.cifar10 import read_cifar10
+from reader.cub_cars import read_cars196, read_cub200_2010, read_cub200_2011
+from reader.folders import FOLDER_LAYOUT, read_folder, read_omniglot
+from reader.index import Index
+from reader.lists import read_inshop, read_list, read_sop
+from reader.table import Table, choose_rows
+
+DATA_ROOT = Path(__file__).resolve().parent.parent / "data"
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set.
+
+    Args:
+        folder: default folder under data/; None: --data_dir must be given.
+        read: (data_dir, split) -> Table; None for list files, which have no layout of their own.
+        to_get: what to do when the data is missing.
+        classes_shared: whether a class may be in both splits.
+    """
+
+    folder: str | None
+    read: Callable[[Path, str], Table] | None
+    to_get: str
+    classes_shared: bool = False
+
+
+def download(name: str) -> str:
+    """Say how to get a set that data/download.py knows."""
+    return (
+        f"get it with 'python data/download.py {name}' or give --data_dir; "
+        "--dataset=demo needs no download"
+    )
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    "sop": DatasetSpec("Stanford_Online_Products", read_sop, download("sop")),
+    "demo": DatasetSpec("demo", read_sop, "run: python data/make_demo.py"),
+    "cub200_2011": DatasetSpec("CUB_200_2011", read_cub200_2011, download("cub200_2011")),
+    "cub200_2010": DatasetSpec("CUB_200_2010", read_cub200_2010, download("cub200_2010")),
+    "cars196": DatasetSpec("cars196", read_cars196, download("cars196")),
+    "inshop": DatasetSpec("inshop", read_inshop, download("inshop")),
+    "cifar10": DatasetSpec("cifar10", read_cifar10, download("cifar10"), classes_shared=True),
+    "omniglot": DatasetSpec("omniglot", read_omniglot, download("omniglot")),
+    "folder": DatasetSpec(
+        None,
+        read_folder,
+        f"expected {FOLDER_LAYOUT} in --data_dir; --dataset=demo needs no data",
+        classes_shared=True,
+    ),
+    "list": DatasetSpec(
+        None,
+        None,
+        "expected a file of 'path label' lines; --dataset=demo needs no data",
+        classes_shared=True,
+    ),
+}
+
+
+def load_index(
+    dataset: str,
+    data_dir: str | Path | None,
+    split: str,
+    *,
+    train_classes: str | None = None,
+    test_classes: str | None = None,
+    train_list: str | Path | None = None,
+    test_list: str | Path | None = None,
+) -> Index:
+    """Open one split of a data set.
+
+    Args:
+        dataset: a name of DATASETS.
+        data_dir: the data set's folder; None: its default folder under data/.
+        split: "train" or "test".
+        train_classes: classes of the train split, e.g. "1-25" or "1-10,15", counted from 1 in the
+            data set's class order; None: the data set's own split.
+        test_classes: the same for the test split.
+        train_list: file of `path label` lines, for "list" alone.
+        test_list: the same for the test split.
+
+    Raises:
+        ValueError: unknown name, option that the data set does not use, malformed list or range,
+            or a split without images.
+        FileNotFoundError: the data is not there.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown dataset '{dataset}'; expected one of {', '.join(DATASETS)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split '{split}'; expected train or test")
+    list_file = {"train": train_list, "test": test_list}
+    if dataset != "list" and any(list_file.values()):
+        flag = "--train_list" if train_list else "--test_list"
+        raise ValueError(f"{flag} is for --dataset=list; --dataset={dataset} does not use it")
+    try:
+        table = read_table(dataset, data_dir, split, list_file[split])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{dataset}: {error}; {DATASETS[dataset].to_get}") from error
+    ranges = {"train": train_classes, "test": test_classes}
+    try:
+        rows = choose_rows(table, split, ranges[split])
+    except ValueError as error:
+        raise ValueError(f"{dataset}: {error}") from error
+    return build_index(dataset, split, table, rows)
+
+
+def read_table(
+    dataset: str, data_dir: str | Path | None, split: str, list_file: str | Path | None
+) -> Table:
+    """Read what a data set holds for a split."""
+    spec = DATASETS[dataset]
+    if spec.read is None:
+        if not list_file:
+            flag = f"--{split}_list"
+            raise ValueError(f"--dataset={dataset} needs {flag}=FILE with lines 'path label'")
+        return read_list(Path(list_file), existing(data_dir or Path(list_file).parent))
+    if not data_dir and spec.folder is None:
+        raise ValueError(f"--dataset={dataset} needs --data_dir; {spec.to_get}")
+    return spec.read(existing(data_dir or DATA_ROOT / str(spec.folder)), split)
+
+
+def existing(folder: str | Path) -> Path:
+    """Return the folder as a path if it is there."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    return Path(folder)
+
+
+def build_index(dataset: str, split: str, table: Table, rows: np.ndarray) -> Index:
+    """Take rows of a table as a split; training labels become 0..C-1 in class order."""
+    present, contiguous = np.unique(table.classes[rows], return_inverse=True)
+    is_train = split == "train"
+    everything = np.ones(len(table.paths), dtype=bool)
+    is_query = everything if table.is_query is None else table.is_query
+    is_gallery = everything if table.is_gallery is None else table.is_gallery
+    is_whole = len(rows) == len(table.paths)
+    images = table.images
+    return Index(
+        name=dataset,
+        split=split,
+        paths=table.paths if is_whole else [table.paths[i] for i in rows],
+        labels=(contiguous if is_train else table.classes[rows]).astype(np.int64),
+        class_names={
+            label if is_train else number: table.class_names[number]
+            for label, number in enumerate(present.tolist())
+        },
+        is_query=is_query[rows],
+        is_gallery=is_gallery[rows],
+        images=images if images is None or is_whole else images[rows],
+    )

@@ -1,0 +1,127 @@
+import os
+import time
+
+import numpy as np
+import pytest
+
+from reader import load_index
+
+
+def names(index):
+    return [os.path.basename(path) for path in index.paths]
+
+
+def test_sop_labels_follow_the_class_ids(make_sop):
+    folder = make_sop()
+    train, test = (load_index("sop", folder, split) for split in ("train", "test"))
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert train.class_names == {0: "1", 1: "2", 2: "3"}
+    assert test.labels.tolist() == [4, 4, 5, 5, 6, 6]
+    assert test.labels.dtype == np.int64 and test.is_self_retrieval
+    assert test.paths[1] == str(folder / "mug_final" / "4 view 1.png")
+    assert test.read_image(1).shape == (6, 8, 3)
+    assert (train.name, train.split) == ("sop", "train")
+
+
+def test_sop_class_ids_with_gaps_and_in_any_order(tmp_path):
+    (tmp_path / "Ebay_train.txt").write_text(
+        "image_id class_id super_class_id path\n1 70 1 a.jpg\n2 9 1 b.jpg\n3 70 1 c.jpg\n"
+    )
+    index = load_index("sop", tmp_path, "train")
+    assert index.labels.tolist() == [1, 0, 1] and index.class_names == {0: "9", 1: "70"}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("header", ["image_id class_id super_class_id path", None])
+def test_sop_file_forms(tmp_path, end, mark, header):
+    lines = ["1 5 1 a b/c d.jpg", "", "2\t6\t1\té.jpg"]
+    text = end.join(lines if header is None else [header, *lines])
+    (tmp_path / "Ebay_test.txt").write_bytes(mark + text.encode())
+    index = load_index("sop", tmp_path, "test")
+    assert index.labels.tolist() == [5, 6]
+    assert index.paths == [str(tmp_path / "a b" / "c d.jpg"), str(tmp_path / "é.jpg")]
+
+
+@pytest.mark.parametrize("line", ["7 3 1", "7 x 1 a.jpg", "7 -3 1 a.jpg", "7 3.5 1 a.jpg", "7"])
+def test_sop_bad_line_is_named(tmp_path, line):
+    path = tmp_path / "Ebay_train.txt"
+    path.write_text(f"image_id class_id super_class_id path\n1 1 1 a.jpg\n\n{line}\n")
+    with pytest.raises(ValueError) as caught:
+        load_index("sop", tmp_path, "train")
+    assert str(caught.value) == (
+        f"{path}:4: expected 'image_id class_id super_class_id path', found '{line}'"
+    )
+
+
+def test_list_that_is_no_text_is_an_error(tmp_path):
+    (tmp_path / "Ebay_train.txt").write_bytes(b"1 1 1 \xff\xfe.jpg\n")
+    with pytest.raises(ValueError, match="expected a UTF-8 text file"):
+        load_index("sop", tmp_path, "train")
+
+
+def test_sop_of_full_size_loads_in_a_second(tmp_path):
+    lines = [f"{i} {i // 5 + 1} 1 mug_final/{i:012d}_{i % 5}.JPG" for i in range(60_000)]
+    (tmp_path / "Ebay_train.txt").write_text("\n".join(lines))
+    start = time.process_time()
+    index = load_index("sop", tmp_path, "train")
+    assert time.process_time() - start < 1
+    assert len(index) == 60_000 and index.num_classes == 12_000
+
+
+def test_list_paths_labels_and_folders(tmp_path, draw):
+    draw(tmp_path / "images" / "my picture.png")
+    (tmp_path / "train.txt").write_text(
+        "images/my picture.png 30\n/absolute/b.png 10\n\nimages/c.png 30\n"
+    )
+    options = {"train_list": tmp_path / "train.txt", "test_list": str(tmp_path / "train.txt")}
+    train = load_index("list", None, "train", **options)
+    assert train.labels.tolist() == [1, 0, 1] and train.class_names == {0: "10", 1: "30"}
+    assert train.paths[:2] == [str(tmp_path / "images" / "my picture.png"), "/absolute/b.png"]
+    assert train.read_image(0).shape == (6, 8, 3)
+    assert load_index("list", None, "test", **options).labels.tolist() == [30, 10, 30]
+    elsewhere = load_index("list", tmp_path / "images", "train", **options)
+    assert elsewhere.paths[2] == str(tmp_path / "images" / "images" / "c.png")
+
+
+@pytest.mark.parametrize("line", ["a.png", "a.png -1", "a.png dog", "a.png 1.0", "a b"])
+def test_list_bad_line_is_named(tmp_path, line):
+    (tmp_path / "l.txt").write_text(f"ok.png 0\n{line}\n")
+    with pytest.raises(ValueError) as caught:
+        load_index("list", None, "test", test_list=tmp_path / "l.txt")
+    assert str(caught.value) == f"{tmp_path / 'l.txt'}:2: expected 'path label', found '{line}'"
+
+
+def test_list_needs_its_file(tmp_path):
+    with pytest.raises(ValueError, match="needs --test_list=FILE"):
+        load_index("list", None, "test", train_list=tmp_path / "a.txt")
+    with pytest.raises(FileNotFoundError, match="list: no file .*a.txt; expected a file of"):
+        load_index("list", None, "train", train_list=tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("list_folder", [".", "Eval"])
+@pytest.mark.parametrize("image_folder", [".", "Img"])
+def test_inshop_queries_search_the_gallery(tmp_path, draw, list_folder, image_folder):
+    rows = [("b", "id_2", "train"), ("c", "id_9", "query"), ("d", "id_9", "gallery")]
+    rows += [("e", "id_1", "gallery"), ("a", "id_5", "train")]
+    for name, _, _ in rows:
+        draw(tmp_path / image_folder / "img" / f"{name}.png")
+    text = "\n".join(f"img/{name}.png  {item}  {status}" for name, item, status in rows)
+    (tmp_path / list_folder).mkdir(exist_ok=True)
+    path = tmp_path / list_folder / "list_eval_partition.txt"
+    path.write_text(f"5\nimage_name item_id evaluation_status\n{text}\n")
+    train, test = (load_index("inshop", tmp_path, split) for split in ("train", "test"))
+    assert train.labels.tolist() == [0, 1] and train.class_names == {0: "id_2", 1: "id_5"}
+    assert train.is_self_retrieval
+    assert names(test) == ["c.png", "d.png", "e.png"]
+    assert test.labels.tolist() == [3, 3, 0] and test.class_names == {0: "id_1", 3: "id_9"}
+    assert test.is_query.tolist() == [True, False, False]
+    assert test.is_gallery.tolist() == [False, True, True]
+    assert test.read_image(0).shape == (6, 8, 3)
+
+
+def test_inshop_unknown_status_is_named(tmp_path):
+    path = tmp_path / "list_eval_partition.txt"
+    path.write_text("1\nimage_name item_id evaluation_status\nimg/a.png id_1 val\n")
+    with pytest.raises(ValueError, match=r":3: expected 'image_name item_id evaluation_status'"):
+        load_index("inshop", tmp_path, "test")

@@ -1,0 +1,187 @@
+"""Loaders: order, labels, independence of workers, ranks and resume, broken images."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reader.index import ImageError, Index
+from reader.loader import Preprocessing, eval_loader, train_loader
+from reader.samplers import ClassBlockSampler, ShuffledSampler
+from reader.transforms import IMAGENET_MEAN, IMAGENET_STD, reference_eval
+
+PREPROCESSING = Preprocessing("reference", 16, IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.fixture
+def index(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(6), 4)
+    paths = []
+    for i in range(len(labels)):
+        path = tmp_path / f"{i:02d}.png"
+        size = rng.integers(12, 40, size=2)
+        Image.fromarray(rng.integers(0, 256, size=(*size, 3), dtype=np.uint8)).save(path)
+        paths.append(str(path))
+    everything = np.ones(len(labels), dtype=bool)
+    names = {label: str(label) for label in range(6)}
+    return Index("test", "train", paths, labels, names, everything, everything)
+
+
+def _train(index, sampler, start=0, end=4, seed=0, workers=0, preprocessing=PREPROCESSING):
+    loader = train_loader(
+        index,
+        sampler,
+        preprocessing,
+        start_step=start,
+        end_step=end,
+        seed=seed,
+        num_workers=workers,
+        pin_memory=False,
+    )
+    batches = list(loader)
+    assert len(batches) == len(loader) == end - start
+    return torch.stack([images for images, _ in batches]), torch.stack([y for _, y in batches])
+
+
+def _eval(index, workers=0, indices=None, batch_size=5):
+    loader = eval_loader(
+        index,
+        PREPROCESSING,
+        batch_size=batch_size,
+        num_workers=workers,
+        pin_memory=False,
+        indices=indices,
+    )
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    return batches
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_eval_holds_every_image_once_in_order(index, workers):
+    batches = _eval(index, workers)
+    assert [len(labels) for _, labels in batches] == [5, 5, 5, 5, 4]
+    images = torch.cat([images for images, _ in batches])
+    labels = torch.cat([labels for _, labels in batches])
+    assert images.dtype == torch.float32
+    assert images.is_contiguous()
+    assert labels.dtype == torch.int64
+    np.testing.assert_array_equal(labels, index.labels)
+    expected = np.stack([reference_eval(index.read_image(i), 16) for i in range(len(index))])
+    np.testing.assert_array_equal(images, expected)
+
+
+def test_eval_of_a_subset(index):
+    everything = torch.cat([images for images, _ in _eval(index)])
+    [(images, labels)] = _eval(index, indices=[7, 3, 20])
+    assert torch.equal(images, everything[[7, 3, 20]])
+    assert labels.tolist() == [1, 0, 5]
+    assert _eval(index, indices=[]) == []
+
+
+@pytest.mark.parametrize("transform", ["reference", "standard"])
+def test_training_does_not_depend_on_workers(index, transform):
+    sampler = ClassBlockSampler(index.labels, 8, 2)
+    preprocessing = replace(PREPROCESSING, transform=transform)
+    images, labels = _train(index, sampler, preprocessing=preprocessing)
+    assert images.shape == (4, 8, 3, 16, 16)
+    assert images.is_contiguous()
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    for step in range(4):
+        np.testing.assert_array_equal(labels[step], index.labels[sampler.batch(step)])
+    for workers in (1, 2):
+        other_images, other_labels = _train(
+            index, sampler, workers=workers, preprocessing=preprocessing
+        )
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+def test_training_does_not_depend_on_where_it_resumed(index):
+    images, labels = _train(index, ShuffledSampler(index.labels, 7), end=6)
+    rest_images, rest_labels = _train(index, ShuffledSampler(index.labels, 7), start=3, end=6)
+    assert torch.equal(images[3:], rest_images)
+    assert torch.equal(labels[3:], rest_labels)
+
+
+def test_ranks_together_see_the_global_batch(index):
+    whole, _ = _train(index, ClassBlockSampler(index.labels, 8, 2))
+    shares = [
+        _train(index, ClassBlockSampler(index.labels, 8, 2, rank=rank, world_size=2))[0]
+        for rank in range(2)
+    ]
+    assert torch.equal(whole, torch.cat(shares, dim=1))
+
+
+def test_augmentation_follows_the_seed_and_the_draw(index):
+    sampler = ShuffledSampler(index.labels[:1], 3)
+    images, _ = _train(index, sampler, end=3)
+    assert len({image.numpy().tobytes() for image in images.flatten(0, 1)}) == 9
+    other, _ = _train(index, sampler, end=3, seed=1)
+    assert not torch.equal(images, other)
+
+
+@pytest.mark.parametrize("options", [{"horizontal_flip": False}, {"min_crop_area": 0.9}])
+def test_options_reach_the_transform(index, options):
+    draw_without_options, labels = _train(index, ShuffledSampler(index.labels, 8))
+    preprocessing = replace(PREPROCESSING, **options)
+    images, same_labels = _train(
+        index, ShuffledSampler(index.labels, 8), preprocessing=preprocessing
+    )
+    assert torch.equal(labels, same_labels)
+    assert not torch.equal(images, draw_without_options)
+    if not preprocessing.horizontal_flip:
+        equal = (images == draw_without_options).flatten(2).all(dim=2)
+        mirrored = (images == draw_without_options.flip(-1)).flatten(2).all(dim=2)
+        assert (equal | mirrored).all()
+        assert 0.2 < mirrored.float().mean() < 0.8
+
+
+def test_loading_leaves_the_global_random_state(index):
+    state = torch.get_rng_state()
+    _train(index, ShuffledSampler(index.labels, 8), workers=1)
+    _eval(index)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "text"])
+def test_a_broken_image_is_one_line_in_the_main_process(index, workers, damage):
+    path = index.paths[13]
+    with open(path, "rb") as file:
+        data = file.read()
+    broken = {"truncated": data[: len(data) // 2], "text": b"not an image"}
+    if damage == "missing":
+        index.paths[13] = path = path + ".gone"
+    else:
+        with open(path, "wb") as file:
+            file.write(broken[damage])
+    for run in (_eval, lambda i, w: _train(i, ShuffledSampler(i.labels, 8), workers=w)):
+        with pytest.raises(ImageError) as error:
+            run(index, workers)
+        assert path in str(error.value)
+        assert "\n" not in str(error.value)
+        assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transform": "fancy"}, "reference, standard, got fancy"),
+        ({"crop_size": 0}, "got 0"),
+        ({"min_crop_area": 0.0}, "got 0.0"),
+        ({"min_crop_area": 1.5}, "got 1.5"),
+    ],
+)
+def test_preprocessing_rejects_bad_values(options, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PREPROCESSING, **options)
+
+
+def test_a_batch_size_of_nothing_is_rejected(index):
+    with pytest.raises(ValueError, match="batch size"):
+        _eval(index, batch_size=0)
