@@ -1,0 +1,237 @@
+"""Loaders read, transform and batch images in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from reader.index import ImageError, Index
+from reader.transforms import TRANSFORMS
+
+# Distinct from the streams of reader/samplers.py, so that augmentation is unrelated to sampling.
+_AUGMENTATION_STREAM = 4
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become network inputs.
+
+    Args:
+        transform: "reference" or "standard", a key of `reader.transforms.TRANSFORMS`.
+        crop_size: S, side of the network input in pixels.
+        mean: per channel, of values in 0..1.
+        std: per channel, of values in 0..1.
+        min_crop_area: smallest area of a training crop, as a fraction of the image.
+        horizontal_flip: mirror every other training image.
+
+    Raises:
+        ValueError: an unknown transform or a size or area out of range.
+    """
+
+    transform: str
+    crop_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min_crop_area: float = 0.08
+    horizontal_flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.transform not in TRANSFORMS:
+            raise ValueError(
+                f"expected a transform of {', '.join(TRANSFORMS)}, got {self.transform}: "
+                "change --transform"
+            )
+        if self.crop_size < 1:
+            raise ValueError(
+                f"expected an image size of 1 pixel or more, got {self.crop_size}: "
+                "change --image_shape"
+            )
+        if not 0 < self.min_crop_area <= 1:
+            raise ValueError(
+                "expected a smallest crop area above 0 and up to 1 (a fraction of the image), "
+                f"got {self.min_crop_area}: change --min_crop_area"
+            )
+
+
+class Sampler(Protocol):
+    """What the loader needs of a sampler of reader/samplers.py."""
+
+    batch_size: int
+    rank: int
+    world_size: int
+    num_repeated_classes: int
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the image indices of this rank's share of global batch `step`."""
+
+
+class ImageLoader:
+    """Iterable of (images, labels) whose length is its number of batches.
+
+    Shape:
+        images: (B, 3, S, S) float32.
+        labels: (B,) int64.
+
+    Raises:
+        ImageError: on iteration, at the batch that holds an unreadable image.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batches: _TrainBatches | _EvalBatches, workers: int, pin: bool
+    ) -> None:
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin,
+            worker_init_fn=_init_worker,
+            # A generator of its own leaves torch's global random state as it is.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in self._loader:
+            if isinstance(batch, ImageError):
+                raise batch
+            yield batch
+
+
+def train_loader(
+    index: Index,
+    sampler: Sampler,
+    preprocessing: Preprocessing,
+    *,
+    start_step: int,
+    end_step: int,
+    seed: int,
+    num_workers: int,
+    pin_memory: bool,
+) -> ImageLoader:
+    """Return the batches of steps start_step .. end_step - 1, augmented.
+
+    The augmentation of an image derives from the seed, the step and its position in the global
+    batch alone: neither the number of workers or ranks nor the step of a resume changes it.
+    """
+    batches = _TrainBatches(sampler, start_step, end_step)
+    dataset = _TrainImages(index, preprocessing, seed)
+    return ImageLoader(dataset, batches, num_workers, pin_memory)
+
+
+def eval_loader(
+    index: Index,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
+    indices: Sequence[int] | np.ndarray | None = None,
+) -> ImageLoader:
+    """Return all images, or those of `indices`, once each and in order; the last batch is short."""
+    if batch_size < 1:
+        raise ValueError(f"expected a batch size of 1 or more, got {batch_size}")
+    chosen = np.arange(len(index)) if indices is None else np.asarray(indices)
+    batches = _EvalBatches(chosen, batch_size)
+    return ImageLoader(_EvalImages(index, preprocessing), batches, num_workers, pin_memory)
+
+
+class _TrainBatches:
+    """Lists of (image index, number of the draw since step 0), one list per step."""
+
+    def __init__(self, sampler: Sampler, start_step: int, end_step: int) -> None:
+        self._sampler, self._steps = sampler, range(start_step, end_step)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        sampler = self._sampler
+        for step in self._steps:
+            indices = sampler.batch(step)
+            first = step * sampler.batch_size + sampler.rank * len(indices)
+            yield [(int(i), first + position) for position, i in enumerate(indices)]
+
+
+class _EvalBatches:
+    """Lists of image indices in the given order."""
+
+    def __init__(self, indices: np.ndarray, batch_size: int) -> None:
+        self._indices, self._batch_size = indices, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self._indices), self._batch_size):
+            yield self._indices[start : start + self._batch_size].tolist()
+
+
+class _TrainImages(Dataset):
+    """Augmented images by (image index, draw); an unreadable image is returned as its error."""
+
+    def __init__(self, index: Index, preprocessing: Preprocessing, seed: int) -> None:
+        self._index, self._preprocessing, self._seed = index, preprocessing, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int] | ImageError:
+        i, draw = item
+        options = self._preprocessing
+        try:
+            rgb = self._index.read_image(i)
+        except ImageError as error:
+            return error
+        image = TRANSFORMS[options.transform][0](
+            rgb,
+            options.crop_size,
+            np.random.default_rng([_AUGMENTATION_STREAM, self._seed, draw]),
+            min_crop_area=options.min_crop_area,
+            horizontal_flip=options.horizontal_flip,
+            mean=options.mean,
+            std=options.std,
+        )
+        return image, int(self._index.labels[i])
+
+
+class _EvalImages(Dataset):
+    """Images by index, without augmentation; an unreadable image is returned as its error."""
+
+    def __init__(self, index: Index, preprocessing: Preprocessing) -> None:
+        self._index, self._preprocessing = index, preprocessing
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int] | ImageError:
+        options = self._preprocessing
+        try:
+            rgb = self._index.read_image(i)
+        except ImageError as error:
+            return error
+        image = TRANSFORMS[options.transform][1](
+            rgb, options.crop_size, mean=options.mean, std=options.std
+        )
+        return image, int(self._index.labels[i])
+
+
+def _collate(
+    samples: list[tuple[np.ndarray, int] | ImageError],
+) -> tuple[torch.Tensor, torch.Tensor] | ImageError:
+    """Stack a batch, or hand on its first error: exceptions would arrive as tracebacks."""
+    images, labels = [], []
+    for sample in samples:
+        if isinstance(sample, ImageError):
+            return sample
+        images.append(sample[0])
+        labels.append(sample[1])
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
+
+
+def _init_worker(worker: int) -> None:
+    """Keep the worker on one thread: thread pools do not survive a fork and would compete."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

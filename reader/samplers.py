@@ -1,0 +1,225 @@
+"""Samplers choose the images of every training batch, from labels, a seed and the step alone.
+
+All of them draw one global batch per step, the same on every rank, and hand each rank its
+contiguous share. Nothing but the step is remembered, so a resumed run continues the sequence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# First word of every random key, so that streams of one seed are unrelated.
+_SHUFFLED_STREAM, _BLOCK_STREAM, _TRIPLE_STREAM = 1, 2, 3
+
+
+class ShuffledSampler:
+    """Every image exactly once per epoch, in an order that is drawn anew for every epoch.
+
+    Epochs follow one another without a gap: batches are always full and may span two epochs.
+
+    Args:
+        labels: (N,) integer labels of the training images.
+        batch_size: images per step over all ranks.
+        seed: non-negative seed.
+        rank: number of this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: there are no images, or the batch cannot be shared by the ranks.
+    """
+
+    num_repeated_classes = 0
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self._share = _share_of_rank(batch_size, 1, rank, world_size)
+        self._seed = _check_seed(seed)
+        self._num_images = len(labels)
+        if self._num_images == 0:
+            raise ValueError("expected training images, got none: check the data set")
+        self._epoch = -1
+        self._order: np.ndarray = np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the image indices of this rank's share of global batch `step`."""
+        positions = step * self.batch_size + np.arange(self.batch_size)[self._share]
+        epochs, offsets = np.divmod(positions, self._num_images)
+        indices = np.empty(len(positions), dtype=np.int64)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            in_epoch = epochs == epoch
+            indices[in_epoch] = self._order_of(epoch)[offsets[in_epoch]]
+        return indices
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            rng = np.random.default_rng([_SHUFFLED_STREAM, self._seed, epoch])
+            self._order = rng.permutation(self._num_images)
+            self._epoch = epoch
+        return self._order
+
+
+class ClassBlockSampler:
+    """Batches of P = batch_size / K distinct classes with K images each, class by class (P-K).
+
+    Every step draws its classes and images independently of the others. The K images are distinct;
+    a class with fewer than K images has each of them repeated equally often (to within one), so it
+    never shifts a block.
+
+    Args:
+        labels: (N,) integer labels of the training images.
+        batch_size: images per step over all ranks, a multiple of K times world_size.
+        samples_each_class: K, at least 2.
+        seed: non-negative seed.
+        rank: number of this process; it receives whole blocks.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: K < 2, a batch that is not made of whole blocks, or fewer classes than P.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        samples_each_class: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if samples_each_class < 2:
+            raise ValueError(
+                f"expected at least 2 images of each class, got {samples_each_class}: "
+                "raise --samples_each_class"
+            )
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self._share = _share_of_rank(batch_size, samples_each_class, rank, world_size)
+        self._seed = _check_seed(seed)
+        self._images, self._starts, self._sizes = _group_by_class(labels)
+        self._blocks = batch_size // samples_each_class
+        if len(self._sizes) < self._blocks:
+            raise ValueError(_too_few_classes(batch_size, samples_each_class, len(self._sizes)))
+        self._slots = np.arange(samples_each_class)
+        self.num_repeated_classes = int((self._sizes < samples_each_class).sum())
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the image indices of this rank's share of global batch `step`."""
+        rng = np.random.default_rng([_BLOCK_STREAM, self._seed, step])
+        classes = rng.choice(len(self._sizes), self._blocks, replace=False)
+        offsets = np.empty((self._blocks, len(self._slots)), dtype=np.int64)
+        for row, size in zip(offsets, self._sizes[classes], strict=True):
+            row[:] = rng.permutation(size)[self._slots % size]
+        return self._images[self._starts[classes, None] + offsets].reshape(-1)[self._share]
+
+
+class TripleSampler:
+    """Batches of triples a p n a p n …: two images of one random class and one of another.
+
+    Every triple draws two distinct classes, two distinct images (anchor and positive) of the first
+    and one image (negative) of the second. Classes with a single image serve as negatives only.
+
+    Args:
+        labels: (N,) integer labels of the training images.
+        batch_size: images per step over all ranks, a multiple of 3 times world_size.
+        seed: non-negative seed.
+        rank: number of this process; it receives whole triples.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: a batch that is not made of whole triples, fewer than two classes, or no class
+            with two images.
+
+    Differs from the reference: a class with a single image never provides the anchor and positive.
+    """
+
+    num_repeated_classes = 0
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self._share = _share_of_rank(batch_size, 3, rank, world_size)
+        self._seed = _check_seed(seed)
+        self._images, self._starts, self._sizes = _group_by_class(labels)
+        self._anchor_classes = np.flatnonzero(self._sizes >= 2)
+        if len(self._sizes) < 2:
+            raise ValueError(
+                f"expected at least 2 training classes for triples, got {len(self._sizes)}: "
+                "check the data set and --train_classes"
+            )
+        if len(self._anchor_classes) == 0:
+            raise ValueError(
+                "expected a training class with 2 images or more for triples, got one image of "
+                f"each of {len(self._sizes)} classes: add images"
+            )
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the image indices of this rank's share of global batch `step`."""
+        rng = np.random.default_rng([_TRIPLE_STREAM, self._seed, step])
+        num_triples = self.batch_size // 3
+        classes = self._anchor_classes[rng.integers(len(self._anchor_classes), size=num_triples)]
+        others = rng.integers(len(self._sizes) - 1, size=num_triples)
+        others += others >= classes
+        anchors = rng.integers(self._sizes[classes])
+        positives = rng.integers(self._sizes[classes] - 1)
+        positives += positives >= anchors
+        negatives = rng.integers(self._sizes[others])
+        starts, other_starts = self._starts[classes], self._starts[others]
+        triples = np.stack([starts + anchors, starts + positives, other_starts + negatives], axis=1)
+        return self._images[triples.reshape(-1)][self._share]
+
+
+def _group_by_class(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return image indices sorted by class, and where each class starts and how many it has."""
+    labels = np.asarray(labels)
+    images = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[images], return_index=True, return_counts=True)
+    return images, starts, sizes
+
+
+def _share_of_rank(batch_size: int, group_size: int, rank: int, world_size: int) -> slice:
+    """Return the rows of the global batch that belong to a rank, in whole groups."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"expected a rank between 0 and {world_size - 1}, got {rank}")
+    multiple = group_size * world_size
+    if batch_size <= 0 or batch_size % multiple:
+        reason = f"{group_size} (images that belong together)" if group_size > 1 else ""
+        if world_size > 1:
+            reason += f"{' x ' if reason else ''}{world_size} (devices)"
+        raise ValueError(
+            f"expected a batch size that is a positive multiple of {reason or 1}, "
+            f"got {batch_size}: use --train_batch_size="
+            f"{max(round(batch_size / multiple), 1) * multiple}"
+        )
+    size = batch_size // world_size
+    return slice(rank * size, (rank + 1) * size)
+
+
+def _check_seed(seed: int) -> int:
+    if seed < 0:
+        raise ValueError(f"expected a seed of 0 or more, got {seed}: change --seed")
+    return seed
+
+
+def _too_few_classes(batch_size: int, samples_each_class: int, num_classes: int) -> str:
+    """Say which batch size, or which number of images per class, the data set allows."""
+    advice = f"use --train_batch_size={num_classes * samples_each_class} or less"
+    for larger in range(samples_each_class + 1, batch_size // 2 + 1):
+        if batch_size % larger == 0 and batch_size // larger <= num_classes:
+            advice += f", or --samples_each_class={larger}"
+            break
+    return (
+        f"expected at least {batch_size // samples_each_class} training classes (batch size "
+        f"{batch_size} / {samples_each_class} images of each class), got {num_classes}: {advice}"
+    )
