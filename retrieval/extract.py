@@ -1,0 +1,80 @@
+"""Embeddings of a whole data set, in data-set order."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode and give every module its own mode back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Move images (B, 3, H, W) in channels-last order, in which convolutions are fastest."""
+    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def iterate_embeddings(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    amp_dtype: torch.dtype | None = None,
+) -> Iterator[Tensor]:
+    """Yield the embeddings of one batch after the other, (B, D) float32 on `device`."""
+    for images, _ in loader:
+        images = to_device(images, device)
+        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+            embeddings = model(images)
+        yield embeddings.float()
+
+
+def extract(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    amp_dtype: torch.dtype | None = None,
+    log: Callable[[str], None] | None = None,
+    log_every: int = 10,
+) -> np.ndarray:
+    """Compute the embeddings of every image of a loader, each exactly once.
+
+    Args:
+        model: maps images (B, 3, H, W) to embeddings (B, D).
+        loader: yields (images, labels) in data-set order.
+        device: where the model is.
+        amp_dtype: compute the forward pass in this type; None computes in float32.
+        log: receives the line `testbatch N, time S sec` every `log_every` batches.
+        log_every: in batches; 0 logs nothing.
+
+    Returns:
+        Embeddings (N, D) float32, not normalised.
+    """
+    parts = []
+    started = time.perf_counter()
+    with evaluation_mode(model):
+        for number, embeddings in enumerate(
+            iterate_embeddings(model, loader, device, amp_dtype), start=1
+        ):
+            parts.append(embeddings.cpu().numpy())
+            if log is not None and log_every and number % log_every == 0:
+                now = time.perf_counter()
+                log(f"testbatch {number}, time {(now - started) / log_every:.2f} sec")
+                started = now
+    if not parts:
+        raise ValueError("there is no image to embed: the data set is empty")
+    return np.concatenate(parts)

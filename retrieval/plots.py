@@ -1,0 +1,95 @@
+"""Pictures of what a run learned: loss curves, and queries with their first neighbours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from retrieval.search import nearest
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402
+
+RIGHT, WRONG, NEUTRAL = "#1a7f37", "#cf222e", "#57606a"
+
+
+def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
+    """Draw the training loss and the Recall@1 of the tests of each run, from its stats.jsonl."""
+    figure, rows = plt.subplots(2, len(run_folders), squeeze=False, figsize=(10, 6))
+    for folder, (loss_axis, recall_axis) in zip(run_folders, rows.T, strict=True):
+        lines = (folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        for axis, kind, name in (
+            (loss_axis, "train", "loss"),
+            (recall_axis, "test", "recall@1"),
+        ):
+            points = {
+                record["step"]: record[name] for record in records if record["kind"] == kind
+            }  # of a resumed run the later record counts
+            steps = sorted(points)
+            axis.plot(steps, [points[step] for step in steps], marker=".")
+            axis.set_title(f"{folder.name}: {name}")
+            axis.set_xlabel("step")
+            axis.grid(alpha=0.3)
+    _save(figure, picture)
+
+
+def plot_neighbours(
+    features: np.ndarray,
+    labels: np.ndarray,
+    paths: Sequence[str],
+    picture: Path,
+    num_queries: int = 8,
+    k: int = 6,
+    seed: int = 0,
+) -> None:
+    """Draw random queries, each with its k nearest images, right and wrong ones marked.
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) integer.
+        paths: N image files.
+        picture: PNG file to write.
+        num_queries: rows of the picture.
+        k: neighbours per query.
+        seed: of the choice of queries.
+    """
+    k = min(k, len(features) - 1)
+    rng = np.random.default_rng(seed)
+    queries = np.sort(rng.choice(len(features), min(num_queries, len(features)), replace=False))
+    neighbours, cosines = nearest(features[queries], features, k, own_rows=queries)
+    figure, axes = plt.subplots(
+        len(queries), k + 1, squeeze=False, figsize=(1.5 * (k + 1), 1.75 * len(queries))
+    )
+    for row, query in enumerate(queries):
+        _draw(axes[row, 0], paths[query], f"query: {labels[query]}", NEUTRAL)
+        for column in range(k):
+            found = neighbours[row, column]
+            is_right = labels[found] == labels[query]
+            mark = "right" if is_right else "wrong"
+            title = f"{mark}: {labels[found]}, {cosines[row, column]:.2f}"
+            _draw(axes[row, column + 1], paths[found], title, RIGHT if is_right else WRONG)
+    _save(figure, picture)
+
+
+def _draw(axis: plt.Axes, path: str, title: str, colour: str) -> None:
+    with Image.open(path) as image:
+        axis.imshow(image.convert("RGB"))
+    axis.set_title(title, fontsize=8, color=colour)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set(color=colour, linewidth=3)
+
+
+def _save(figure: plt.Figure, picture: Path) -> None:
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,50 @@
+"""Exact nearest neighbours by cosine similarity."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+CHUNK_ELEMENTS = 2**25  # float32 similarities held at once: 128 MiB
+
+
+def nearest(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    k: int,
+    own_rows: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find each query's k most similar gallery images.
+
+    Args:
+        queries: (Q, D) float embeddings, any scale.
+        gallery: (G, D) float embeddings.
+        k: neighbours per query.
+        own_rows: (Q,) the gallery row that is the query itself and is left out; None if the
+            queries are not in the gallery.
+        device: where the similarities are computed.
+
+    Returns:
+        rows (Q, k) int64 in the gallery, most similar first, and cosines (Q, k) float32.
+
+    Raises:
+        ValueError: k is below 1 or above the number of images that can be found.
+    """
+    findable = len(gallery) - (own_rows is not None)
+    if not 1 <= k <= findable:
+        raise ValueError(f"expected 1 to {findable} neighbours in this gallery, found k = {k}")
+    searched = F.normalize(torch.as_tensor(gallery).to(device).float())
+    asking = F.normalize(torch.as_tensor(queries).to(device).float())
+    chunk_size = max(1, CHUNK_ELEMENTS // len(searched))
+    rows, cosines = [], []
+    for start in range(0, len(asking), chunk_size):
+        similarities = asking[start : start + chunk_size] @ searched.T
+        if own_rows is not None:
+            own = torch.as_tensor(own_rows[start : start + chunk_size]).to(device)
+            similarities.scatter_(1, own[:, None], -torch.inf)
+        best = similarities.topk(k, dim=1)
+        rows.append(best.indices.cpu().numpy())
+        cosines.append(best.values.cpu().numpy())
+    return np.concatenate(rows), np.concatenate(cosines)
