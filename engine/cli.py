@@ -1,0 +1,40 @@
+"""How the scripts end: user errors become one line and exit status 2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn ValueError and OSError into one line on stderr and exit status 2.
+
+    Set METRIC_LEARNING_TRACEBACK=1 to see where the error comes from.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        if os.environ.get("METRIC_LEARNING_TRACEBACK"):
+            raise
+        fail(_one_line(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(message: str) -> None:
+    """Print `error: message` on stderr and exit with status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

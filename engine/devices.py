@@ -1,0 +1,49 @@
+"""Where and in which precision a run computes."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+
+AMP_CHOICES = ("auto", "off", "bfloat16")
+
+
+def choose_device(args: Namespace, log: Callable[[str], None], local_rank: int = 0) -> torch.device:
+    """Choose the device from --device and --use_gpu; says so where a wanted GPU is absent.
+
+    Raises:
+        ValueError: --device names a device that this machine does not have.
+    """
+    if args.device != "auto":
+        return _existing(args.device)
+    if not args.use_gpu:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
+    log("--use_gpu=True, but PyTorch finds no GPU here: running on the CPU")
+    return torch.device("cpu")
+
+
+def _existing(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ValueError(f"--device={name} cannot be used here: {first_line}") from error
+    return device
+
+
+def choose_amp(amp: str, device: torch.device) -> torch.dtype | None:
+    """Choose the type of the forward pass: bfloat16, or None for float32 throughout.
+
+    `auto` is bfloat16 on a GPU that has it and float32 elsewhere: without hardware for it,
+    bfloat16 is an order of magnitude slower.
+    """
+    if amp == "bfloat16":
+        return torch.bfloat16
+    if amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return None

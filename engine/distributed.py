@@ -1,0 +1,98 @@
+"""The few collectives that training under torchrun needs; all of them work in one process too."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+EVALUATION_TIMEOUT = timedelta(hours=2)  # ranks wait for rank 0 while it ranks the test images
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all processes of a run.
+
+    Attributes:
+        rank: number of this process, 0 is the one that writes.
+        size: number of processes.
+        local_rank: number of this process on its node, the GPU it uses.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process logs and writes."""
+        return self.rank == 0
+
+
+def join_world(use_cuda: bool) -> World:
+    """Join the process group that torchrun describes in the environment, if it does."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return World()
+    world = World(
+        int(os.environ["RANK"]),
+        int(os.environ["WORLD_SIZE"]),
+        int(os.environ.get("LOCAL_RANK", "0")),
+    )
+    if not dist.is_initialized():
+        if use_cuda:
+            torch.cuda.set_device(world.local_rank)
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=EVALUATION_TIMEOUT)
+    return world
+
+
+def leave_world() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wrap(module: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """Average a module's gradients over all ranks; modules without parameters stay as they are."""
+    if world.size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def gather_rows(rows: np.ndarray, world: World, device: torch.device) -> np.ndarray:
+    """Put the rows of all ranks in order, where rank r holds rows r, r + W, r + 2W, ...
+
+    Args:
+        rows: (n, D) float32 of this rank; n differs by at most one between ranks.
+        world: this process's place.
+        device: where the collective runs.
+
+    Returns:
+        (N, D) float32, the same on every rank.
+    """
+    if world.size == 1:
+        return rows
+    lengths: list[int] = [0] * world.size
+    dist.all_gather_object(lengths, len(rows))
+    padded = torch.zeros(max(lengths), rows.shape[1], device=device)
+    padded[: len(rows)] = torch.from_numpy(rows)
+    parts = [torch.empty_like(padded) for _ in range(world.size)]
+    dist.all_gather(parts, padded)
+    gathered = np.empty((sum(lengths), rows.shape[1]), dtype=np.float32)
+    for rank, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+        gathered[rank :: world.size] = part[:length].cpu().numpy()
+    return gathered
+
+
+def average(values: torch.Tensor, world: World) -> torch.Tensor:
+    """Average a tensor over all ranks."""
+    if world.size == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world.size

@@ -1,0 +1,317 @@
+"""Command-line flags of all scripts: tables of names, types, defaults and help."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import yaml
+from torch import nn
+
+from engine.cli import fail
+from engine.devices import AMP_CHOICES
+from losses import ELEM_LOSSES, PAIR_LOSSES, loss_options
+from reader import DATASETS
+from reader.transforms import TRANSFORMS
+
+LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
+# Options of a loss that the engine derives instead of taking them from flags of the loss.
+DERIVED_OPTIONS = ("class_dim", "embedding_size")
+
+
+def boolean(text: str) -> bool:
+    """Parse True/False, yes/no, on/off or 1/0."""
+    word = text.strip().lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected True or False, found {text!r}")
+
+
+def positive(text: str) -> int:
+    """Parse an integer of at least 1."""
+    return _at_least(1, text)
+
+
+def natural(text: str) -> int:
+    """Parse an integer of at least 0."""
+    return _at_least(0, text)
+
+
+def image_shape(text: str) -> tuple[int, int, int]:
+    """Parse `3,S,S`: channels, height and width in pixels, square only."""
+    sizes = _integers(text)
+    if len(sizes) != 3 or sizes[0] != 3 or sizes[1] != sizes[2] or sizes[1] < 1:
+        raise argparse.ArgumentTypeError(f"expected 3,SIZE,SIZE (square), found {text!r}")
+    return 3, sizes[1], sizes[2]
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Parse comma-separated integers of at least 1."""
+    numbers = _integers(text)
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"expected integers of at least 1, found {text!r}")
+    return numbers
+
+
+def amp(text: str) -> str:
+    """Parse the precision of the forward pass; True is bfloat16, False is off."""
+    word = text.strip().lower()
+    if word in AMP_CHOICES:
+        return word
+    try:
+        return "bfloat16" if boolean(word) else "off"
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected one of {', '.join(AMP_CHOICES)}, True, False, found {text!r}"
+        ) from None
+
+
+def _at_least(low: int, text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = low - 1
+    if number < low:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, found {text!r}")
+    return number
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in str(text).strip("()[] ").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected comma-separated integers: {text!r}") from None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: `--name`, how its value is parsed, its default and its help."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+    choices: Sequence[str] | None = None
+
+
+MODEL_FLAGS = (
+    Flag("model", str, "ResNet50", "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d or a timm name"),
+    Flag("embedding_size", natural, 0, "size of a linear layer on the feature; 0: the feature"),
+    Flag("image_shape", image_shape, (3, 224, 224), "network input: channels, height, width"),
+    Flag(
+        "transform",
+        str,
+        None,
+        "image pipeline: reference (Lanczos without antialiasing; default for reference models) or "
+        "standard (torchvision, antialiased; default for timm models)",
+        tuple(TRANSFORMS),
+    ),
+    Flag("pretrained_model", str, None, "weights to start from: a file or folder of any kind"),
+)
+DATA_FLAGS = (
+    Flag("dataset", str, "sop", "data set", tuple(DATASETS)),
+    Flag("data_dir", str, None, "its folder; default: its usual place under data/"),
+    Flag("train_classes", str, None, "training classes by number, e.g. 1-25 or 1-10,15"),
+    Flag("test_classes", str, None, "test classes by number, e.g. 26-50"),
+    Flag("train_list", str, None, "file of `path label` lines (--dataset=list)"),
+    Flag("test_list", str, None, "file of `path label` lines (--dataset=list)"),
+)
+MACHINE_FLAGS = (
+    Flag("use_gpu", boolean, True, "use a GPU if there is one"),
+    Flag("device", str, "auto", "auto, cpu, cuda, cuda:1, ...; auto follows --use_gpu"),
+    Flag(
+        "amp",
+        amp,
+        "auto",
+        "precision of the forward pass: off (float32), bfloat16, or auto (bfloat16 on a GPU that "
+        "has it)",
+    ),
+    Flag("num_workers", natural, 2, "processes that read images; 0: none beside the main one"),
+    Flag("seed", natural, 0, "seed of weights, sampling and augmentation"),
+)
+TRAIN_FLAGS = (
+    Flag("train_batch_size", positive, None, "images per step over all devices"),
+    Flag("test_batch_size", positive, 50, "images per test batch"),
+    Flag("class_dim", positive, None, "number of training classes; default: counted (SOP: 11318)"),
+    Flag("lr", float, None, "initial learning rate"),
+    Flag("lr_strategy", str, "piecewise_decay", "learning-rate schedule", LR_STRATEGIES),
+    Flag("lr_steps", integers, None, "steps at which piecewise_decay divides the rate by 10"),
+    Flag("lr_head_mult", float, 1.0, "learning rate of class and embedding layers, as a factor"),
+    Flag("total_iter_num", natural, None, "number of steps"),
+    Flag("num_epochs", positive, None, "instead of --total_iter_num: passes over the images"),
+    Flag("display_iter_step", positive, 10, "steps between log lines"),
+    Flag("test_iter_step", natural, None, "steps between tests; 0: never test"),
+    Flag("save_iter_step", natural, None, "steps between checkpoints; 0: only at the end"),
+    Flag("keep", natural, 3, "numbered checkpoints to keep; 0: all"),
+    Flag("checkpoint", str, None, "training checkpoint to resume: restores everything"),
+    Flag("model_save_dir", str, "output", "folder of run folders"),
+    Flag("run_name", str, None, "run folder below it; default: MODEL_LOSS, numbered if taken"),
+    Flag("freeze_bn", boolean, False, "batch norm keeps its statistics (small data sets)"),
+    Flag("min_crop_area", float, 0.08, "smallest area of a training crop, fraction of the image"),
+    Flag("horizontal_flip", boolean, True, "mirror every other training image"),
+)
+
+
+def with_defaults(flags: Iterable[Flag], **defaults: Any) -> tuple[Flag, ...]:
+    """Return the flags with some defaults replaced, by name."""
+    return tuple(
+        replace(flag, default=defaults[flag.name]) if flag.name in defaults else flag
+        for flag in flags
+    )
+
+
+def loss_flags(losses: dict[str, type[nn.Module]]) -> tuple[Flag, ...]:
+    """Return the flags of all options of these losses, from their signatures and docstrings.
+
+    Their default is None: the chosen loss has the last word.
+    """
+    parsers: dict[str, Callable[[str], Any]] = {
+        "int": positive,
+        "float": float,
+        "bool": boolean,
+        "str": str,
+    }
+    flags: dict[str, Flag] = {}
+    users: dict[str, list[str]] = {}
+    for loss_name, loss in losses.items():
+        for name, parameter in loss_options(loss_name).items():
+            if name in DERIVED_OPTIONS:
+                continue
+            users.setdefault(name, []).append(f"{loss_name}: {parameter.default}")
+            text = _argument_help(loss, name)
+            flags[name] = Flag(name, parsers[str(parameter.annotation)], None, text)
+    return tuple(
+        replace(flag, help=f"{flag.help} (default {', '.join(users[name])})")
+        for name, flag in flags.items()
+    )
+
+
+def _argument_help(loss: type[nn.Module], name: str) -> str:
+    """The sentence about an argument in the Args section of a class docstring."""
+    lines = (inspect.getdoc(loss) or "").partition("Args:\n")[2].split("\n\n")[0].splitlines()
+    sentence: list[str] = []
+    for line in lines:
+        if line.startswith(f"    {name}: "):
+            sentence.append(line.partition(": ")[2])
+        elif sentence and line.startswith(" " * 8):
+            sentence.append(line.strip())
+        elif sentence:
+            break
+    return " ".join(sentence)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: --"):
+            wrong = message.split()[2].split("=")[0]
+            names = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(wrong, names, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            message = f"unknown flag {wrong}: {hint}--help lists all"
+        fail(message)
+        raise AssertionError("fail does not return")
+
+
+def parse_flags(
+    description: str | None,
+    flags: Sequence[Flag],
+    argv: Sequence[str] | None,
+) -> tuple[Namespace, set[str]]:
+    """Parse the command line, and below it the YAML file of --config.
+
+    Args:
+        description: shown by --help.
+        flags: the flags of the script; `--config` is added.
+        argv: arguments, None for those of the process.
+
+    Returns:
+        A value per flag, and the names of the flags that were given by the user.
+
+    Raises:
+        SystemExit: with status 2 after one line on stderr, where a flag or value is wrong.
+        ValueError: the config file is wrong.
+    """
+    config_flag = Flag("config", str, None, "YAML file of flags; the command line wins")
+    parser = _Parser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for flag in (*flags, config_flag):
+        default = "" if flag.default is None else f" (default {_shown(flag.default)})"
+        parser.add_argument(
+            f"--{flag.name}",
+            type=flag.parse,
+            choices=flag.choices,
+            default=argparse.SUPPRESS,
+            metavar=None if flag.choices else flag.name.upper(),
+            help=(flag.help + default).replace("%", "%%"),
+        )
+    given: dict[str, Any] = {}
+    named = vars(parser.parse_args(_without_blanks(argv)))
+    if "config" in named:
+        given |= vars(parser.parse_args(_config_arguments(named["config"], flags)))
+    given |= named
+    return Namespace(**{flag.name: flag.default for flag in flags} | given), set(given)
+
+
+def _without_blanks(argv: Sequence[str] | None) -> list[str] | None:
+    # The reference's README has a blank behind a line's backslash, which arrives as an argument.
+    return [argument for argument in (sys.argv[1:] if argv is None else argv) if argument.strip()]
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _config_arguments(path: str, flags: Sequence[Flag]) -> list[str]:
+    with open(path, encoding="utf-8") as file:
+        try:
+            settings = yaml.safe_load(file)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"config {path} is not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"config {path}: expected lines of `flag: value`")
+    names = [flag.name for flag in flags]
+    unknown = [str(name) for name in settings if name not in names]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], names, n=1)
+        hint = f", did you mean {close[0]}?" if close else ""
+        raise ValueError(f"config {path}: unknown flag {', '.join(unknown)}{hint}")
+    return [
+        f"--{name}={_shown(tuple(value) if isinstance(value, list) else value)}"
+        for name, value in settings.items()
+        if value is not None
+    ]
+
+
+def options_of_loss(args: Namespace, given: set[str]) -> dict[str, Any]:
+    """Collect the options of the chosen loss, the given ones and its own defaults.
+
+    Raises:
+        ValueError: a given flag belongs to other losses only.
+    """
+    own = loss_options(args.loss_name)
+    stage = ELEM_LOSSES if args.loss_name in ELEM_LOSSES else PAIR_LOSSES
+    for flag in loss_flags(stage):
+        if flag.name in given and flag.name not in own:
+            used_by = [name for name in stage if flag.name in loss_options(name)]
+            raise ValueError(
+                f"--{flag.name} is not used by --loss_name={args.loss_name} "
+                f"(but by {', '.join(used_by)}): leave it out"
+            )
+    return {
+        name: getattr(args, name) if name in given else parameter.default
+        for name, parameter in own.items()
+        if name not in DERIVED_OPTIONS
+    }

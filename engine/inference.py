@@ -1,0 +1,181 @@
+"""What evaluation and inference share: from flags and a weights file to a model and embeddings."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.checkpoints import load_checkpoint
+from engine.distributed import World, gather_rows
+from losses import ELEM_LOSSES, build_loss
+from models import REFERENCE_MODELS, EmbeddingModel, build_model, load_weights, read_metadata
+from reader import Index, load_index
+from reader.loader import Preprocessing, eval_loader
+from retrieval import evaluate, extract
+
+DEFAULT_KS = (1, 10, 100, 1000)
+RANDOM = "random"  # --pretrained_model=random: untrained weights, as a baseline
+DATA_SET_FLAGS = (
+    "data_dir",
+    "train_classes",
+    "test_classes",
+    "train_list",
+    "test_list",
+)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model ready to embed images.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        preprocessing: the image pipeline that it was trained with.
+        meta: what its checkpoint says of it; empty for foreign weights.
+        class_layer: the stage-1 loss with its class weights, where the checkpoint holds one, else None.
+    """
+
+    model: EmbeddingModel
+    preprocessing: Preprocessing
+    meta: dict[str, Any]
+    class_layer: Any = None
+
+
+def preprocessing_of(args: Namespace, model: EmbeddingModel) -> Preprocessing:
+    """Build the image pipeline that the flags describe; the model knows its mean and std."""
+    default = "reference" if args.model in REFERENCE_MODELS else "standard"
+    return Preprocessing(
+        transform=args.transform or default,
+        crop_size=args.image_shape[1],
+        mean=model.mean,
+        std=model.std,
+        min_crop_area=getattr(args, "min_crop_area", 1.0),
+        horizontal_flip=getattr(args, "horizontal_flip", False),
+    )
+
+
+def adopt_metadata(args: Namespace, given: set[str], meta: dict[str, Any]) -> None:
+    """Set the flags that were not given to what the checkpoint says of its model and data.
+
+    Raises:
+        ValueError: a given flag contradicts the checkpoint.
+    """
+    for name in ("model", "embedding_size"):
+        if name in given and getattr(args, name) != meta[name]:
+            raise ValueError(
+                f"{args.pretrained_model} holds {meta['model']} with --embedding_size="
+                f"{meta['embedding_size']}, not --{name}={getattr(args, name)}: leave the flag out"
+            )
+        setattr(args, name, meta[name])
+    flags = meta.get("flags", {})  # converted weights have none
+    inherited = ["image_shape", "transform"]
+    if "dataset" not in given or args.dataset == flags.get("dataset"):
+        inherited += ["dataset", *DATA_SET_FLAGS]
+    for name in inherited:
+        if name in flags and name not in given:
+            value = flags[name]
+            setattr(args, name, tuple(value) if isinstance(value, list) else value)
+
+
+def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Embedder:
+    """Load the model of --pretrained_model; `args` then holds what the checkpoint says.
+
+    Raises:
+        ValueError: no weights were named, they are no weights, or they contradict the flags.
+    """
+    path = args.pretrained_model
+    if path is None:
+        raise ValueError(
+            "expected --pretrained_model=CHECKPOINT (or --pretrained_model=random for untrained "
+            "weights)"
+        )
+    meta = {} if path == RANDOM else read_metadata(path) or {}
+    if meta:
+        adopt_metadata(args, given, meta)
+    torch.manual_seed(args.seed)
+    model = build_model(args.model, args.embedding_size, image_size=args.image_shape[1])
+    if path != RANDOM:
+        report = load_weights(model, path)
+        if report.missing:
+            raise ValueError(
+                f"{path} lacks {', '.join(report.missing)}: give the --embedding_size it has"
+            )
+    class_layer = None
+    if meta.get("loss") in ELEM_LOSSES and str(path).endswith(".pt"):
+        class_layer = build_loss(meta["loss"], **meta["loss_options"])
+        class_layer.load_state_dict(load_checkpoint(path)["criterion"])
+        class_layer.to(device).eval()
+    preprocessing = preprocessing_of(args, model)
+    model.to(device, memory_format=torch.channels_last).eval()
+    return Embedder(model, preprocessing, meta, class_layer)
+
+
+def load_split(args: Namespace, split: str) -> Index:
+    """Load the split of the data set that the flags describe."""
+    return load_index(
+        args.dataset,
+        args.data_dir,
+        split,
+        **{name: getattr(args, name) for name in DATA_SET_FLAGS if name != "data_dir"},
+    )
+
+
+def embed_index(
+    model: nn.Module,
+    index: Index,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    amp_dtype: torch.dtype | None = None,
+    world: World | None = None,
+    log: Callable[[str], None] | None = None,
+    log_every: int = 10,
+) -> np.ndarray:
+    """Embed every image of an index once, shared among all ranks: (N, D) float32 in its order."""
+    world = world or World()
+    loader = eval_loader(
+        index,
+        preprocessing,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        indices=np.arange(world.rank, len(index), world.size),
+    )
+    return gather_rows(extract(model, loader, device, amp_dtype, log, log_every), world, device)
+
+
+def evaluate_index(
+    index: Index, embeddings: np.ndarray, device: torch.device, ks: Sequence[int] = ()
+) -> dict[str, float | int]:
+    """Evaluate the embeddings of an index, as self-retrieval or query against gallery.
+
+    Args:
+        index: N images with their labels and roles.
+        embeddings: (N, D) float32 in the order of the index.
+        device: where the similarities are computed; only the CPU and CUDA have float64.
+        ks: K of Recall@K beside those of 1, 10, 100, 1000 that the gallery holds.
+
+    Returns:
+        The dict of `retrieval.evaluate`.
+    """
+    gallery_size = int(index.is_gallery.sum())
+    all_ks = sorted({*ks, *(k for k in DEFAULT_KS if k == 1 or k <= gallery_size)})
+    where = device if device.type == "cuda" else torch.device("cpu")
+    if index.is_self_retrieval:
+        return evaluate(embeddings, index.labels, all_ks, device=where)
+    return evaluate(
+        embeddings[index.is_query],
+        index.labels[index.is_query],
+        all_ks,
+        gallery_embeddings=embeddings[index.is_gallery],
+        gallery_labels=index.labels[index.is_gallery],
+        device=where,
+    )

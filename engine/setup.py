@@ -1,0 +1,217 @@
+"""From flags to everything that a training run consists of."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.checkpoints import load_checkpoint
+from engine.devices import choose_device
+from engine.distributed import World, join_world
+from engine.flags import options_of_loss
+from engine.inference import load_split, preprocessing_of
+from engine.run import log, versions
+from engine.schedules import build_optimizer
+from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
+from models import EmbeddingModel, build_model, load_weights
+from reader import Index
+from reader.loader import Preprocessing, Sampler
+
+# Maps (labels, args, world) to the sampler of the stage.
+MakeSampler = Callable[[np.ndarray, Namespace, World], Sampler]
+
+# Flags that a resumed run must have as its checkpoint has them.
+FIXED_FLAGS = ("model", "embedding_size", "loss_name", "class_dim")
+
+
+@dataclass
+class Training:
+    """All that a run trains with, and how far it has come.
+
+    Attributes:
+        step: completed updates.
+        best: Recall@1 and step of the best test so far; empty before the first.
+    """
+
+    args: Namespace
+    world: World
+    device: torch.device
+    train_index: Index
+    test_index: Index | None
+    model: EmbeddingModel
+    criterion: nn.Module
+    loss_options: dict[str, Any]
+    sampler: Sampler
+    preprocessing: Preprocessing
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs, in plain types and tensors."""
+        random_state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random_state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "model": self.model.state_dict(),
+            "criterion": self.criterion.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "random_state": random_state,
+            "meta": self._meta(),
+        }
+
+    def _meta(self) -> dict[str, Any]:
+        """What is needed to rebuild the model and to say where it comes from."""
+        args = self.args
+        return {
+            "model": args.model,
+            "embedding_size": args.embedding_size,
+            "image_shape": args.image_shape,
+            "mean": self.model.mean,
+            "std": self.model.std,
+            "dataset": args.dataset,
+            "loss": args.loss_name,
+            "loss_options": self.loss_options,
+            "class_names": list(self.train_index.class_names.values()),
+            "step": self.step,
+            "flags": vars(args),
+            "versions": versions(),
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.criterion.load_state_dict(checkpoint["criterion"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.step = checkpoint["step"]
+        self.best = checkpoint["best"]
+        torch.set_rng_state(checkpoint["random_state"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in checkpoint["random_state"]:
+            torch.cuda.set_rng_state(checkpoint["random_state"]["cuda"], self.device)
+
+
+def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Training:
+    """Build everything from the flags, and restore the checkpoint where one is named.
+
+    Args:
+        args: a value per flag; completed in place.
+        given: names of the flags that the user gave.
+        make_sampler: builds the sampler of the stage.
+
+    Raises:
+        ValueError: flags contradict each other, the data or the checkpoint.
+        OSError: a file cannot be read.
+    """
+    world = join_world(args.use_gpu and args.device != "cpu" and torch.cuda.is_available())
+    device = choose_device(args, log if world.is_main else lambda line: None, world.local_rank)
+    checkpoint = adopt_checkpoint(args, given) if args.checkpoint else None
+    check_schedule(args, given)
+    torch.manual_seed(args.seed)
+    train_index = load_split(args, "train")
+    test_index = load_split(args, "test") if args.test_iter_step else None
+    set_class_dim(args, train_index)
+    if args.total_iter_num is None:
+        args.total_iter_num = math.ceil(args.num_epochs * len(train_index) / args.train_batch_size)
+    loss_options = options_of_loss(args, given)
+    vars(args).update(loss_options)
+    sampler = make_sampler(train_index.labels, args, world)
+    model = build_model(args.model, args.embedding_size, image_size=args.image_shape[1])
+    preprocessing = preprocessing_of(args, model)
+    args.transform = preprocessing.transform
+    if args.pretrained_model:
+        report = load_weights(model, args.pretrained_model)
+        if world.is_main:
+            log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
+            if report.missing:
+                log(f"weights: {', '.join(report.missing)} not there, starting at random")
+    if args.loss_name in ELEM_LOSSES:
+        loss_options |= {"class_dim": args.class_dim, "embedding_size": model.embedding_size}
+    criterion = build_loss(args.loss_name, **loss_options)
+    model.to(device, memory_format=torch.channels_last)
+    criterion.to(device)
+    training = Training(
+        args=args,
+        world=world,
+        device=device,
+        train_index=train_index,
+        test_index=test_index,
+        model=model,
+        criterion=criterion,
+        loss_options=loss_options,
+        sampler=sampler,
+        preprocessing=preprocessing,
+        optimizer=build_optimizer(model, model.embedding, criterion, args),
+    )
+    if checkpoint is not None:
+        training.restore(checkpoint)
+    return training
+
+
+def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
+    """Read --checkpoint and take the flags that were not given from it.
+
+    Raises:
+        ValueError: a given flag contradicts the checkpoint, or it belongs to the other stage.
+    """
+    if "pretrained_model" in given:
+        raise ValueError(
+            "--checkpoint restores the weights too: leave out --pretrained_model, or start a new "
+            "run from weights alone by leaving out --checkpoint"
+        )
+    checkpoint = load_checkpoint(args.checkpoint)
+    flags = checkpoint["meta"]["flags"]
+    is_elem = args.loss_name in ELEM_LOSSES
+    if flags["loss_name"] not in (ELEM_LOSSES if is_elem else PAIR_LOSSES):
+        script = "train_pair.py" if is_elem else "train_elem.py"
+        raise ValueError(
+            f"{args.checkpoint} was written by {script} (--loss_name={flags['loss_name']}): "
+            "resume it there, or give it as --pretrained_model to start from its weights"
+        )
+    for name in FIXED_FLAGS:
+        if name in given and getattr(args, name) != flags[name]:
+            raise ValueError(
+                f"{args.checkpoint} was trained with --{name}={flags[name]}, found "
+                f"--{name}={getattr(args, name)}: leave the flag out to resume"
+            )
+    kept = given | {"checkpoint", "config", "pretrained_model"}
+    if given & {"num_epochs", "total_iter_num"}:
+        kept |= {"num_epochs", "total_iter_num"}
+    for name, value in flags.items():
+        if name not in kept:
+            setattr(args, name, tuple(value) if isinstance(value, list) else value)
+            if value is not None and name in checkpoint["meta"]["loss_options"]:
+                given.add(name)
+    return checkpoint
+
+
+def check_schedule(args: Namespace, given: set[str]) -> None:
+    """Settle the length of the run and the flags of its learning rate."""
+    if {"num_epochs", "total_iter_num"} <= given:
+        raise ValueError("expected --num_epochs or --total_iter_num, found both")
+    if args.num_epochs is not None and "num_epochs" in given:
+        args.total_iter_num = None
+    if args.lr_strategy != "piecewise_decay":
+        if "lr_steps" in given:
+            raise ValueError(f"--lr_steps is not used by --lr_strategy={args.lr_strategy}")
+        args.lr_steps = ()
+    if not (math.isfinite(args.lr) and args.lr >= 0):
+        raise ValueError(f"expected --lr of at least 0, found {args.lr}")
+
+
+def set_class_dim(args: Namespace, train_index: Index) -> None:
+    """Count the training classes; a --class_dim that differs is an error."""
+    if args.class_dim not in (None, train_index.num_classes):
+        raise ValueError(
+            f"--class_dim={args.class_dim}, but {args.dataset} has {train_index.num_classes} "
+            "training classes here: leave the flag out, it is counted"
+        )
+    args.class_dim = train_index.num_classes

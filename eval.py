@@ -1,0 +1,74 @@
+"""Evaluate a checkpoint: Recall@K and the other retrieval metrics of a data set.
+
+python eval.py --pretrained_model=output/ResNet50_eml/best.pt
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.cli import user_errors
+from engine.devices import choose_amp, choose_device
+from engine.flags import (
+    DATA_FLAGS,
+    MACHINE_FLAGS,
+    MODEL_FLAGS,
+    Flag,
+    integers,
+    parse_flags,
+    positive,
+    with_defaults,
+)
+from engine.inference import embed_index, evaluate_index, load_embedder, load_split
+from engine.run import log, versions
+
+FLAGS = (
+    *MODEL_FLAGS,
+    Flag("batch_size", positive, 10, "images per batch"),
+    Flag("ks", integers, (), "K of Recall@K beside 1,10,100,1000, e.g. 2,4,8"),
+    Flag("split", str, "test", "images to evaluate", ("test", "train")),
+    Flag("json", str, None, "file to write the metrics to"),
+    Flag("display_iter_step", positive, 10, "batches between log lines"),
+    *DATA_FLAGS,
+    *with_defaults(MACHINE_FLAGS, amp="off"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Evaluate and return the metrics with what was evaluated."""
+    with user_errors():
+        args, given = parse_flags(__doc__, FLAGS, argv)
+        device = choose_device(args, log)
+        embedder = load_embedder(args, given, device)
+        index = load_split(args, args.split)
+        embeddings = embed_index(
+            embedder.model,
+            index,
+            embedder.preprocessing,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            device=device,
+            amp_dtype=choose_amp(args.amp, device),
+            log=log,
+            log_every=args.display_iter_step,
+        )
+        metrics = evaluate_index(index, embeddings, device, args.ks)
+        log(", ".join(f"{name} {value:.5f}" for name, value in metrics.items() if "@" in name))
+        log(
+            f"r_precision {metrics['r_precision']:.5f}, queries {metrics['queries']}, "
+            f"without a positive {metrics['queries_without_positive']}"
+        )
+        log(f"End test {len(index)}, test_recall {metrics['recall@1']:.5f}")
+        evaluated = {"flags": vars(args), "images": len(index), "versions": versions()}
+        result = {**metrics, "evaluated": evaluated}
+        if args.json:
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+            Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Parsing of flags: the reference's names and defaults, booleans, config files, wrong ones."""
+
+import pytest
+
+import eval as eval_script
+import infer
+import train_elem
+import train_pair
+from engine.flags import options_of_loss, parse_flags
+
+SCRIPTS = {"elem": train_elem, "pair": train_pair, "eval": eval_script, "infer": infer}
+
+
+def parse(script, *argv):
+    return parse_flags("", SCRIPTS[script].FLAGS, argv)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (
+            "elem",
+            {
+                "model": "ResNet50",
+                "embedding_size": 0,
+                "train_batch_size": 256,
+                "test_batch_size": 50,
+                "image_shape": (3, 224, 224),
+                "lr": 0.01,
+                "lr_strategy": "piecewise_decay",
+                "lr_steps": (15000, 25000),
+                "total_iter_num": 30000,
+                "display_iter_step": 10,
+                "test_iter_step": 1000,
+                "save_iter_step": 1000,
+                "use_gpu": True,
+                "pretrained_model": None,
+                "checkpoint": None,
+                "model_save_dir": "output",
+                "loss_name": "softmax",
+            },
+        ),
+        (
+            "pair",
+            {
+                "train_batch_size": 120,
+                "test_batch_size": 50,
+                "lr": 0.0001,
+                "lr_steps": (100000,),
+                "total_iter_num": 100000,
+                "test_iter_step": 5000,
+                "save_iter_step": 5000,
+                "loss_name": "triplet",
+            },
+        ),
+        ("eval", {"model": "ResNet50", "batch_size": 10, "embedding_size": 0}),
+        ("infer", {"model": "ResNet50", "batch_size": 1, "embedding_size": 0}),
+    ],
+)
+def test_defaults_are_the_reference_s(script, expected):
+    args, given = parse(script)
+    assert {name: getattr(args, name) for name in expected} == expected
+    assert not given
+
+
+@pytest.mark.parametrize("word", ["False", "false", "no", "off", "0", "NO"])
+def test_words_for_false(word):
+    assert parse("eval", f"--use_gpu={word}")[0].use_gpu is False
+
+
+@pytest.mark.parametrize("word", ["True", "yes", "on", "1"])
+def test_words_for_true(word):
+    assert parse("eval", "--use_gpu", word)[0].use_gpu is True
+
+
+def test_a_blank_behind_a_backslash_is_ignored():
+    args, given = parse("infer", "--batch_size=1", " ")
+    assert args.batch_size == 1 and given == {"batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--use_gpu=maybe", "expected True or False, found 'maybe'"),
+        ("--batch_size=0", "expected an integer of at least 1, found '0'"),
+        ("--image_shape=3,224,200", "expected 3,SIZE,SIZE (square), found '3,224,200'"),
+        ("--bacth_size=3", "unknown flag --bacth_size: did you mean --batch_size?"),
+        ("--batch=3", "unknown flag --batch"),
+        ("--dataset=imagenet", "invalid choice: 'imagenet'"),
+        ("--amp=float8", "expected one of auto, off, bfloat16"),
+        ("--ks=1,x", "expected comma-separated integers"),
+        ("stray", "unrecognized arguments: stray"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_status_2(argument, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("eval", argument)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_an_unknown_loss_lists_the_known_ones(capsys):
+    with pytest.raises(SystemExit):
+        parse("pair", "--loss_name=tripplet")
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("triplet", "quadruplet", "eml", "npairs"))
+
+
+def test_config_file_gives_flags_and_the_command_line_wins(tmp_path):
+    config = tmp_path / "recipe.yaml"
+    config.write_text("lr: 0.5\nlr_steps: [3, 4]\nuse_gpu: no\nrun_name: null\nloss_name: eml\n")
+    args, given = parse("pair", f"--config={config}", "--lr=0.25")
+    assert (args.lr, args.lr_steps, args.use_gpu, args.loss_name) == (0.25, (3, 4), False, "eml")
+    assert given == {"lr", "lr_steps", "use_gpu", "loss_name", "config"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 3", "unknown flag learning_rate"),
+        ("- lr", "expected lines of `flag: value`"),
+        ("lr: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_config_is_an_error(tmp_path, text, message):
+    config = tmp_path / "recipe.yaml"
+    config.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse("pair", f"--config={config}")
+
+
+def test_a_flag_of_another_loss_is_refused():
+    args, given = parse("pair", "--loss_name=eml", "--margin=0.3")
+    with pytest.raises(ValueError, match="--margin is not used by --loss_name=eml"):
+        options_of_loss(args, given)
+
+
+def test_options_not_given_are_the_loss_s_own():
+    args, given = parse("elem", "--loss_name=arcmargin", "--arc_margin=0.3")
+    expected = {"arc_scale": 80.0, "arc_margin": 0.3, "arc_easy_margin": False}
+    assert options_of_loss(args, given) == expected
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_describes_every_flag(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(script, "--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"--{flag.name}" in text and flag.help for flag in SCRIPTS[script].FLAGS)

@@ -1,0 +1,72 @@
+"""Stage 1: train a backbone with a loss that looks at one image at a time.
+
+python train_elem.py --loss_name=arcmargin --dataset=demo --model=ResNet18 --image_shape=3,64,64
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from engine.cli import user_errors
+from engine.distributed import World
+from engine.fit import train
+from engine.flags import (
+    DATA_FLAGS,
+    MACHINE_FLAGS,
+    MODEL_FLAGS,
+    TRAIN_FLAGS,
+    Flag,
+    loss_flags,
+    parse_flags,
+    with_defaults,
+)
+from losses import ELEM_LOSSES
+from reader.samplers import ShuffledSampler
+
+FLAGS = (
+    Flag("loss_name", str, "softmax", "loss", tuple(ELEM_LOSSES)),
+    *loss_flags(ELEM_LOSSES),
+    *with_defaults(
+        TRAIN_FLAGS,
+        train_batch_size=256,
+        lr=0.01,
+        lr_steps=(15000, 25000),
+        total_iter_num=30000,
+        test_iter_step=1000,
+        save_iter_step=1000,
+    ),
+    *MODEL_FLAGS,
+    *DATA_FLAGS,
+    *MACHINE_FLAGS,
+)
+
+
+def make_sampler(labels: np.ndarray, args: Namespace, world: World) -> ShuffledSampler:
+    """Draw every image once per epoch, in an order that changes every epoch."""
+    return ShuffledSampler(labels, args.train_batch_size, args.seed, world.rank, world.size)
+
+
+def compute_loss(
+    criterion: nn.Module, embeddings: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the loss, and top-1 and top-5 accuracy from the logits it was computed from."""
+    loss, logits = criterion(embeddings, labels)
+    best_classes = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices  # Bx5
+    hits = best_classes == labels[:, None]
+    return loss, {"acc1": hits[:, 0].float().mean(), "acc5": hits.any(1).float().mean()}
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Train and return the run folder."""
+    with user_errors():
+        args, given = parse_flags(__doc__, FLAGS, argv)
+        return train(args, given, make_sampler, compute_loss)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Stage 2: fine-tune with a loss that compares the images of a batch.
+
+python train_pair.py --loss_name=eml --samples_each_class=2 --pretrained_model=CHECKPOINT
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.cli import user_errors
+from engine.distributed import World
+from engine.fit import train
+from engine.flags import (
+    DATA_FLAGS,
+    MACHINE_FLAGS,
+    MODEL_FLAGS,
+    TRAIN_FLAGS,
+    Flag,
+    loss_flags,
+    parse_flags,
+    with_defaults,
+)
+from losses import PAIR_LOSSES
+from reader.samplers import ClassBlockSampler, TripleSampler
+
+FLAGS = (
+    Flag("loss_name", str, "triplet", "loss", tuple(PAIR_LOSSES)),
+    *loss_flags(PAIR_LOSSES),
+    *with_defaults(
+        TRAIN_FLAGS,
+        train_batch_size=120,
+        lr=0.0001,
+        lr_steps=(100000,),
+        total_iter_num=100000,
+        test_iter_step=5000,
+        save_iter_step=5000,
+    ),
+    *MODEL_FLAGS,
+    *DATA_FLAGS,
+    *MACHINE_FLAGS,
+)
+
+
+def make_sampler(
+    labels: np.ndarray, args: Namespace, world: World
+) -> TripleSampler | ClassBlockSampler:
+    """Draw triples for the triplet loss, blocks of K images of P classes for the others."""
+    if args.loss_name == "triplet":
+        return TripleSampler(labels, args.train_batch_size, args.seed, world.rank, world.size)
+    return ClassBlockSampler(
+        labels,
+        args.train_batch_size,
+        args.samples_each_class,
+        args.seed,
+        world.rank,
+        world.size,
+    )
+
+
+def compute_loss(
+    criterion: nn.Module, embeddings: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the loss, and Recall@1 inside the batch by cosine similarity."""
+    loss = criterion(embeddings, labels)
+    unit = F.normalize(embeddings.detach())
+    similarities = (unit @ unit.T).fill_diagonal_(-torch.inf)  # BxB
+    recall = (labels[similarities.argmax(1)] == labels).float().mean()
+    return loss, {"recall": recall}
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Train and return the run folder."""
+    with user_errors():
+        args, given = parse_flags(__doc__, FLAGS, argv)
+        return train(args, given, make_sampler, compute_loss)
+
+
+if __name__ == "__main__":
+    main()
