@@ -38,7 +38,7 @@ class Embedder:
         model: in evaluation mode, on its device.
         preprocessing: the image pipeline that it was trained with.
         meta: what its checkpoint says of it; empty for foreign weights.
-        class_layer: the stage-1 loss with its class weights, where the checkpoint holds one, else None.
+        class_layer: the stage-1 loss with its class weights, or None where there is none.
     """
 
     model: EmbeddingModel

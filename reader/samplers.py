@@ -194,7 +194,11 @@ def _share_of_rank(batch_size: int, group_size: int, rank: int, world_size: int)
         raise ValueError(f"expected a rank between 0 and {world_size - 1}, got {rank}")
     multiple = group_size * world_size
     if batch_size <= 0 or batch_size % multiple:
-        reason = f"{group_size} (images that belong together)" if group_size > 1 else ""
+        reason = (
+            f"{group_size} (images that belong together: a triple, or --samples_each_class)"
+            if group_size > 1
+            else ""
+        )
         if world_size > 1:
             reason += f"{' x ' if reason else ''}{world_size} (devices)"
         raise ValueError(

@@ -83,6 +83,4 @@ def test_every_parameter_is_trained_once_and_heads_at_their_own_rate():
 
 def test_a_head_rate_without_a_head_is_an_error():
     with pytest.raises(ValueError, match="--lr_head_mult is not used"):
-        build_optimizer(
-            nn.Linear(2, 2), nn.Identity(), build_loss("eml"), flags(lr_head_mult=10.0)
-        )
+        build_optimizer(nn.Linear(2, 2), nn.Identity(), build_loss("eml"), flags(lr_head_mult=10.0))

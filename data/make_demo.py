@@ -1,0 +1,153 @@
+"""Draws the demo data set: product-like classes in the layout of Stanford Online Products.
+
+python data/make_demo.py [--dir=data/demo] [--num_classes=100] [--views=8] [--size=96] [--seed=0]
+
+Every class is a product with a form, parts, a pattern and colours of its own; every view shows it
+in another pose, place, size and light, amid clutter and at times partly hidden.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data.demo_products import KINDS, Product, draw_product, draw_products
+from data.demo_views import draw_view
+
+MARKER = "demo.json"
+_VERSION = 1  # raise it when the drawing changes, so that folders of older versions are redrawn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the data set unless it is there; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Draw the demo data set.")
+    parser.add_argument("--dir", default="data/demo", help="folder to make")
+    parser.add_argument("--num_classes", type=int, default=100, help="half train, half test")
+    parser.add_argument("--views", type=int, default=8, help="images of each class")
+    parser.add_argument("--size", type=int, default=96, help="side of the images in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other products")
+    args = parser.parse_args(argv)
+    try:
+        print(make_demo(args.dir, args.num_classes, args.views, args.size, args.seed))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def make_demo(
+    folder: str | Path = "data/demo",
+    num_classes: int = 100,
+    views: int = 8,
+    size: int = 96,
+    seed: int = 0,
+) -> str:
+    """Draw the data set into `folder`, which appears complete or not at all.
+
+    Args:
+        folder: where to put it; one made earlier with other arguments is replaced.
+        num_classes: even; the first half are training classes, the others test classes.
+        views: images of each class.
+        size: side of the images in pixels.
+        seed: the same seed gives the same images.
+
+    Returns:
+        One line that says what was done.
+
+    Raises:
+        ValueError: an argument is out of range, or the folder holds something else.
+    """
+    _check_arguments(num_classes, views, size, seed)
+    folder = Path(folder)
+    arguments = {
+        "num_classes": num_classes,
+        "views": views,
+        "size": size,
+        "seed": seed,
+        "version": _VERSION,
+    }
+    what = f"{num_classes} classes, {views} views each, {size} pixels, seed {seed}: {folder}"
+    if _read_marker(folder) == arguments:
+        return f"the demo data set is there already ({what})"
+    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        lines = _write_images(unfinished, _draw_classes(num_classes, seed), arguments)
+        half = len(lines) // 2
+        for split, part in (("train", lines[:half]), ("test", lines[half:])):
+            text = "\n".join(["image_id class_id super_class_id path", *part]) + "\n"
+            (unfinished / f"Ebay_{split}.txt").write_text(text)
+        (unfinished / MARKER).write_text(json.dumps(arguments) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return f"drew the demo data set ({what})"
+
+
+def _check_arguments(num_classes: int, views: int, size: int, seed: int) -> None:
+    smallest = 2 * len(KINDS)
+    if num_classes < smallest or num_classes % 2:
+        raise ValueError(f"expected an even --num_classes of {smallest} or more, got {num_classes}")
+    for name, value, low, high in (
+        ("views", views, 2, 1000),
+        ("size", size, 16, 1024),
+        ("seed", seed, 0, 2**63),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"expected --{name} between {low} and {high}, got {value}")
+
+
+def _read_marker(folder: Path) -> dict | None:
+    """Return the arguments that made the folder, None where there is no or an empty folder."""
+    if not folder.exists():
+        return None
+    try:
+        return json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError):
+        if folder.is_dir() and not any(folder.iterdir()):
+            return None
+        raise ValueError(
+            f"expected a demo data set or nothing at {folder}, found something else: "
+            "choose another --dir"
+        ) from None
+
+
+def _draw_classes(num_classes: int, seed: int) -> list[tuple[str, Product]]:
+    """Return kind and product of every class; in both halves each kind has a run of class ids."""
+    per_split = num_classes // 2
+    kinds = [list(KINDS)[i * len(KINDS) // per_split] for i in range(per_split)] * 2
+    products = {
+        kind: draw_products(kinds.count(kind), np.random.default_rng([seed, number]))
+        for number, kind in enumerate(KINDS)
+    }
+    return [(kind, products[kind].pop()) for kind in kinds]
+
+
+def _write_images(folder: Path, classes: list[tuple[str, Product]], arguments: dict) -> list[str]:
+    """Draw all images of all classes; returns their lines of the list files."""
+    lines: list[str] = []
+    for class_id, (kind, product) in enumerate(classes, start=1):
+        (folder / f"{kind}_final").mkdir(exist_ok=True)
+        picture = draw_product(kind, product, 2 * arguments["size"])
+        super_class_id = list(KINDS).index(kind) + 1
+        for view in range(arguments["views"]):
+            path = f"{kind}_final/{class_id:06d}_{view}.JPG"
+            image = draw_view(picture, np.random.default_rng([arguments["seed"], class_id, view]))
+            image.save(folder / path, format="JPEG", quality=88)
+            lines.append(f"{len(lines) + 1} {class_id} {super_class_id} {path}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())
