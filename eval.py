@@ -12,17 +12,9 @@ from typing import Any
 
 from engine.cli import user_errors
 from engine.devices import choose_amp, choose_device
-from engine.flags import (
-    DATA_FLAGS,
-    MACHINE_FLAGS,
-    MODEL_FLAGS,
-    Flag,
-    integers,
-    parse_flags,
-    positive,
-    with_defaults,
-)
+from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
 from engine.inference import embed_index, evaluate_index, load_embedder, load_split
+from engine.parsing import Flag, integers, parse_flags, positive
 from engine.run import log, versions
 
 FLAGS = (

@@ -14,20 +14,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from engine.checkpoints import write_atomically
 from engine.cli import user_errors
 from engine.devices import choose_amp, choose_device
-from engine.flags import (
-    DATA_FLAGS,
-    MACHINE_FLAGS,
-    MODEL_FLAGS,
-    Flag,
-    parse_flags,
-    positive,
-    with_defaults,
-)
+from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
 from engine.inference import Embedder, load_embedder, load_split
+from engine.parsing import Flag, parse_flags, positive
 from engine.run import log, versions
+from models.atomic import write_atomically
 from reader import Index
 from reader.images import index_images
 from reader.loader import eval_loader

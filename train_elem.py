@@ -15,34 +15,20 @@ from torch import Tensor, nn
 from engine.cli import user_errors
 from engine.distributed import World
 from engine.fit import train
-from engine.flags import (
-    DATA_FLAGS,
-    MACHINE_FLAGS,
-    MODEL_FLAGS,
-    TRAIN_FLAGS,
-    Flag,
-    loss_flags,
-    parse_flags,
-    with_defaults,
-)
+from engine.flags import training_flags
+from engine.parsing import parse_flags
 from losses import ELEM_LOSSES
 from reader.samplers import ShuffledSampler
 
-FLAGS = (
-    Flag("loss_name", str, "softmax", "loss", tuple(ELEM_LOSSES)),
-    *loss_flags(ELEM_LOSSES),
-    *with_defaults(
-        TRAIN_FLAGS,
-        train_batch_size=256,
-        lr=0.01,
-        lr_steps=(15000, 25000),
-        total_iter_num=30000,
-        test_iter_step=1000,
-        save_iter_step=1000,
-    ),
-    *MODEL_FLAGS,
-    *DATA_FLAGS,
-    *MACHINE_FLAGS,
+FLAGS = training_flags(
+    ELEM_LOSSES,
+    loss_name="softmax",
+    train_batch_size=256,
+    lr=0.01,
+    lr_steps=(15000, 25000),
+    total_iter_num=30000,
+    test_iter_step=1000,
+    save_iter_step=1000,
 )
 
 

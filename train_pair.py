@@ -17,34 +17,20 @@ from torch import Tensor, nn
 from engine.cli import user_errors
 from engine.distributed import World
 from engine.fit import train
-from engine.flags import (
-    DATA_FLAGS,
-    MACHINE_FLAGS,
-    MODEL_FLAGS,
-    TRAIN_FLAGS,
-    Flag,
-    loss_flags,
-    parse_flags,
-    with_defaults,
-)
+from engine.flags import training_flags
+from engine.parsing import parse_flags
 from losses import PAIR_LOSSES
 from reader.samplers import ClassBlockSampler, TripleSampler
 
-FLAGS = (
-    Flag("loss_name", str, "triplet", "loss", tuple(PAIR_LOSSES)),
-    *loss_flags(PAIR_LOSSES),
-    *with_defaults(
-        TRAIN_FLAGS,
-        train_batch_size=120,
-        lr=0.0001,
-        lr_steps=(100000,),
-        total_iter_num=100000,
-        test_iter_step=5000,
-        save_iter_step=5000,
-    ),
-    *MODEL_FLAGS,
-    *DATA_FLAGS,
-    *MACHINE_FLAGS,
+FLAGS = training_flags(
+    PAIR_LOSSES,
+    loss_name="triplet",
+    train_batch_size=120,
+    lr=0.0001,
+    lr_steps=(100000,),
+    total_iter_num=100000,
+    test_iter_step=5000,
+    save_iter_step=5000,
 )
 
 

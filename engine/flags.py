@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import inspect
-import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
-import yaml
 from torch import nn
 
-from engine.cli import fail
-from engine.devices import AMP_CHOICES
+from engine.parsing import Flag, amp, boolean, image_shape, integers, natural, positive
 from losses import ELEM_LOSSES, PAIR_LOSSES, loss_options
 from reader import DATASETS
 from reader.transforms import TRANSFORMS
@@ -23,84 +18,6 @@ from reader.transforms import TRANSFORMS
 LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 # Options of a loss that the engine derives instead of taking them from flags of the loss.
 DERIVED_OPTIONS = ("class_dim", "embedding_size")
-
-
-def boolean(text: str) -> bool:
-    """Parse True/False, yes/no, on/off or 1/0."""
-    word = text.strip().lower()
-    if word in ("true", "yes", "on", "1"):
-        return True
-    if word in ("false", "no", "off", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"expected True or False, found {text!r}")
-
-
-def positive(text: str) -> int:
-    """Parse an integer of at least 1."""
-    return _at_least(1, text)
-
-
-def natural(text: str) -> int:
-    """Parse an integer of at least 0."""
-    return _at_least(0, text)
-
-
-def image_shape(text: str) -> tuple[int, int, int]:
-    """Parse `3,S,S`: channels, height and width in pixels, square only."""
-    sizes = _integers(text)
-    if len(sizes) != 3 or sizes[0] != 3 or sizes[1] != sizes[2] or sizes[1] < 1:
-        raise argparse.ArgumentTypeError(f"expected 3,SIZE,SIZE (square), found {text!r}")
-    return 3, sizes[1], sizes[2]
-
-
-def integers(text: str) -> tuple[int, ...]:
-    """Parse comma-separated integers of at least 1."""
-    numbers = _integers(text)
-    if not numbers or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"expected integers of at least 1, found {text!r}")
-    return numbers
-
-
-def amp(text: str) -> str:
-    """Parse the precision of the forward pass; True is bfloat16, False is off."""
-    word = text.strip().lower()
-    if word in AMP_CHOICES:
-        return word
-    try:
-        return "bfloat16" if boolean(word) else "off"
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"expected one of {', '.join(AMP_CHOICES)}, True, False, found {text!r}"
-        ) from None
-
-
-def _at_least(low: int, text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = low - 1
-    if number < low:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, found {text!r}")
-    return number
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in str(text).strip("()[] ").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected comma-separated integers: {text!r}") from None
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One flag: `--name`, how its value is parsed, its default and its help."""
-
-    name: str
-    parse: Callable[[str], Any]
-    default: Any
-    help: str
-    choices: Sequence[str] | None = None
-
 
 MODEL_FLAGS = (
     Flag("model", str, "ResNet50", "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d or a timm name"),
@@ -194,6 +111,26 @@ def loss_flags(losses: dict[str, type[nn.Module]]) -> tuple[Flag, ...]:
     )
 
 
+def training_flags(
+    losses: dict[str, type[nn.Module]], loss_name: str, **defaults: Any
+) -> tuple[Flag, ...]:
+    """Return all flags of a training script.
+
+    Args:
+        losses: the losses of its stage.
+        loss_name: the default one.
+        **defaults: of flags whose default depends on the stage.
+    """
+    return (
+        Flag("loss_name", str, loss_name, "loss", tuple(losses)),
+        *loss_flags(losses),
+        *with_defaults(TRAIN_FLAGS, **defaults),
+        *MODEL_FLAGS,
+        *DATA_FLAGS,
+        *MACHINE_FLAGS,
+    )
+
+
 def _argument_help(loss: type[nn.Module], name: str) -> str:
     """The sentence about an argument in the Args section of a class docstring."""
     lines = (inspect.getdoc(loss) or "").partition("Args:\n")[2].split("\n\n")[0].splitlines()
@@ -206,93 +143,6 @@ def _argument_help(loss: type[nn.Module], name: str) -> str:
         elif sentence:
             break
     return " ".join(sentence)
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: --"):
-            wrong = message.split()[2].split("=")[0]
-            names = [option for action in self._actions for option in action.option_strings]
-            close = difflib.get_close_matches(wrong, names, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            message = f"unknown flag {wrong}: {hint}--help lists all"
-        fail(message)
-        raise AssertionError("fail does not return")
-
-
-def parse_flags(
-    description: str | None,
-    flags: Sequence[Flag],
-    argv: Sequence[str] | None,
-) -> tuple[Namespace, set[str]]:
-    """Parse the command line, and below it the YAML file of --config.
-
-    Args:
-        description: shown by --help.
-        flags: the flags of the script; `--config` is added.
-        argv: arguments, None for those of the process.
-
-    Returns:
-        A value per flag, and the names of the flags that were given by the user.
-
-    Raises:
-        SystemExit: with status 2 after one line on stderr, where a flag or value is wrong.
-        ValueError: the config file is wrong.
-    """
-    config_flag = Flag("config", str, None, "YAML file of flags; the command line wins")
-    parser = _Parser(
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for flag in (*flags, config_flag):
-        default = "" if flag.default is None else f" (default {_shown(flag.default)})"
-        parser.add_argument(
-            f"--{flag.name}",
-            type=flag.parse,
-            choices=flag.choices,
-            default=argparse.SUPPRESS,
-            metavar=None if flag.choices else flag.name.upper(),
-            help=(flag.help + default).replace("%", "%%"),
-        )
-    given: dict[str, Any] = {}
-    named = vars(parser.parse_args(_without_blanks(argv)))
-    if "config" in named:
-        given |= vars(parser.parse_args(_config_arguments(named["config"], flags)))
-    given |= named
-    return Namespace(**{flag.name: flag.default for flag in flags} | given), set(given)
-
-
-def _without_blanks(argv: Sequence[str] | None) -> list[str] | None:
-    # The reference's README has a blank behind a line's backslash, which arrives as an argument.
-    return [argument for argument in (sys.argv[1:] if argv is None else argv) if argument.strip()]
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _config_arguments(path: str, flags: Sequence[Flag]) -> list[str]:
-    with open(path, encoding="utf-8") as file:
-        try:
-            settings = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"config {path} is not YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"config {path}: expected lines of `flag: value`")
-    names = [flag.name for flag in flags]
-    unknown = [str(name) for name in settings if name not in names]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], names, n=1)
-        hint = f", did you mean {close[0]}?" if close else ""
-        raise ValueError(f"config {path}: unknown flag {', '.join(unknown)}{hint}")
-    return [
-        f"--{name}={_shown(tuple(value) if isinstance(value, list) else value)}"
-        for name, value in settings.items()
-        if value is not None
-    ]
 
 
 def options_of_loss(args: Namespace, given: set[str]) -> dict[str, Any]:

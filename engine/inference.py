@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from engine.checkpoints import load_checkpoint
+from engine.devices import place
 from engine.distributed import World, gather_rows
 from losses import ELEM_LOSSES, build_loss
 from models import REFERENCE_MODELS, EmbeddingModel, build_model, load_weights, read_metadata
@@ -112,8 +113,8 @@ def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Emb
         class_layer.load_state_dict(load_checkpoint(path)["criterion"])
         class_layer.to(device).eval()
     preprocessing = preprocessing_of(args, model)
-    model.to(device, memory_format=torch.channels_last).eval()
-    return Embedder(model, preprocessing, meta, class_layer)
+    place(model, device)
+    return Embedder(model.eval(), preprocessing, meta, class_layer)
 
 
 def load_split(args: Namespace, split: str) -> Index:

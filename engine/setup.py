@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from engine.checkpoints import load_checkpoint
-from engine.devices import choose_device
+from engine.devices import choose_device, place
 from engine.distributed import World, join_world
 from engine.flags import options_of_loss
 from engine.inference import load_split, preprocessing_of
@@ -136,7 +136,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
     if args.loss_name in ELEM_LOSSES:
         loss_options |= {"class_dim": args.class_dim, "embedding_size": model.embedding_size}
     criterion = build_loss(args.loss_name, **loss_options)
-    model.to(device, memory_format=torch.channels_last)
+    place(model, device)
     criterion.to(device)
     training = Training(
         args=args,

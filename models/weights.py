@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save
 from timm.layers import resample_abs_pos_embed
 
 from models import paddle
+from models.atomic import write_atomically
 from models.files import WeightsFile, identify, read_weights
 
 if TYPE_CHECKING:
@@ -88,14 +88,8 @@ def save_weights(
         key: tensor.detach().cpu().contiguous().clone()
         for key, tensor in model.state_dict().items()
     }
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        entries = {"format": "pt", "metadata": json.dumps(metadata)}
-        temporary.write_bytes(save(tensors, entries))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    data = save(tensors, {"format": "pt", "metadata": json.dumps(metadata)})
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(data))
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, Any] | None:

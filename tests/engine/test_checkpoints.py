@@ -5,7 +5,8 @@ import pickle
 import pytest
 import torch
 
-from engine.checkpoints import PARTS, load_checkpoint, prune, save_checkpoint, write_atomically
+from engine.checkpoints import PARTS, load_checkpoint, prune, save_checkpoint
+from models.atomic import write_atomically
 
 
 def checkpoint():

@@ -6,7 +6,8 @@ import eval as eval_script
 import infer
 import train_elem
 import train_pair
-from engine.flags import options_of_loss, parse_flags
+from engine.flags import options_of_loss
+from engine.parsing import parse_flags
 
 SCRIPTS = {"elem": train_elem, "pair": train_pair, "eval": eval_script, "infer": infer}
 
