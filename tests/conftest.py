@@ -29,7 +29,7 @@ def toy_tree(tmp_path_factory) -> Path:
             folder = root / split / f"class_{label}"
             folder.mkdir(parents=True)
             for number in range(4):
-                noise = rng.integers(-40, 40, (32, 40, 3))
+                noise = rng.integers(-90, 90, 3) + rng.integers(-40, 40, (32, 40, 3))
                 pixels = np.kron(colours, np.ones((16, 20, 1))) + noise
                 image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
                 image.save(folder / f"{number}.png")

@@ -1,0 +1,55 @@
+"""The commands of the README and the recipes name scripts, flags and files that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import eval as eval_script
+import infer
+import train_elem
+import train_pair
+from engine.parsing import parse_flags
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {
+    "train_elem.py": train_elem,
+    "train_pair.py": train_pair,
+    "eval.py": eval_script,
+    "infer.py": infer,
+}
+BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.S | re.M)
+COMMANDS = [
+    line
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("python ")
+]
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command, comments=True)[1:]
+    if words[0] in SCRIPTS:
+        parse_flags("", SCRIPTS[words[0]].FLAGS, words[1:])
+    elif words[0] == "-m":
+        assert (ROOT / f"{words[1].replace('.', '/')}.py").is_file()
+    else:
+        assert (ROOT / words[0]).is_file()
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipe_is_understood(recipe):
+    text = recipe.read_text("utf-8")
+    loss = re.search(r"^loss_name: (\w+)", text, re.M)
+    script = "eval.py"
+    if loss:
+        script = "train_elem.py" if loss[1] in train_elem.ELEM_LOSSES else "train_pair.py"
+    args, given = parse_flags("", SCRIPTS[script].FLAGS, [f"--config={recipe}"])
+    assert len(given) == len([line for line in text.splitlines() if line and line[0] != "#"]) + 1
