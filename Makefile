@@ -3,7 +3,7 @@
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-SOURCES := train_elem.py train_pair.py eval.py infer.py losses models reader retrieval engine data pretrained
+SOURCES := train_elem.py train_pair.py eval.py infer.py losses models reader retrieval engine data pretrained benchmarks
 
 .PHONY: setup demo test check
 

@@ -21,6 +21,7 @@ from engine.run import Run, choose_folder
 from engine.schedules import learning_rate, set_learning_rate
 from engine.setup import MakeSampler, Training, set_up
 from models import save_weights
+from reader import ImageError
 from reader.loader import train_loader
 from retrieval.extract import to_device
 
@@ -40,7 +41,7 @@ def train(
         compute_loss: the step of the stage.
     """
     training = set_up(args, given, make_sampler)
-    run = Run(choose_folder(args), args, training.world.is_main)
+    run = Run(choose_folder(args, given), args, training.world.is_main)
     try:
         describe(training, run)
         fit(training, run, compute_loss)
@@ -48,6 +49,10 @@ def train(
             best = training.best
             run.log(f"best test_recall {best['recall@1']:.5f} at step {best['step']}")
         run.log(f"run folder: {run.folder}")
+    except ImageError:
+        save(training, run, "last")
+        run.log(f"stopped after step {training.step}: resume --checkpoint={run.folder / 'last.pt'}")
+        raise
     finally:
         run.close()
         leave_world()

@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def choose_folder(args: Namespace) -> Path:
+def choose_folder(args: Namespace, given: set[str]) -> Path:
     """Choose the run folder below --model_save_dir, so that no earlier run is overwritten.
 
     Resuming a checkpoint goes on in the folder that holds it, unless another is named.
@@ -44,8 +44,10 @@ def choose_folder(args: Namespace) -> Path:
     Raises:
         ValueError: --run_name names the folder of another run.
     """
-    root = Path(args.model_save_dir)
     resumed = Path(args.checkpoint).resolve().parent if args.checkpoint else None
+    if resumed is not None and not given & {"model_save_dir", "run_name"}:
+        return resumed
+    root = Path(args.model_save_dir)
     if args.run_name is not None:
         folder = root / args.run_name
         if (folder / "args.json").exists() and folder.resolve() != resumed:
@@ -54,11 +56,9 @@ def choose_folder(args: Namespace) -> Path:
                 f"with --checkpoint={folder / 'last.pt'}"
             )
         return folder
-    if resumed is not None and (resumed / "args.json").exists():
-        return resumed
     base = f"{args.model.replace('/', '_')}_{args.loss_name}"
     folder, number = root / base, 1
-    while (folder / "args.json").exists():
+    while (folder / "args.json").exists() and folder.resolve() != resumed:
         number += 1
         folder = root / f"{base}-{number}"
     return folder

@@ -129,6 +129,7 @@ def test_a_broken_image_is_named(fails, toy_tree, toy_flags, tmp_path, fault):
             base=base,
         )
         assert str(broken) in error
+        assert (tmp_path / "output" / f"run{workers}" / "last.pt").exists()
 
 
 def test_weights_that_do_not_fit_are_listed(fails, checkpoint, tmp_path):
