@@ -13,16 +13,17 @@ from typing import Any
 from engine.cli import user_errors
 from engine.devices import choose_amp, choose_device
 from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
-from engine.inference import embed_index, evaluate_index, load_embedder, load_split
-from engine.parsing import Flag, integers, parse_flags, positive
+from engine.inference import embed_index, evaluate_index, load_embedder, load_split, refuse_flags
+from engine.parsing import Flag, integers, parse_flags, path, positive
 from engine.run import log, versions
+from models.atomic import write_atomically
 
 FLAGS = (
     *MODEL_FLAGS,
     Flag("batch_size", positive, 10, "images per batch"),
     Flag("ks", integers, (), "K of Recall@K beside 1,10,100,1000, e.g. 2,4,8"),
     Flag("split", str, "test", "images to evaluate", ("test", "train")),
-    Flag("json", str, None, "file to write the metrics to"),
+    Flag("json", path, None, "file to write the metrics to"),
     Flag("display_iter_step", positive, 10, "batches between log lines"),
     *DATA_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),
@@ -33,6 +34,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Evaluate and return the metrics with what was evaluated."""
     with user_errors():
         args, given = parse_flags(__doc__, FLAGS, argv)
+        other_split = "train" if args.split == "test" else "test"
+        unused = (f"{other_split}_classes", f"{other_split}_list")
+        refuse_flags(given, unused, f"with --split={args.split}")
+        if args.json:
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         device = choose_device(args, log)
         embedder = load_embedder(args, given, device)
         index = load_split(args, args.split)
@@ -57,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         evaluated = {"flags": vars(args), "images": len(index), "versions": versions()}
         result = {**metrics, "evaluated": evaluated}
         if args.json:
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            text = json.dumps(result, indent=2) + "\n"
+            write_atomically(Path(args.json), lambda file: file.write_text(text, encoding="utf-8"))
         return result
 
 

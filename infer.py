@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from engine.cli import user_errors
 from engine.devices import choose_amp, choose_device
 from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
-from engine.inference import Embedder, load_embedder, load_split
-from engine.parsing import Flag, parse_flags, positive
+from engine.inference import (
+    DATA_SET_FLAGS,
+    Embedder,
+    load_embedder,
+    load_split,
+    refuse_flags,
+)
+from engine.parsing import Flag, parse_flags, path, positive
 from engine.run import log, versions
 from models.atomic import write_atomically
 from reader import Index
@@ -29,9 +36,9 @@ from retrieval import iterate_embeddings
 FLAGS = (
     *MODEL_FLAGS,
     Flag("batch_size", positive, 1, "images per batch"),
-    Flag("images", str, None, "an image or a folder of images, instead of a data set"),
+    Flag("images", path, None, "an image or a folder of images, instead of a data set"),
     Flag("split", str, "test", "split of the data set", ("test", "train")),
-    Flag("output_dir", str, "features", "folder for features.npy, paths.txt and so on"),
+    Flag("output_dir", path, "features", "folder for features.npy, paths.txt and so on"),
     *DATA_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),
 )
@@ -41,14 +48,16 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """Dump the features and return their folder."""
     with user_errors():
         args, given = parse_flags(__doc__, FLAGS, argv)
-        used_with_data = {"dataset", "data_dir", "split"} & given
-        if args.images is not None and used_with_data:
-            raise ValueError(f"--images is used instead of a data set: leave out {used_with_data}")
+        if args.images is not None:
+            unused = ("dataset", "split", *DATA_SET_FLAGS)
+            refuse_flags(given, unused, "--images is used instead of a data set")
         device = choose_device(args, log)
         embedder = load_embedder(args, given, device)
         index = index_images(args.images) if args.images else load_split(args, args.split)
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "features.npy").exists():
+            log(f"the features in {folder} will be replaced")
         loader = eval_loader(
             index,
             embedder.preprocessing,
@@ -69,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         return folder
 
 
+@torch.inference_mode()
 def print_lines(embedder: Embedder, embeddings: Tensor, start: int) -> None:
     """Print the reference's lines for a batch whose first image is number `start`."""
     features = embeddings.cpu().numpy()

@@ -22,6 +22,8 @@ from engine.parsing import parse_flags
 from losses import PAIR_LOSSES
 from reader.samplers import ClassBlockSampler, TripleSampler
 
+DEFAULT_SAMPLES_EACH_CLASS = 2  # of a loss without such an option
+
 FLAGS = training_flags(
     PAIR_LOSSES,
     loss_name="triplet",
@@ -37,13 +39,13 @@ FLAGS = training_flags(
 def make_sampler(
     labels: np.ndarray, args: Namespace, world: World
 ) -> TripleSampler | ClassBlockSampler:
-    """Draw triples for the triplet loss, blocks of K images of P classes for the others."""
-    if args.loss_name == "triplet":
+    """Draw the batches that the loss takes: triples, or blocks of K images of P classes."""
+    if getattr(PAIR_LOSSES[args.loss_name], "layout", "blocks") == "triples":
         return TripleSampler(labels, args.train_batch_size, args.seed, world.rank, world.size)
     return ClassBlockSampler(
         labels,
         args.train_batch_size,
-        args.samples_each_class,
+        args.samples_each_class or DEFAULT_SAMPLES_EACH_CLASS,
         args.seed,
         world.rank,
         world.size,

@@ -14,9 +14,18 @@ PARTS = ("model", "criterion", "optimizer", "step", "best", "random_state", "met
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint with the parts named in PARTS, atomically."""
+    """Write a checkpoint with the parts named in PARTS, atomically.
+
+    Raises:
+        OSError: it cannot be written; what was at `path` is still there.
+    """
     assert tuple(checkpoint) == PARTS
-    write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+    try:
+        write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+    except RuntimeError as error:  # what torch.save makes of a full disk
+        raise OSError(
+            f"cannot write {path}, is the disk full? Checkpoints written before are whole"
+        ) from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Iterator
 
+import torch
+
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn ValueError and OSError into one line on stderr and exit status 2.
+    """Turn ValueError, OSError and a full GPU into one line on stderr and exit status 2.
 
     Set METRIC_LEARNING_TRACEBACK=1 to see where the error comes from.
     """
@@ -23,6 +25,8 @@ def user_errors() -> Iterator[None]:
         if os.environ.get("METRIC_LEARNING_TRACEBACK"):
             raise
         fail(_one_line(error))
+    except torch.OutOfMemoryError:
+        fail("the GPU has too little memory: lower the batch size, --image_shape or the model")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 EVALUATION_TIMEOUT = timedelta(hours=2)  # ranks wait for rank 0 while it ranks the test images
 
@@ -62,6 +66,30 @@ def wrap(module: nn.Module, world: World, device: torch.device) -> nn.Module:
     if world.size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def decide_on_main(world: World, decide: Callable[[], T]) -> T:
+    """Let rank 0 alone decide something, and give all ranks its decision or its ValueError."""
+    if world.size == 1:
+        return decide()
+    outcome: list[T | ValueError | None] = [None]
+    if world.is_main:
+        try:
+            outcome[0] = decide()
+        except ValueError as error:
+            outcome[0] = error
+    dist.broadcast_object_list(outcome)
+    decision = outcome[0]
+    if isinstance(decision, ValueError):
+        raise decision
+    return decision  # type: ignore[return-value]
+
+
+def share_buffers(module: nn.Module, world: World) -> None:
+    """Give all ranks the buffers of rank 0: each gathers batch-norm statistics of its own."""
+    if world.size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def gather_rows(rows: np.ndarray, world: World, device: torch.device) -> np.ndarray:

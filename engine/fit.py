@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from engine.checkpoints import prune, save_checkpoint
+from engine.checkpoints import load_checkpoint, prune, save_checkpoint
 from engine.devices import choose_amp
-from engine.distributed import World, average, leave_world, wrap
+from engine.distributed import (
+    World,
+    average,
+    decide_on_main,
+    leave_world,
+    share_buffers,
+    wrap,
+)
 from engine.inference import embed_index, evaluate_index
 from engine.run import Run, choose_folder
 from engine.schedules import learning_rate, set_learning_rate
@@ -41,7 +48,9 @@ def train(
         compute_loss: the step of the stage.
     """
     training = set_up(args, given, make_sampler)
-    run = Run(choose_folder(args, given), args, training.world.is_main)
+    folder = decide_on_main(training.world, lambda: choose_folder(args, given))
+    run = Run(folder, args, training.world.is_main, training.step)
+    training.best = best_so_far(folder, training.best)
     try:
         describe(training, run)
         fit(training, run, compute_loss)
@@ -51,12 +60,19 @@ def train(
         run.log(f"run folder: {run.folder}")
     except ImageError:
         save(training, run, "last")
-        run.log(f"stopped after step {training.step}: resume --checkpoint={run.folder / 'last.pt'}")
+        run.log(f"stopped after step {training.step}: --checkpoint={folder / 'last.pt'} resumes")
         raise
     finally:
         run.close()
         leave_world()
     return run.folder
+
+
+def best_so_far(folder: Path, best: dict[str, float]) -> dict[str, float]:
+    """Return the better of `best` and what the folder's best.pt says, which is not to be lost."""
+    path = folder / "best.pt"
+    kept = load_checkpoint(path)["best"] if path.exists() else {}
+    return max(best, kept, key=lambda test: test.get("recall@1", -1.0))
 
 
 def describe(training: Training, run: Run) -> None:
@@ -67,13 +83,12 @@ def describe(training: Training, run: Run) -> None:
     if training.test_index is not None:
         index = training.test_index
         run.log(f"test: {len(index)} images of {index.num_classes} classes")
-    repeated = training.sampler.num_repeated_classes
-    if repeated:
-        run.log(f"{repeated} classes have too few images for a batch: theirs are repeated")
+    if training.sampler.note:
+        run.log(training.sampler.note)
     size = sum(parameter.numel() for parameter in training.model.parameters())
     run.log(
         f"{args.model}, {size / 1e6:.1f} million parameters, "
-        f"{training.model.embedding_size}-d embeddings; {args.loss_name}; "
+        f"{training.model.embedding_size}-d embeddings; {args.loss_name}, lr {args.lr:g}; "
         f"{training.device}, {training.world.size} process(es)"
     )
     if training.step:
@@ -132,9 +147,9 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
             write_line(training, run, window, rate)
         if is_due(training.step, args.test_iter_step):
             test(training, run)
-            window.restart_clock()
         if is_due(training.step, args.save_iter_step):
             save(training, run, f"step_{training.step}", "last")
+        window.restart_clock()
     progress.close()
     if args.test_iter_step and not is_due(training.step, args.test_iter_step):
         test(training, run)
@@ -173,17 +188,17 @@ class Window:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._steps += 1
-        self._seconds = time.perf_counter() - self._started
+        self._seconds = time.perf_counter() - self._started  # until the end of the last step
 
     def restart_clock(self) -> None:
-        """Leave out the time since the last step: it was spent on a test."""
+        """Leave out the time since the last step: it was spent on tests and checkpoints."""
         self._started = time.perf_counter() - self._seconds
 
     def flush(self) -> tuple[dict[str, float], float]:
         """Return the means over all ranks and the seconds per step, and begin anew."""
         means = average(torch.stack(list(self._sums.values())) / self._steps, self._world).tolist()
         named = dict(zip(self._sums, means, strict=True))
-        seconds = (time.perf_counter() - self._started) / self._steps
+        seconds = self._seconds / self._steps
         self._reset()
         return named, seconds
 
@@ -198,16 +213,25 @@ def write_line(training: Training, run: Run, window: Window, rate: float) -> Non
     images_per_second = training.args.train_batch_size / seconds
     run.record("train", training.step, lr=rate, **means, images_per_second=images_per_second)
     if not math.isfinite(means["loss"]):
-        raise ValueError(
-            f"the loss is {means['loss']} at step {training.step}: lower --lr (now {rate:g}); the "
-            f"last checkpoint in {run.folder} is whole"
-        )
+        raise diverged(training, run)
+
+
+def diverged(training: Training, run: Run) -> ValueError:
+    """Return the error of a run whose loss or weights are no longer finite."""
+    last = run.folder / "last.pt"
+    advice = f"; --checkpoint={last} is from before" if last.exists() else ""
+    rate = training.args.lr
+    return ValueError(
+        f"the training diverged by step {training.step}: the loss or a weight is NaN or infinite; "
+        f"lower --lr (it was {rate:g}){advice}"
+    )
 
 
 def test(training: Training, run: Run) -> None:
     """Evaluate the test split; where Recall@1 is the best so far, save it as best.pt."""
     args, index = training.args, training.test_index
     assert index is not None
+    share_buffers(training.model, training.world)
     embeddings = embed_index(
         training.model,
         index,
@@ -234,7 +258,12 @@ def save(training: Training, run: Run, *names: str) -> None:
     """Save checkpoints NAME.pt and, of the best and the last, the bare NAME.safetensors.
 
     Of the numbered ones, step_N.pt, the newest `--keep` stay.
+
+    Raises:
+        ValueError: the weights are not finite; nothing is written.
     """
+    if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
+        raise diverged(training, run)
     if not run.is_main:
         return
     checkpoint = training.checkpoint()

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, get_type_hints
 
 from torch import nn
 
-from engine.parsing import Flag, amp, boolean, image_shape, integers, natural, positive
+from engine.parsing import (
+    Flag,
+    amp,
+    boolean,
+    image_shape,
+    integers,
+    natural,
+    non_negative,
+    path,
+    positive,
+)
 from losses import ELEM_LOSSES, PAIR_LOSSES, loss_options
 from reader import DATASETS
 from reader.transforms import TRANSFORMS
@@ -31,15 +43,15 @@ MODEL_FLAGS = (
         "standard (torchvision, antialiased; default for timm models)",
         tuple(TRANSFORMS),
     ),
-    Flag("pretrained_model", str, None, "weights to start from: a file or folder of any kind"),
+    Flag("pretrained_model", path, None, "weights to start from: a file or folder of any kind"),
 )
 DATA_FLAGS = (
     Flag("dataset", str, "sop", "data set", tuple(DATASETS)),
-    Flag("data_dir", str, None, "its folder; default: its usual place under data/"),
+    Flag("data_dir", path, None, "its folder; default: its usual place under data/"),
     Flag("train_classes", str, None, "training classes by number, e.g. 1-25 or 1-10,15"),
     Flag("test_classes", str, None, "test classes by number, e.g. 26-50"),
-    Flag("train_list", str, None, "file of `path label` lines (--dataset=list)"),
-    Flag("test_list", str, None, "file of `path label` lines (--dataset=list)"),
+    Flag("train_list", path, None, "file of `path label` lines (--dataset=list)"),
+    Flag("test_list", path, None, "file of `path label` lines (--dataset=list)"),
 )
 MACHINE_FLAGS = (
     Flag("use_gpu", boolean, True, "use a GPU if there is one"),
@@ -58,21 +70,31 @@ TRAIN_FLAGS = (
     Flag("train_batch_size", positive, None, "images per step over all devices"),
     Flag("test_batch_size", positive, 50, "images per test batch"),
     Flag("class_dim", positive, None, "number of training classes; default: counted (SOP: 11318)"),
-    Flag("lr", float, None, "initial learning rate"),
+    Flag("lr", non_negative, None, "initial learning rate"),
     Flag("lr_strategy", str, "piecewise_decay", "learning-rate schedule", LR_STRATEGIES),
     Flag("lr_steps", integers, None, "steps at which piecewise_decay divides the rate by 10"),
-    Flag("lr_head_mult", float, 1.0, "learning rate of class and embedding layers, as a factor"),
+    Flag(
+        "lr_head_mult",
+        non_negative,
+        1.0,
+        "learning rate of class and embedding layers, as a factor",
+    ),
     Flag("total_iter_num", natural, None, "number of steps"),
     Flag("num_epochs", positive, None, "instead of --total_iter_num: passes over the images"),
     Flag("display_iter_step", positive, 10, "steps between log lines"),
     Flag("test_iter_step", natural, None, "steps between tests; 0: never test"),
     Flag("save_iter_step", natural, None, "steps between checkpoints; 0: only at the end"),
     Flag("keep", natural, 3, "numbered checkpoints to keep; 0: all"),
-    Flag("checkpoint", str, None, "training checkpoint to resume: restores everything"),
-    Flag("model_save_dir", str, "output", "folder of run folders"),
+    Flag("checkpoint", path, None, "training checkpoint to resume: restores everything"),
+    Flag("model_save_dir", path, "output", "folder of run folders"),
     Flag("run_name", str, None, "run folder below it; default: MODEL_LOSS, numbered if taken"),
     Flag("freeze_bn", boolean, False, "batch norm keeps its statistics (small data sets)"),
-    Flag("min_crop_area", float, 0.08, "smallest area of a training crop, fraction of the image"),
+    Flag(
+        "min_crop_area",
+        non_negative,
+        0.08,
+        "smallest area of a training crop, fraction of the image",
+    ),
     Flag("horizontal_flip", boolean, True, "mirror every other training image"),
 )
 
@@ -90,21 +112,25 @@ def loss_flags(losses: dict[str, type[nn.Module]]) -> tuple[Flag, ...]:
 
     Their default is None: the chosen loss has the last word.
     """
-    parsers: dict[str, Callable[[str], Any]] = {
-        "int": positive,
-        "float": float,
-        "bool": boolean,
-        "str": str,
+    parsers: dict[Any, Callable[[str], Any]] = {
+        int: positive,
+        float: non_negative,
+        bool: boolean,
+        str: str,
     }
     flags: dict[str, Flag] = {}
     users: dict[str, list[str]] = {}
     for loss_name, loss in losses.items():
+        types = get_type_hints(loss.__init__)
         for name, parameter in loss_options(loss_name).items():
             if name in DERIVED_OPTIONS:
                 continue
             users.setdefault(name, []).append(f"{loss_name}: {parameter.default}")
             text = _argument_help(loss, name)
-            flags[name] = Flag(name, parsers[str(parameter.annotation)], None, text)
+            assert types[name] in parsers, (
+                f"{loss_name}: annotate {name} as int, float, bool or str"
+            )
+            flags[name] = Flag(name, parsers[types[name]], None, text)
     return tuple(
         replace(flag, help=f"{flag.help} (default {', '.join(users[name])})")
         for name, flag in flags.items()
@@ -122,13 +148,23 @@ def training_flags(
         **defaults: of flags whose default depends on the stage.
     """
     return (
-        Flag("loss_name", str, loss_name, "loss", tuple(losses)),
+        Flag("loss_name", partial(_loss_of, losses), loss_name, f"one of {', '.join(losses)}"),
         *loss_flags(losses),
         *with_defaults(TRAIN_FLAGS, **defaults),
         *MODEL_FLAGS,
         *DATA_FLAGS,
         *MACHINE_FLAGS,
     )
+
+
+def _loss_of(losses: dict[str, type[nn.Module]], text: str) -> str:
+    """Parse the name of a loss of one stage."""
+    if text in losses:
+        return text
+    message = f"unknown loss {text!r}: choose from {', '.join(losses)}"
+    if text in ELEM_LOSSES | PAIR_LOSSES:
+        message += f"; train_{'elem' if text in ELEM_LOSSES else 'pair'}.py has {text}"
+    raise argparse.ArgumentTypeError(message)
 
 
 def _argument_help(loss: type[nn.Module], name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from models import REFERENCE_MODELS, EmbeddingModel, build_model, load_weights, 
 from reader import Index, load_index
 from reader.loader import Preprocessing, eval_loader
 from retrieval import evaluate, extract
+from retrieval.extract import evaluation_mode
 
 DEFAULT_KS = (1, 10, 100, 1000)
 RANDOM = "random"  # --pretrained_model=random: untrained weights, as a baseline
@@ -59,6 +61,29 @@ def preprocessing_of(args: Namespace, model: EmbeddingModel) -> Preprocessing:
         min_crop_area=getattr(args, "min_crop_area", 1.0),
         horizontal_flip=getattr(args, "horizontal_flip", False),
     )
+
+
+def check_image_size(model: EmbeddingModel, size: int) -> None:
+    """Embed one black image, so that a size that the model cannot take is an error at once.
+
+    Raises:
+        ValueError: the model fails on images of that size.
+    """
+    with evaluation_mode(model), torch.inference_mode():
+        try:
+            model(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ValueError(
+                f"{model.name} cannot take --image_shape=3,{size},{size}: choose another size "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+
+
+def refuse_flags(given: set[str], names: Sequence[str], reason: str) -> None:
+    """Raise ValueError where the user gave a flag that nothing would use."""
+    unused = [f"--{name}" for name in names if name in given]
+    if unused:
+        raise ValueError(f"{', '.join(unused)} is not used ({reason}): leave it out")
 
 
 def adopt_metadata(args: Namespace, given: set[str], meta: dict[str, Any]) -> None:
@@ -108,10 +133,13 @@ def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Emb
                 f"{path} lacks {', '.join(report.missing)}: give the --embedding_size it has"
             )
     class_layer = None
-    if meta.get("loss") in ELEM_LOSSES and str(path).endswith(".pt"):
+    if meta.get("loss") in ELEM_LOSSES and Path(path).suffix != ".safetensors":
         class_layer = build_loss(meta["loss"], **meta["loss_options"])
         class_layer.load_state_dict(load_checkpoint(path)["criterion"])
         class_layer.to(device).eval()
+    if meta:
+        model.mean, model.std = tuple(meta["mean"]), tuple(meta["std"])
+    check_image_size(model, args.image_shape[1])
     preprocessing = preprocessing_of(args, model)
     place(model, device)
     return Embedder(model.eval(), preprocessing, meta, class_layer)

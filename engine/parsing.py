@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -14,6 +16,9 @@ import yaml
 
 from engine.cli import fail
 from engine.devices import AMP_CHOICES
+
+# Flags that mean the same: one on the command line replaces the other of a config file.
+ALTERNATIVES = ({"num_epochs", "total_iter_num"},)
 
 
 def boolean(text: str) -> bool:
@@ -34,6 +39,22 @@ def positive(text: str) -> int:
 def natural(text: str) -> int:
     """Parse an integer of at least 0."""
     return _at_least(0, text)
+
+
+def non_negative(text: str) -> float:
+    """Parse a finite number of at least 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, found {text!r}")
+    return number
+
+
+def path(text: str) -> str:
+    """Parse a path; ~ is expanded, which shells do not do behind `=`."""
+    return os.path.expanduser(text)
 
 
 def image_shape(text: str) -> tuple[int, int, int]:
@@ -70,7 +91,7 @@ def _at_least(low: int, text: str) -> int:
         number = int(text)
     except ValueError:
         number = low - 1
-    if number < low:
+    if not low <= number < 2**63:
         raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, found {text!r}")
     return number
 
@@ -126,7 +147,7 @@ def parse_flags(
         SystemExit: with status 2 after one line on stderr, where a flag or value is wrong.
         ValueError: the config file is wrong.
     """
-    config_flag = Flag("config", str, None, "YAML file of flags; the command line wins")
+    config_flag = Flag("config", path, None, "YAML file of flags; the command line wins")
     parser = _Parser(
         description=description,
         allow_abbrev=False,
@@ -146,6 +167,9 @@ def parse_flags(
     named = vars(parser.parse_args(_without_blanks(argv)))
     if "config" in named:
         given |= vars(parser.parse_args(_config_arguments(named["config"], flags)))
+        for alternatives in ALTERNATIVES:
+            if alternatives & set(named):
+                given = {name: value for name, value in given.items() if name not in alternatives}
     given |= named
     return Namespace(**{flag.name: flag.default for flag in flags} | given), set(given)
 

@@ -15,6 +15,8 @@ import torchvision
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from models.atomic import write_atomically
+
 
 def timestamped(line: str) -> str:
     """Put the time before a log line, in the reference's form."""
@@ -64,6 +66,21 @@ def choose_folder(args: Namespace, given: set[str]) -> Path:
     return folder
 
 
+def _describe_call(path: Path, args: Namespace) -> None:
+    """Write args.json; the calls that resumed the run are listed in it under `resumed`."""
+    described: dict[str, Any] = {
+        "command": sys.argv,
+        "flags": vars(args),
+        "versions": versions(),
+        "started": timestamped("")[1:-2],
+    }
+    if path.exists():
+        first = json.loads(path.read_text(encoding="utf-8"))
+        described = first | {"resumed": [*first.get("resumed", []), described]}
+    text = json.dumps(described, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 class Run:
     """Writes what happens in a run; on all ranks but the first it writes nothing.
 
@@ -71,27 +88,27 @@ class Run:
         folder: run folder, created here.
         args: written to args.json with the versions and the command.
         is_main: whether this process writes.
+        step: the step that the run goes on from; later points of the curves are replaced.
 
     Raises:
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, args: Namespace, is_main: bool = True) -> None:
+    def __init__(self, folder: Path, args: Namespace, is_main: bool = True, step: int = 0) -> None:
         self.folder = folder
         self.is_main = is_main
         if not is_main:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            described = {"command": sys.argv, "flags": vars(args), "versions": versions()}
-            (folder / "args.json").write_text(json.dumps(described, indent=2) + "\n")
+            _describe_call(folder / "args.json", args)
         except OSError as error:
             raise OSError(
                 f"cannot write to {folder} ({error.strerror}): choose another --model_save_dir"
             ) from error
         self._log_file = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
         self._stats_file = (folder / "stats.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._curves = SummaryWriter(str(folder / "tensorboard"))
+        self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, line: str) -> None:
         """Print a line and append it to log.txt."""

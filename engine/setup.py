@@ -16,7 +16,7 @@ from engine.checkpoints import load_checkpoint
 from engine.devices import choose_device, place
 from engine.distributed import World, join_world
 from engine.flags import options_of_loss
-from engine.inference import load_split, preprocessing_of
+from engine.inference import check_image_size, load_split, preprocessing_of, refuse_flags
 from engine.run import log, versions
 from engine.schedules import build_optimizer
 from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
@@ -91,7 +91,10 @@ class Training:
         """Take over the state of a checkpoint."""
         self.model.load_state_dict(checkpoint["model"])
         self.criterion.load_state_dict(checkpoint["criterion"])
+        multipliers = [group["lr_mult"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+        for group, multiplier in zip(self.optimizer.param_groups, multipliers, strict=True):
+            group["lr_mult"] = multiplier  # a flag, not a state
         self.step = checkpoint["step"]
         self.best = checkpoint["best"]
         torch.set_rng_state(checkpoint["random_state"]["cpu"])
@@ -111,23 +114,32 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
         ValueError: flags contradict each other, the data or the checkpoint.
         OSError: a file cannot be read.
     """
+    checkpoint = adopt_checkpoint(args, given) if args.checkpoint else None
     world = join_world(args.use_gpu and args.device != "cpu" and torch.cuda.is_available())
     device = choose_device(args, log if world.is_main else lambda line: None, world.local_rank)
-    checkpoint = adopt_checkpoint(args, given) if args.checkpoint else None
     check_schedule(args, given)
     torch.manual_seed(args.seed)
     train_index = load_split(args, "train")
     test_index = load_split(args, "test") if args.test_iter_step else None
+    if test_index is None:
+        unused = ("test_batch_size", "test_classes", "test_list")
+        refuse_flags(given, unused, "with --test_iter_step=0 there is no test")
     set_class_dim(args, train_index)
+    if args.train_batch_size < 2 * world.size:
+        raise ValueError(
+            f"--train_batch_size={args.train_batch_size}: batch norm needs at least 2 images per "
+            f"device, {2 * world.size} in all"
+        )
     if args.total_iter_num is None:
         args.total_iter_num = math.ceil(args.num_epochs * len(train_index) / args.train_batch_size)
     loss_options = options_of_loss(args, given)
     vars(args).update(loss_options)
     sampler = make_sampler(train_index.labels, args, world)
     model = build_model(args.model, args.embedding_size, image_size=args.image_shape[1])
+    check_image_size(model, args.image_shape[1])
     preprocessing = preprocessing_of(args, model)
     args.transform = preprocessing.transform
-    if args.pretrained_model:
+    if args.pretrained_model and checkpoint is None:
         report = load_weights(model, args.pretrained_model)
         if world.is_main:
             log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
@@ -162,11 +174,6 @@ def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
     Raises:
         ValueError: a given flag contradicts the checkpoint, or it belongs to the other stage.
     """
-    if "pretrained_model" in given:
-        raise ValueError(
-            "--checkpoint restores the weights too: leave out --pretrained_model, or start a new "
-            "run from weights alone by leaving out --checkpoint"
-        )
     checkpoint = load_checkpoint(args.checkpoint)
     flags = checkpoint["meta"]["flags"]
     is_elem = args.loss_name in ELEM_LOSSES
@@ -182,7 +189,7 @@ def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
                 f"{args.checkpoint} was trained with --{name}={flags[name]}, found "
                 f"--{name}={getattr(args, name)}: leave the flag out to resume"
             )
-    kept = given | {"checkpoint", "config", "pretrained_model"}
+    kept = given | {"checkpoint", "config"}
     if given & {"num_epochs", "total_iter_num"}:
         kept |= {"num_epochs", "total_iter_num"}
     for name, value in flags.items():
@@ -199,12 +206,8 @@ def check_schedule(args: Namespace, given: set[str]) -> None:
         raise ValueError("expected --num_epochs or --total_iter_num, found both")
     if args.num_epochs is not None and "num_epochs" in given:
         args.total_iter_num = None
-    if args.lr_strategy != "piecewise_decay":
-        if "lr_steps" in given:
-            raise ValueError(f"--lr_steps is not used by --lr_strategy={args.lr_strategy}")
-        args.lr_steps = ()
-    if not (math.isfinite(args.lr) and args.lr >= 0):
-        raise ValueError(f"expected --lr of at least 0, found {args.lr}")
+    if args.lr_strategy != "piecewise_decay" and "lr_steps" in given:
+        raise ValueError(f"--lr_steps is not used by --lr_strategy={args.lr_strategy}")
 
 
 def set_class_dim(args: Namespace, train_index: Index) -> None:

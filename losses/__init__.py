@@ -24,7 +24,8 @@ ELEM_LOSSES: dict[str, type[nn.Module]] = {
     "arcmargin": ArcMarginLoss,
 }
 
-# Stage 2: compare the images of a batch; `loss = criterion(embeddings, labels)`.
+# Stage 2: compare the images of a batch; `loss = criterion(embeddings, labels)`. Batches are blocks
+# of K images per class; a class attribute `layout = "triples"` asks for a p n a p n ... instead.
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "triplet": TripletLoss,
     "quadruplet": QuadrupletLoss,

@@ -28,6 +28,8 @@ class TripletLoss(nn.Module):
     Differs from the reference: not at all.
     """
 
+    layout = "triples"
+
     def __init__(self, margin: float = 0.1) -> None:
         super().__init__()
         self.margin = margin

@@ -42,7 +42,6 @@ class EmbeddingModel(nn.Module):
     """
 
     def __init__(self, name: str, backbone: nn.Module, embedding_size: int = 0):
-        """Put an embedding layer on the backbone."""
         super().__init__()
         config: Any = backbone.pretrained_cfg
         feature_size: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features

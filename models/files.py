@@ -119,10 +119,15 @@ def _read_safetensors(path: Path) -> WeightsFile:
 
 def _parse_metadata(entries: dict[str, str]) -> dict[str, Any] | None:
     try:
-        metadata = json.loads(entries.get("metadata", "null"))
+        return _own_metadata(json.loads(entries.get("metadata", "null")))
     except json.JSONDecodeError:
         return None
-    return metadata if isinstance(metadata, dict) else None
+
+
+def _own_metadata(found: Any) -> dict[str, Any] | None:
+    """Return what this project wrote; other projects write dicts of other content."""
+    is_own = isinstance(found, dict) and {"model", "embedding_size"} <= set(found)
+    return found if is_own else None
 
 
 def _read_torch(path: Path) -> WeightsFile:
@@ -148,7 +153,7 @@ def _read_torch(path: Path) -> WeightsFile:
         "torch",
         _find_tensors(content, path),
         {},
-        metadata if isinstance(metadata, dict) else None,
+        _own_metadata(metadata),
     )
 
 

@@ -13,13 +13,19 @@ from reader.index import Index
 def index_images(path: str | Path) -> Index:
     """Index one image, or all images below a folder in sorted order; labels are -1.
 
+    Hidden files are left out.
+
     Raises:
         ValueError: the folder holds no image.
         FileNotFoundError: there is nothing at that path.
     """
     root = Path(path)
     if root.is_dir():
-        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(
+            file
+            for file in root.rglob("*")
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+        )
         if not files:
             raise ValueError(f"no images below {root}: expected files such as .jpg or .png")
     elif root.exists():

@@ -65,7 +65,7 @@ class Sampler(Protocol):
     batch_size: int
     rank: int
     world_size: int
-    num_repeated_classes: int
+    note: str  # what the log should say of it; empty: nothing
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""

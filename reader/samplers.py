@@ -29,6 +29,7 @@ class ShuffledSampler:
     """
 
     num_repeated_classes = 0
+    note = ""
 
     def __init__(
         self,
@@ -103,10 +104,22 @@ class ClassBlockSampler:
         self._seed = _check_seed(seed)
         self._images, self._starts, self._sizes = _group_by_class(labels)
         self._blocks = batch_size // samples_each_class
+        if self._blocks < 2 * world_size:
+            raise ValueError(
+                f"expected a batch of at least 2 classes per device, got {batch_size} images of "
+                f"{samples_each_class} per class: raise --train_batch_size to "
+                f"{2 * world_size * samples_each_class} or more"
+            )
         if len(self._sizes) < self._blocks:
             raise ValueError(_too_few_classes(batch_size, samples_each_class, len(self._sizes)))
         self._slots = np.arange(samples_each_class)
         self.num_repeated_classes = int((self._sizes < samples_each_class).sum())
+        self.note = ""
+        if self.num_repeated_classes:
+            self.note = (
+                f"{self.num_repeated_classes} classes have fewer than {samples_each_class} images: "
+                "theirs are repeated"
+            )
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""
@@ -163,6 +176,8 @@ class TripleSampler:
                 "expected a training class with 2 images or more for triples, got one image of "
                 f"each of {len(self._sizes)} classes: add images"
             )
+        num_single = len(self._sizes) - len(self._anchor_classes)
+        self.note = f"{num_single} classes have one image: negatives only" if num_single else ""
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""

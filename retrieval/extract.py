@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 
 @contextlib.contextmanager
@@ -67,9 +68,10 @@ def extract(
     parts = []
     started = time.perf_counter()
     with evaluation_mode(model):
-        for number, embeddings in enumerate(
-            iterate_embeddings(model, loader, device, amp_dtype), start=1
-        ):
+        batches = iterate_embeddings(model, loader, device, amp_dtype)
+        total = len(loader) if isinstance(loader, Sized) else None
+        progress = tqdm(batches, total=total, disable=None, unit="batch", leave=False)
+        for number, embeddings in enumerate(progress, start=1):
             parts.append(embeddings.cpu().numpy())
             if log is not None and log_every and number % log_every == 0:
                 now = time.perf_counter()

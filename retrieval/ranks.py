@@ -57,7 +57,8 @@ def positive_ranks(
         self_retrieval: queries and gallery are the same rows.
 
     Returns:
-        The ranks; the cost is O(Q G (D + log positives)) time and 128 MiB of similarities.
+        The ranks. Cost: O(Q G (D + log positives)) time; the embeddings in float64 and up to a GiB
+        for the similarities of a chunk and what is counted on them.
     """
     queries = F.normalize(queries.double(), dim=1, eps=SMALLEST_NORM)
     gallery = queries if self_retrieval else F.normalize(gallery.double(), dim=1, eps=SMALLEST_NORM)

@@ -154,11 +154,52 @@ def test_num_epochs_counts_images(toy_flags, tmp_path):
     assert load_checkpoint(folder / "last.pt")["step"] == int(np.ceil(2 * 24 / 9))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(toy_flags, tmp_path, capsys):
+@pytest.mark.parametrize("display", [1, 100])
+def test_a_diverged_run_stops_and_saves_nothing(toy_flags, tmp_path, capsys, display):
     script, flags = STAGES["elem"]
     with pytest.raises(SystemExit) as stop:
         script.main(
-            [*toy_flags, *flags, *QUIET, "--lr=1e30", "--total_iter_num=9"]
-            + [f"--model_save_dir={tmp_path}"]
+            [*toy_flags, *flags, "--lr=1e30", "--total_iter_num=9", f"--model_save_dir={tmp_path}"]
+            + [f"--display_iter_step={display}", "--test_iter_step=0", "--save_iter_step=5"]
         )
-    assert stop.value.code == 2 and "the loss is nan at step" in capsys.readouterr().err
+    assert stop.value.code == 2 and "the training diverged by step" in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/*.pt"))
+
+
+def resumed_run(script, flags, checkpoint, steps):
+    loss = [flag for flag in flags if flag.startswith("--loss_name")]
+    return script.main([*loss, f"--checkpoint={checkpoint}", f"--total_iter_num={steps}"])
+
+
+def test_resume_takes_new_flags_and_tells_both_calls(toy_flags, tmp_path):
+    script, flags = STAGES["elem"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("pretrained_model: gone.pt\nlr_head_mult: 7\n")
+    folder = script.main(
+        [*toy_flags, *flags, *QUIET, "--total_iter_num=1", f"--model_save_dir={tmp_path}"]
+    )
+    last = folder / "last.pt"
+    again = script.main(
+        [f"--config={recipe}", "--loss_name=arcmargin", f"--checkpoint={last}"]
+        + ["--total_iter_num=2"]
+    )
+    assert again == folder
+    groups = load_checkpoint(last)["optimizer"]["param_groups"]
+    assert [group["lr_mult"] for group in groups] == [1.0, 7.0]
+    described = json.loads((folder / "args.json").read_text())
+    assert described["flags"]["total_iter_num"] == 1
+    assert [call["flags"]["total_iter_num"] for call in described["resumed"]] == [2]
+
+
+def test_a_best_checkpoint_survives_a_resume_from_before_it(toy_flags, tmp_path):
+    script, flags = STAGES["elem"]
+    folder = script.main(
+        [*toy_flags, *flags, "--total_iter_num=2", "--save_iter_step=1", "--test_iter_step=1"]
+        + [f"--model_save_dir={tmp_path}"]
+    )
+    best = load_checkpoint(folder / "best.pt")
+    best["best"] = {"recall@1": 1.0, "step": 2}
+    torch.save(best, folder / "best.pt")
+    resumed_run(script, flags, folder / "step_1.pt", 3)
+    assert load_checkpoint(folder / "best.pt")["best"]["recall@1"] == 1.0
+    assert load_checkpoint(folder / "last.pt")["best"] == {"recall@1": 1.0, "step": 2}

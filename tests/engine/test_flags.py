@@ -116,6 +116,13 @@ def test_config_file_gives_flags_and_the_command_line_wins(tmp_path):
     assert given == {"lr", "lr_steps", "use_gpu", "loss_name", "config"}
 
 
+def test_the_command_line_replaces_the_alternative_of_a_config(tmp_path):
+    config = tmp_path / "recipe.yaml"
+    config.write_text("num_epochs: 5\n")
+    args, given = parse("elem", f"--config={config}", "--total_iter_num=3")
+    assert given == {"total_iter_num", "config"} and args.num_epochs is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

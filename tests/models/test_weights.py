@@ -84,8 +84,9 @@ def test_no_metadata_in_files_of_others(source, tmp_path):
     safetensors.torch.save_file(
         source.state_dict(), tmp_path / "plain.safetensors", {"metadata": "not json"}
     )
+    torch.save({"meta": {"epoch": 3}, "state_dict": source.state_dict()}, tmp_path / "other.pth")
     (tmp_path / "folder").mkdir()
-    for name in ("plain.pth", "plain.safetensors", "folder"):
+    for name in ("plain.pth", "plain.safetensors", "other.pth", "folder"):
         assert read_metadata(tmp_path / name) is None
 
 

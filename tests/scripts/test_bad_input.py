@@ -58,7 +58,7 @@ def test_missing_data_folder_says_how_to_get_the_data(fails):
         (["--class_dim=11318"], ["--class_dim=11318", "6 training classes"]),
         (["--model=ResNet5"], ["unknown model ResNet5", "ResNet50"]),
         (["--image_shape=1,32,32"], ["--image_shape", "3,SIZE,SIZE"]),
-        (["--loss_name=eml"], ["softmax", "arcmargin"]),
+        (["--loss_name=eml"], ["softmax", "arcmargin", "train_pair.py has eml"]),
         (["--arc_scale=3"], ["--arc_scale is not used by --loss_name=softmax", "arcmargin"]),
         (["--train_list=x.txt"], ["train_list", "folder"]),
         (["--lr=nan"], ["--lr"]),
@@ -66,6 +66,11 @@ def test_missing_data_folder_says_how_to_get_the_data(fails):
         (["--lr_strategy=constant", "--lr_steps=5"], ["--lr_steps is not used"]),
         (["--device=cuda:7"], ["--device=cuda:7"]),
         (["--min_crop_area=2"], ["--min_crop_area"]),
+        (["--lr_head_mult=-3"], ["--lr_head_mult", "at least 0"]),
+        (["--train_batch_size=1"], ["--train_batch_size=1", "at least 2 images"]),
+        (["--seed=99999999999999999999"], ["--seed"]),
+        (["--model=inception_v3"], ["inception_v3", "--image_shape=3,32,32"]),
+        (["--test_iter_step=0", "--test_classes=1-2"], ["--test_classes is not used"]),
         (["--pretrained_model=nowhere.pt"], ["nowhere.pt"]),
         (["--checkpoint=nowhere.pt"], ["nowhere.pt does not exist"]),
         (["--config=nowhere.yaml"], ["nowhere.yaml"]),
@@ -83,6 +88,7 @@ def test_wrong_flags_of_stage_1(fails, flags, words, tmp_path):
     ("flags", "words"),
     [
         (["--loss_name=eml", "--train_batch_size=7"], ["got 7", "samples_each_class"]),
+        (["--loss_name=eml", "--train_batch_size=2"], ["at least 2 classes", "4 or more"]),
         (["--loss_name=eml", "--train_batch_size=20"], ["at least 10 training classes", "got 6"]),
         (["--loss_name=triplet", "--train_batch_size=8"], ["8", "3"]),
         (["--loss_name=triplet", "--samples_each_class=2"], ["not used by --loss_name=triplet"]),
@@ -145,13 +151,13 @@ def test_eval_refuses_flags_that_contradict_the_checkpoint(fails, checkpoint):
     assert "holds ResNet18" in fails("eval", weights, "--model=ResNet50")
     assert "--embedding_size=64" in fails("eval", weights, "--embedding_size=64")
     assert "--pretrained_model=CHECKPOINT" in fails("eval")
+    assert "--train_classes is not used" in fails("eval", weights, "--train_classes=1-2")
 
 
 def test_resume_refuses_another_run_s_checkpoint(fails, checkpoint, tmp_path):
     resume = f"--checkpoint={checkpoint}"
     assert "was written by train_elem.py" in fails("pair", resume)
     assert "--loss_name=softmax" in fails("elem", resume, "--loss_name=arcmargin")
-    assert "leave out --pretrained_model" in fails("elem", resume, f"--pretrained_model={resume}")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
     assert "give it as --pretrained_model" in fails(
         "elem", f"--checkpoint={tmp_path / 'weights.pt'}"
@@ -162,7 +168,8 @@ def test_infer_needs_images(fails, checkpoint, tmp_path):
     base = [f"--pretrained_model={checkpoint}", "--use_gpu=False"]
     assert "no such image" in fails("infer", "--images=nowhere", base=base)
     assert "no images below" in fails("infer", f"--images={tmp_path}", base=base)
-    assert "instead of a data set" in fails("infer", "--images=a.jpg", "--dataset=demo", base=base)
+    error = fails("infer", "--images=a.jpg", "--test_classes=1", "--dataset=demo", base=base)
+    assert "--dataset, --test_classes is not used (--images is used instead" in error
 
 
 def test_ks_must_be_positive(fails, checkpoint):

@@ -116,16 +116,27 @@ def test_infer_dumps_the_features_of_a_data_set(runs, expected, tmp_path, capsys
     assert "-score" not in out
 
 
-def test_infer_gives_class_scores_with_a_stage_1_checkpoint(runs, toy_tree, tmp_path, capsys):
+@pytest.mark.parametrize("loss_name", train_elem.ELEM_LOSSES)
+def test_infer_gives_class_scores_with_a_stage_1_checkpoint(
+    toy_flags, toy_tree, tmp_path, capsys, loss_name
+):
+    run = train_elem.main(
+        [*toy_flags, f"--loss_name={loss_name}", "--train_batch_size=8", "--total_iter_num=1"]
+        + ["--test_iter_step=0", f"--model_save_dir={tmp_path}"]
+    )
     image = toy_tree / "train" / "class_3" / "0.png"
     folder = infer.main(
-        [f"--pretrained_model={runs['elem'] / 'last.pt'}", f"--images={image}"]
-        + [f"--output_dir={tmp_path}"]
+        [f"--pretrained_model={run / 'last.pt'}", f"--images={image}"]
+        + [f"--output_dir={tmp_path / 'dump'}"]
     )
     feature = torch.from_numpy(np.load(folder / "features.npy"))
-    weight = torch.load(runs["elem"] / "last.pt", weights_only=True)["criterion"]["weight"]
-    cosines = torch.nn.functional.normalize(feature) @ torch.nn.functional.normalize(weight).T
-    score, label = (80 * cosines[0]).max(0)
+    head = torch.load(run / "last.pt", weights_only=True)["criterion"]
+    if loss_name == "arcmargin":
+        unit = torch.nn.functional.normalize
+        scores = 80 * unit(feature) @ unit(head["weight"]).T
+    else:
+        scores = feature @ head["weight"].T + head["bias"]
+    score, label = scores[0].max(0)
     line = re.search(r"^Test-0-score: \[(.+)\], class \[(\d+)\]$", capsys.readouterr().out, re.M)
     assert float(line[1]) == pytest.approx(score.item(), rel=1e-4) and int(line[2]) == label
     assert not (folder / "labels.txt").exists()
