@@ -35,6 +35,7 @@ def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
             steps = sorted(points)
             axis.plot(steps, [points[step] for step in steps], marker=".")
             axis.set_title(f"{folder.name}: {name}")
+            axis.set_ylim(bottom=0, top=1 if kind == "test" else None)
             axis.set_xlabel("step")
             axis.grid(alpha=0.3)
     _save(figure, picture)
