@@ -11,7 +11,9 @@ from torch import nn
 AMP_CHOICES = ("auto", "off", "bfloat16")
 
 
-def choose_device(args: Namespace, log: Callable[[str], None], local_rank: int = 0) -> torch.device:
+def choose_device(
+    args: Namespace, log: Callable[[str], object], local_rank: int = 0
+) -> torch.device:
     """Choose the device from --device and --use_gpu; says so where a wanted GPU is absent.
 
     Raises:

@@ -165,7 +165,7 @@ def embed_index(
     device: torch.device,
     amp_dtype: torch.dtype | None = None,
     world: World | None = None,
-    log: Callable[[str], None] | None = None,
+    log: Callable[[str], object] | None = None,
     log_every: int = 10,
 ) -> np.ndarray:
     """Embed every image of an index once, shared among all ranks: (N, D) float32 in its order."""

@@ -23,10 +23,12 @@ def timestamped(line: str) -> str:
     return f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {line}"
 
 
-def log(line: str) -> None:
-    """Print a log line; a progress bar on the terminal is kept below it."""
-    tqdm.write(timestamped(line))
+def log(line: str) -> str:
+    """Print a log line and return it with its time; a progress bar is kept below it."""
+    stamped = timestamped(line)
+    tqdm.write(stamped)
     sys.stdout.flush()
+    return stamped
 
 
 def versions() -> dict[str, str]:
@@ -113,8 +115,7 @@ class Run:
     def log(self, line: str) -> None:
         """Print a line and append it to log.txt."""
         if self.is_main:
-            log(line)
-            self._log_file.write(timestamped(line) + "\n")
+            self._log_file.write(log(line) + "\n")
 
     def record(self, kind: str, step: int, **values: Any) -> None:
         """Append a record to stats.jsonl and its numbers to the TensorBoard curves."""

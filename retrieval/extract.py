@@ -49,7 +49,7 @@ def extract(
     loader: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
     amp_dtype: torch.dtype | None = None,
-    log: Callable[[str], None] | None = None,
+    log: Callable[[str], object] | None = None,
     log_every: int = 10,
 ) -> np.ndarray:
     """Compute the embeddings of every image of a loader, each exactly once.
