@@ -130,7 +130,7 @@ def loss_flags(losses: dict[str, type[nn.Module]]) -> tuple[Flag, ...]:
             assert types[name] in parsers, (
                 f"{loss_name}: annotate {name} as int, float, bool or str"
             )
-            flags[name] = Flag(name, parsers[types[name]], None, text)
+            flags.setdefault(name, Flag(name, parsers[types[name]], None, text))
     return tuple(
         replace(flag, help=f"{flag.help} (default {', '.join(users[name])})")
         for name, flag in flags.items()
@@ -168,7 +168,7 @@ def _loss_of(losses: dict[str, type[nn.Module]], text: str) -> str:
 
 
 def _argument_help(loss: type[nn.Module], name: str) -> str:
-    """The sentence about an argument in the Args section of a class docstring."""
+    """What the Args section of a class docstring says of an argument."""
     lines = (inspect.getdoc(loss) or "").partition("Args:\n")[2].split("\n\n")[0].splitlines()
     sentence: list[str] = []
     for line in lines:
@@ -178,7 +178,7 @@ def _argument_help(loss: type[nn.Module], name: str) -> str:
             sentence.append(line.strip())
         elif sentence:
             break
-    return " ".join(sentence)
+    return " ".join(sentence).rstrip(".")
 
 
 def options_of_loss(args: Namespace, given: set[str]) -> dict[str, Any]:

@@ -150,6 +150,7 @@ def parse_flags(
     config_flag = Flag("config", path, None, "YAML file of flags; the command line wins")
     parser = _Parser(
         description=description,
+        usage="%(prog)s [--flag=value ...]",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
