@@ -30,6 +30,20 @@ FLAGS = (
 )
 
 
+def prepare_file(flag: str, file: Path) -> None:
+    """Make the folder of a result file, so that a wrong path is an error before the work.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--{flag}={file} cannot be written: {error.strerror}") from error
+    if file.is_dir():
+        raise ValueError(f"--{flag}={file}: expected a file to write, found a folder")
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Evaluate and return the metrics with what was evaluated."""
     with user_errors():
@@ -38,10 +52,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         unused = (f"{other_split}_classes", f"{other_split}_list")
         refuse_flags(given, unused, f"with --split={args.split}")
         if args.json:
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+            prepare_file("json", Path(args.json))
         device = choose_device(args, log)
         embedder = load_embedder(args, given, device)
+        log(embedder.source)
         index = load_split(args, args.split)
+        log(f"{args.split}: {args.dataset}, {len(index)} images of {index.num_classes} classes")
         embeddings = embed_index(
             embedder.model,
             index,

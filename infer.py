@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
             refuse_flags(given, unused, "--images is used instead of a data set")
         device = choose_device(args, log)
         embedder = load_embedder(args, given, device)
+        log(embedder.source)
         index = index_images(args.images) if args.images else load_split(args, args.split)
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -42,12 +42,14 @@ class Embedder:
         preprocessing: the image pipeline that it was trained with.
         meta: what its checkpoint says of it; empty for foreign weights.
         class_layer: the stage-1 loss with its class weights, or None where there is none.
+        source: a line about where the weights come from and what of them was left out.
     """
 
     model: EmbeddingModel
     preprocessing: Preprocessing
     meta: dict[str, Any]
     class_layer: Any = None
+    source: str = ""
 
 
 def preprocessing_of(args: Namespace, model: EmbeddingModel) -> Preprocessing:
@@ -126,12 +128,15 @@ def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Emb
         adopt_metadata(args, given, meta)
     torch.manual_seed(args.seed)
     model = build_model(args.model, args.embedding_size, image_size=args.image_shape[1])
+    source = f"{args.model} with random weights"
     if path != RANDOM:
         report = load_weights(model, path)
         if report.missing:
             raise ValueError(
                 f"{path} lacks {', '.join(report.missing)}: give the --embedding_size it has"
             )
+        left_out = f", left out: {', '.join(report.unexpected)}" if report.unexpected else ""
+        source = f"{args.model}, {len(report.loaded)} tensors of {path} ({report.source}){left_out}"
     class_layer = None
     if meta.get("loss") in ELEM_LOSSES and Path(path).suffix != ".safetensors":
         class_layer = build_loss(meta["loss"], **meta["loss_options"])
@@ -142,7 +147,7 @@ def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Emb
     check_image_size(model, args.image_shape[1])
     preprocessing = preprocessing_of(args, model)
     place(model, device)
-    return Embedder(model.eval(), preprocessing, meta, class_layer)
+    return Embedder(model.eval(), preprocessing, meta, class_layer, source)
 
 
 def load_split(args: Namespace, split: str) -> Index:

@@ -155,7 +155,7 @@ def parse_flags(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for flag in (*flags, config_flag):
-        default = "" if flag.default is None else f" (default {_shown(flag.default)})"
+        default = "" if flag.default in (None, ()) else f" (default {_shown(flag.default)})"
         parser.add_argument(
             f"--{flag.name}",
             type=flag.parse,

@@ -16,7 +16,7 @@ from engine.checkpoints import load_checkpoint
 from engine.devices import choose_device, place
 from engine.distributed import World, join_world
 from engine.flags import options_of_loss
-from engine.inference import check_image_size, load_split, preprocessing_of, refuse_flags
+from engine.inference import check_image_size, load_split, preprocessing_of
 from engine.run import log, versions
 from engine.schedules import build_optimizer
 from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
@@ -121,9 +121,6 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
     torch.manual_seed(args.seed)
     train_index = load_split(args, "train")
     test_index = load_split(args, "test") if args.test_iter_step else None
-    if test_index is None:
-        unused = ("test_batch_size", "test_classes", "test_list")
-        refuse_flags(given, unused, "with --test_iter_step=0 there is no test")
     set_class_dim(args, train_index)
     if args.train_batch_size < 2 * world.size:
         raise ValueError(

@@ -29,7 +29,6 @@ class ShuffledSampler:
     """
 
     num_repeated_classes = 0
-    note = ""
 
     def __init__(
         self,
@@ -40,11 +39,14 @@ class ShuffledSampler:
         world_size: int = 1,
     ) -> None:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self._share = _share_of_rank(batch_size, 1, rank, world_size)
+        self._share = _share_of_rank(batch_size, 1, "", rank, world_size)
         self._seed = _check_seed(seed)
         self._num_images = len(labels)
         if self._num_images == 0:
             raise ValueError("expected training images, got none: check the data set")
+        self.note = ""
+        if batch_size > self._num_images:
+            self.note = f"a batch of {batch_size} repeats images: there are {self._num_images}"
         self._epoch = -1
         self._order: np.ndarray = np.empty(0, dtype=np.int64)
 
@@ -100,7 +102,8 @@ class ClassBlockSampler:
                 "raise --samples_each_class"
             )
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self._share = _share_of_rank(batch_size, samples_each_class, rank, world_size)
+        what = "--samples_each_class"
+        self._share = _share_of_rank(batch_size, samples_each_class, what, rank, world_size)
         self._seed = _check_seed(seed)
         self._images, self._starts, self._sizes = _group_by_class(labels)
         self._blocks = batch_size // samples_each_class
@@ -162,7 +165,7 @@ class TripleSampler:
         world_size: int = 1,
     ) -> None:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self._share = _share_of_rank(batch_size, 3, rank, world_size)
+        self._share = _share_of_rank(batch_size, 3, "a triple", rank, world_size)
         self._seed = _check_seed(seed)
         self._images, self._starts, self._sizes = _group_by_class(labels)
         self._anchor_classes = np.flatnonzero(self._sizes >= 2)
@@ -203,17 +206,15 @@ def _group_by_class(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return images, starts, sizes
 
 
-def _share_of_rank(batch_size: int, group_size: int, rank: int, world_size: int) -> slice:
+def _share_of_rank(
+    batch_size: int, group_size: int, group: str, rank: int, world_size: int
+) -> slice:
     """Return the rows of the global batch that belong to a rank, in whole groups."""
     if not 0 <= rank < world_size:
         raise ValueError(f"expected a rank between 0 and {world_size - 1}, got {rank}")
     multiple = group_size * world_size
     if batch_size <= 0 or batch_size % multiple:
-        reason = (
-            f"{group_size} (images that belong together: a triple, or --samples_each_class)"
-            if group_size > 1
-            else ""
-        )
+        reason = f"{group_size} ({group})" if group_size > 1 else ""
         if world_size > 1:
             reason += f"{' x ' if reason else ''}{world_size} (devices)"
         raise ValueError(

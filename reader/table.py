@@ -84,7 +84,7 @@ def parse_classes(ranges: str, num_classes: int, flag: str) -> np.ndarray:
         if end < start:
             raise ValueError(f"{shown}: range {start}-{end} runs backwards; write {end}-{start}")
         if end > num_classes:
-            raise ValueError(f"{shown}: no class {end}; the split can choose from {num_classes}")
+            raise ValueError(f"{shown}: no class {end}; there are classes 1-{num_classes}")
         positions.extend(range(start - 1, end))
     if len(set(positions)) < len(positions):
         raise ValueError(f"{shown}: ranges overlap; name each class once")

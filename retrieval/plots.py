@@ -76,6 +76,7 @@ def plot_neighbours(
             mark = "right" if is_right else "wrong"
             title = f"{mark}: {labels[found]}, {cosines[row, column]:.2f}"
             _draw(axes[row, column + 1], paths[found], title, RIGHT if is_right else WRONG)
+    figure.suptitle("queries and their nearest images: class, cosine similarity")
     _save(figure, picture)
 
 

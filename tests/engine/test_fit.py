@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import eval as eval_script
 import train_elem
 import train_pair
 from engine.checkpoints import load_checkpoint
@@ -189,6 +190,16 @@ def test_resume_takes_new_flags_and_tells_both_calls(toy_flags, tmp_path):
     described = json.loads((folder / "args.json").read_text())
     assert described["flags"]["total_iter_num"] == 1
     assert [call["flags"]["total_iter_num"] for call in described["resumed"]] == [2]
+
+
+def test_test_classes_are_kept_for_eval_where_the_training_tests_nothing(toy_flags, tmp_path):
+    script, flags = STAGES["elem"]
+    folder = script.main(
+        [*toy_flags, *flags, *QUIET, "--total_iter_num=1", "--test_classes=1-2"]
+        + [f"--model_save_dir={tmp_path}"]
+    )
+    result = eval_script.main([f"--pretrained_model={folder / 'last.pt'}", "--num_workers=0"])
+    assert result["queries"] == 8
 
 
 def test_a_best_checkpoint_survives_a_resume_from_before_it(toy_flags, tmp_path):

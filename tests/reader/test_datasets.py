@@ -24,7 +24,7 @@ def test_ranges_choose_inside_a_split_by_list(make_sop, ranges, labels):
         ("1-2-3", "expected class ranges such as"),
         ("0-2", "counted from 1"),
         ("3-1", "runs backwards; write 1-3"),
-        ("1-4", "no class 4; the split can choose from 3"),
+        ("1-4", "no class 4; there are classes 1-3"),
         ("1-2,2-3", "ranges overlap"),
         ("1,1", "ranges overlap"),
     ],

@@ -70,7 +70,6 @@ def test_missing_data_folder_says_how_to_get_the_data(fails):
         (["--train_batch_size=1"], ["--train_batch_size=1", "at least 2 images"]),
         (["--seed=99999999999999999999"], ["--seed"]),
         (["--model=inception_v3"], ["inception_v3", "--image_shape=3,32,32"]),
-        (["--test_iter_step=0", "--test_classes=1-2"], ["--test_classes is not used"]),
         (["--pretrained_model=nowhere.pt"], ["nowhere.pt"]),
         (["--checkpoint=nowhere.pt"], ["nowhere.pt does not exist"]),
         (["--config=nowhere.yaml"], ["nowhere.yaml"]),
@@ -170,6 +169,14 @@ def test_infer_needs_images(fails, checkpoint, tmp_path):
     assert "no images below" in fails("infer", f"--images={tmp_path}", base=base)
     error = fails("infer", "--images=a.jpg", "--test_classes=1", "--dataset=demo", base=base)
     assert "--dataset, --test_classes is not used (--images is used instead" in error
+
+
+def test_a_result_file_that_cannot_be_written_is_refused_before_the_work(
+    fails, checkpoint, tmp_path, capsys
+):
+    error = fails("eval", f"--pretrained_model={checkpoint}", f"--json={tmp_path}")
+    assert f"--json={tmp_path}" in error and "folder" in error
+    assert "--json=/proc" in fails("eval", f"--pretrained_model={checkpoint}", "--json=/proc/a/b")
 
 
 def test_ks_must_be_positive(fails, checkpoint):
