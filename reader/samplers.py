@@ -28,8 +28,6 @@ class ShuffledSampler:
         ValueError: there are no images, or the batch cannot be shared by the ranks.
     """
 
-    num_repeated_classes = 0
-
     def __init__(
         self,
         labels: np.ndarray,
@@ -153,8 +151,6 @@ class TripleSampler:
 
     Differs from the reference: a class with a single image never provides the anchor and positive.
     """
-
-    num_repeated_classes = 0
 
     def __init__(
         self,

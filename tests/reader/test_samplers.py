@@ -96,7 +96,6 @@ def test_blocks_reach_all_classes_and_images(labels):
 
 def test_triples_are_anchor_positive_negative(labels):
     sampler = TripleSampler(labels, 24)
-    assert sampler.num_repeated_classes == 0
     triples = np.concatenate([sampler.batch(step).reshape(8, 3) for step in range(300)])
     anchors, positives, negatives = triples.T
     assert (labels[anchors] == labels[positives]).all()
@@ -157,3 +156,12 @@ def test_errors_are_one_line_that_says_what_to_do(build, message, labels):
     with pytest.raises(ValueError, match=message) as error:
         build(labels)
     assert "\n" not in str(error.value)
+
+
+def test_notes_say_what_is_repeated_or_left_out():
+    triples = TripleSampler(np.array([0, 0, 1, 2]), 3)
+    assert triples.note == "2 classes have one image: negatives only"
+    blocks = ClassBlockSampler(np.array([0, 0, 1, 1, 2]), 4, samples_each_class=2)
+    assert blocks.note == "1 classes have fewer than 2 images: theirs are repeated"
+    assert ShuffledSampler(np.array([0, 1]), 5).note == "a batch of 5 repeats images: there are 2"
+    assert not ShuffledSampler(np.array([0, 1]), 2).note
