@@ -30,7 +30,7 @@ FLAGS = (
 )
 
 
-def prepare_file(flag: str, file: Path) -> None:
+def prepare_json(file: Path) -> None:
     """Make the folder of a result file, so that a wrong path is an error before the work.
 
     Raises:
@@ -39,9 +39,9 @@ def prepare_file(flag: str, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--{flag}={file} cannot be written: {error.strerror}") from error
+        raise ValueError(f"--json={file} cannot be written: {error.strerror}") from error
     if file.is_dir():
-        raise ValueError(f"--{flag}={file}: expected a file to write, found a folder")
+        raise ValueError(f"--json={file}: expected a file to write, found a folder")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         unused = (f"{other_split}_classes", f"{other_split}_list")
         refuse_flags(given, unused, f"with --split={args.split}")
         if args.json:
-            prepare_file("json", Path(args.json))
+            prepare_json(Path(args.json))
         device = choose_device(args, log)
         embedder = load_embedder(args, given, device)
         log(embedder.source)

@@ -48,8 +48,8 @@ class Embedder:
     model: EmbeddingModel
     preprocessing: Preprocessing
     meta: dict[str, Any]
-    class_layer: Any = None
-    source: str = ""
+    class_layer: Any
+    source: str
 
 
 def preprocessing_of(args: Namespace, model: EmbeddingModel) -> Preprocessing:

@@ -191,7 +191,7 @@ def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
         kept |= {"num_epochs", "total_iter_num"}
     for name, value in flags.items():
         if name not in kept:
-            setattr(args, name, tuple(value) if isinstance(value, list) else value)
+            setattr(args, name, value)
             if value is not None and name in checkpoint["meta"]["loss_options"]:
                 given.add(name)
     return checkpoint

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.functional import (
-    block_mask,
+    block_pairs,
     check_batch,
     check_blocks,
     check_samples_each_class,
@@ -58,9 +58,9 @@ class EmlLoss(nn.Module):
         check_blocks(labels, self.samples_each_class)
         num_images = len(labels)
         distances = squared_distances(full_precision(embeddings))  # BxB
-        same_block = block_mask(num_images, self.samples_each_class, distances.device)
-        is_negative = ~same_block
-        is_positive = same_block.fill_diagonal_(False)
+        is_positive, is_negative = block_pairs(
+            num_images, self.samples_each_class, distances.device
+        )
         to_positives = distances[is_positive].view(num_images, -1)  # Bx(K-1)
         to_negatives = distances[is_negative].view(num_images, -1)  # Bx(B-K)
         farthest = tied_max(to_positives, 1)  # Bx1

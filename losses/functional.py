@@ -113,10 +113,14 @@ def check_triples(labels: Tensor) -> None:
         )
 
 
-def block_mask(num_images: int, samples_each_class: int, device: torch.device) -> Tensor:
-    """Mask (B, B) of the pairs in one block of `samples_each_class`, the diagonal included."""
+def block_pairs(
+    num_images: int, samples_each_class: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Masks (B, B) of the positive and the negative pairs of a batch of blocks, by position."""
     blocks = torch.arange(num_images, device=device) // samples_each_class
-    return blocks[:, None] == blocks[None, :]
+    same_block = blocks[:, None] == blocks[None, :]
+    is_negative = ~same_block
+    return same_block.fill_diagonal_(False), is_negative
 
 
 def _shortened(labels: Tensor) -> str:

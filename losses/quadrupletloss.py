@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.functional import (
-    block_mask,
+    block_pairs,
     check_batch,
     check_blocks,
     check_samples_each_class,
@@ -51,9 +51,9 @@ class QuadrupletLoss(nn.Module):
         check_batch(embeddings, labels)
         check_blocks(labels, self.samples_each_class)
         distances = squared_distances(F.normalize(full_precision(embeddings)))  # BxB
-        is_positive = block_mask(len(labels), self.samples_each_class, distances.device)
-        is_positive.fill_diagonal_(False)
-        is_negative = ~block_mask(len(labels), self.samples_each_class, distances.device)
+        is_positive, is_negative = block_pairs(
+            len(labels), self.samples_each_class, distances.device
+        )
         farthest_positive = tied_max(distances[is_positive], 0)
         closest_negative = tied_min(distances[is_negative], 0)
         return F.relu(farthest_positive + self.margin - closest_negative).mean()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import cv2
@@ -184,20 +185,16 @@ class _TrainImages(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int] | ImageError:
         i, draw = item
         options = self._preprocessing
-        try:
-            rgb = self._index.read_image(i)
-        except ImageError as error:
-            return error
-        image = TRANSFORMS[options.transform][0](
-            rgb,
-            options.crop_size,
-            np.random.default_rng([_AUGMENTATION_STREAM, self._seed, draw]),
+        transform = partial(
+            TRANSFORMS[options.transform][0],
+            crop_size=options.crop_size,
+            rng=np.random.default_rng([_AUGMENTATION_STREAM, self._seed, draw]),
             min_crop_area=options.min_crop_area,
             horizontal_flip=options.horizontal_flip,
             mean=options.mean,
             std=options.std,
         )
-        return image, int(self._index.labels[i])
+        return _read_sample(self._index, i, transform)
 
 
 class _EvalImages(Dataset):
@@ -208,14 +205,24 @@ class _EvalImages(Dataset):
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int] | ImageError:
         options = self._preprocessing
-        try:
-            rgb = self._index.read_image(i)
-        except ImageError as error:
-            return error
-        image = TRANSFORMS[options.transform][1](
-            rgb, options.crop_size, mean=options.mean, std=options.std
+        transform = partial(
+            TRANSFORMS[options.transform][1],
+            crop_size=options.crop_size,
+            mean=options.mean,
+            std=options.std,
         )
-        return image, int(self._index.labels[i])
+        return _read_sample(self._index, i, transform)
+
+
+def _read_sample(
+    index: Index, i: int, transform: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, int] | ImageError:
+    """Read and transform image i; an unreadable one is returned as its error."""
+    try:
+        rgb = index.read_image(i)
+    except ImageError as error:
+        return error
+    return transform(rgb), int(index.labels[i])
 
 
 def _collate(

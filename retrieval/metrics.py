@@ -99,17 +99,21 @@ def _checked(
     return embeddings, labels.long()
 
 
+def _within_first_r(ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
+    """Positives R per query (Q,), and which of all positives rank within their query's R (M,)."""
+    num_positives = np.diff(ranks.offsets)
+    return num_positives, ranks.ranks <= np.repeat(num_positives, num_positives)
+
+
 def _average_precision_at_r(ranks: Ranks) -> np.ndarray:
     """Per query: 1/R sum over positives within the first R of their precision, (Q,)."""
-    num_positives = np.diff(ranks.offsets)
+    num_positives, counted = _within_first_r(ranks)
     order = np.arange(len(ranks.ranks)) - np.repeat(ranks.offsets[:-1], num_positives) + 1
-    counted = ranks.ranks <= np.repeat(num_positives, num_positives)
     precisions = np.where(counted, order / ranks.ranks, 0.0)
     return np.add.reduceat(precisions, ranks.offsets[:-1]) / num_positives
 
 
 def _r_precision(ranks: Ranks) -> np.ndarray:
     """Per query: the share of positives among its first R neighbours, (Q,)."""
-    num_positives = np.diff(ranks.offsets)
-    counted = ranks.ranks <= np.repeat(num_positives, num_positives)
+    num_positives, counted = _within_first_r(ranks)
     return np.add.reduceat(counted.astype(np.int64), ranks.offsets[:-1]) / num_positives
