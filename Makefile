@@ -9,7 +9,7 @@ SOURCES := train_elem.py train_pair.py eval.py infer.py losses models reader ret
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+$(VENV)/.installed: requirements-base.txt requirements.txt requirements-dev.txt
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet uv==0.13.9
 	$(PYTHON) -m uv pip install --python $(PYTHON) \

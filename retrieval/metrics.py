@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval.ranks import Ranks, positive_ranks
+from retrieval.ranks import iterate_ranks
+from retrieval.scores import TIES, QueryScores, score_ranks
+from retrieval.truth import Share
+
+CHECKED_ROWS = 4096  # looked at together for NaN
 
 
 def evaluate(
@@ -18,27 +22,75 @@ def evaluate(
     *,
     gallery_embeddings: Tensor | np.ndarray | None = None,
     gallery_labels: Tensor | np.ndarray | None = None,
+    precision_ks: Sequence[int] = (),
+    ties: str = "pessimistic",
     device: str | torch.device = "cpu",
+    share: Share | None = None,
 ) -> dict[str, float | int]:
-    """Compute Recall@K, MAP@R and R-precision by cosine similarity, exactly.
+    """Compute Recall@K and the other retrieval metrics by cosine similarity, exactly.
+
+    The means of `score_queries`, whose arguments and errors these are.
+
+    Returns:
+        `recall@K` and `precision@K` per K, `map@r`, `r_precision`, `map`, `mrr`, `minp` as
+        fractions; `queries` (those that count), `queries_without_positive`, `gallery` (images in
+        the gallery, the query itself included).
+    """
+    return summarise(
+        score_queries(
+            embeddings,
+            labels,
+            ks,
+            gallery_embeddings=gallery_embeddings,
+            gallery_labels=gallery_labels,
+            precision_ks=precision_ks,
+            ties=ties,
+            device=device,
+            share=share,
+        )
+    )
+
+
+def summarise(scores: QueryScores) -> dict[str, float | int]:
+    """Average the scores of all queries: the dict that `evaluate` returns."""
+    return {
+        **{name: float(np.mean(values)) for name, values in scores.columns.items()},
+        "queries": len(scores),
+        "queries_without_positive": scores.queries_without_positive,
+        "gallery": scores.gallery,
+    }
+
+
+def score_queries(
+    embeddings: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    ks: Sequence[int] = (1, 10, 100, 1000),
+    *,
+    gallery_embeddings: Tensor | np.ndarray | None = None,
+    gallery_labels: Tensor | np.ndarray | None = None,
+    precision_ks: Sequence[int] = (),
+    ties: str = "pessimistic",
+    device: str | torch.device = "cpu",
+    share: Share | None = None,
+) -> QueryScores:
+    """Score every query by the exact ranks of its positives.
 
     Without a gallery every row queries all others (itself excluded by its row); with one, every
-    row queries the gallery. Similarities are float64; a negative as similar as a positive (within
-    1e-9) stands before it. Queries without a positive are left out and counted.
-    MAP@R and R-precision: A Metric Learning Reality Check (Musgrave et al. 2020), section 3.2,
-    https://arxiv.org/abs/2003.08505.
+    row queries the gallery. Queries without a positive are left out and counted.
 
     Args:
         embeddings: (N, D) float, of the queries; any scale.
         labels: (N,) integer.
-        ks: the K of Recall@K, each at least 1.
+        ks: the K of recall@K, each at least 1.
         gallery_embeddings: (G, D) float, or None for self-retrieval.
         gallery_labels: (G,) integer, given with `gallery_embeddings`.
+        precision_ks: the K of precision@K, each at least 1.
+        ties: "pessimistic" or "expected", see `retrieval.scores.score_ranks`.
         device: where the similarities are computed.
+        share: of the work that this process does, where several share it; all get all scores.
 
     Returns:
-        `recall@K` per K, `map@r`, `r_precision` as fractions; `queries` (those that count),
-        `queries_without_positive`, `gallery` (images in the gallery, the query itself included).
+        A score per query and metric.
 
     Raises:
         ValueError: a shape does not fit, an embedding is not finite, a K is below 1, or no query
@@ -46,74 +98,71 @@ def evaluate(
     """
     if (gallery_embeddings is None) != (gallery_labels is None):
         raise ValueError("expected gallery_embeddings and gallery_labels together, found one")
-    bad_ks = [k for k in ks if k < 1]
+    bad_ks = [k for k in (*ks, *precision_ks) if k < 1]
     if bad_ks:
-        raise ValueError(f"expected every K of Recall@K to be at least 1, found {bad_ks}")
-    queries, query_labels = _checked(embeddings, labels, "embeddings", device)
-    if gallery_embeddings is None or gallery_labels is None:
-        gallery, all_gallery_labels = queries, query_labels
-    else:
-        gallery, all_gallery_labels = _checked(
-            gallery_embeddings, gallery_labels, "gallery_embeddings", device
+        raise ValueError(f"expected every K to be at least 1, found {bad_ks}")
+    if ties not in TIES:
+        raise ValueError(f"expected ties to be one of {', '.join(TIES)}, found {ties!r}")
+    queries, query_labels = checked(embeddings, labels, "embeddings")
+    gallery, all_gallery_labels = None, query_labels
+    if gallery_embeddings is not None and gallery_labels is not None:
+        gallery, all_gallery_labels = checked(
+            gallery_embeddings, gallery_labels, "gallery_embeddings"
         )
         if gallery.shape[1] != queries.shape[1]:
             raise ValueError(
-                f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}"
+                f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}: "
+                "both must come from the same model"
             )
-    ranks = positive_ranks(
-        queries, query_labels, gallery, all_gallery_labels, gallery_embeddings is None
-    )
-    if len(ranks.queries) == 0:
+    parts = [
+        (ranks, score_ranks(ranks, ks, precision_ks, ties))
+        for ranks in iterate_ranks(
+            queries, query_labels, gallery, all_gallery_labels, device, share
+        )
+    ]
+    rows = np.concatenate([ranks.queries for ranks, _ in parts])
+    if len(rows) == 0:
         raise ValueError(
             f"none of the {len(queries)} queries has another image of its class in the gallery: "
             "there is nothing to retrieve"
         )
-    return {
-        **{f"recall@{k}": float(np.mean(ranks.first <= k)) for k in ks},
-        "map@r": float(np.mean(_average_precision_at_r(ranks))),
-        "r_precision": float(np.mean(_r_precision(ranks))),
-        "queries": len(ranks.queries),
-        "queries_without_positive": ranks.queries_without_positive,
-        "gallery": len(gallery),
-    }
+    return QueryScores(
+        rows=rows,
+        labels=query_labels[rows],
+        first_rank=np.concatenate([ranks.first for ranks, _ in parts]),
+        num_positives=np.concatenate([ranks.num_positives for ranks, _ in parts]),
+        columns={
+            name: np.concatenate([columns[name] for _, columns in parts]) for name in parts[0][1]
+        },
+        queries_without_positive=len(queries) - len(rows),
+        gallery=len(all_gallery_labels),
+    )
 
 
-def _checked(
-    embeddings: Tensor | np.ndarray,
-    labels: Tensor | np.ndarray,
-    what: str,
-    device: str | torch.device,
-) -> tuple[Tensor, Tensor]:
-    embeddings = torch.as_tensor(embeddings).to(device)
-    labels = torch.as_tensor(labels).to(device)
-    if embeddings.ndim != 2 or len(embeddings) == 0:
-        raise ValueError(f"expected {what} of shape (N, D), found {tuple(embeddings.shape)}")
-    if labels.shape != embeddings.shape[:1]:
+def checked(
+    embeddings: Tensor | np.ndarray, labels: Tensor | np.ndarray, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return embeddings (N, D) float32 or float64 and labels (N,) int64 as arrays.
+
+    Raises:
+        ValueError: a shape does not fit, or an embedding is not finite.
+    """
+    rows = embeddings.detach().cpu().numpy() if isinstance(embeddings, Tensor) else embeddings
+    rows = np.asarray(rows)
+    numbers = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"expected {what} of shape (N, D), found {rows.shape}")
+    if numbers.shape != rows.shape[:1]:
         raise ValueError(
-            f"expected {len(embeddings)} labels for {what}, found shape {tuple(labels.shape)}"
+            f"expected {len(rows)} labels for {what}, found an array of shape {numbers.shape}"
         )
-    is_finite = embeddings.isfinite().all(1)
-    if not bool(is_finite.all()):
-        first = int((~is_finite).nonzero()[0])
-        raise ValueError(f"{what} hold NaN or infinity, first in row {first}: the model diverged")
-    return embeddings, labels.long()
-
-
-def _within_first_r(ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
-    """Positives R per query (Q,), and which of all positives rank within their query's R (M,)."""
-    num_positives = np.diff(ranks.offsets)
-    return num_positives, ranks.ranks <= np.repeat(num_positives, num_positives)
-
-
-def _average_precision_at_r(ranks: Ranks) -> np.ndarray:
-    """Per query: 1/R sum over positives within the first R of their precision, (Q,)."""
-    num_positives, counted = _within_first_r(ranks)
-    order = np.arange(len(ranks.ranks)) - np.repeat(ranks.offsets[:-1], num_positives) + 1
-    precisions = np.where(counted, order / ranks.ranks, 0.0)
-    return np.add.reduceat(precisions, ranks.offsets[:-1]) / num_positives
-
-
-def _r_precision(ranks: Ranks) -> np.ndarray:
-    """Per query: the share of positives among its first R neighbours, (Q,)."""
-    num_positives, counted = _within_first_r(ranks)
-    return np.add.reduceat(counted.astype(np.int64), ranks.offsets[:-1]) / num_positives
+    if rows.dtype != np.float64:
+        rows = np.ascontiguousarray(rows, np.float32)
+    for start in range(0, len(rows), CHECKED_ROWS):
+        is_finite = np.isfinite(rows[start : start + CHECKED_ROWS]).all(1)
+        if not is_finite.all():
+            first = start + int(np.argmin(is_finite))
+            raise ValueError(
+                f"{what} hold NaN or infinity, first in row {first}: the model diverged"
+            )
+    return rows, numbers.astype(np.int64)

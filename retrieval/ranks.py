@@ -1,17 +1,24 @@
-"""Exact ranks of every query's positives, without an N x N matrix."""
+"""Exact ranks of every query's positives, without a matrix of all pairs and without sorting it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-TIE_TOLERANCE = 1e-9  # similarities this close are equal, and a tie counts against the query
-SMALLEST_NORM = 1e-300  # keeps a zero embedding at zero, at cosine 0 to everything
-CHUNK_ELEMENTS = 2**24  # float64 similarities held at once: 128 MiB
+from retrieval.counting_torch import TorchCounter
+from retrieval.truth import Counter, Share, Truth
+
+try:
+    from retrieval.counting_cpu import CpuCounter
+except ImportError:  # no numba: torch counts, exactly too, but more slowly
+    CpuCounter = None  # type: ignore[assignment, misc]
+
+TIE_TOLERANCE = 1e-9  # similarities this close are equal
+BYTES_PER_POSITIVE = 64  # about what is held per positive while ranks are counted
+LEAST_BYTES = 2**26  # that may always be used for them
 
 
 @dataclass(frozen=True)
@@ -19,99 +26,161 @@ class Ranks:
     """Ranks of all positives of all queries that have one.
 
     Attributes:
-        ranks: (M,) int64, one-based, ascending within a query; the positives of all queries.
+        ranks: (M,) int64, one-based, ascending within a query; the positives of all queries. A
+            negative that ties with a positive stands before it.
+        untied_ranks: (M,) int64, the same where a negative that ties stands behind.
         offsets: (Q + 1,) int64; query i's ranks are `ranks[offsets[i]:offsets[i + 1]]`.
         queries: (Q,) int64, the row of each query among all query embeddings.
-        queries_without_positive: number of queries left out.
     """
 
     ranks: np.ndarray
+    untied_ranks: np.ndarray
     offsets: np.ndarray
     queries: np.ndarray
-    queries_without_positive: int
 
     @property
     def first(self) -> np.ndarray:
         """Rank of each query's best positive, (Q,) int64."""
         return self.ranks[self.offsets[:-1]]
 
+    @property
+    def last(self) -> np.ndarray:
+        """Rank of each query's worst positive, (Q,) int64."""
+        return self.ranks[self.offsets[1:] - 1]
 
-def positive_ranks(
-    queries: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor,
-    gallery_labels: Tensor,
-    self_retrieval: bool,
-) -> Ranks:
-    """Rank each query's positives by cosine similarity in the gallery.
+    @property
+    def num_positives(self) -> np.ndarray:
+        """Number of positives of each query, (Q,) int64."""
+        return np.diff(self.offsets)
 
-    The rank of a positive is 1 + the negatives at least as similar (within 1e-9, in float64) + the
-    positives that come before it. A query is excluded from its own gallery by its row, so that
-    duplicates of it are ordinary gallery images.
+
+def iterate_ranks(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray | None,
+    gallery_labels: np.ndarray,
+    device: str | torch.device = "cpu",
+    share: Share | None = None,
+) -> Iterator[Ranks]:
+    """Rank each query's positives by cosine similarity in the gallery, exactly.
+
+    - The rank of a positive is 1 + the negatives before it + the positives before it.
+    - Similarities are those of the given embeddings in float64. A negative stands before a positive
+      if its similarity is at least the positive's minus 1e-9: ties count against the query.
+    - In self-retrieval a query is left out of its gallery by its row, never by its similarity, so
+      that duplicates of it are ordinary gallery images.
+    - A zero embedding has similarity 0 to everything.
+
+    Most comparisons are decided by float32 tiles whose rounding error is bounded; what comes closer
+    to a threshold is decided again in float64. So the ranks do not depend on chunks, threads,
+    device, or how many processes share the work.
 
     Args:
-        queries: (Q, D) float embeddings, normalised here in float64.
+        queries: (Q, D) float32 or float64, finite.
         query_labels: (Q,) int64.
-        gallery: (G, D) float embeddings on the same device.
-        gallery_labels: (G,) int64.
-        self_retrieval: queries and gallery are the same rows.
+        gallery: (G, D), or None for self-retrieval: each query searches all others.
+        gallery_labels: (G,) int64, in self-retrieval those of the queries.
+        device: where the similarities are computed.
+        share: of the work that this process does; all processes get all ranks.
 
-    Returns:
-        The ranks. Cost: O(Q G (D + log positives)) time; the embeddings in float64 and up to a GiB
-        for the similarities of a chunk and what is counted on them.
+    Yields:
+        Ranks of consecutive queries: of all at once, or of as many as fit into as much memory as
+        the embeddings take. Cost: O(Q G D) time, half of it in self-retrieval on the CPU.
     """
-    queries = F.normalize(queries.double(), dim=1, eps=SMALLEST_NORM)
-    gallery = queries if self_retrieval else F.normalize(gallery.double(), dim=1, eps=SMALLEST_NORM)
-    chunk_size = max(1, CHUNK_ELEMENTS // len(gallery))
-    ranks, counts = [], []
-    for start in range(0, len(queries), chunk_size):
-        rows = torch.arange(start, min(start + chunk_size, len(queries)), device=queries.device)
-        similarities = queries[rows] @ gallery.T
-        is_positive = query_labels[rows, None] == gallery_labels[None, :]
-        is_ranked = torch.ones_like(is_positive)
-        if self_retrieval:
-            is_ranked[rows - start, rows] = False
-        chunk_ranks, chunk_counts = _chunk_ranks(similarities, is_positive, is_ranked)
-        ranks.append(chunk_ranks.cpu())
-        counts.append(chunk_counts.cpu())
-    all_counts = torch.cat(counts).numpy()
-    with_positive = np.flatnonzero(all_counts)
-    return Ranks(
-        ranks=torch.cat(ranks).numpy(),
-        offsets=np.concatenate([[0], np.cumsum(all_counts[with_positive])]),
-        queries=with_positive,
-        queries_without_positive=len(all_counts) - len(with_positive),
+    share = share or Share()
+    counter = _choose_counter(queries, gallery, torch.device(device))
+    positives = _Positives(query_labels, gallery_labels, is_self_retrieval=gallery is None)
+    budget = max(LEAST_BYTES, queries.nbytes // 2) // BYTES_PER_POSITIVE
+    for start, stop in positives.pieces(budget):
+        yield _rank_queries(counter, positives, start, stop, share)
+
+
+def _choose_counter(
+    queries: np.ndarray, gallery: np.ndarray | None, device: torch.device
+) -> Counter:
+    if device.type == "cpu" and CpuCounter is not None:
+        return CpuCounter(queries, gallery)
+    return TorchCounter(
+        torch.from_numpy(queries).to(device),
+        None if gallery is None else torch.from_numpy(gallery).to(device),
     )
 
 
-def _chunk_ranks(
-    similarities: Tensor, is_positive: Tensor, is_ranked: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Ranks of the positives of a chunk of queries.
+class _Positives:
+    """Which gallery images are the positives of which query."""
 
-    Args:
-        similarities: (B, G) float64.
-        is_positive: (B, G) bool, same label.
-        is_ranked: (B, G) bool, False where the gallery image is the query itself.
+    def __init__(
+        self, query_labels: np.ndarray, gallery_labels: np.ndarray, is_self_retrieval: bool
+    ) -> None:
+        self.by_label = np.argsort(gallery_labels, kind="stable")
+        ordered = gallery_labels[self.by_label]
+        self.firsts = np.searchsorted(ordered, query_labels, side="left")
+        self.is_self_retrieval = is_self_retrieval
+        counts = np.searchsorted(ordered, query_labels, side="right") - self.firsts
+        self.counts = counts - is_self_retrieval
+        self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
 
-    Returns:
-        ranks (M,) int64 in query order, ascending within a query, and positives per query (B,).
-    """
-    is_negative = ~is_positive & is_ranked
-    is_positive = is_positive & is_ranked
-    counts = is_positive.sum(1)
-    width = int(counts.max())
-    if width == 0:
-        return torch.empty(0, dtype=torch.int64, device=counts.device), counts
-    hidden = similarities.masked_fill(~is_positive, -torch.inf)
-    best_first = hidden.topk(width, dim=1).values  # BxR, descending, -inf where there is none
-    thresholds = (best_first - TIE_TOLERANCE).flip(1).contiguous()  # ascending
-    num_beaten = torch.searchsorted(thresholds, similarities, right=True)  # 0..R
-    num_beaten = torch.where(is_negative, num_beaten, 0)
-    histogram = torch.zeros(len(counts), width + 1, dtype=torch.int64, device=counts.device)
-    histogram.scatter_add_(1, num_beaten, is_negative.long())
-    # A negative that beats n of the ascending thresholds stands before the n worst positives.
-    negatives_before = histogram.flip(1).cumsum(1)[:, :width]
-    ranks = negatives_before + torch.arange(1, width + 1, device=counts.device)
-    exists = torch.arange(width, device=counts.device) < counts[:, None]
-    return ranks[exists], counts
+    def pieces(self, most: int) -> Iterator[tuple[int, int]]:
+        """Cut the queries into ranges of at most so many positives, or of one query."""
+        start, num_queries = 0, len(self.counts)
+        while start < num_queries:
+            stop = int(np.searchsorted(self.offsets, self.offsets[start] + most, side="right")) - 1
+            stop = min(max(stop, start + 1), num_queries)
+            yield start, stop
+            start = stop
+
+    def pairs(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return query row and gallery row of all positives of queries start..stop."""
+        counts = self.counts[start:stop] + self.is_self_retrieval
+        rows = np.repeat(np.arange(start, stop), counts)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        columns = self.by_label[np.repeat(self.firsts[start:stop], counts) + within]
+        if self.is_self_retrieval:
+            is_other = rows != columns
+            rows, columns = rows[is_other], columns[is_other]
+        return rows, columns
+
+
+def _rank_queries(
+    counter: Counter, positives: _Positives, start: int, stop: int, share: Share
+) -> Ranks:
+    rows, columns = positives.pairs(start, stop)
+    first, last = positives.offsets[[start, stop]]
+    offsets = np.clip(positives.offsets, first, last) - first
+    thresholds = counter.pair_cosines(rows, columns)
+    counter.sort_descending(offsets, thresholds)
+    truth = Truth(offsets, thresholds, TIE_TOLERANCE)
+    ahead, level = counter.count((start, stop), truth, share)
+    reached = ahead + level
+    if positives.is_self_retrieval:  # the query itself was counted
+        every = np.arange(start, stop)
+        own = counter.pair_cosines(every, every)[rows - start]
+        ahead -= own > thresholds + TIE_TOLERANCE
+        reached -= own >= thresholds - TIE_TOLERANCE
+    positives_ahead, positives_reached = _compare_positives(offsets, thresholds)
+    before = np.arange(len(rows)) - offsets[rows] + 1
+    counts = np.diff(offsets[start : stop + 1])
+    queries = np.flatnonzero(counts) + start
+    return Ranks(
+        ranks=before + reached - positives_reached,
+        untied_ranks=before + ahead - positives_ahead,
+        offsets=np.concatenate([[0], np.cumsum(counts[counts > 0])]),
+        queries=queries,
+    )
+
+
+def _compare_positives(
+    offsets: np.ndarray, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count, per positive, the positives of its query ahead of it and those ahead or level."""
+    queries = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    ahead = np.arange(len(thresholds)) - offsets[queries]
+    reached = ahead + 1
+    is_close = (np.diff(queries) == 0) & (-np.diff(thresholds) < 2 * TIE_TOLERANCE)
+    for query in np.unique(queries[:-1][is_close]):
+        own = slice(offsets[query], offsets[query + 1])
+        ascending = thresholds[own][::-1]
+        bounds = thresholds[own] + TIE_TOLERANCE, thresholds[own] - TIE_TOLERANCE
+        ahead[own] = len(ascending) - np.searchsorted(ascending, bounds[0], side="right")
+        reached[own] = len(ascending) - np.searchsorted(ascending, bounds[1], side="left")
+    return ahead, reached

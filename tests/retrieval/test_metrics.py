@@ -5,82 +5,87 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracle import make, oracle_ranks
 
-import retrieval.ranks
 from retrieval import evaluate
 
 FIXTURES = sorted((Path(__file__).parent.parent / "fixtures").glob("recall_*.npz"))
 
 
-def oracle(queries, query_labels, gallery, gallery_labels, ks, own_rows=None):
-    """Ranks by the definition, one pair after the other."""
-
-    def unit(rows):
-        rows = np.asarray(rows, np.float64)
-        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
-
-    similarities = unit(queries) @ unit(gallery).T
-    first, precisions, r_precisions = [], [], []
-    for i, row in enumerate(similarities):
-        others = [j for j in range(len(row)) if own_rows is None or j != own_rows[i]]
-        positives = sorted(row[j] for j in others if gallery_labels[j] == query_labels[i])[::-1]
-        negatives = np.array([row[j] for j in others if gallery_labels[j] != query_labels[i]])
-        if not positives:
-            continue
-        ranks = [n + 1 + int((negatives >= s - 1e-9).sum()) for n, s in enumerate(positives)]
+def oracle_scores(ks, precision_ks, *data):
+    """The metrics by their definitions, query after query."""
+    rows = []
+    for ranks, _ in oracle_ranks(*data).values():
         total = len(ranks)
-        first.append(ranks[0])
-        within = [(n + 1) / rank for n, rank in enumerate(ranks) if rank <= total]
-        precisions.append(sum(within) / total)
-        r_precisions.append(len(within) / total)
+        precisions = [(n + 1) / rank for n, rank in enumerate(ranks)]
+        row = {f"recall@{k}": float(ranks[0] <= k) for k in ks}
+        row |= {f"precision@{k}": sum(rank <= k for rank in ranks) / k for k in precision_ks}
+        row["map@r"] = (
+            sum(p for p, rank in zip(precisions, ranks, strict=True) if rank <= total) / total
+        )
+        row["r_precision"] = sum(rank <= total for rank in ranks) / total
+        row["map"] = sum(precisions) / total
+        row["mrr"] = 1 / ranks[0]
+        row["minp"] = total / ranks[-1]
+        rows.append(row)
+    num_queries = len(data[0])
     return {
-        **{f"recall@{k}": float(np.mean(np.array(first) <= k)) for k in ks},
-        "map@r": float(np.mean(precisions)),
-        "r_precision": float(np.mean(r_precisions)),
-        "queries": len(first),
-        "queries_without_positive": len(queries) - len(first),
-        "gallery": len(gallery),
+        **{name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
+        "queries": len(rows),
+        "queries_without_positive": num_queries - len(rows),
+        "gallery": len(data[2]) if len(data) > 2 else num_queries,
     }
 
 
-def make(kind, n, d, seed=0):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, max(2, n // 4), n)
-    rows = rng.normal(size=(n, d))
-    if kind == "clustered":
-        rows = 0.3 * rows + rng.normal(size=(labels.max() + 1, d))[labels]
-    if kind == "tied":
-        rows = rng.integers(-1, 2, size=(n, d))
-    if kind == "duplicated":
-        rows[n // 2 :] = rows[: n - n // 2]
-    return rows.astype(np.float32), labels
-
-
-@pytest.mark.parametrize("kind", ["random", "clustered", "tied", "duplicated"])
+@pytest.mark.parametrize("kind", ["random", "clustered", "tied", "duplicated", "large classes"])
 @pytest.mark.parametrize(("n", "d"), [(6, 1), (40, 3), (300, 16)])
-@pytest.mark.parametrize("chunk_elements", [1, 1000, 2**24])
-def test_self_retrieval_equals_brute_force(kind, n, d, chunk_elements, monkeypatch):
-    monkeypatch.setattr(retrieval.ranks, "CHUNK_ELEMENTS", chunk_elements)
+def test_self_retrieval_equals_the_definitions(kind, n, d):
     rows, labels = make(kind, n, d)
-    labels[:2] = 0
-    ks = (1, 2, 5, 10, 100)
-    expected = oracle(rows, labels, rows, labels, ks, own_rows=range(n))
-    assert evaluate(rows, labels, ks) == pytest.approx(expected, rel=1e-12)
+    ks, precision_ks = (1, 2, 5, 10, 1000), (1, 3, 1000)
+    expected = oracle_scores(ks, precision_ks, rows, labels)
+    assert evaluate(rows, labels, ks, precision_ks=precision_ks) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "tied"])
-def test_query_gallery_equals_brute_force(kind):
+def test_query_gallery_equals_the_definitions(kind):
     rows, labels = make(kind, 120, 8)
     query, gallery = slice(0, 40), slice(40, 120)
-    expected = oracle(rows[query], labels[query], rows[gallery], labels[gallery], (1, 10))
+    data = rows[query], labels[query], rows[gallery], labels[gallery]
     found = evaluate(
-        torch.tensor(rows[query]),
-        torch.tensor(labels[query]),
+        torch.tensor(data[0]),
+        torch.tensor(data[1]),
         (1, 10),
-        gallery_embeddings=torch.tensor(rows[gallery]),
-        gallery_labels=torch.tensor(labels[gallery]),
+        gallery_embeddings=torch.tensor(data[2]),
+        gallery_labels=torch.tensor(data[3]),
     )
-    assert found == pytest.approx(expected, rel=1e-12)
+    assert found == pytest.approx(oracle_scores((1, 10), (), *data), rel=1e-12)
+
+
+def test_ranks_counted_in_pieces_give_the_same_scores(monkeypatch):
+    rows, labels = make("tied", 200, 4)
+    whole = [evaluate(rows, labels, ties=ties) for ties in ("pessimistic", "expected")]
+    monkeypatch.setattr("retrieval.ranks.LEAST_BYTES", 0)
+    assert [evaluate(rows, labels, ties=ties) for ties in ("pessimistic", "expected")] == [
+        pytest.approx(scores, rel=1e-12) for scores in whole
+    ]
+
+
+def test_agrees_with_pytorch_metric_learning():
+    """On data without ties, where the order of equal similarities cannot matter."""
+    accuracy = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    rows, labels = make("clustered", 600, 32)
+    unit = torch.nn.functional.normalize(torch.tensor(rows), dim=1)
+    calculator = accuracy.AccuracyCalculator(
+        include=("precision_at_1", "mean_average_precision_at_r", "r_precision"),
+        k="max_bin_count",
+    )
+    theirs = calculator.get_accuracy(unit, torch.tensor(labels))
+    ours = evaluate(rows, labels, (1,))
+    assert ours["recall@1"] == theirs["precision_at_1"]
+    assert ours["map@r"] == pytest.approx(theirs["mean_average_precision_at_r"], rel=1e-12)
+    assert ours["r_precision"] == pytest.approx(theirs["r_precision"], rel=1e-12)
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
@@ -137,6 +142,8 @@ def test_wrong_arguments_are_errors():
         evaluate(rows, labels, (0, 1))
     with pytest.raises(ValueError, match="nothing to retrieve"):
         evaluate(rows, np.arange(10))
+    with pytest.raises(ValueError, match="one of pessimistic, expected, found 'best'"):
+        evaluate(rows, labels, ties="best")
     with pytest.raises(ValueError, match="together"):
         evaluate(rows, labels, gallery_embeddings=rows)
     with pytest.raises(ValueError, match="4 dimensions, the gallery 3"):

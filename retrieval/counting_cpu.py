@@ -1,0 +1,79 @@
+"""Compiled counting of similarities against thresholds, on all cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from retrieval import kernels
+from retrieval.kernels import Counts, Tile
+from retrieval.tiles import Visitor, for_each_tile, prepare
+from retrieval.truth import MOST_UNDECIDED, Share, Truth, rounding_error
+
+
+class CpuCounter:
+    """A `retrieval.truth.Counter` on the CPU.
+
+    Args:
+        queries: (Q, D) float32 or float64.
+        gallery: (G, D), or None where the queries are the gallery.
+    """
+
+    def __init__(self, queries: np.ndarray, gallery: np.ndarray | None) -> None:
+        self.queries = prepare(queries)
+        self.is_mapped = isinstance(queries, np.memmap)  # read in its own order, as disks like it
+        self.is_self_retrieval = gallery is None
+        self.gallery = self.queries if gallery is None else prepare(gallery)
+
+    def pair_cosines(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
+        """See Counter."""
+        cosines = np.empty(len(query_rows))
+        kernels.pair_cosines(self.queries, self.gallery, query_rows, gallery_rows, cosines)
+        return cosines
+
+    def sort_descending(self, offsets: np.ndarray, values: np.ndarray) -> None:
+        """See Counter."""
+        kernels.sort_descending(offsets, values)
+
+    def count(
+        self, query_range: tuple[int, int], truth: Truth, share: Share
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See Counter; in self-retrieval of all queries half of the similarities are computed."""
+        is_symmetric = self.is_self_retrieval and query_range == (0, len(self.queries.rows))
+        margin = truth.tolerance + rounding_error(self.queries.rows.shape[1], np.float32)
+        queries, gallery = self.queries, self.gallery
+        if is_symmetric and not self.is_mapped:
+            queries = gallery = queries._replace(order=_by_worst_positive(truth))
+        all_counts: list[Counts] = []
+
+        def make_visitor() -> Visitor:
+            counts = Counts(*np.zeros((2, len(truth.thresholds)), np.int32))
+            all_counts.append(counts)
+
+            def visit(tile: Tile, is_two_sided: bool, in_float64: Callable[[], Tile]) -> None:
+                is_exact = kernels.undecided_share(tile, queries, truth, margin) > MOST_UNDECIDED
+                if is_exact:
+                    tile = in_float64()
+                settings = (truth, truth.tolerance if is_exact else margin, is_exact, counts)
+                kernels.count_tile(tile, queries, gallery, *settings)
+                if is_two_sided:
+                    kernels.count_tile_columns(tile, queries, *settings)
+
+            return visit
+
+        columns = None if is_symmetric else gallery
+        for_each_tile(queries, columns, query_range, make_visitor, share)
+        for counts in all_counts:
+            kernels.add_up(truth, counts)
+        ahead = np.sum([counts.ahead for counts in all_counts], axis=0, dtype=np.int64)
+        level = np.sum([counts.level for counts in all_counts], axis=0, dtype=np.int64)
+        return share.add(ahead), share.add(level)
+
+
+def _by_worst_positive(truth: Truth) -> np.ndarray:
+    """Order queries by the cosine of their worst positive, so that neighbours count alike."""
+    is_asked = np.diff(truth.offsets) > 0
+    worst = np.full(len(is_asked), np.inf)
+    worst[is_asked] = truth.thresholds[truth.offsets[1:][is_asked] - 1]
+    return np.argsort(worst, kind="stable")

@@ -1,0 +1,195 @@
+"""Counting of similarities against thresholds by torch: on a GPU, or where numba is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrieval.truth import MOST_UNDECIDED, Share, Truth, rounding_error
+
+TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # most similarities at once, by type of device
+BYTES_PER_ELEMENT = 64  # that a GPU should have free for each of them
+TILE_ROWS = 2048
+PAIR_ELEMENTS = 2**24  # numbers gathered at once for single pairs
+FEW = 32  # thresholds per query up to which all similarities are compared with each of them
+
+
+class TorchCounter:
+    """A `retrieval.truth.Counter` on a device of torch.
+
+    Args:
+        queries: (Q, D) float32 or float64 on the device.
+        gallery: (G, D), or None where the queries are the gallery.
+    """
+
+    def __init__(self, queries: Tensor, gallery: Tensor | None) -> None:
+        self.queries, self.query_norms = queries, _norms(queries)
+        self.gallery, self.gallery_norms = self.queries, self.query_norms
+        if gallery is not None:
+            self.gallery, self.gallery_norms = gallery, _norms(gallery)
+        self.error = rounding_error(queries.shape[1], np.float32)
+
+    def pair_cosines(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
+        """See Counter."""
+        device = self.queries.device
+        rows, columns = (torch.from_numpy(r).to(device) for r in (query_rows, gallery_rows))
+        return self._cosines(rows, columns).cpu().numpy()
+
+    def sort_descending(self, offsets: np.ndarray, values: np.ndarray) -> None:
+        """See Counter."""
+        queries = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        values[:] = values[np.lexsort((-values, queries))]
+
+    @torch.inference_mode()
+    def count(
+        self, query_range: tuple[int, int], truth: Truth, share: Share
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See Counter."""
+        counts = np.zeros((2, len(truth.thresholds)), np.int64)
+        starts = range(*query_range, TILE_ROWS)
+        with _full_precision():
+            for start in starts[share.rank :: share.size]:
+                self._count_block(start, min(start + TILE_ROWS, query_range[1]), truth, counts)
+        return share.add(counts[0]), share.add(counts[1])
+
+    def _count_block(self, start: int, stop: int, truth: Truth, counts: np.ndarray) -> None:
+        """Count the whole gallery for queries start..stop into counts (2, M)."""
+        firsts, lasts = truth.offsets[start:stop], truth.offsets[start + 1 : stop + 1]
+        positions = lasts[:, None] - 1 - np.arange((lasts - firsts).max())  # BxR, worst first
+        exists = positions >= firsts[:, None]
+        if not exists.any():
+            return
+        thresholds = np.full(positions.shape, np.inf)
+        thresholds[exists] = truth.thresholds[positions[exists]]
+        found = self._count_above(
+            start, torch.from_numpy(thresholds).to(self.queries.device), truth.tolerance
+        )
+        for total, part in zip(counts, found, strict=True):
+            total[positions[exists]] = part.cpu().numpy()[exists]
+
+    def _count_above(
+        self, start: int, thresholds: Tensor, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
+        """Count the gallery for B queries from `start` on.
+
+        Args:
+            start: first query.
+            thresholds: (B, R) float64, ascending, +inf where there is none.
+            tolerance: similarities this close are level.
+
+        Returns:
+            ahead and level, (B, R) int64.
+        """
+        rows = torch.arange(start, start + len(thresholds), device=thresholds.device)
+        width = max(1, _elements_at_once(rows.device) // len(rows))
+        block = _normalised(self.queries, self.query_norms, rows, torch.float32)
+        # A similarity that beats n thresholds adds 1 at n; sums from the right follow.
+        ahead, reached = (
+            torch.zeros(len(rows), thresholds.shape[1] + 1, dtype=torch.int64, device=rows.device)
+            for _ in range(2)
+        )
+        margin = tolerance + self.error
+        low, high = ((thresholds + sign * margin).float() for sign in (-1, 1))
+        for left in range(0, len(self.gallery), width):
+            columns = torch.arange(left, min(left + width, len(self.gallery)), device=rows.device)
+            factors = _normalised(self.gallery, self.gallery_norms, columns, torch.float32)
+            similarities = block @ factors.T
+            num_ahead = torch.searchsorted(high, similarities, right=True)
+            undecided = (num_ahead != torch.searchsorted(low, similarities, right=True)).nonzero()
+            num_reached = num_ahead
+            if len(undecided) > MOST_UNDECIDED * similarities.numel():
+                block64 = _normalised(self.queries, self.query_norms, rows, torch.float64)
+                factors64 = _normalised(self.gallery, self.gallery_norms, columns, torch.float64)
+                exact = block64 @ factors64.T
+                num_ahead = torch.searchsorted(thresholds + tolerance, exact)
+                num_reached = torch.searchsorted(thresholds - tolerance, exact, right=True)
+            elif len(undecided):
+                num_reached = num_ahead.clone()
+                self._decide(
+                    undecided, rows, columns, thresholds, tolerance, num_ahead, num_reached
+                )
+            _add_histogram(ahead, num_ahead)
+            _add_histogram(reached, num_reached)
+        ahead, reached = (_sums_from_right(histogram) for histogram in (ahead, reached))
+        return ahead, reached - ahead
+
+    def _decide(
+        self,
+        undecided: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        thresholds: Tensor,
+        tolerance: float,
+        num_ahead: Tensor,
+        num_reached: Tensor,
+    ) -> None:
+        """Set what the undecided pairs (P, 2) beat and reach, in float64."""
+        exact = self._cosines(rows[undecided[:, 0]], columns[undecided[:, 1]])
+        size = max(1, PAIR_ELEMENTS // thresholds.shape[1])
+        for pairs, cosines in zip(undecided.split(size), exact.split(size), strict=True):
+            r, c = pairs.unbind(1)
+            bounds, cosines = thresholds[r], cosines[:, None].contiguous()
+            num_ahead[r, c] = torch.searchsorted(bounds + tolerance, cosines)[:, 0]
+            num_reached[r, c] = torch.searchsorted(bounds - tolerance, cosines, right=True)[:, 0]
+
+    def _cosines(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Cosines (M,) float64 of pairs of a query and a gallery image."""
+        size = max(1, PAIR_ELEMENTS // self.queries.shape[1])
+        cosines = [
+            (
+                _normalised(self.queries, self.query_norms, r, torch.float64)
+                * _normalised(self.gallery, self.gallery_norms, c, torch.float64)
+            ).sum(1)
+            for r, c in zip(rows.split(size), columns.split(size), strict=True)
+        ]
+        return torch.cat(cosines)
+
+
+def _elements_at_once(device: torch.device) -> int:
+    if device.type != "cuda":
+        return TILE_ELEMENTS["cpu"]
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(TILE_ELEMENTS["cuda"], free // BYTES_PER_ELEMENT)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    size = max(1, PAIR_ELEMENTS // rows.shape[1])
+    return torch.cat([part.double().norm(dim=1) for part in rows.split(size)])
+
+
+def _normalised(vectors: Tensor, norms: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    scales = torch.where(norms[rows] > 0, 1 / norms[rows], 0.0)
+    return (vectors[rows].double() * scales[:, None]).to(dtype)
+
+
+def _add_histogram(histogram: Tensor, beaten: Tensor) -> None:
+    """Count how many similarities (B, J) beat n thresholds, for n = 1..R, into (B, R + 1)."""
+    num_thresholds = histogram.shape[1] - 1
+    if num_thresholds <= FEW:
+        at_least = [(beaten >= n).sum(1) for n in range(1, num_thresholds + 1)]
+        exactly = torch.stack([*at_least, torch.zeros_like(at_least[0])], 1).diff(dim=1).neg()
+        histogram[:, 1:] += exactly
+        return
+    rows, columns = beaten.nonzero(as_tuple=True)
+    index = rows * histogram.shape[1] + beaten[rows, columns]
+    histogram += torch.bincount(index, minlength=histogram.numel()).view_as(histogram)
+
+
+def _sums_from_right(histogram: Tensor) -> Tensor:
+    """How many similarities beat each threshold (B, R), from how many beat n of them (B, R + 1)."""
+    return histogram.flip(1).cumsum(1).flip(1)[:, 1:]
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Multiply float32 in float32, not in TF32 or bfloat16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,325 @@
+"""Compiled inner loops of the exact ranks on the CPU (numba); they release the interpreter lock.
+
+A query's positives are given as `thresholds[offsets[q]:offsets[q + 1]]`: their similarities in
+float64, best first. For positive p, `ahead[p]` counts the gallery images more similar than it by
+more than the tolerance, `level[p]` those that tie with it. Both count every gallery image, the
+positives and the query itself included, which `retrieval.ranks` takes out again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from retrieval.lanes import LANES, count_columns_reaching, count_reaching
+
+STRIP = 128  # rows of a tile whose columns are counted together
+BLOCK = 64  # similarities searched together for those that float32 cannot decide
+FEW = 128  # queries with more positives are counted by bisection
+SAMPLED_ROWS = 16  # of a tile, to learn how much of it float32 cannot decide
+
+_kernel = njit(nogil=True, cache=True)
+# Sums in any order, so that they are vectorised.
+_any_order = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+
+
+class Vectors(NamedTuple):
+    """Embeddings with what is needed to walk over them.
+
+    Attributes:
+        rows: (N, D) float32 or float64.
+        norms: (N,) float64.
+        order: (N,) int64, the order in which tiles take the rows.
+    """
+
+    rows: np.ndarray
+    norms: np.ndarray
+    order: np.ndarray
+
+
+class Tile(NamedTuple):
+    """Similarities of some queries (rows) with some gallery images (columns).
+
+    Attributes:
+        values: flat; row r starts at r * stride. Behind each row -inf up to a multiple of LANES.
+        stride: distance of rows.
+        height: number of rows.
+        width: number of columns.
+        row: place of the first row in the order of the queries.
+        column: place of the first column in the order of the gallery.
+    """
+
+    values: np.ndarray
+    stride: int
+    height: int
+    width: int
+    row: int
+    column: int
+
+
+class Counts(NamedTuple):
+    """How many gallery images are ahead of each threshold, and level with it, (M,) int32."""
+
+    ahead: np.ndarray
+    level: np.ndarray
+
+
+@_any_order
+def _dot(first, second):
+    total = 0.0
+    for i in range(len(first)):
+        total += np.float64(first[i]) * np.float64(second[i])
+    return total
+
+
+@_kernel
+def cosine(first, second, norm):
+    """Cosine in float64 of two rows (D,), given the product of their norms; 0 if that is 0."""
+    return _dot(first, second) / norm if norm > 0.0 else 0.0
+
+
+@_kernel
+def row_norms(rows, norms):
+    """Write the Euclidean norms of rows (N, D) to norms (N,) float64."""
+    for i in range(len(rows)):
+        norms[i] = np.sqrt(_dot(rows[i], rows[i]))
+
+
+@_kernel
+def normalise(vectors, start, stop, out):
+    """Write rows start..stop, in order, divided by their norms to `out`; a zero row stays zero."""
+    for i in range(stop - start):
+        row = vectors.order[start + i]
+        scale = 1.0 / vectors.norms[row] if vectors.norms[row] > 0.0 else 0.0
+        for j in range(vectors.rows.shape[1]):
+            out[i, j] = np.float64(vectors.rows[row, j]) * scale
+
+
+@_kernel
+def pair_cosines(queries, gallery, query_rows, gallery_rows, out):
+    """Write the cosines of pairs (M,) of a query and a gallery image to `out` (M,) float64."""
+    for i in range(len(out)):
+        q, g = query_rows[i], gallery_rows[i]
+        norm = queries.norms[q] * gallery.norms[g]
+        out[i] = cosine(queries.rows[q], gallery.rows[g], norm)
+
+
+@_kernel
+def sort_descending(offsets, values):
+    """Sort each query's part of `values` (M,), the greatest first."""
+    for q in range(len(offsets) - 1):
+        part = values[offsets[q] : offsets[q + 1]]
+        part.sort()
+        part[:] = part[::-1].copy()
+
+
+@_kernel
+def _decide(q, g, p, queries, gallery, truth, counts):
+    exact = cosine(queries.rows[q], gallery.rows[g], queries.norms[q] * gallery.norms[g])
+    if exact > truth.thresholds[p] + truth.tolerance:
+        counts.ahead[p] += 1
+    elif exact >= truth.thresholds[p] - truth.tolerance:
+        counts.level[p] += 1
+
+
+@_kernel
+def _first_below(thresholds, first, last, bound, or_equal):
+    """First position in [first, last) whose threshold is below the bound; `last` if none is."""
+    while first < last:
+        middle = (first + last) // 2
+        if thresholds[middle] < bound or (or_equal and thresholds[middle] == bound):
+            last = middle
+        else:
+            first = middle + 1
+    return first
+
+
+@_kernel
+def _tally_by_bisection(value, q, g, queries, gallery, truth, margin, is_exact, counts):
+    """Count one similarity; the counts hold differences until `add_up` has been called."""
+    first, last = truth.offsets[q], truth.offsets[q + 1]
+    if value < truth.thresholds[last - 1] - margin:
+        return
+    passed = _first_below(truth.thresholds, first, last, value - margin, True)
+    if is_exact or passed != _first_below(truth.thresholds, first, last, value + margin, True):
+        exact = value
+        if not is_exact:
+            exact = cosine(queries.rows[q], gallery.rows[g], queries.norms[q] * gallery.norms[g])
+        passed = _first_below(truth.thresholds, first, last, exact - truth.tolerance, False)
+        tied = _first_below(truth.thresholds, first, last, exact + truth.tolerance, True)
+        if tied < passed:
+            counts.level[tied] += 1
+            if passed < last:
+                counts.level[passed] -= 1
+    if passed < last:
+        counts.ahead[passed] += 1
+
+
+@_kernel
+def add_up(truth, counts):
+    """Turn the differences of queries with many positives into counts."""
+    for q in range(len(truth.offsets) - 1):
+        first, last = truth.offsets[q], truth.offsets[q + 1]
+        if last - first > FEW:
+            for p in range(first + 1, last):
+                counts.ahead[p] += counts.ahead[p - 1]
+                counts.level[p] += counts.level[p - 1]
+
+
+@_kernel
+def _bounds_of(threshold, tolerance, margin, is_exact):
+    """What reaches the high bound is ahead, what only reaches the low one is undecided.
+
+    With exact similarities what only reaches the low one is level.
+    """
+    if is_exact:
+        return threshold - tolerance, np.nextafter(threshold + tolerance, np.inf)
+    return threshold - margin, threshold + margin
+
+
+@_kernel
+def _padded(width):
+    return (width + LANES - 1) // LANES * LANES
+
+
+@_kernel
+def _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, bounds):
+    """Count row r of a tile for its query, the worst positive first."""
+    q, start, width = queries.order[tile.row + r], r * tile.stride, _padded(tile.width)
+    for p in range(truth.offsets[q + 1] - 1, truth.offsets[q] - 1, -1):
+        # Through an array of the tile's type: bounds are rounded to it.
+        bounds[0], bounds[1] = _bounds_of(truth.thresholds[p], truth.tolerance, margin, is_exact)
+        low, high = bounds[0], bounds[1]
+        at_least, ahead = count_reaching(tile.values, start, width // LANES, low, high)
+        if at_least == 0:
+            break
+        counts.ahead[p] += ahead
+        if is_exact:
+            counts.level[p] += at_least - ahead
+        elif at_least > ahead:
+            for block in range(0, width, BLOCK):
+                length = min(BLOCK, width - block)
+                at_least, ahead = count_reaching(
+                    tile.values, start + block, length // LANES, low, high
+                )
+                if at_least > ahead:
+                    for c in range(block, block + length):
+                        if low <= tile.values[start + c] < high:
+                            g = gallery.order[tile.column + c]
+                            _decide(q, g, p, queries, gallery, truth, counts)
+
+
+@_kernel
+def _set_bounds(queries, truth, margin, is_exact, bounds):
+    """Set the bounds of up to LANES queries, a row per positive, the worst first.
+
+    Returns:
+        Number of rows set. The bounds of queries with many positives, or none, are infinite.
+    """
+    rows = 0
+    for q in queries:
+        if truth.offsets[q + 1] - truth.offsets[q] <= FEW:
+            rows = max(rows, truth.offsets[q + 1] - truth.offsets[q])
+    bounds[:rows] = np.inf
+    for lane, q in enumerate(queries):
+        if truth.offsets[q + 1] - truth.offsets[q] <= FEW:
+            for p in range(truth.offsets[q], truth.offsets[q + 1]):
+                low, high = _bounds_of(truth.thresholds[p], truth.tolerance, margin, is_exact)
+                bounds[truth.offsets[q + 1] - 1 - p, lane] = low
+                bounds[truth.offsets[q + 1] - 1 - p, LANES + lane] = high
+    return rows
+
+
+@_kernel
+def _count_columns(tile, left, vectors, truth, margin, is_exact, counts, bounds, reached):
+    """Count LANES columns of a tile, from `left` on, for the queries that they are."""
+    first = tile.column + left
+    queries = vectors.order[first : first + min(LANES, tile.width - left)]
+    rows = _set_bounds(queries, truth, margin, is_exact, bounds)
+    for top in range(0, tile.height, STRIP):
+        height = min(STRIP, tile.height - top)
+        start = top * tile.stride + left
+        for i in range(rows):
+            if not count_columns_reaching(
+                tile.values, start, tile.stride, height, bounds[i], reached
+            ):
+                break
+            for lane, q in enumerate(queries):
+                at_least, ahead = reached[lane], reached[LANES + lane]
+                if at_least == 0:
+                    continue
+                p = truth.offsets[q + 1] - 1 - i
+                counts.ahead[p] += ahead
+                if is_exact:
+                    counts.level[p] += at_least - ahead
+                elif at_least > ahead:
+                    for r in range(height):
+                        value = tile.values[start + r * tile.stride + lane]
+                        if bounds[i, lane] <= value < bounds[i, LANES + lane]:
+                            g = vectors.order[tile.row + top + r]
+                            _decide(q, g, p, vectors, vectors, truth, counts)
+
+
+@_kernel
+def count_tile(tile, queries, gallery, truth, margin, is_exact, counts):
+    """Count the similarities of a tile for the queries that are its rows.
+
+    Args:
+        tile: a `retrieval.tiles.Tile`.
+        queries: the vectors of the queries.
+        gallery: the vectors of the gallery.
+        truth: a `retrieval.truth.Truth`.
+        margin: what is this near to a threshold is decided in float64.
+        is_exact: the tile holds float64 similarities, nothing is decided again.
+        counts: ahead (M,) and level (M,), added to.
+    """
+    bounds = np.empty(2, tile.values.dtype)
+    for r in range(tile.height):
+        q = queries.order[tile.row + r]
+        if truth.offsets[q + 1] - truth.offsets[q] <= FEW:
+            _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, bounds)
+            continue
+        for c in range(tile.width):
+            value = np.float64(tile.values[r * tile.stride + c])
+            g = gallery.order[tile.column + c]
+            _tally_by_bisection(value, q, g, queries, gallery, truth, margin, is_exact, counts)
+
+
+@_kernel
+def count_tile_columns(tile, vectors, truth, margin, is_exact, counts):
+    """Count the similarities of a tile for the queries that are its columns, in self-retrieval."""
+    bounds = np.empty((FEW, 2 * LANES), tile.values.dtype)
+    reached = np.empty(2 * LANES, np.int32)
+    for left in range(0, tile.width, LANES):
+        _count_columns(tile, left, vectors, truth, margin, is_exact, counts, bounds, reached)
+    for c in range(tile.width):
+        q = vectors.order[tile.column + c]
+        if truth.offsets[q + 1] - truth.offsets[q] > FEW:
+            for r in range(tile.height):
+                value = np.float64(tile.values[r * tile.stride + c])
+                g = vectors.order[tile.row + r]
+                _tally_by_bisection(value, q, g, vectors, vectors, truth, margin, is_exact, counts)
+
+
+@_kernel
+def undecided_share(tile, queries, truth, margin):
+    """Estimate, from some rows, how many of a tile's similarities float32 leaves undecided.
+
+    Returns:
+        Undecided comparisons per similarity; may exceed 1, as a query has several positives.
+    """
+    bounds = np.empty(2, tile.values.dtype)
+    undecided, rows = 0, 0
+    for r in range(0, tile.height, max(1, tile.height // SAMPLED_ROWS)):
+        q = queries.order[tile.row + r]
+        rows += 1
+        stride = 1 + (truth.offsets[q + 1] - truth.offsets[q]) // FEW
+        for p in range(truth.offsets[q], truth.offsets[q + 1], stride):
+            bounds[0], bounds[1] = truth.thresholds[p] - margin, truth.thresholds[p] + margin
+            at_least, ahead = count_reaching(
+                tile.values, r * tile.stride, _padded(tile.width) // LANES, bounds[0], bounds[1]
+            )
+            undecided += (at_least - ahead) * stride
+    return undecided / (rows * tile.width)

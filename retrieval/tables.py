@@ -1,0 +1,238 @@
+"""Where a model fails: scores per class and super class, and the classes it takes for others."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.atomic import write_atomically
+from retrieval.scores import QueryScores
+
+METRICS = ("recall@1", "r_precision", "map@r", "map")  # fractions; the rest are numbers
+SCORES = (*METRICS, "mean_first_rank", "median_first_rank")
+COLUMNS = ("class", "label", "super_class", "queries", *SCORES)
+DEFAULT_COLUMNS = ("class", "queries", "recall@1", "r_precision", "map@r", "median_first_rank")
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """What the queries of a class, or of a super class, scored.
+
+    Attributes:
+        name: of the class.
+        label: of the class.
+        super_class: name of its super class; empty where there is none.
+        queries: number of queries that count.
+        scores: the means of `recall@1`, `r_precision`, `map@r`, `map` as fractions (see
+            `retrieval.scores.score_ranks`), `mean_first_rank` and `median_first_rank` of the best
+            positive (one-based, ties counted against the query); empty where there is no query.
+    """
+
+    name: str
+    label: int
+    super_class: str
+    queries: int
+    scores: dict[str, float]
+
+    def cells(self) -> dict[str, str | float]:
+        """The values of COLUMNS, without the scores where there are none."""
+        return {
+            "class": self.name,
+            "label": self.label,
+            "super_class": self.super_class,
+            "queries": self.queries,
+            **self.scores,
+        }
+
+
+def class_table(
+    scores: QueryScores,
+    class_names: dict[int, str],
+    super_labels: dict[int, int] | None = None,
+    super_names: dict[int, str] | None = None,
+    query_labels: np.ndarray | None = None,
+) -> list[ClassRow]:
+    """Average the scores of the queries of each class.
+
+    Args:
+        scores: of Q queries, recall@1 among them.
+        class_names: label -> name; a label without a name is shown as its number.
+        super_labels: class label -> super class label; classes it lacks have no super class.
+        super_names: super class label -> name, likewise.
+        query_labels: (N,) integer, labels of all images that query; where given, classes none of
+            whose images has a positive get a row too, with 0 queries and no scores.
+
+    Returns:
+        A row per class, in label order.
+
+    Raises:
+        ValueError: the scores lack recall@1.
+    """
+    super_labels, super_names = super_labels or {}, super_names or {}
+    labels = scores.labels if query_labels is None else query_labels
+    scored = _scores_by_label(scores, scores.labels)
+    rows = []
+    for label in np.unique(labels).tolist():
+        super_label = super_labels.get(label)
+        super_class = "" if super_label is None else super_names.get(super_label, str(super_label))
+        name = class_names.get(label, str(label))
+        rows.append(ClassRow(name, label, super_class, *scored.get(label, (0, {}))))
+    return rows
+
+
+def super_class_table(
+    scores: QueryScores,
+    super_labels: dict[int, int],
+    super_names: dict[int, str] | None = None,
+) -> list[ClassRow]:
+    """Average the scores of the queries of each super class, every query counting the same.
+
+    Args:
+        scores: of Q queries, recall@1 among them.
+        super_labels: class label -> super class label, of every class that is scored.
+        super_names: super class label -> name; one without a name is shown as its number.
+
+    Returns:
+        A row per super class, in label order; the names are those of the super classes.
+
+    Raises:
+        ValueError: the scores lack recall@1, or a class has no super class.
+    """
+    super_names = super_names or {}
+    classes, which = np.unique(scores.labels, return_inverse=True)
+    missing = [label for label in classes.tolist() if label not in super_labels]
+    if missing:
+        raise ValueError(
+            f"expected a super class of every class, found none of {len(missing)} of "
+            f"{len(classes)} classes, first of label {missing[0]}"
+        )
+    labels = np.array([super_labels[label] for label in classes.tolist()])[which]
+    return [
+        ClassRow(super_names.get(label, str(label)), label, "", *scored)
+        for label, scored in _scores_by_label(scores, labels).items()
+    ]
+
+
+def confusions(neighbour_labels: np.ndarray, labels: np.ndarray) -> list[tuple[int, int, int]]:
+    """Count which class the first neighbours of a class's queries are of, where it is another.
+
+    Args:
+        neighbour_labels: (Q,) integer, label of each query's first neighbour.
+        labels: (Q,) integer, label of each query.
+
+    Returns:
+        (label of the queries, label found, number of queries), the most frequent first.
+
+    Raises:
+        ValueError: the two have different shapes.
+    """
+    neighbour_labels, labels = np.asarray(neighbour_labels), np.asarray(labels)
+    if labels.ndim != 1 or neighbour_labels.shape != labels.shape:
+        raise ValueError(
+            "expected the label of one neighbour per query, found shapes "
+            f"{neighbour_labels.shape} of neighbours and {labels.shape} of queries"
+        )
+    is_wrong = neighbour_labels != labels
+    pairs = np.stack([labels[is_wrong], neighbour_labels[is_wrong]], axis=1)
+    kinds, counts = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [(*kinds[i].tolist(), int(counts[i])) for i in order]
+
+
+def worst_first(rows: Sequence[ClassRow]) -> list[ClassRow]:
+    """Sort rows by recall@1, then map@r, then label; classes without queries come last."""
+
+    def badness(row: ClassRow) -> tuple[float, float, int]:
+        return (
+            row.scores.get("recall@1", math.inf),
+            row.scores.get("map@r", math.inf),
+            row.label,
+        )
+
+    return sorted(rows, key=badness)
+
+
+def format_table(
+    rows: Sequence[ClassRow],
+    columns: Sequence[str] = DEFAULT_COLUMNS,
+    limit: int | None = 20,
+) -> str:
+    """Lay out a table for the terminal, the worst classes first, fractions in percent.
+
+    Args:
+        rows: of classes, shown in the order of `worst_first`.
+        columns: some of COLUMNS.
+        limit: rows shown at most; None shows all.
+
+    Returns:
+        A line of headings, a line per row, and a line on how many were left out, if any.
+
+    Raises:
+        ValueError: a column is unknown.
+    """
+    unknown = [column for column in columns if column not in COLUMNS]
+    if unknown:
+        raise ValueError(f"expected columns among {', '.join(COLUMNS)}, found {', '.join(unknown)}")
+    shown = worst_first(rows)[:limit]
+    cells = [list(columns)]
+    cells += [[_text(column, row.cells().get(column)) for column in columns] for row in shown]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    is_text = [column in ("class", "super_class") for column in columns]
+    lines = []
+    for line in cells:
+        padded = [
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, is_text, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    if len(shown) < len(rows):
+        lines.append(f"({len(shown)} of {len(rows)} shown, the worst first)")
+    return "\n".join(lines)
+
+
+def write_csv(rows: Sequence[ClassRow], file: Path) -> None:
+    """Write all columns of a table as CSV, in the order of its rows; no score is an empty cell."""
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as handle:
+            writer = csv.DictWriter(handle, COLUMNS)
+            writer.writeheader()
+            writer.writerows(row.cells() for row in rows)
+
+    write_atomically(file, write)
+
+
+def _scores_by_label(
+    scores: QueryScores, labels: np.ndarray
+) -> dict[int, tuple[int, dict[str, float]]]:
+    """Number of queries and SCORES of each label of labels (Q,), in label order."""
+    missing = [name for name in METRICS if name not in scores.columns]
+    if missing:
+        raise ValueError(
+            f"expected scores with {', '.join(METRICS)}, found no {', '.join(missing)}: score the "
+            "queries with 1 among the ks"
+        )
+    order = np.lexsort((scores.first_rank, labels))
+    groups, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    columns = [scores.columns[name] for name in METRICS] + [scores.first_rank]
+    means = [np.add.reduceat(column[order], starts) / counts for column in columns]
+    ranks = scores.first_rank[order]  # ascending within a group
+    medians = (ranks[starts + (counts - 1) // 2] + ranks[starts + counts // 2]) / 2
+    lines = np.stack([*means, medians], axis=1).tolist()
+    return {
+        label: (count, dict(zip(SCORES, line, strict=True)))
+        for label, count, line in zip(groups.tolist(), counts.tolist(), lines, strict=True)
+    }
+
+
+def _text(column: str, value: str | float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{100 * value:.2f}" if column in METRICS else f"{value:.1f}"
+    return str(value)

@@ -1,0 +1,156 @@
+"""Exact ranks against their definition in float64, however they are computed."""
+
+import numpy as np
+import pytest
+import torch
+from oracle import make, oracle_ranks
+
+from retrieval import counting_torch, kernels, ranks, tiles
+from retrieval.truth import Share, Truth, rounding_error
+
+KINDS = [
+    "random",
+    "clustered",
+    "tied",
+    "duplicated",
+    "collapsed",
+    "nearly collapsed",
+    "near ties",
+    "large classes",
+    "one image each",
+]
+DEVICES = ["cpu", "torch", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch):
+    """Each way of counting: compiled, by torch on the CPU, and on a GPU where there is one."""
+    if request.param == "torch":
+        monkeypatch.setattr(ranks, "CpuCounter", None)
+    return "cuda" if request.param == "cuda" else "cpu"
+
+
+def found_ranks(queries, labels, gallery=None, gallery_labels=None, **options):
+    """Query row -> (ranks, untied ranks) as `oracle_ranks` gives them."""
+    gallery_labels = labels if gallery is None else gallery_labels
+    found = {}
+    for part in ranks.iterate_ranks(queries, labels, gallery, gallery_labels, **options):
+        for query, start, stop in zip(
+            part.queries, part.offsets[:-1], part.offsets[1:], strict=True
+        ):
+            own = slice(start, stop)
+            found[int(query)] = part.ranks[own].tolist(), part.untied_ranks[own].tolist()
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d"), [(2, 1), (3, 2), (40, 3), (300, 16), (1000, 300)])
+def test_self_retrieval_equals_brute_force(kind, n, d, device):
+    rows, labels = make(kind, n, d)
+    assert found_ranks(rows, labels, device=device) == oracle_ranks(rows, labels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d"), [(6, 1), (300, 16), (1800, 24)])
+def test_query_gallery_equals_brute_force(kind, n, d, device):
+    rows, labels = make(kind, n, d)
+    split = rows[: n // 3], labels[: n // 3], rows[n // 3 :], labels[n // 3 :]
+    assert found_ranks(*split, device=device) == oracle_ranks(*split)
+
+
+@pytest.mark.parametrize("kind", ["clustered", "tied", "near ties"])
+def test_many_tiles_equal_brute_force(kind, device):
+    rows, labels = make(kind, 5000, 32)
+    assert found_ranks(rows, labels, device=device) == oracle_ranks(rows, labels)
+
+
+@pytest.mark.parametrize("kind", ["random", "tied", "large classes"])
+def test_small_tiles_and_pieces_change_nothing(kind, device, monkeypatch):
+    rows, labels = make(kind, 200, 5)
+    monkeypatch.setattr(tiles, "TILE", 48)
+    monkeypatch.setattr(tiles, "BLOCK", 96)
+    monkeypatch.setattr(counting_torch, "TILE_ROWS", 7)
+    monkeypatch.setitem(counting_torch.TILE_ELEMENTS, "cpu", 100)
+    expected = oracle_ranks(rows, labels)
+    assert found_ranks(rows, labels, device=device) == expected
+    monkeypatch.setattr(ranks, "LEAST_BYTES", 0)  # few queries at a time
+    pieces = list(ranks.iterate_ranks(rows, labels, None, labels, device))
+    assert len(pieces) > 5
+    assert found_ranks(rows, labels, device=device) == expected
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("product", [tiles.multiply_by_numpy, tiles.multiply_by_torch])
+def test_threads_and_blas_change_nothing(threads, product, monkeypatch):
+    rows, labels = make("clustered", 1500, 40)
+    monkeypatch.setattr(tiles, "num_cores", lambda: threads)
+    monkeypatch.setattr(tiles, "TILE", 128)
+    monkeypatch.setattr(tiles, "fastest_product", lambda: product)
+    assert found_ranks(rows, labels) == oracle_ranks(rows, labels)
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_shares_of_the_work_add_up(is_split, device, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", 48)
+    rows, labels = make("clustered", 400, 8)
+    data = (rows[:150], labels[:150], rows[150:], labels[150:]) if is_split else (rows, labels)
+    sums: list[list[np.ndarray]] = [[], []]
+
+    def keep(array):
+        sums[rank].append(array.copy())
+        return array
+
+    for rank in range(2):
+        found_ranks(*data, device=device, share=Share(rank, 2, keep))
+    totals = iter([first + second for first, second in zip(*sums, strict=True)])
+    shared = found_ranks(*data, device=device, share=Share(0, 2, lambda _: next(totals)))
+    assert shared == oracle_ranks(*data)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_order_of_many_positives_is_kept(dtype, device):
+    """More positives than are counted one by one, in both ways of counting."""
+    rows, labels = make("clustered", 700, 6)
+    labels = np.minimum(labels, 1)
+    rows = rows.astype(dtype)
+    assert found_ranks(rows, labels, device=device) == oracle_ranks(rows, labels)
+
+
+def test_memory_mapped_embeddings_are_not_copied(tmp_path):
+    rows, labels = make("clustered", 300, 16)
+    np.save(tmp_path / "features.npy", rows)
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
+    assert np.shares_memory(tiles.prepare(mapped).rows, mapped)
+    assert found_ranks(mapped, labels) == oracle_ranks(rows, labels)
+
+
+@pytest.mark.parametrize("dim", [3, 512, 2048])
+def test_rounding_error_bounds_the_products(dim):
+    rng = np.random.default_rng(0)
+    rows = np.abs(rng.standard_normal((64, dim)))  # no cancellation: the worst case
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    exact = unit @ unit.T
+    for product in (tiles.multiply_by_numpy, tiles.multiply_by_torch):
+        out = np.empty((64, 64), np.float32)
+        product(unit.astype(np.float32), unit.astype(np.float32), out)
+        assert np.abs(out - exact).max() < rounding_error(dim, np.float32)
+
+
+def test_torch_keeps_its_threads_and_precision(monkeypatch):
+    rows, labels = make("random", 100, 4)
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    found_ranks(rows, labels)
+    monkeypatch.setattr(ranks, "CpuCounter", None)
+    found_ranks(rows, labels)
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == before
+
+
+def test_the_undecided_share_is_estimated_from_some_rows():
+    values = np.random.default_rng(0).standard_normal((40, 48)).astype(np.float32)
+    vectors = kernels.Vectors(values, np.ones(40), np.arange(40))
+    tile = kernels.Tile(values.reshape(-1), 48, 40, 48, 0, 0)
+    truth = Truth(np.arange(41), values[:, 0].astype(np.float64), 1e-9)
+    rows = range(0, 40, 40 // kernels.SAMPLED_ROWS)
+    near = [np.abs(values[r] - values[r, 0]) <= 0.1 for r in rows]
+    found = kernels.undecided_share(tile, vectors, truth, 0.1)
+    assert found == pytest.approx(np.mean(near), abs=1e-6)
