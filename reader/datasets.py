@@ -146,16 +146,17 @@ def build_index(dataset: str, split: str, table: Table, rows: np.ndarray) -> Ind
     is_gallery = everything if table.is_gallery is None else table.is_gallery
     is_whole = len(rows) == len(table.paths)
     images = table.images
+    numbers = dict(enumerate(present.tolist())) if is_train else {n: n for n in present.tolist()}
+    super_classes = table.super_classes
     return Index(
         name=dataset,
         split=split,
         paths=table.paths if is_whole else [table.paths[i] for i in rows],
         labels=(contiguous if is_train else table.classes[rows]).astype(np.int64),
-        class_names={
-            label if is_train else number: table.class_names[number]
-            for label, number in enumerate(present.tolist())
-        },
+        class_names={label: table.class_names[number] for label, number in numbers.items()},
         is_query=is_query[rows],
         is_gallery=is_gallery[rows],
         images=images if images is None or is_whole else images[rows],
+        super_classes=super_classes
+        and {label: super_classes[number] for label, number in numbers.items()},
     )

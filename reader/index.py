@@ -29,6 +29,7 @@ class Index:
         is_query: (N,) bool, images that search in the evaluation.
         is_gallery: (N,) bool, images that are searched.
         images: (N, H, W, 3) uint8 RGB for data sets stored as arrays, else None.
+        super_classes: label -> name of its super class, else None.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Index:
     is_query: np.ndarray
     is_gallery: np.ndarray
     images: np.ndarray | None = None
+    super_classes: dict[int, str] | None = None
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == np.int64

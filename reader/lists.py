@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,20 +66,34 @@ def parse_label(text: str) -> int:
 
 
 def read_sop(data_dir: Path, split: str) -> Table:
-    """Read Ebay_train.txt or Ebay_test.txt; class numbers are the class ids of the file."""
+    """Read Ebay_train.txt or Ebay_test.txt; class numbers are the class ids of the file.
+
+    A super class is named by its folder (bicycle_final) if it has one of its own, else by its id.
+    """
     path = data_dir / f"Ebay_{split}.txt"
 
     def is_header(number: int, line: str) -> bool:
         return number == 1 and not any(column.isdecimal() for column in line.split()[:3])
 
     paths, ids = [], []
+    super_ids: dict[int, str] = {}
+    folders: dict[str, set[str]] = {}  # of each super class
     for number, columns in read_columns(path, SOP_COLUMNS, is_header=is_header):
         class_id = parse_label(columns[1])
         if class_id < 0:
             raise bad_line(path, number, SOP_COLUMNS, " ".join(columns))
         paths.append(os.path.join(data_dir, columns[3]))
         ids.append(class_id)
-    return table_of_labels(paths, ids)
+        super_ids[class_id] = columns[2]
+        folders.setdefault(columns[2], set()).add(columns[3].rpartition("/")[0])
+    names = {
+        super_id: found.pop().removesuffix("_final")
+        if len(found) == 1 and "" not in found
+        else super_id
+        for super_id, found in folders.items()
+    }
+    super_classes = {class_id: names[super_id] for class_id, super_id in super_ids.items()}
+    return replace(table_of_labels(paths, ids), super_classes=super_classes)
 
 
 def read_list(path: Path, data_dir: Path) -> Table:

@@ -20,6 +20,7 @@ class Table:
         is_query: (N,) bool; None: all.
         is_gallery: (N,) bool; None: all.
         images: (N, H, W, 3) uint8 where the data set holds arrays, else None.
+        super_classes: class number -> name of its super class; None: there are none.
     """
 
     paths: list[str]
@@ -30,6 +31,7 @@ class Table:
     is_query: np.ndarray | None = None
     is_gallery: np.ndarray | None = None
     images: np.ndarray | None = None
+    super_classes: dict[int, str] | None = None
 
 
 def first_classes(classes: np.ndarray, count: int, split: str) -> np.ndarray:

@@ -66,9 +66,8 @@ class CpuCounter:
         for_each_tile(queries, columns, query_range, make_visitor, share)
         for counts in all_counts:
             kernels.add_up(truth, counts)
-        ahead = np.sum([counts.ahead for counts in all_counts], axis=0, dtype=np.int64)
-        level = np.sum([counts.level for counts in all_counts], axis=0, dtype=np.int64)
-        return share.add(ahead), share.add(level)
+        totals = np.array(all_counts).sum(axis=0, dtype=np.int64)
+        return share.add(totals[0]), share.add(totals[1])
 
 
 def _by_worst_positive(truth: Truth) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval.ranks import iterate_ranks
+from retrieval.ranks import Ranks, iterate_ranks, ranks_of_similarities
 from retrieval.scores import TIES, QueryScores, score_ranks
 from retrieval.truth import Share
 
@@ -98,11 +98,7 @@ def score_queries(
     """
     if (gallery_embeddings is None) != (gallery_labels is None):
         raise ValueError("expected gallery_embeddings and gallery_labels together, found one")
-    bad_ks = [k for k in (*ks, *precision_ks) if k < 1]
-    if bad_ks:
-        raise ValueError(f"expected every K to be at least 1, found {bad_ks}")
-    if ties not in TIES:
-        raise ValueError(f"expected ties to be one of {', '.join(TIES)}, found {ties!r}")
+    _check_settings(ks, precision_ks, ties)
     queries, query_labels = checked(embeddings, labels, "embeddings")
     gallery, all_gallery_labels = None, query_labels
     if gallery_embeddings is not None and gallery_labels is not None:
@@ -114,28 +110,74 @@ def score_queries(
                 f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}: "
                 "both must come from the same model"
             )
-    parts = [
-        (ranks, score_ranks(ranks, ks, precision_ks, ties))
-        for ranks in iterate_ranks(
-            queries, query_labels, gallery, all_gallery_labels, device, share
-        )
-    ]
+    ranks = iterate_ranks(queries, query_labels, gallery, all_gallery_labels, device, share)
+    return _score(ranks, query_labels, len(all_gallery_labels), ks, precision_ks, ties)
+
+
+def score_similarities(
+    chunks: Iterable[tuple[slice, np.ndarray]],
+    labels: np.ndarray,
+    ks: Sequence[int] = (1, 10, 100, 1000),
+    *,
+    gallery_labels: np.ndarray | None = None,
+    precision_ks: Sequence[int] = (),
+    ties: str = "pessimistic",
+) -> QueryScores:
+    """Score every query by given similarities, such as those of a re-ranking.
+
+    Args:
+        chunks: rows of B consecutive queries and their similarities (B, G) float64.
+        labels: (Q,) int64, of the queries.
+        ks: the K of recall@K.
+        gallery_labels: (G,) int64; None: query i is gallery image i, and left out of its gallery.
+        precision_ks: the K of precision@K.
+        ties: see `retrieval.scores.score_ranks`.
+
+    Returns:
+        A score per query and metric.
+
+    Raises:
+        ValueError: a K is below 1, or no query has a positive.
+    """
+    _check_settings(ks, precision_ks, ties)
+    searched = labels if gallery_labels is None else gallery_labels
+    ranks = ranks_of_similarities(chunks, labels, searched, gallery_labels is None)
+    return _score(ranks, labels, len(searched), ks, precision_ks, ties)
+
+
+def _check_settings(ks: Sequence[int], precision_ks: Sequence[int], ties: str) -> None:
+    bad_ks = [k for k in (*ks, *precision_ks) if k < 1]
+    if bad_ks:
+        raise ValueError(f"expected every K to be at least 1, found {bad_ks}")
+    if ties not in TIES:
+        raise ValueError(f"expected ties to be one of {', '.join(TIES)}, found {ties!r}")
+
+
+def _score(
+    all_ranks: Iterable[Ranks],
+    labels: np.ndarray,
+    gallery_size: int,
+    ks: Sequence[int],
+    precision_ks: Sequence[int],
+    ties: str,
+) -> QueryScores:
+    parts = [(ranks, score_ranks(ranks, ks, precision_ks, ties)) for ranks in all_ranks]
     rows = np.concatenate([ranks.queries for ranks, _ in parts])
     if len(rows) == 0:
         raise ValueError(
-            f"none of the {len(queries)} queries has another image of its class in the gallery: "
+            f"none of the {len(labels)} queries has another image of its class in the gallery: "
             "there is nothing to retrieve"
         )
     return QueryScores(
         rows=rows,
-        labels=query_labels[rows],
+        labels=labels[rows],
         first_rank=np.concatenate([ranks.first for ranks, _ in parts]),
         num_positives=np.concatenate([ranks.num_positives for ranks, _ in parts]),
         columns={
             name: np.concatenate([columns[name] for _, columns in parts]) for name in parts[0][1]
         },
-        queries_without_positive=len(queries) - len(rows),
-        gallery=len(all_gallery_labels),
+        queries_without_positive=len(labels) - len(rows),
+        gallery=gallery_size,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,21 +151,90 @@ def _rank_queries(
     counter.sort_descending(offsets, thresholds)
     truth = Truth(offsets, thresholds, TIE_TOLERANCE)
     ahead, level = counter.count((start, stop), truth, share)
-    reached = ahead + level
-    if positives.is_self_retrieval:  # the query itself was counted
+    own = None
+    if positives.is_self_retrieval:
         every = np.arange(start, stop)
         own = counter.pair_cosines(every, every)[rows - start]
-        ahead -= own > thresholds + TIE_TOLERANCE
-        reached -= own >= thresholds - TIE_TOLERANCE
+    return _ranks_of_counts(start, offsets[start : stop + 1], thresholds, ahead, level, own)
+
+
+def ranks_of_similarities(
+    chunks: Iterable[tuple[slice, np.ndarray]],
+    query_labels: np.ndarray,
+    gallery_labels: np.ndarray,
+    self_retrieval: bool,
+) -> Iterator[Ranks]:
+    """Rank each query's positives by similarities that are no cosines of embeddings.
+
+    The rules are those of `iterate_ranks`.
+
+    Args:
+        chunks: rows of B consecutive queries and their similarities (B, G) float64.
+        query_labels: (Q,) int64.
+        gallery_labels: (G,) int64, in self-retrieval those of the queries.
+        self_retrieval: query i is gallery image i and no neighbour of itself.
+
+    Yields:
+        Ranks of the queries of each chunk.
+    """
+    positives = _Positives(query_labels, gallery_labels, self_retrieval)
+    for chunk, similarities in chunks:
+        rows, columns = positives.pairs(chunk.start, chunk.stop)
+        offsets = positives.offsets[chunk.start : chunk.stop + 1] - positives.offsets[chunk.start]
+        thresholds = similarities[rows - chunk.start, columns]
+        ahead, level = (np.empty(len(thresholds), np.int64) for _ in range(2))
+        for i, row in enumerate(similarities):
+            part = slice(offsets[i], offsets[i + 1])
+            thresholds[part] = np.sort(thresholds[part])[::-1]
+            ahead[part], level[part] = _count_row(row, thresholds[part])
+        own = similarities[rows - chunk.start, rows] if self_retrieval else None
+        yield _ranks_of_counts(chunk.start, offsets, thresholds, ahead, level, own)
+
+
+def _count_row(similarities: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count what is ahead of each threshold and level with it, among similarities (G,)."""
+    if len(thresholds) == 0:
+        return thresholds, thresholds
+    candidates = np.sort(similarities[similarities >= thresholds[-1] - TIE_TOLERANCE])
+    passed = np.searchsorted(candidates, thresholds + TIE_TOLERANCE, side="right")
+    reached = np.searchsorted(candidates, thresholds - TIE_TOLERANCE, side="left")
+    return len(candidates) - passed, passed - reached
+
+
+def _ranks_of_counts(
+    start: int,
+    offsets: np.ndarray,
+    thresholds: np.ndarray,
+    ahead: np.ndarray,
+    level: np.ndarray,
+    own: np.ndarray | None,
+) -> Ranks:
+    """Take the positives and the query itself out of the counts of consecutive queries.
+
+    Args:
+        start: row of the first query.
+        offsets: (Q + 1,) int64, where each query's positives start.
+        thresholds: (M,) float64, their similarities, best first.
+        ahead: (M,) int64, all gallery images ahead of each.
+        level: (M,) int64, all gallery images that tie with each.
+        own: (M,) float64, the query's similarity to itself; None if it is not in the gallery.
+
+    Returns:
+        The ranks.
+    """
+    counts = np.diff(offsets)
     positives_ahead, positives_reached = _compare_positives(offsets, thresholds)
-    before = np.arange(len(rows)) - offsets[rows] + 1
-    counts = np.diff(offsets[start : stop + 1])
-    queries = np.flatnonzero(counts) + start
+    before = np.arange(len(thresholds)) - np.repeat(offsets[:-1], counts) + 1
+    untied_ranks = before + ahead - positives_ahead
+    ranks = before + ahead + level - positives_reached
+    if own is not None:
+        untied_ranks -= own > thresholds + TIE_TOLERANCE
+        ranks -= own >= thresholds - TIE_TOLERANCE
     return Ranks(
-        ranks=before + reached - positives_reached,
-        untied_ranks=before + ahead - positives_ahead,
+        ranks=ranks,
+        untied_ranks=untied_ranks,
         offsets=np.concatenate([[0], np.cumsum(counts[counts > 0])]),
-        queries=queries,
+        queries=np.flatnonzero(counts) + start,
     )
 
 

@@ -23,6 +23,16 @@ def test_sop_labels_follow_the_class_ids(make_sop):
     assert (train.name, train.split) == ("sop", "train")
 
 
+def test_sop_super_classes_have_the_names_of_their_folders(make_sop, tmp_path):
+    index = load_index("sop", make_sop(), "test")
+    assert index.super_classes == {4: "mug", 5: "mug", 6: "mug"}
+    (tmp_path / "Ebay_train.txt").write_text(
+        "1 1 7 a/1.jpg\n2 2 7 b/2.jpg\n3 3 8 c/3.jpg\n4 4 9 4.jpg\n"
+    )
+    index = load_index("sop", tmp_path, "train", train_classes="2-4")
+    assert index.super_classes == {0: "7", 1: "c", 2: "9"}
+
+
 def test_sop_class_ids_with_gaps_and_in_any_order(tmp_path):
     (tmp_path / "Ebay_train.txt").write_text(
         "image_id class_id super_class_id path\n1 70 1 a.jpg\n2 9 1 b.jpg\n3 70 1 c.jpg\n"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from oracle import make, oracle_ranks
+from oracle import make, oracle_ranks, unit
 
 from retrieval import counting_torch, kernels, ranks, tiles
 from retrieval.truth import Share, Truth, rounding_error
@@ -31,10 +31,15 @@ def device(request, monkeypatch):
 
 
 def found_ranks(queries, labels, gallery=None, gallery_labels=None, **options):
-    """Query row -> (ranks, untied ranks) as `oracle_ranks` gives them."""
+    """Query row -> (ranks, untied ranks)."""
     gallery_labels = labels if gallery is None else gallery_labels
+    return as_dict(ranks.iterate_ranks(queries, labels, gallery, gallery_labels, **options))
+
+
+def as_dict(parts):
+    """What was yielded, as `oracle_ranks` gives it."""
     found = {}
-    for part in ranks.iterate_ranks(queries, labels, gallery, gallery_labels, **options):
+    for part in parts:
         for query, start, stop in zip(
             part.queries, part.offsets[:-1], part.offsets[1:], strict=True
         ):
@@ -114,6 +119,21 @@ def test_the_order_of_many_positives_is_kept(dtype, device):
     labels = np.minimum(labels, 1)
     rows = rows.astype(dtype)
     assert found_ranks(rows, labels, device=device) == oracle_ranks(rows, labels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_split", [False, True])
+def test_ranks_of_similarities_equal_brute_force(kind, is_split):
+    rows, labels = make(kind, 90, 4)
+    data = (rows[:30], labels[:30], rows[30:], labels[30:]) if is_split else (rows, labels)
+    asking, asked = unit(data[0]), unit(data[2] if is_split else rows)
+    chunks = [
+        (slice(i, min(i + 25, len(asking))), asking[i : i + 25] @ asked.T)
+        for i in range(0, len(asking), 25)
+    ]
+    gallery_labels = data[3] if is_split else labels
+    parts = ranks.ranks_of_similarities(chunks, data[1], gallery_labels, not is_split)
+    assert as_dict(parts) == oracle_ranks(*data)
 
 
 def test_memory_mapped_embeddings_are_not_copied(tmp_path):
