@@ -1,37 +1,51 @@
 """Dump the features of images, and the class scores where the checkpoint has a class layer.
 
 python infer.py --pretrained_model=output/ResNet50_eml/best.pt --images=photos/
+
+With --index, build a search index of the images instead; with --query as well, search it:
+
+python infer.py --pretrained_model=output/ResNet50_eml/best.pt --images=photos/ --index=photos.index
+python infer.py --pretrained_model=output/ResNet50_eml/best.pt --index=photos.index --query=a.jpg
 """
 
 from __future__ import annotations
 
-import json
+from argparse import Namespace
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from engine.answer import (
+    answer_queries,
+    build_from,
+    describe_recall,
+    index_options,
+    open_index,
+    prepare_index,
+    print_answers,
+    write_answers,
+)
 from engine.cli import user_errors
 from engine.devices import choose_amp, choose_device
+from engine.dump import dump_features
+from engine.files import prepare_output
 from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
 from engine.inference import (
     DATA_SET_FLAGS,
     Embedder,
+    embed_index,
     load_embedder,
     load_split,
     refuse_flags,
 )
 from engine.parsing import Flag, parse_flags, path, positive
-from engine.run import log, versions
-from models.atomic import write_atomically
+from engine.run import log
 from reader import Index
 from reader.images import index_images
-from reader.loader import eval_loader
-from retrieval import iterate_embeddings
+from retrieval.index_kinds import INDEX_OPTIONS
 
 FLAGS = (
     *MODEL_FLAGS,
@@ -39,82 +53,94 @@ FLAGS = (
     Flag("images", path, None, "an image or a folder of images, instead of a data set"),
     Flag("split", str, "test", "split of the data set", ("test", "train")),
     Flag("output_dir", path, "features", "folder for features.npy, paths.txt and so on"),
+    Flag("index", path, None, "search index: built of the images, or searched by --query"),
+    Flag("index_type", str, "exact", "kind of index that is built", tuple(INDEX_OPTIONS)),
+    Flag("index_options", str, "", "its parameters, e.g. nlist=1000,nprobe=32"),
+    Flag("query", path, None, "an image or a folder of images to search for in --index"),
+    Flag("topk", positive, 10, "neighbours per query"),
+    Flag("json", path, None, "file to write the neighbours to"),
     *DATA_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),
 )
+DATA_SOURCE_FLAGS = ("split", "dataset", *DATA_SET_FLAGS)
 
 
-def main(argv: Sequence[str] | None = None) -> Path:
-    """Dump the features and return their folder."""
+def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
+    """Return the folder of the dump, the file of the index, or the answers to the queries."""
     with user_errors():
         args, given = parse_flags(__doc__, FLAGS, argv)
-        if args.images is not None:
-            unused = ("dataset", "split", *DATA_SET_FLAGS)
-            refuse_flags(given, unused, "--images is used instead of a data set")
+        check_flags(args, given)
+        if args.query is not None:
+            return search(args, given)
+        if args.index is not None:
+            prepare_index(args)
         device = choose_device(args, log)
         embedder = load_embedder(args, given, device)
         log(embedder.source)
-        index = index_images(args.images) if args.images else load_split(args, args.split)
-        folder = Path(args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "features.npy").exists():
-            log(f"the features in {folder} will be replaced")
-        loader = eval_loader(
-            index,
-            embedder.preprocessing,
-            batch_size=args.batch_size,
-            num_workers=min(args.num_workers, len(index) // args.batch_size),
-            pin_memory=device.type == "cuda",
-        )
-        features = np.empty((len(index), embedder.model.embedding_size), np.float32)
-        done = 0
-        for embeddings in iterate_embeddings(
-            embedder.model, loader, device, choose_amp(args.amp, device)
-        ):
-            features[done : done + len(embeddings)] = embeddings.cpu().numpy()
-            print_lines(embedder, embeddings, done)
-            done += len(embeddings)
-        write_dump(folder, features, index, {"flags": vars(args), "checkpoint": embedder.meta})
-        log(f"{len(index)} features of {features.shape[1]} dimensions in {folder}")
-        return folder
+        images = index_images(args.images) if args.images else load_split(args, args.split)
+        if args.index is None:
+            return dump_features(args, embedder, images, device)
+        return build(args, embedder, images, device)
 
 
-@torch.inference_mode()
-def print_lines(embedder: Embedder, embeddings: Tensor, start: int) -> None:
-    """Print the reference's lines for a batch whose first image is number `start`."""
-    features = embeddings.cpu().numpy()
-    scores = None if embedder.class_layer is None else embedder.class_layer.class_scores(embeddings)
-    for row, feature in enumerate(features):
-        text = np.array2string(feature, max_line_width=10**9, separator=" ")
-        print(f"Test-{start + row}-feature: {text}")
-        if scores is not None:
-            best = int(scores[row].argmax())
-            print(f"Test-{start + row}-score: [{scores[row, best]:.6f}], class [{best}]")
+def check_flags(args: Namespace, given: set[str]) -> None:
+    """Raise ValueError where a flag was given that nothing would use."""
+    if args.query is not None:
+        if args.index is None:
+            raise ValueError("--query searches an index: give it as --index=FILE")
+        if not args.query:  # an empty path would be the working directory
+            raise ValueError("expected an image or a folder behind --query=, found nothing")
+        unused = ("images", *DATA_SOURCE_FLAGS, "output_dir", "index_type", "index_options")
+        refuse_flags(given, unused, "--query searches the images of --index")
+        return
+    refuse_flags(given, ("topk", "json"), "without --query")
+    if args.index is None:
+        refuse_flags(given, ("index_type", "index_options"), "without --index")
+    else:
+        refuse_flags(given, ("output_dir",), "--index is all that is written")
+    if args.images is not None:
+        refuse_flags(given, DATA_SOURCE_FLAGS, "--images is used instead of a data set")
 
 
-def write_dump(folder: Path, features: np.ndarray, index: Index, meta: dict[str, Any]) -> None:
-    """Write features.npy (N, D), paths.txt, labels.txt where labels are known, and meta.json."""
-    shape = {"images": features.shape[0], "dimensions": features.shape[1]}
-    texts = {
-        "paths.txt": "".join(f"{path}\n" for path in index.paths),
-        "labels.txt": "".join(f"{label}\n" for label in index.labels),
-        "meta.json": json.dumps({**shape, **meta, "versions": versions()}, indent=2) + "\n",
-    }
-    if not index.class_names:
-        del texts["labels.txt"]
-        (folder / "labels.txt").unlink(missing_ok=True)
-    write_atomically(folder / "features.npy", partial(_save_array, features))
-    for name, text in texts.items():
-        write_atomically(folder / name, partial(_save_text, text))
+def build(args: Namespace, embedder: Embedder, images: Index, device: torch.device) -> Path:
+    """Build the search index of the images and return its file."""
+    options = index_options(args, len(images), embedder.model.embedding_size)
+    features = embed(args, embedder, images, device)
+    search_index = build_from(args, options, embedder, images, features)
+    search_index.save(args.index)
+    parameters = "".join(f", {name} {value}" for name, value in options.items())
+    log(f"{args.index_type} index of {len(search_index)} images in {args.index}{parameters}")
+    if args.index_type != "exact":
+        log(describe_recall(search_index, features, device))
+    return Path(args.index)
 
 
-def _save_array(array: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
+def search(args: Namespace, given: set[str]) -> list[dict[str, Any]]:
+    """Print the neighbours of the images of --query and return them."""
+    file = prepare_output("json", args.json) if args.json else None
+    images = index_images(args.query)
+    search_index = open_index(args, given)
+    device = choose_device(args, log)
+    embedder = load_embedder(args, given, device)
+    features = embed(args, embedder, images, device)
+    answers = answer_queries(search_index, features, images.paths, args.topk, device)
+    print_answers(answers)
+    if file is not None:
+        write_answers(file, answers, args)
+    return answers
 
 
-def _save_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+def embed(args: Namespace, embedder: Embedder, images: Index, device: torch.device) -> np.ndarray:
+    """Embed the images: (N, D) float32."""
+    return embed_index(
+        embedder.model,
+        images,
+        embedder.preprocessing,
+        batch_size=args.batch_size,
+        num_workers=min(args.num_workers, len(images) // args.batch_size),
+        device=device,
+        amp_dtype=choose_amp(args.amp, device),
+    )
 
 
 if __name__ == "__main__":

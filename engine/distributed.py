@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from retrieval.truth import Share
+
 T = TypeVar("T")
 
 EVALUATION_TIMEOUT = timedelta(hours=2)  # ranks wait for rank 0 while it ranks the test images
@@ -83,6 +85,25 @@ def decide_on_main(world: World, decide: Callable[[], T]) -> T:
     if isinstance(decision, ValueError):
         raise decision
     return decision  # type: ignore[return-value]
+
+
+def wait_for_all(world: World) -> None:
+    """Return when all ranks have come here."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def share_of(world: World, device: torch.device) -> Share:
+    """Return the part of a work on arrays that this rank does; sums are exact, of integers."""
+    if world.size == 1:
+        return Share()
+
+    def add(array: np.ndarray) -> np.ndarray:
+        total = torch.from_numpy(array).to(device)
+        dist.all_reduce(total)
+        return total.cpu().numpy()
+
+    return Share(world.rank, world.size, add)
 
 
 def share_buffers(module: nn.Module, world: World) -> None:

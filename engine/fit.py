@@ -23,7 +23,8 @@ from engine.distributed import (
     share_buffers,
     wrap,
 )
-from engine.inference import embed_index, evaluate_index
+from engine.evaluation import score_index
+from engine.inference import embed_index
 from engine.run import Run, choose_folder
 from engine.schedules import learning_rate, set_learning_rate
 from engine.setup import MakeSampler, Training, set_up
@@ -31,6 +32,7 @@ from models import save_weights
 from reader import ImageError
 from reader.loader import train_loader
 from retrieval.extract import to_device
+from retrieval.metrics import summarise
 
 # Maps (criterion, embeddings, labels) to the loss and the figures of its log line, all scalars.
 ComputeLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -246,9 +248,10 @@ def test(training: Training, run: Run) -> None:
         log=run.log,
         log_every=args.display_iter_step,
     )
+    scores = score_index(index, embeddings, training.device, world=training.world)
     if not run.is_main:
         return
-    metrics = evaluate_index(index, embeddings, training.device)
+    metrics = summarise(scores)
     recall = metrics["recall@1"]
     run.log(f"test_img_num {len(index)}, trainbatch {training.step}, test_recall {recall:.5f}")
     run.record("test", training.step, **metrics)

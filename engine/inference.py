@@ -14,16 +14,16 @@ from torch import nn
 
 from engine.checkpoints import load_checkpoint
 from engine.devices import place
-from engine.distributed import World, gather_rows
+from engine.distributed import World, decide_on_main, gather_rows, wait_for_all
+from engine.features import FeatureFile, FeatureWriter
+from engine.files import RANDOM
 from losses import ELEM_LOSSES, build_loss
 from models import REFERENCE_MODELS, EmbeddingModel, build_model, load_weights, read_metadata
 from reader import Index, load_index
 from reader.loader import Preprocessing, eval_loader
-from retrieval import evaluate, extract
-from retrieval.extract import evaluation_mode
+from retrieval import extract
+from retrieval.extract import evaluation_mode, extract_to
 
-DEFAULT_KS = (1, 10, 100, 1000)
-RANDOM = "random"  # --pretrained_model=random: untrained weights, as a baseline
 DATA_SET_FLAGS = (
     "data_dir",
     "train_classes",
@@ -170,46 +170,39 @@ def embed_index(
     device: torch.device,
     amp_dtype: torch.dtype | None = None,
     world: World | None = None,
+    features: FeatureFile | None = None,
     log: Callable[[str], object] | None = None,
     log_every: int = 10,
 ) -> np.ndarray:
-    """Embed every image of an index once, shared among all ranks: (N, D) float32 in its order."""
+    """Embed every image of an index once, shared among all ranks: (N, D) float32 in its order.
+
+    With a feature file, rows that it holds already are not computed again, and the result is
+    mapped from it.
+    """
     world = world or World()
+    if features is not None:
+        decide_on_main(world, features.prepare)
+    missing = np.arange(len(index)) if features is None else features.missing()
+    if features is not None and log is not None and len(missing) < len(index):
+        log(f"{len(index) - len(missing)} of {len(index)} features are in {features.path}")
+    own = missing[world.rank :: world.size]
     loader = eval_loader(
         index,
         preprocessing,
         batch_size=batch_size,
-        num_workers=num_workers,
+        num_workers=num_workers if len(own) else 0,
         pin_memory=device.type == "cuda",
-        indices=np.arange(world.rank, len(index), world.size),
+        indices=own,
     )
-    return gather_rows(extract(model, loader, device, amp_dtype, log, log_every), world, device)
-
-
-def evaluate_index(
-    index: Index, embeddings: np.ndarray, device: torch.device, ks: Sequence[int] = ()
-) -> dict[str, float | int]:
-    """Evaluate the embeddings of an index, as self-retrieval or query against gallery.
-
-    Args:
-        index: N images with their labels and roles.
-        embeddings: (N, D) float32 in the order of the index.
-        device: where the similarities are computed; only the CPU and CUDA have float64.
-        ks: K of Recall@K beside those of 1, 10, 100, 1000 that the gallery holds.
-
-    Returns:
-        The dict of `retrieval.evaluate`.
-    """
-    gallery_size = int(index.is_gallery.sum())
-    all_ks = sorted({*ks, *(k for k in DEFAULT_KS if k == 1 or k <= gallery_size)})
-    where = device if device.type == "cuda" else torch.device("cpu")
-    if index.is_self_retrieval:
-        return evaluate(embeddings, index.labels, all_ks, device=where)
-    return evaluate(
-        embeddings[index.is_query],
-        index.labels[index.is_query],
-        all_ks,
-        gallery_embeddings=embeddings[index.is_gallery],
-        gallery_labels=index.labels[index.is_gallery],
-        device=where,
-    )
+    work = model, loader, device, amp_dtype, log, log_every
+    if features is None:
+        return gather_rows(extract(*work), world, device)
+    if len(own):
+        writer = FeatureWriter(features, own)
+        try:
+            extract_to(writer, *work)
+        finally:
+            writer.sync()
+    wait_for_all(world)
+    decide_on_main(world, features.finish)
+    return features.read()

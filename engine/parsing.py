@@ -73,6 +73,18 @@ def integers(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def whitening(text: str) -> int:
+    """Parse a number of dimensions of at least 1; 0 for `all`."""
+    if text.strip().lower() == "all":
+        return 0
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of dimensions or all, found {text!r}"
+        ) from None
+
+
 def amp(text: str) -> str:
     """Parse the precision of the forward pass; True is bfloat16, False is off."""
     word = text.strip().lower()
@@ -105,13 +117,17 @@ def _integers(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: `--name`, how its value is parsed, its default and its help."""
+    """One flag: `--name`, how its value is parsed, its default and its help.
+
+    With `num_values` it takes so many values behind its name, `--name A B`.
+    """
 
     name: str
     parse: Callable[[str], Any]
     default: Any
     help: str
     choices: Sequence[str] | None = None
+    num_values: int | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,6 +148,7 @@ def parse_flags(
     description: str | None,
     flags: Sequence[Flag],
     argv: Sequence[str] | None,
+    positional: Flag | None = None,
 ) -> tuple[Namespace, set[str]]:
     """Parse the command line, and below it the YAML file of --config.
 
@@ -139,6 +156,7 @@ def parse_flags(
         description: shown by --help.
         flags: the flags of the script; `--config` is added.
         argv: arguments, None for those of the process.
+        positional: an argument without `--name=`, which may be left out.
 
     Returns:
         A value per flag, and the names of the flags that were given by the user.
@@ -147,32 +165,51 @@ def parse_flags(
         SystemExit: with status 2 after one line on stderr, where a flag or value is wrong.
         ValueError: the config file is wrong.
     """
-    config_flag = Flag("config", path, None, "YAML file of flags; the command line wins")
-    parser = _Parser(
-        description=description,
-        usage="%(prog)s [--flag=value ...]",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for flag in (*flags, config_flag):
-        default = "" if flag.default in (None, ()) else f" (default {_shown(flag.default)})"
-        parser.add_argument(
-            f"--{flag.name}",
-            type=flag.parse,
-            choices=flag.choices,
-            default=argparse.SUPPRESS,
-            metavar=None if flag.choices else flag.name.upper(),
-            help=(flag.help + default).replace("%", "%%"),
-        )
+    parser = _build_parser(description, flags, positional)
     given: dict[str, Any] = {}
-    named = vars(parser.parse_args(_without_blanks(argv)))
+    # Plain parse_args finds no optional positional behind a flag before Python 3.12.
+    named = vars(parser.parse_intermixed_args(_without_blanks(argv)))
     if "config" in named:
         given |= vars(parser.parse_args(_config_arguments(named["config"], flags)))
         for alternatives in ALTERNATIVES:
             if alternatives & set(named):
                 given = {name: value for name, value in given.items() if name not in alternatives}
     given |= named
-    return Namespace(**{flag.name: flag.default for flag in flags} | given), set(given)
+    described = (*flags, positional) if positional else flags
+    return Namespace(**{flag.name: flag.default for flag in described} | given), set(given)
+
+
+def _build_parser(
+    description: str | None, flags: Sequence[Flag], positional: Flag | None
+) -> _Parser:
+    parser = _Parser(
+        description=description,
+        usage="%(prog)s [--flag=value ...]" + (f" {positional.name.upper()}" if positional else ""),
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    config_flag = Flag("config", path, None, "YAML file of flags; the command line wins")
+    for flag in (*flags, config_flag):
+        default = "" if flag.default in (None, ()) else f" (default {_shown(flag.default)})"
+        parser.add_argument(
+            f"--{flag.name}",
+            type=flag.parse,
+            choices=flag.choices,
+            nargs=flag.num_values,
+            default=argparse.SUPPRESS,
+            metavar=None if flag.choices else flag.name.upper(),
+            help=(flag.help + default).replace("%", "%%"),
+        )
+    if positional:
+        parser.add_argument(
+            positional.name,
+            type=positional.parse,
+            nargs="?",
+            default=argparse.SUPPRESS,
+            metavar=positional.name.upper(),
+            help=positional.help.replace("%", "%%"),
+        )
+    return parser
 
 
 def _without_blanks(argv: Sequence[str] | None) -> list[str] | None:
@@ -192,7 +229,7 @@ def _config_arguments(path: str, flags: Sequence[Flag]) -> list[str]:
             raise ValueError(f"config {path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"config {path}: expected lines of `flag: value`")
-    names = [flag.name for flag in flags]
+    names = [flag.name for flag in flags if flag.num_values is None]
     unknown = [str(name) for name in settings if name not in names]
     if unknown:
         close = difflib.get_close_matches(unknown[0], names, n=1)

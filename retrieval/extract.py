@@ -64,19 +64,35 @@ def extract(
 
     Returns:
         Embeddings (N, D) float32, not normalised.
+
+    Raises:
+        ValueError: the loader yields nothing.
     """
-    parts = []
+    parts: list[np.ndarray] = []
+    extract_to(parts.append, model, loader, device, amp_dtype, log, log_every)
+    if not parts:
+        raise ValueError("there is no image to embed: the data set is empty")
+    return np.concatenate(parts)
+
+
+def extract_to(
+    write: Callable[[np.ndarray], object],
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    amp_dtype: torch.dtype | None = None,
+    log: Callable[[str], object] | None = None,
+    log_every: int = 10,
+) -> None:
+    """Hand the embeddings (B, D) of each batch to `write`; the rest is as in `extract`."""
     started = time.perf_counter()
     with evaluation_mode(model):
         batches = iterate_embeddings(model, loader, device, amp_dtype)
         total = len(loader) if isinstance(loader, Sized) else None
         progress = tqdm(batches, total=total, disable=None, unit="batch", leave=False)
         for number, embeddings in enumerate(progress, start=1):
-            parts.append(embeddings.cpu().numpy())
+            write(embeddings.cpu().numpy())
             if log is not None and log_every and number % log_every == 0:
                 now = time.perf_counter()
                 log(f"testbatch {number}, time {(now - started) / log_every:.2f} sec")
                 started = now
-    if not parts:
-        raise ValueError("there is no image to embed: the data set is empty")
-    return np.concatenate(parts)

@@ -12,13 +12,14 @@ from retrieval.ranks import Ranks, iterate_ranks, ranks_of_similarities
 from retrieval.scores import TIES, QueryScores, score_ranks
 from retrieval.truth import Share
 
+DEFAULT_KS = (1, 10, 100, 1000)  # of the papers, whatever the size of the gallery
 CHECKED_ROWS = 4096  # looked at together for NaN
 
 
 def evaluate(
     embeddings: Tensor | np.ndarray,
     labels: Tensor | np.ndarray,
-    ks: Sequence[int] = (1, 10, 100, 1000),
+    ks: Sequence[int] = DEFAULT_KS,
     *,
     gallery_embeddings: Tensor | np.ndarray | None = None,
     gallery_labels: Tensor | np.ndarray | None = None,
@@ -64,7 +65,7 @@ def summarise(scores: QueryScores) -> dict[str, float | int]:
 def score_queries(
     embeddings: Tensor | np.ndarray,
     labels: Tensor | np.ndarray,
-    ks: Sequence[int] = (1, 10, 100, 1000),
+    ks: Sequence[int] = DEFAULT_KS,
     *,
     gallery_embeddings: Tensor | np.ndarray | None = None,
     gallery_labels: Tensor | np.ndarray | None = None,
@@ -81,10 +82,10 @@ def score_queries(
     Args:
         embeddings: (N, D) float, of the queries; any scale.
         labels: (N,) integer.
-        ks: the K of recall@K, each at least 1.
+        ks: the K of recall@K, each 1..G; those of the default may be larger.
         gallery_embeddings: (G, D) float, or None for self-retrieval.
         gallery_labels: (G,) integer, given with `gallery_embeddings`.
-        precision_ks: the K of precision@K, each at least 1.
+        precision_ks: the K of precision@K, each 1..G.
         ties: "pessimistic" or "expected", see `retrieval.scores.score_ranks`.
         device: where the similarities are computed.
         share: of the work that this process does, where several share it; all get all scores.
@@ -93,12 +94,11 @@ def score_queries(
         A score per query and metric.
 
     Raises:
-        ValueError: a shape does not fit, an embedding is not finite, a K is below 1, or no query
-            has a positive.
+        ValueError: a shape does not fit, an embedding is not finite, a K is out of range, or no
+            query has a positive.
     """
     if (gallery_embeddings is None) != (gallery_labels is None):
         raise ValueError("expected gallery_embeddings and gallery_labels together, found one")
-    _check_settings(ks, precision_ks, ties)
     queries, query_labels = checked(embeddings, labels, "embeddings")
     gallery, all_gallery_labels = None, query_labels
     if gallery_embeddings is not None and gallery_labels is not None:
@@ -110,6 +110,7 @@ def score_queries(
                 f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}: "
                 "both must come from the same model"
             )
+    _check_settings(ks, precision_ks, ties, len(all_gallery_labels))
     ranks = iterate_ranks(queries, query_labels, gallery, all_gallery_labels, device, share)
     return _score(ranks, query_labels, len(all_gallery_labels), ks, precision_ks, ties)
 
@@ -117,7 +118,7 @@ def score_queries(
 def score_similarities(
     chunks: Iterable[tuple[slice, np.ndarray]],
     labels: np.ndarray,
-    ks: Sequence[int] = (1, 10, 100, 1000),
+    ks: Sequence[int] = DEFAULT_KS,
     *,
     gallery_labels: np.ndarray | None = None,
     precision_ks: Sequence[int] = (),
@@ -137,18 +138,23 @@ def score_similarities(
         A score per query and metric.
 
     Raises:
-        ValueError: a K is below 1, or no query has a positive.
+        ValueError: a K is out of range, or no query has a positive.
     """
-    _check_settings(ks, precision_ks, ties)
     searched = labels if gallery_labels is None else gallery_labels
+    _check_settings(ks, precision_ks, ties, len(searched))
     ranks = ranks_of_similarities(chunks, labels, searched, gallery_labels is None)
     return _score(ranks, labels, len(searched), ks, precision_ks, ties)
 
 
-def _check_settings(ks: Sequence[int], precision_ks: Sequence[int], ties: str) -> None:
-    bad_ks = [k for k in (*ks, *precision_ks) if k < 1]
+def _check_settings(
+    ks: Sequence[int], precision_ks: Sequence[int], ties: str, gallery_size: int
+) -> None:
+    chosen = [*precision_ks, *(() if tuple(ks) == DEFAULT_KS else ks)]
+    bad_ks = [k for k in chosen if not 1 <= k <= gallery_size]
     if bad_ks:
-        raise ValueError(f"expected every K to be at least 1, found {bad_ks}")
+        raise ValueError(
+            f"expected every K to be 1 to {gallery_size}, the size of the gallery, found {bad_ks}"
+        )
     if ties not in TIES:
         raise ValueError(f"expected ties to be one of {', '.join(TIES)}, found {ties!r}")
 

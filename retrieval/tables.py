@@ -53,8 +53,7 @@ class ClassRow:
 def class_table(
     scores: QueryScores,
     class_names: dict[int, str],
-    super_labels: dict[int, int] | None = None,
-    super_names: dict[int, str] | None = None,
+    super_classes: dict[int, str] | None = None,
     query_labels: np.ndarray | None = None,
 ) -> list[ClassRow]:
     """Average the scores of the queries of each class.
@@ -62,8 +61,7 @@ def class_table(
     Args:
         scores: of Q queries, recall@1 among them.
         class_names: label -> name; a label without a name is shown as its number.
-        super_labels: class label -> super class label; classes it lacks have no super class.
-        super_names: super class label -> name, likewise.
+        super_classes: label -> name of its super class; classes it lacks have none.
         query_labels: (N,) integer, labels of all images that query; where given, classes none of
             whose images has a positive get a row too, with 0 queries and no scores.
 
@@ -73,48 +71,40 @@ def class_table(
     Raises:
         ValueError: the scores lack recall@1.
     """
-    super_labels, super_names = super_labels or {}, super_names or {}
     labels = scores.labels if query_labels is None else query_labels
     scored = _scores_by_label(scores, scores.labels)
     rows = []
     for label in np.unique(labels).tolist():
-        super_label = super_labels.get(label)
-        super_class = "" if super_label is None else super_names.get(super_label, str(super_label))
         name = class_names.get(label, str(label))
+        super_class = (super_classes or {}).get(label, "")
         rows.append(ClassRow(name, label, super_class, *scored.get(label, (0, {}))))
     return rows
 
 
-def super_class_table(
-    scores: QueryScores,
-    super_labels: dict[int, int],
-    super_names: dict[int, str] | None = None,
-) -> list[ClassRow]:
+def super_class_table(scores: QueryScores, super_classes: dict[int, str]) -> list[ClassRow]:
     """Average the scores of the queries of each super class, every query counting the same.
 
     Args:
         scores: of Q queries, recall@1 among them.
-        super_labels: class label -> super class label, of every class that is scored.
-        super_names: super class label -> name; one without a name is shown as its number.
+        super_classes: label -> name of its super class, of every class that is scored.
 
     Returns:
-        A row per super class, in label order; the names are those of the super classes.
+        A row per super class, by name; its label is its place in that order.
 
     Raises:
         ValueError: the scores lack recall@1, or a class has no super class.
     """
-    super_names = super_names or {}
     classes, which = np.unique(scores.labels, return_inverse=True)
-    missing = [label for label in classes.tolist() if label not in super_labels]
+    missing = [label for label in classes.tolist() if label not in super_classes]
     if missing:
         raise ValueError(
             f"expected a super class of every class, found none of {len(missing)} of "
             f"{len(classes)} classes, first of label {missing[0]}"
         )
-    labels = np.array([super_labels[label] for label in classes.tolist()])[which]
+    names, of_class = np.unique([super_classes[label] for label in classes], return_inverse=True)
     return [
-        ClassRow(super_names.get(label, str(label)), label, "", *scored)
-        for label, scored in _scores_by_label(scores, labels).items()
+        ClassRow(str(names[label]), label, "", *scored)
+        for label, scored in _scores_by_label(scores, of_class[which]).items()
     ]
 
 

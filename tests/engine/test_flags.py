@@ -7,7 +7,7 @@ import infer
 import train_elem
 import train_pair
 from engine.flags import options_of_loss
-from engine.parsing import parse_flags
+from engine.parsing import Flag, parse_flags, positive
 
 SCRIPTS = {"elem": train_elem, "pair": train_pair, "eval": eval_script, "infer": infer}
 
@@ -62,6 +62,42 @@ def test_defaults_are_the_reference_s(script, expected):
     args, given = parse(script)
     assert {name: getattr(args, name) for name in expected} == expected
     assert not given
+
+
+FOLDER = Flag("folder", str, None, "the folder to read")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["a"], ("a", 10, {"folder"})),
+        (["--batch_size=3", "a"], ("a", 3, {"folder", "batch_size"})),
+        (["a", "--batch_size", "3", " "], ("a", 3, {"folder", "batch_size"})),
+        (["--batch_size=3"], (None, 3, {"batch_size"})),
+        ([], (None, 10, set())),
+    ],
+)
+def test_a_positional_may_stand_anywhere_or_be_left_out(argv, expected):
+    flags = (Flag("batch_size", positive, 10, "images per batch"),)
+    args, given = parse_flags("", flags, argv, FOLDER)
+    assert (args.folder, args.batch_size, given) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["a", "b"], "unrecognized arguments: b"), (["a", "--x=1"], "unknown flag --x")],
+)
+def test_a_second_positional_or_a_wrong_flag_beside_one_is_an_error(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags("", (), argv, FOLDER)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_help_shows_the_positional(capsys):
+    with pytest.raises(SystemExit):
+        parse_flags("", (), ["--help"], FOLDER)
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].endswith("[--flag=value ...] FOLDER") and "to read" in text
 
 
 @pytest.mark.parametrize("word", ["False", "false", "no", "off", "0", "NO"])

@@ -41,7 +41,7 @@ def oracle_scores(ks, precision_ks, *data):
 @pytest.mark.parametrize(("n", "d"), [(6, 1), (40, 3), (300, 16)])
 def test_self_retrieval_equals_the_definitions(kind, n, d):
     rows, labels = make(kind, n, d)
-    ks, precision_ks = (1, 2, 5, 10, 1000), (1, 3, 1000)
+    ks, precision_ks = (1, 2, 5, min(10, n), n), (1, 3, n)
     expected = oracle_scores(ks, precision_ks, rows, labels)
     assert evaluate(rows, labels, ks, precision_ks=precision_ks) == pytest.approx(
         expected, rel=1e-12
@@ -138,8 +138,11 @@ def test_wrong_arguments_are_errors():
         evaluate(rows, labels[:9])
     with pytest.raises(ValueError, match=r"shape \(N, D\)"):
         evaluate(rows[:0], labels[:0])
-    with pytest.raises(ValueError, match="at least 1"):
-        evaluate(rows, labels, (0, 1))
+    for ks in ((0, 1), (1, 11)):
+        with pytest.raises(ValueError, match=rf"1 to 10, .* found \[{ks[ks[0]]}\]"):
+            evaluate(rows, labels, ks)
+    with pytest.raises(ValueError, match=r"1 to 10, .* found \[20\]"):
+        evaluate(rows, labels, precision_ks=(5, 20))
     with pytest.raises(ValueError, match="nothing to retrieve"):
         evaluate(rows, np.arange(10))
     with pytest.raises(ValueError, match="one of pessimistic, expected, found 'best'"):

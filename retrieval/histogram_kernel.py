@@ -1,0 +1,78 @@
+"""Histogram of the similarities of negative pairs on the CPU, compiled (numba), on all cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+
+from retrieval.bins import NUM_BINS, Bins
+from retrieval.kernels import Tile, Vectors
+from retrieval.tiles import Visitor, for_each_tile
+from retrieval.truth import Share
+
+_kernel = njit(nogil=True, cache=True)
+
+
+def count_negatives(
+    queries: Vectors,
+    gallery: Vectors | None,
+    firsts: np.ndarray,
+    lasts: np.ndarray,
+    bins: Bins,
+    share: Share,
+) -> np.ndarray:
+    """Count the pairs of different classes by similarity.
+
+    Args:
+        queries: (Q, D), in the order that `firsts` and `lasts` are in.
+        gallery: (G, D), ordered by class; None: the queries are the gallery.
+        firsts: (Q,) int64; columns firsts[q]..lasts[q] of query q are left out. Without a gallery
+            they must cover all columns up to the query's own.
+        lasts: (Q,) int64.
+        bins: to count in; only those that need it are given similarities in float64.
+        share: of the tiles that this process looks at.
+
+    Returns:
+        (B,) int64, the counts of this process.
+    """
+    histograms: list[np.ndarray] = []
+
+    def make_visitor() -> Visitor:
+        counts = np.zeros(NUM_BINS, np.int64)
+        histograms.append(counts)
+
+        def visit(tile: Tile, is_two_sided: bool, in_float64: Callable[[], Tile]) -> None:
+            tile = in_float64() if bins.need_float64 else tile
+            number = tile.values.dtype.type  # a mixture of types would be slow
+            # A pair counts once, not from both sides.
+            _count_tile(tile, firsts, lasts, number(bins.centre), number(1 / bins.width), counts)
+
+        return visit
+
+    for_each_tile(queries, gallery, (0, len(queries.rows)), make_visitor, share)
+    return np.sum(histograms, axis=0)
+
+
+@_kernel
+def _count_tile(tile, firsts, lasts, centre, scale, counts):
+    """Count a tile's similarities, of each row those before `firsts` and from `lasts` on."""
+    bins = np.empty(tile.width, np.int32)
+    for r in range(tile.height):
+        start = r * tile.stride
+        first = min(max(firsts[tile.row + r] - tile.column, 0), tile.width)
+        last = min(max(lasts[tile.row + r] - tile.column, 0), tile.width)
+        _count(tile.values[start : start + first], centre, scale, bins, counts)
+        _count(tile.values[start + last : start + tile.width], centre, scale, bins, counts)
+
+
+@_kernel
+def _count(values, centre, scale, bins, counts):
+    """Count values by their bins; these are computed first, as only that loop is vectorised."""
+    half = np.int32(len(counts) // 2)
+    for i in range(len(values)):
+        nearest = np.rint((values[i] - centre) * scale)
+        bins[i] = np.int32(min(max(nearest, -half), half)) + half
+    for i in range(len(values)):
+        counts[bins[i]] += 1

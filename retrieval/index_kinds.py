@@ -1,0 +1,104 @@
+"""The kinds of search indexes: their parameters and how faiss builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+INDEX_OPTIONS: dict[str, tuple[str, ...]] = {
+    "exact": (),
+    "ivf": ("nlist", "nprobe"),
+    "ivfpq": ("nlist", "nprobe", "m"),
+    "hnsw": ("m", "ef_construction", "ef_search"),
+}
+POINTS_PER_CENTROID = 39  # below it faiss calls k-means poor
+NUM_CODES = 256  # centroids per part of a vector in ivfpq: what a byte can number
+
+
+def choose_options(
+    kind: str, given: Mapping[str, int], num_images: int, dim: int
+) -> dict[str, int]:
+    """Return every parameter of a kind of index: those given, and defaults for the others.
+
+    Args:
+        kind: a key of INDEX_OPTIONS.
+        given: parameters as `retrieval.indexes.build_index` describes them.
+        num_images: N.
+        dim: D.
+
+    Raises:
+        ValueError: an unknown kind or parameter, a value out of range, or too few images.
+    """
+    if kind not in INDEX_OPTIONS:
+        raise ValueError(f"expected an index of {', '.join(INDEX_OPTIONS)}, found {kind!r}")
+    unknown = [name for name in given if name not in INDEX_OPTIONS[kind]]
+    if unknown:
+        known = ", ".join(INDEX_OPTIONS[kind]) or "none"
+        raise ValueError(f"index {kind} has no parameter {unknown[0]}: its parameters are {known}")
+    most: dict[str, int] = {}
+    defaults: dict[str, int] = {}
+    if kind == "hnsw":
+        defaults = {"m": 32, "ef_construction": 200, "ef_search": 128}
+    if kind in ("ivf", "ivfpq"):
+        most_lists = max(1, num_images // POINTS_PER_CENTROID)
+        nlist = given.get("nlist", min(most_lists, round(4 * num_images**0.5)))
+        most = {"nlist": num_images, "nprobe": nlist}
+        defaults = {"nlist": nlist, "nprobe": min(nlist, max(8, nlist // 16))}
+    if kind == "ivfpq":
+        if num_images < NUM_CODES:
+            raise ValueError(
+                f"index ivfpq learns from {NUM_CODES} images or more, found {num_images}: "
+                "choose exact"
+            )
+        divisors = [m for m in range(1, dim + 1) if dim % m == 0]
+        defaults["m"] = max(m for m in divisors if m <= max(1, dim // 8))
+        if given.get("m", 1) not in divisors:
+            raise ValueError(f"index ivfpq: m = {given['m']} does not divide {dim} dimensions")
+    for name, value in given.items():
+        least = 2 if (kind, name) == ("hnsw", "m") else 1
+        if not least <= value <= most.get(name, value):
+            expected = f"{least} to {most[name]}" if name in most else f"{least} or more"
+            raise ValueError(f"index {kind}: expected {name} to be {expected}, found {value}")
+    return defaults | dict(given)
+
+
+def build_vectors(unit: np.ndarray, kind: str, options: Mapping[str, int]) -> Any:
+    """Build the faiss index of unit embeddings (N, D) float32; all parameters are needed."""
+    faiss = import_faiss()
+    nlist, m = options.get("nlist"), options.get("m")
+    recipes = {
+        "exact": "Flat",
+        "ivf": f"IVF{nlist},Flat",
+        "ivfpq": f"IVF{nlist},PQ{m}x8np",  # np: no polysemous training, which takes minutes
+        "hnsw": f"HNSW{m},Flat",
+    }
+    vectors = faiss.index_factory(unit.shape[1], recipes[kind], faiss.METRIC_INNER_PRODUCT)
+    if kind == "hnsw":
+        vectors.hnsw.efConstruction = options["ef_construction"]
+        vectors.hnsw.efSearch = options["ef_search"]
+    if nlist is not None:
+        vectors.nprobe = options["nprobe"]
+        # faiss's warnings of small data go to stderr; the measured recall says it better.
+        vectors.cp.min_points_per_centroid = 1
+    if kind == "ivfpq":
+        vectors.pq.cp.min_points_per_centroid = 1
+    vectors.train(unit)
+    vectors.add(unit)
+    return vectors
+
+
+def import_faiss() -> Any:
+    """Import faiss, which nothing but a search index needs.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError(
+            "a search index needs faiss, which is not installed: python -m pip install faiss-cpu"
+        ) from error
+    return faiss

@@ -1,0 +1,281 @@
+"""Search indexes that are built once, kept in a file and asked again and again."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from models.atomic import write_atomically
+from retrieval.index_kinds import build_vectors, choose_options, import_faiss
+from retrieval.search import nearest
+
+GPU_KINDS = ("exact", "ivf")  # faiss has no HNSW for GPUs, and limits the code sizes of IVFPQ
+MOST_NEIGHBOURS_ON_GPU = 2048
+FORMAT = 1
+HEADER, VECTORS = "header.json", "index.faiss"
+SAME_COSINE = 1e-5  # rounding of float32 between two ways to compute a cosine
+
+
+@dataclass(eq=False)
+class SearchIndex:
+    """Images that can be searched by cosine similarity, made by `build_index`.
+
+    Attributes:
+        kind: a key of INDEX_OPTIONS.
+        paths: N image files, in the order of the rows.
+        labels: (N,) int64; empty where they are not known.
+        class_names: label -> name; may be empty.
+        metadata: what made the embeddings, as JSON has it.
+        vectors: the faiss index of the unit embeddings, on the CPU.
+    """
+
+    kind: str
+    paths: list[str]
+    labels: np.ndarray
+    class_names: dict[int, str]
+    metadata: dict[str, Any]
+    vectors: Any
+    _on_gpu: dict[int, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def embedding_size(self) -> int:
+        """Dimensions of the embeddings."""
+        return int(self.vectors.d)
+
+    def class_name(self, row: int) -> str | None:
+        """Return the name of an image's class, its label where that has no name, or None."""
+        if not len(self.labels):
+            return None
+        label = int(self.labels[row])
+        return self.class_names.get(label, str(label))
+
+    def search(
+        self, features: np.ndarray, k: int, device: str | torch.device = "cpu"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find k images similar to each query: an exact index the most similar, others nearly so.
+
+        Args:
+            features: (Q, D) float embeddings, any scale.
+            k: neighbours per query.
+            device: a CUDA device searches `exact` and `ivf` where faiss is built for GPUs and k is
+                at most 2048; all else is searched on the CPU.
+
+        Returns:
+            rows (Q, k) int64, most similar first, and cosines (Q, k) float32; those of `ivfpq`
+            are estimates from its codes.
+
+        Raises:
+            ValueError: k is below 1 or above the number of images, or D is not the index's.
+        """
+        if not 1 <= k <= len(self):
+            raise ValueError(f"expected 1 to {len(self)} neighbours in this index, found k = {k}")
+        queries = _unit(features)
+        if queries.shape[1] != self.embedding_size:
+            raise ValueError(
+                f"the index holds embeddings of {self.embedding_size} dimensions, the queries have "
+                f"{queries.shape[1]}"
+            )
+        cosines, rows = self._place(torch.device(device), k).search(queries, k)
+        short = np.flatnonzero((rows < 0).any(1))
+        if len(short):
+            cosines[short], rows[short] = self._search_everything(queries[short], k)
+        return rows, cosines
+
+    def _place(self, device: torch.device, k: int) -> Any:
+        """Return the faiss index on the device that can search it."""
+        faiss = import_faiss()
+        can_move = self.kind in GPU_KINDS and k <= MOST_NEIGHBOURS_ON_GPU
+        if device.type != "cuda" or not can_move or not faiss.get_num_gpus():
+            return self.vectors
+        number = device.index or 0
+        if number not in self._on_gpu:
+            try:
+                resources = faiss.StandardGpuResources()
+                self._on_gpu[number] = faiss.index_cpu_to_gpu(resources, number, self.vectors)
+            except RuntimeError:  # the GPU is too full: the CPU finds the same
+                self._on_gpu[number] = self.vectors
+        return self._on_gpu[number]
+
+    def _search_everything(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Search all images, where the lists or edges that were followed hold fewer than k."""
+        faiss = import_faiss()
+        if self.kind == "hnsw":
+            return faiss.downcast_index(self.vectors.storage).search(queries, k)
+        everywhere = faiss.SearchParametersIVF(nprobe=self.vectors.nlist)
+        return self.vectors.search(queries, k, params=everywhere)
+
+    def save(self, file: str | Path) -> None:
+        """Write the index with its paths, labels and metadata into one file, atomically.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_atomically(Path(file), self._write)
+
+    def _write(self, file: Path) -> None:
+        header = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "paths": self.paths,
+            "labels": self.labels.tolist(),
+            "class_names": self.class_names,
+            "metadata": self.metadata,
+        }
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(HEADER, json.dumps(header))
+            archive.writestr(VECTORS, memoryview(import_faiss().serialize_index(self.vectors)))
+
+
+def build_index(
+    features: np.ndarray,
+    paths: Sequence[str],
+    kind: str = "exact",
+    *,
+    labels: np.ndarray | Sequence[int] = (),
+    class_names: Mapping[int, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    options: Mapping[str, int] | None = None,
+) -> SearchIndex:
+    """Build a search index of embeddings.
+
+    exact: compares with every image. ivf: k-means cells, the nearest of which are searched (Sivic
+    & Zisserman 2003, https://doi.org/10.1109/ICCV.2003.1238663). ivfpq: the same with product
+    quantisation, 8 bits for D/m floats (Jegou et al. 2011, https://doi.org/10.1109/TPAMI.2010.57).
+    hnsw: a graph of neighbours that is walked greedily (Malkov & Yashunin 2018,
+    https://arxiv.org/abs/1603.09320). `measure_recall` says what the last three miss.
+
+    Args:
+        features: (N, D) float embeddings, any scale.
+        paths: N image files.
+        kind: a key of INDEX_OPTIONS.
+        labels: (N,) integer, or empty.
+        class_names: label -> name.
+        metadata: what made the embeddings; has to be JSON.
+        options: parameters of the kind. nlist: cells; default 4 sqrt(N), at most N / 39. nprobe:
+            cells that are searched; default nlist / 16, at least 8. m: bytes per image in `ivfpq`,
+            which divide D, default about D / 8; edges per image in `hnsw`, default 32.
+            ef_construction, ef_search: candidates kept while the graph is built, default 200, and
+            searched, default 128.
+
+    Raises:
+        ValueError: shapes that do not fit, embeddings that are not finite, faiss is absent, an
+            unknown kind or parameter, or too few images for the kind.
+    """
+    unit = _unit(features)
+    if len(unit) != len(paths) or len(labels) not in (0, len(unit)):
+        raise ValueError(
+            f"expected a path and either a label or none for each of {len(unit)} embeddings, found "
+            f"{len(paths)} paths and {len(labels)} labels"
+        )
+    chosen = choose_options(kind, options or {}, *unit.shape)
+    return SearchIndex(
+        kind,
+        list(paths),
+        np.asarray(labels, np.int64),
+        {int(label): name for label, name in (class_names or {}).items()},
+        dict(metadata or {}),
+        build_vectors(unit, kind, chosen),
+    )
+
+
+def load_search_index(file: str | Path) -> SearchIndex:
+    """Read a search index; nothing in the file is run.
+
+    Raises:
+        ValueError: the file is damaged or no search index, or faiss is absent.
+        OSError: it cannot be read.
+    """
+    faiss = import_faiss()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            header = json.loads(archive.read(HEADER))
+            vectors = faiss.deserialize_index(np.frombuffer(archive.read(VECTORS), np.uint8))
+        names = {int(label): name for label, name in header["class_names"].items()}
+        labels = np.asarray(header["labels"], np.int64)
+        paths, kind, metadata = header["paths"], header["kind"], header["metadata"]
+        is_whole = header["format"] == FORMAT and vectors.ntotal == len(paths)
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+    ) as error:
+        raise _not_an_index(file) from error
+    if not is_whole:
+        raise _not_an_index(file)
+    return SearchIndex(kind, paths, labels, names, metadata, vectors)
+
+
+def _not_an_index(file: str | Path) -> ValueError:
+    return ValueError(f"{file} is damaged or no search index of this version: build it again")
+
+
+def is_search_index(file: str | Path) -> bool:
+    """Whether a file looks like a search index, by its table of contents."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return archive.namelist() == [HEADER, VECTORS]
+
+
+def measure_recall(
+    index: SearchIndex,
+    queries: np.ndarray,
+    k: int,
+    gallery: np.ndarray,
+    own_rows: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
+) -> float:
+    """Measure the share of the exact k nearest images that an index finds.
+
+    An image that is found counts where it is as similar as the k-th nearest, so that it does not
+    matter which of several equal images is found.
+
+    Args:
+        index: made of `gallery`.
+        queries: (Q, D) float embeddings.
+        k: neighbours per query.
+        gallery: (N, D) float embeddings in the order of the index; `ivfpq` does not hold them.
+        own_rows: (Q,) the row in the index that is the query itself and does not count; None if
+            the queries are not in the index.
+        device: where both searches compute.
+
+    Returns:
+        A fraction.
+
+    Raises:
+        ValueError: k is below 1 or above the number of images that can be found.
+    """
+    rows, exact = nearest(queries, gallery, k, own_rows, device)
+    found, _ = index.search(queries, k + (own_rows is not None), device)
+    asking = _unit(queries)
+    num_right = 0
+    for i, query in enumerate(asking):
+        others = found[i] if own_rows is None else found[i][found[i] != own_rows[i]][:k]
+        cosines = _unit(np.asarray(gallery)[others]) @ query
+        num_right += int((cosines >= exact[i, -1] - SAME_COSINE).sum())
+    return num_right / rows.size
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """Return embeddings of length 1 as float32; a zero embedding stays zero."""
+    features = np.asarray(features)
+    if features.ndim != 2 or len(features) == 0:
+        raise ValueError(f"expected embeddings of shape (N, D), found {features.shape}")
+    if not np.isfinite(features).all():
+        raise ValueError("embeddings hold NaN or infinity: the model diverged")
+    return F.normalize(torch.as_tensor(features).float()).numpy()

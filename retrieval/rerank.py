@@ -1,0 +1,164 @@
+"""Second passes over retrieval: query expansion, gallery augmentation, k-reciprocal re-ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from retrieval.options import parse_options
+from retrieval.reciprocal import k_reciprocal_similarities
+from retrieval.search import nearest
+
+RERANK_OPTIONS: dict[str, dict[str, float]] = {  # method -> parameter -> default
+    "qe": {"k": 10, "alpha": 3.0},
+    "dba": {"k": 10, "alpha": 3.0},
+    "kreciprocal": {"k1": 20, "k2": 6, "lambda": 0.3},
+}
+SMALLEST_NORM = 1e-300  # keeps a zero embedding at zero, at cosine 0 to everything
+CHUNK_ELEMENTS = 2**24  # float64 similarities held at once: 128 MiB
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """A method of re-ranking, a key of RERANK_OPTIONS, with all its parameters."""
+
+    method: str
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.method}:{','.join(f'{name}={v:g}' for name, v in self.options.items())}"
+
+
+def parse_rerank(text: str) -> Rerank:
+    """Parse `METHOD` or `METHOD:name=value,name=value`, e.g. `qe:k=10,alpha=3`.
+
+    Raises:
+        ValueError: an unknown method or parameter, or a value that is no number.
+    """
+    method, _, parameters = text.partition(":")
+    if method not in RERANK_OPTIONS:
+        raise ValueError(
+            f"expected re-ranking by {', '.join(RERANK_OPTIONS)}, found {method!r}: e.g. "
+            "qe:k=10,alpha=3 or kreciprocal:k1=20,k2=6,lambda=0.3"
+        )
+    defaults = RERANK_OPTIONS[method]
+    types = {name: type(default) for name, default in defaults.items()}
+    return Rerank(method, defaults | parse_options(parameters, types, f"re-ranking by {method}"))
+
+
+def reranked_similarities(
+    rerank: Rerank,
+    queries: np.ndarray,
+    gallery: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield what a method makes of the similarities, chunk by chunk of the queries.
+
+    qe: expanded queries in the gallery as it is; dba: queries as they are in the augmented gallery;
+    both by cosine. kreciprocal: see `retrieval.reciprocal.k_reciprocal_similarities`.
+
+    Args:
+        rerank: method and parameters.
+        queries: (Q, D) float embeddings, any scale.
+        gallery: (G, D) float embeddings, or None where the queries are the gallery.
+        device: where similarities are computed; only the CPU and CUDA have float64.
+
+    Yields:
+        The rows of B queries and their similarities (B, G) float64. Without a gallery, the column
+        of the query itself is there too and means nothing.
+
+    Raises:
+        ValueError: a parameter is out of the range that so many images allow.
+    """
+    if rerank.method == "kreciprocal":
+        k1, k2, share = (rerank.options[name] for name in ("k1", "k2", "lambda"))
+        yield from k_reciprocal_similarities(queries, gallery, k1, k2, share, device)
+        return
+    k, alpha = rerank.options["k"], rerank.options["alpha"]
+    searched = queries if gallery is None else gallery
+    if rerank.method == "qe":
+        queries = expand_queries(queries, gallery, k, alpha, device)
+    else:
+        searched = augment_gallery(searched, k, alpha, device)
+    asking = F.normalize(torch.as_tensor(queries).to(device).double(), eps=SMALLEST_NORM)
+    asked = F.normalize(torch.as_tensor(searched).to(device).double(), eps=SMALLEST_NORM)
+    chunk_size = max(1, CHUNK_ELEMENTS // len(asked))
+    for start in range(0, len(asking), chunk_size):
+        rows = slice(start, min(start + chunk_size, len(asking)))
+        yield rows, (asking[rows] @ asked.T).cpu().numpy()
+
+
+def expand_queries(
+    queries: np.ndarray,
+    gallery: np.ndarray | None = None,
+    k: int = 10,
+    alpha: float = 3.0,
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """Add to each query its nearest gallery images, weighted by similarity: alpha-QE.
+
+    q' = normalise(q + sum over the k nearest g of max(0, q.g)^alpha g), q and g of length 1.
+    Fine-tuning CNN image retrieval with no human annotation (Radenovic et al. 2018),
+    https://arxiv.org/abs/1711.02512. alpha = 0 is average query expansion (Chum et al. 2007,
+    https://doi.org/10.1109/ICCV.2007.4408891).
+
+    Args:
+        queries: (Q, D) float embeddings, any scale.
+        gallery: (G, D) float embeddings; None where the queries are the gallery: a query's own row
+            is then none of its neighbours, and it counts once, with weight 1.
+        k: neighbours that are added.
+        alpha: exponent of the cosine, at least 0: the higher, the less do far images count.
+        device: where the similarities are computed.
+
+    Returns:
+        Queries (Q, D) float32 of length 1, to search the gallery with as it is. Cost: that of a
+        search.
+
+    Raises:
+        ValueError: k is not in the range that so many images allow, or alpha is negative.
+    """
+    if alpha < 0:
+        raise ValueError(f"expected alpha to be 0 or more, found {alpha}")
+    own_rows = np.arange(len(queries)) if gallery is None else None
+    rows, cosines = nearest(queries, queries if gallery is None else gallery, k, own_rows, device)
+    neighbours = _unit(queries if gallery is None else gallery)
+    expanded = _unit(queries)
+    weights = np.maximum(cosines, 0) ** np.float32(alpha)  # QxK
+    for n in range(k):  # a neighbour at a time: (Q, k, D) would not fit into memory
+        expanded += weights[:, n, None] * neighbours[rows[:, n]]
+    return _unit(expanded)
+
+
+def augment_gallery(
+    gallery: np.ndarray, k: int = 10, alpha: float = 3.0, device: str | torch.device = "cpu"
+) -> np.ndarray:
+    """Add to each gallery image its nearest others: database-side augmentation.
+
+    As `expand_queries` does with queries that are the gallery. Three things everyone should know
+    to improve object retrieval (Arandjelovic & Zisserman 2012),
+    https://doi.org/10.1109/CVPR.2012.6248018; with the weights of Radenovic et al. 2018. Where the
+    queries are in the gallery, images near a query thereby hold a share of it.
+
+    Args:
+        gallery: (G, D) float embeddings, any scale.
+        k: neighbours that are added, at most G - 1.
+        alpha: exponent of the cosine, at least 0.
+        device: where the similarities are computed.
+
+    Returns:
+        Gallery (G, D) float32 of length 1, to be searched with the queries as they are.
+
+    Raises:
+        ValueError: as `expand_queries`.
+    """
+    return expand_queries(gallery, None, k, alpha, device)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Return a copy of length 1 as float32."""
+    return F.normalize(torch.as_tensor(rows).float()).numpy()
