@@ -112,8 +112,12 @@ class SearchIndex:
         faiss = import_faiss()
         if self.kind == "hnsw":
             return faiss.downcast_index(self.vectors.storage).search(queries, k)
-        everywhere = faiss.SearchParametersIVF(nprobe=self.vectors.nlist)
-        return self.vectors.search(queries, k, params=everywhere)
+        lists = faiss.extract_index_ivf(self.vectors)
+        num_probed, lists.nprobe = lists.nprobe, lists.nlist
+        try:
+            return self.vectors.search(queries, k)
+        finally:
+            lists.nprobe = num_probed
 
     def save(self, file: str | Path) -> None:
         """Write the index with its paths, labels and metadata into one file, atomically.

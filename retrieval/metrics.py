@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrieval.counting.truth import Share
 from retrieval.ranks import Ranks, iterate_ranks, ranks_of_similarities
 from retrieval.scores import TIES, QueryScores, score_ranks
-from retrieval.truth import Share
 
 DEFAULT_KS = (1, 10, 100, 1000)  # of the papers, whatever the size of the gallery
 CHECKED_ROWS = 4096  # looked at together for NaN
@@ -150,10 +150,10 @@ def _check_settings(
     ks: Sequence[int], precision_ks: Sequence[int], ties: str, gallery_size: int
 ) -> None:
     chosen = [*precision_ks, *(() if tuple(ks) == DEFAULT_KS else ks)]
-    bad_ks = [k for k in chosen if not 1 <= k <= gallery_size]
-    if bad_ks:
+    if chosen and not 1 <= min(chosen) <= max(chosen) <= gallery_size:
+        found = min(chosen) if min(chosen) < 1 else max(chosen)
         raise ValueError(
-            f"expected every K to be 1 to {gallery_size}, the size of the gallery, found {bad_ks}"
+            f"expected every K to be 1 to {gallery_size}, the size of the gallery, found {found}"
         )
     if ties not in TIES:
         raise ValueError(f"expected ties to be one of {', '.join(TIES)}, found {ties!r}")

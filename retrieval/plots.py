@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,22 +24,49 @@ def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
     """Draw the training loss and the Recall@1 of the tests of each run, from its stats.jsonl."""
     figure, rows = plt.subplots(2, len(run_folders), squeeze=False, figsize=(10, 6))
     for folder, (loss_axis, recall_axis) in zip(run_folders, rows.T, strict=True):
-        lines = (folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
+        records = read_records(folder / "stats.jsonl")
         for axis, kind, name in (
             (loss_axis, "train", "loss"),
             (recall_axis, "test", "recall@1"),
         ):
-            points = {
-                record["step"]: record[name] for record in records if record["kind"] == kind
-            }  # of a resumed run the later record counts
-            steps = sorted(points)
-            axis.plot(steps, [points[step] for step in steps], marker=".")
+            axis.plot(*curve_of(records, kind, name), marker=".")
             axis.set_title(f"{folder.name}: {name}")
             axis.set_ylim(bottom=0, top=1 if kind == "test" else None)
             axis.set_xlabel("step")
             axis.grid(alpha=0.3)
     _save(figure, picture)
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """Read the stats.jsonl of a run.
+
+    Raises:
+        ValueError: a line is no record.
+    """
+    records = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            records.append({"kind": record["kind"], "step": record["step"], **record})
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{file}:{number}: expected a JSON record with a kind and a step, found "
+                f"{line[:80]!r}: delete the line"
+            ) from None
+    return records
+
+
+def curve_of(
+    records: Sequence[dict[str, Any]], kind: str, name: str
+) -> tuple[list[int], list[float]]:
+    """Return the steps, ascending, and the values `name` of the records of a kind that have it."""
+    points = {
+        record["step"]: record[name]
+        for record in records
+        if record["kind"] == kind and name in record
+    }  # of a resumed run the later record counts
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]
 
 
 def plot_neighbours(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from retrieval.counting_torch import TorchCounter
-from retrieval.truth import Counter, Share, Truth
+from retrieval.counting.by_torch import TorchCounter
+from retrieval.counting.truth import Counter, Share, Truth
 
 try:
-    from retrieval.counting_cpu import CpuCounter
+    from retrieval.counting.compiled import CpuCounter
 except ImportError:  # no numba: torch counts, exactly too, but more slowly
     CpuCounter = None  # type: ignore[assignment, misc]
 

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retrieval.bins import HALF, NUM_BINS, Bins
-from retrieval.counting_torch import TILE_ELEMENTS, TILE_ROWS, TorchCounter
+from retrieval.counting.bins import HALF, NUM_BINS, Bins
+from retrieval.counting.by_torch import TILE_ELEMENTS, TILE_ROWS, TorchCounter
+from retrieval.counting.truth import Counter, Share
 from retrieval.metrics import checked
-from retrieval.truth import Counter, Share
 
 try:
-    from retrieval.counting_cpu import CpuCounter
-    from retrieval.histogram_kernel import count_negatives
+    from retrieval.counting.compiled import CpuCounter
+    from retrieval.counting.histogram import count_negatives
 except ImportError:  # no numba: torch counts, more slowly
     CpuCounter = None  # type: ignore[assignment, misc]
 

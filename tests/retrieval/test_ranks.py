@@ -5,8 +5,9 @@ import pytest
 import torch
 from oracle import make, oracle_ranks, unit
 
-from retrieval import counting_torch, kernels, ranks, tiles
-from retrieval.truth import Share, Truth, rounding_error
+from retrieval import ranks
+from retrieval.counting import by_torch, kernels, tiles
+from retrieval.counting.truth import Share, Truth, rounding_error
 
 KINDS = [
     "random",
@@ -74,8 +75,8 @@ def test_small_tiles_and_pieces_change_nothing(kind, device, monkeypatch):
     rows, labels = make(kind, 200, 5)
     monkeypatch.setattr(tiles, "TILE", 48)
     monkeypatch.setattr(tiles, "BLOCK", 96)
-    monkeypatch.setattr(counting_torch, "TILE_ROWS", 7)
-    monkeypatch.setitem(counting_torch.TILE_ELEMENTS, "cpu", 100)
+    monkeypatch.setattr(by_torch, "TILE_ROWS", 7)
+    monkeypatch.setitem(by_torch.TILE_ELEMENTS, "cpu", 100)
     expected = oracle_ranks(rows, labels)
     assert found_ranks(rows, labels, device=device) == expected
     monkeypatch.setattr(ranks, "LEAST_BYTES", 0)  # few queries at a time

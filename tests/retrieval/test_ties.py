@@ -11,7 +11,7 @@ from retrieval.ranks import Ranks
 from retrieval.scores import score_ranks
 from retrieval.ties import expected_scores
 
-KS = (1, 2, 3, 5, 100)
+KS = (1, 2, 3, 5, 40)
 PRECISION_KS = (1, 3, 7, 50)
 
 # Levels of equal similarity, best first: (positives, negatives) of each.

@@ -7,9 +7,10 @@ import pytest
 import torch
 from oracle import make, unit
 
-from retrieval import counting_torch, tiles, verification
-from retrieval.bins import HALF, NUM_BINS, Bins
-from retrieval.truth import Share
+from retrieval import verification
+from retrieval.counting import by_torch, tiles
+from retrieval.counting.bins import HALF, NUM_BINS, Bins
+from retrieval.counting.truth import Share
 from retrieval.verification import (
     SimilarityHistograms,
     score_histograms,
@@ -116,7 +117,7 @@ def test_every_pair_is_counted_once_in_small_tiles(kind, is_split, threads, devi
     monkeypatch.setattr(tiles, "BLOCK", 32)
     monkeypatch.setattr(tiles, "num_cores", lambda: threads)
     monkeypatch.setattr(verification, "TILE_ROWS", 7)
-    monkeypatch.setitem(counting_torch.TILE_ELEMENTS, "cpu", 100)
+    monkeypatch.setitem(by_torch.TILE_ELEMENTS, "cpu", 100)
     monkeypatch.setattr(verification, "PAIRS_AT_ONCE", 11)
     rows, labels = make(kind, 150, 5)
     data = split_in_two(rows, labels) if is_split else (rows, labels)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval.truth import MOST_UNDECIDED, Share, Truth, rounding_error
+from retrieval.counting.truth import MOST_UNDECIDED, Share, Truth, rounding_error
 
 TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # most similarities at once, by type of device
 BYTES_PER_ELEMENT = 64  # that a GPU should have free for each of them
@@ -19,7 +19,7 @@ FEW = 32  # thresholds per query up to which all similarities are compared with 
 
 
 class TorchCounter:
-    """A `retrieval.truth.Counter` on a device of torch.
+    """A `retrieval.counting.truth.Counter` on a device of torch.
 
     Args:
         queries: (Q, D) float32 or float64 on the device.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from retrieval.lanes import LANES, count_columns_reaching, count_reaching
+from retrieval.counting.lanes import LANES, count_columns_reaching, count_reaching
 
 STRIP = 128  # rows of a tile whose columns are counted together
 BLOCK = 64  # similarities searched together for those that float32 cannot decide
@@ -186,8 +186,10 @@ def _padded(width):
 
 @_kernel
 def _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, bounds):
-    """Count row r of a tile for its query, the worst positive first."""
+    """Count row r of a tile for its query, the worst positive first, unless it has many."""
     q, start, width = queries.order[tile.row + r], r * tile.stride, _padded(tile.width)
+    if truth.offsets[q + 1] - truth.offsets[q] > FEW:
+        return
     for p in range(truth.offsets[q + 1] - 1, truth.offsets[q] - 1, -1):
         # Through an array of the tile's type: bounds are rounded to it.
         bounds[0], bounds[1] = _bounds_of(truth.thresholds[p], truth.tolerance, margin, is_exact)
@@ -212,95 +214,99 @@ def _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, bound
 
 
 @_kernel
-def _set_bounds(queries, truth, margin, is_exact, bounds):
-    """Set the bounds of up to LANES queries, a row per positive, the worst first.
+def _most_positives(queries, truth):
+    """Most positives of one of the queries, of those that are counted one by one."""
+    most = 0
+    for q in queries:
+        count = truth.offsets[q + 1] - truth.offsets[q]
+        if count <= FEW:
+            most = max(most, count)
+    return most
+
+
+@_kernel
+def _column_bounds(tile, queries, truth, margin, is_exact):
+    """Bounds of the queries that are the columns of a tile.
 
     Returns:
-        Number of rows set. The bounds of queries with many positives, or none, are infinite.
+        (G, P, 2 * LANES): per group of LANES columns, the worst positive of each first. Where a
+        query has no such positive, or many, the bounds are infinite.
     """
-    rows = 0
-    for q in queries:
-        if truth.offsets[q + 1] - truth.offsets[q] <= FEW:
-            rows = max(rows, truth.offsets[q + 1] - truth.offsets[q])
-    bounds[:rows] = np.inf
-    for lane, q in enumerate(queries):
+    groups = _padded(tile.width) // LANES
+    bounds = np.empty((groups, _most_positives(queries, truth), 2 * LANES), tile.values.dtype)
+    bounds[:] = np.inf
+    for c, q in enumerate(queries):
         if truth.offsets[q + 1] - truth.offsets[q] <= FEW:
             for p in range(truth.offsets[q], truth.offsets[q + 1]):
                 low, high = _bounds_of(truth.thresholds[p], truth.tolerance, margin, is_exact)
-                bounds[truth.offsets[q + 1] - 1 - p, lane] = low
-                bounds[truth.offsets[q + 1] - 1 - p, LANES + lane] = high
-    return rows
+                place = truth.offsets[q + 1] - 1 - p
+                bounds[c // LANES, place, c % LANES] = low
+                bounds[c // LANES, place, LANES + c % LANES] = high
+    return bounds
 
 
 @_kernel
-def _count_columns(tile, left, vectors, truth, margin, is_exact, counts, bounds, reached):
-    """Count LANES columns of a tile, from `left` on, for the queries that they are."""
-    first = tile.column + left
-    queries = vectors.order[first : first + min(LANES, tile.width - left)]
-    rows = _set_bounds(queries, truth, margin, is_exact, bounds)
-    for top in range(0, tile.height, STRIP):
-        height = min(STRIP, tile.height - top)
-        start = top * tile.stride + left
-        for i in range(rows):
-            if not count_columns_reaching(
-                tile.values, start, tile.stride, height, bounds[i], reached
-            ):
-                break
-            for lane, q in enumerate(queries):
-                at_least, ahead = reached[lane], reached[LANES + lane]
-                if at_least == 0:
-                    continue
-                p = truth.offsets[q + 1] - 1 - i
-                counts.ahead[p] += ahead
-                if is_exact:
-                    counts.level[p] += at_least - ahead
-                elif at_least > ahead:
-                    for r in range(height):
-                        value = tile.values[start + r * tile.stride + lane]
-                        if bounds[i, lane] <= value < bounds[i, LANES + lane]:
-                            g = vectors.order[tile.row + top + r]
-                            _decide(q, g, p, vectors, vectors, truth, counts)
+def _count_columns(tile, top, left, bounds, vectors, truth, is_exact, counts, reached):
+    """Count LANES columns of STRIP rows of a tile, from (top, left) on, for their queries."""
+    height = min(STRIP, tile.height - top)
+    start = top * tile.stride + left
+    queries = vectors.order[tile.column + left : tile.column + min(left + LANES, tile.width)]
+    for i in range(len(bounds)):
+        if not count_columns_reaching(tile.values, start, tile.stride, height, bounds[i], reached):
+            break
+        for lane, q in enumerate(queries):
+            at_least, ahead = reached[lane], reached[LANES + lane]
+            if at_least == 0:
+                continue
+            p = truth.offsets[q + 1] - 1 - i
+            counts.ahead[p] += ahead
+            if is_exact:
+                counts.level[p] += at_least - ahead
+            elif at_least > ahead:
+                for r in range(height):
+                    value = tile.values[start + r * tile.stride + lane]
+                    if bounds[i, lane] <= value < bounds[i, LANES + lane]:
+                        g = vectors.order[tile.row + top + r]
+                        _decide(q, g, p, vectors, vectors, truth, counts)
 
 
 @_kernel
-def count_tile(tile, queries, gallery, truth, margin, is_exact, counts):
-    """Count the similarities of a tile for the queries that are its rows.
+def count_tile(tile, queries, gallery, truth, margin, is_exact, is_two_sided, counts):
+    """Count the similarities of a tile for the queries that are its rows, and its columns if so.
 
     Args:
-        tile: a `retrieval.tiles.Tile`.
-        queries: the vectors of the queries.
-        gallery: the vectors of the gallery.
-        truth: a `retrieval.truth.Truth`.
+        tile: a Tile.
+        queries: the Vectors of the queries.
+        gallery: the Vectors of the gallery.
+        truth: a `retrieval.counting.truth.Truth`.
         margin: what is this near to a threshold is decided in float64.
         is_exact: the tile holds float64 similarities, nothing is decided again.
+        is_two_sided: in self-retrieval, the columns are queries too.
         counts: ahead (M,) and level (M,), added to.
     """
-    bounds = np.empty(2, tile.values.dtype)
-    for r in range(tile.height):
-        q = queries.order[tile.row + r]
-        if truth.offsets[q + 1] - truth.offsets[q] <= FEW:
-            _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, bounds)
-            continue
-        for c in range(tile.width):
-            value = np.float64(tile.values[r * tile.stride + c])
-            g = gallery.order[tile.column + c]
-            _tally_by_bisection(value, q, g, queries, gallery, truth, margin, is_exact, counts)
-
-
-@_kernel
-def count_tile_columns(tile, vectors, truth, margin, is_exact, counts):
-    """Count the similarities of a tile for the queries that are its columns, in self-retrieval."""
-    bounds = np.empty((FEW, 2 * LANES), tile.values.dtype)
+    row_queries = queries.order[tile.row : tile.row + tile.height]
+    column_queries = gallery.order[tile.column : tile.column + tile.width * is_two_sided]
+    row_bounds = np.empty(2, tile.values.dtype)
     reached = np.empty(2 * LANES, np.int32)
-    for left in range(0, tile.width, LANES):
-        _count_columns(tile, left, vectors, truth, margin, is_exact, counts, bounds, reached)
-    for c in range(tile.width):
-        q = vectors.order[tile.column + c]
-        if truth.offsets[q + 1] - truth.offsets[q] > FEW:
-            for r in range(tile.height):
+    bounds = _column_bounds(tile, column_queries, truth, margin, is_exact)
+    for top in range(0, tile.height, STRIP):  # a strip stays in the cache
+        for r in range(top, min(top + STRIP, tile.height)):
+            _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, row_bounds)
+        for left in range(0, len(column_queries), LANES):
+            _count_columns(
+                tile, top, left, bounds[left // LANES], gallery, truth, is_exact, counts, reached
+            )
+    for queries_of, is_row in ((row_queries, True), (column_queries, False)):
+        for i, q in enumerate(queries_of):
+            if truth.offsets[q + 1] - truth.offsets[q] <= FEW:
+                continue
+            for j in range(tile.width if is_row else tile.height):
+                r, c = (i, j) if is_row else (j, i)
+                other = gallery.order[tile.column + c] if is_row else queries.order[tile.row + r]
                 value = np.float64(tile.values[r * tile.stride + c])
-                g = vectors.order[tile.row + r]
-                _tally_by_bisection(value, q, g, vectors, vectors, truth, margin, is_exact, counts)
+                _tally_by_bisection(
+                    value, q, other, queries, gallery, truth, margin, is_exact, counts
+                )
 
 
 @_kernel

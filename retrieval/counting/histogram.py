@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from retrieval.bins import NUM_BINS, Bins
-from retrieval.kernels import Tile, Vectors
-from retrieval.tiles import Visitor, for_each_tile
-from retrieval.truth import Share
+from retrieval.counting.bins import NUM_BINS, Bins
+from retrieval.counting.kernels import Tile, Vectors
+from retrieval.counting.tiles import Visitor, for_each_tile
+from retrieval.counting.truth import Share
 
 _kernel = njit(nogil=True, cache=True)
 

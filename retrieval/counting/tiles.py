@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from retrieval import kernels
-from retrieval.kernels import Tile, Vectors
-from retrieval.truth import Share, rounding_error
+from retrieval.counting import kernels
+from retrieval.counting.kernels import Tile, Vectors
+from retrieval.counting.truth import Share, rounding_error
 
 TILE = 768  # rows and columns of a tile: large enough for a fast product
 PADDING = 16  # columns between rows, against cache conflicts when columns are read

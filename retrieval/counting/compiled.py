@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from retrieval import kernels
-from retrieval.kernels import Counts, Tile
-from retrieval.tiles import Visitor, for_each_tile, prepare
-from retrieval.truth import MOST_UNDECIDED, Share, Truth, rounding_error
+from retrieval.counting import kernels
+from retrieval.counting.kernels import Counts, Tile
+from retrieval.counting.tiles import Visitor, for_each_tile, prepare
+from retrieval.counting.truth import MOST_UNDECIDED, Share, Truth, rounding_error
 
 
 class CpuCounter:
-    """A `retrieval.truth.Counter` on the CPU.
+    """A `retrieval.counting.truth.Counter` on the CPU.
 
     Args:
         queries: (Q, D) float32 or float64.
@@ -55,10 +55,10 @@ class CpuCounter:
                 is_exact = kernels.undecided_share(tile, queries, truth, margin) > MOST_UNDECIDED
                 if is_exact:
                     tile = in_float64()
-                settings = (truth, truth.tolerance if is_exact else margin, is_exact, counts)
-                kernels.count_tile(tile, queries, gallery, *settings)
-                if is_two_sided:
-                    kernels.count_tile_columns(tile, queries, *settings)
+                near = truth.tolerance if is_exact else margin
+                kernels.count_tile(
+                    tile, queries, gallery, truth, near, is_exact, is_two_sided, counts
+                )
 
             return visit
 

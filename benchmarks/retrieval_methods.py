@@ -1,0 +1,300 @@
+"""The retrieval evaluations that `bench_retrieval` compares, and the process that measures one.
+
+It runs under another interpreter too: beside NumPy it imports only what the measured method needs.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BLOCK_ROWS = 4096  # queries that the floor and faiss are given at a time
+KS = (1, 10, 100, 1000)
+REFERENCE_BLOCKS = 100  # that the reference cuts the queries into
+REFERENCE_NEIGHBOURS = 10  # that it keeps
+SELF_DISTANCE = 1e8  # that it adds between an image and itself
+WARM_UP_CLASSES = 400  # about 2,000 images
+PEERS = ("faiss-cpu", "faiss-gpu", "pytorch-metric-learning", "open-metric-learning")
+DISTRIBUTIONS = ("numpy", "numba", "torch", *PEERS)
+
+Search = Callable[[int], dict[str, float]]  # number of queries -> metrics, as fractions
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to evaluate the retrieval of a data set.
+
+    Attributes:
+        prepare: embeddings (N, D) float32, labels (N,) int64 from 0 -> search of the first n images
+            in all N. Every image must have another of its class.
+        job: what is computed, for people.
+        packages: top-level modules that it needs beyond those of this project.
+        install: the command that installs them.
+        share: of the queries that are measured by default; None where it can only do all.
+    """
+
+    prepare: Callable[[np.ndarray, np.ndarray], Search]
+    job: str
+    packages: tuple[str, ...] = ()
+    install: str = ""
+    share: float | None = None
+
+
+def prepare_floor(embeddings: np.ndarray, labels: np.ndarray) -> Search:
+    """Multiply all embeddings with all, and do nothing with the products."""
+    out = np.empty((min(BLOCK_ROWS, len(embeddings)), len(embeddings)), np.float32)
+
+    def search(num_queries: int) -> dict[str, float]:
+        for start in range(0, num_queries, BLOCK_ROWS):
+            rows = embeddings[start : min(start + BLOCK_ROWS, num_queries)]
+            np.matmul(rows, embeddings.T, out=out[: len(rows)])
+        return {}
+
+    return search
+
+
+def prepare_this(embeddings: np.ndarray, labels: np.ndarray) -> Search:
+    """Evaluate with this project."""
+    from retrieval import evaluate
+
+    def search(num_queries: int) -> dict[str, float]:
+        found = evaluate(embeddings, labels, range(1, min(max(KS), len(labels)) + 1))
+        names = (*(f"recall@{k}" for k in KS), "map@r", "r_precision")
+        return {name: found[name] for name in names if name in found}
+
+    return search
+
+
+def prepare_faiss(embeddings: np.ndarray, labels: np.ndarray) -> Search:
+    """Search the nearest by inner product, block after block so as to hold few of them."""
+    import faiss
+
+    unit = embeddings.copy()
+    faiss.normalize_L2(unit)
+    index = faiss.IndexFlatIP(unit.shape[1])
+    index.add(unit)
+    k = min(max(KS) + 1, len(unit))
+    num_positives = np.bincount(labels)[labels] - 1
+
+    def search(num_queries: int) -> dict[str, float]:
+        blocks = []
+        for start in range(0, num_queries, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, num_queries)
+            found = index.search(unit[start:stop], k)[1]
+            neighbours = without_self(found, np.arange(start, stop))
+            is_hit = labels[neighbours] == labels[start:stop, None]
+            blocks.append(score_hits(is_hit, num_positives[start:stop]))
+        scores = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        return {name: values.mean() for name, values in scores.items()}
+
+    return search
+
+
+def without_self(neighbours: np.ndarray, own_rows: np.ndarray) -> np.ndarray:
+    """Drop each query from its neighbours: (Q, k) -> (Q, k - 1), the last where it is not there."""
+    is_other = neighbours != own_rows[:, None]
+    is_other[is_other.all(1), -1] = False
+    return neighbours[is_other].reshape(len(neighbours), -1)
+
+
+def score_hits(is_hit: np.ndarray, num_positives: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute recall@K and map@r per query from which neighbours are of its class.
+
+    Args:
+        is_hit: (Q, k) bool, nearest first.
+        num_positives: (Q,) at least 1.
+
+    Returns:
+        Metric -> (Q,). MAP@R: https://arxiv.org/abs/2003.08505, section 3.2.
+    """
+    first = np.where(is_hit.any(1), is_hit.argmax(1), is_hit.shape[1])
+    scores = {f"recall@{k}": first < k for k in KS}
+    order = np.arange(1, min(num_positives.max(), is_hit.shape[1]) + 1)
+    is_counted = is_hit[:, : len(order)] & (order <= num_positives[:, None])
+    precisions = np.cumsum(is_counted, axis=1) / order
+    scores["map@r"] = (precisions * is_counted).sum(1) / num_positives
+    return scores
+
+
+def prepare_pml(embeddings: np.ndarray, labels: np.ndarray) -> Search:
+    """Evaluate with pytorch-metric-learning."""
+    import torch
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    calculator = AccuracyCalculator(
+        include=("precision_at_1", "mean_average_precision_at_r", "r_precision"),
+        k="max_bin_count",
+    )
+    unit = torch.nn.functional.normalize(torch.from_numpy(embeddings))
+
+    def search(num_queries: int) -> dict[str, float]:
+        found = calculator.get_accuracy(unit, torch.from_numpy(labels))
+        return {
+            "recall@1": found["precision_at_1"],
+            "map@r": found["mean_average_precision_at_r"],
+            "r_precision": found["r_precision"],
+        }
+
+    return search
+
+
+def prepare_oml(embeddings: np.ndarray, labels: np.ndarray) -> Search:
+    """Evaluate with open-metric-learning."""
+    import torch
+    from oml.functional.knn import batched_knn
+    from oml.metrics.embeddings import calc_retrieval_metrics_rr
+    from oml.retrieval import RetrievalResults
+
+    unit = torch.nn.functional.normalize(torch.from_numpy(embeddings))
+    classes, rows = torch.from_numpy(labels), torch.arange(len(unit))
+
+    def search(num_queries: int) -> dict[str, float]:
+        # What RetrievalResults.from_embeddings does, which asks for a data set with its images.
+        nearest = batched_knn(unit, rows[:num_queries], rows, max(KS) + 1, labels_gt=classes)
+        results = RetrievalResults(*nearest)
+        found = calc_retrieval_metrics_rr(
+            results, cmc_top_k=KS, precision_top_k=(), map_top_k=(10,), verbose=False
+        )
+        return {f"recall@{k}": float(found["cmc"][k]) for k in KS}
+
+    return search
+
+
+def prepare_reference(embeddings: np.ndarray, labels: np.ndarray) -> Search:
+    """Sort all distances, as the reference does, without its sending of blocks to processes."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    squares = np.square(unit).sum(1)
+    height = max(1, len(unit) // REFERENCE_BLOCKS)
+
+    def search(num_queries: int) -> dict[str, float]:
+        blocks = []
+        for start in range(0, num_queries, height):
+            stop = min(start + height, num_queries)
+            distances = squares[start:stop, None] + squares - 2 * (unit[start:stop] @ unit.T)
+            distances[np.arange(stop - start), np.arange(start, stop)] += SELF_DISTANCE
+            order = np.argsort(distances, axis=1)
+            blocks.append(order[:, :REFERENCE_NEIGHBOURS].copy())  # a view would keep all of it
+        is_hit = labels[np.concatenate(blocks)] == labels[:num_queries, None]
+        return {f"recall@{k}": is_hit[:, :k].any(1).mean() for k in KS if k <= REFERENCE_NEIGHBOURS}
+
+    return search
+
+
+METHODS = {
+    "floor": Method(
+        prepare_floor, f"product of all with all in float32, {BLOCK_ROWS} rows at a time, no more"
+    ),
+    "this": Method(
+        prepare_this,
+        "retrieval.evaluate: Recall@1 to @1000, MAP@R, R-precision, MAP, MRR and mINP, exactly",
+    ),
+    "faiss": Method(
+        prepare_faiss,
+        "IndexFlatIP, the 1,001 nearest, query removed by row: Recall@1, 10, 100, 1000, MAP@R",
+        ("faiss",),
+        "pip install faiss-cpu",
+        1.0,
+    ),
+    "pml": Method(
+        prepare_pml,
+        "pytorch-metric-learning's AccuracyCalculator, k=max_bin_count: Precision@1, MAP@R, "
+        "R-precision",
+        ("pytorch_metric_learning", "faiss"),
+        "pip install pytorch-metric-learning faiss-cpu",
+    ),
+    "oml": Method(
+        prepare_oml,
+        "open-metric-learning's batched_knn (1,001 nearest), RetrievalResults and "
+        "calc_retrieval_metrics_rr: CMC@1, 10, 100, 1000, MAP@10",
+        ("oml", "omegaconf"),
+        "in an environment of its own (it needs NumPy < 2): pip install open-metric-learning "
+        "omegaconf, then --oml_python=THAT/bin/python",
+        0.1,
+    ),
+    "reference": Method(
+        prepare_reference,
+        "the reference's method: all distances of a block of queries sorted, 10 kept: Recall@1, 10",
+        share=0.02,
+    ),
+}
+
+
+def measure(
+    method: Method, embeddings: np.ndarray, labels: np.ndarray, num_queries: int
+) -> dict[str, Any]:
+    """Run a method once, warmed up, and say what it took.
+
+    Args:
+        method: to be measured.
+        embeddings: (N, D) float32.
+        labels: (N,) int64.
+        num_queries: the first of the images; the time of the search is scaled to all N.
+
+    Returns:
+        `cpu_seconds` (user and system, of the process and its children) and `wall_seconds`, scaled;
+        `peak_bytes` of memory beyond what was held before; the metrics `found`; `versions`.
+    """
+    is_warm_up = labels < WARM_UP_CLASSES
+    small = embeddings[is_warm_up], labels[is_warm_up]
+    method.prepare(*small)(len(small[0]))
+    gc.collect()
+    held = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: man 5 proc
+    started = _clocks()
+    search = method.prepare(embeddings, labels)
+    prepared = _clocks()
+    found = search(num_queries)
+    done = _clocks()
+    seconds = prepared - started + (done - prepared) * (len(embeddings) / num_queries)
+    return {
+        "cpu_seconds": float(seconds[0]),
+        "wall_seconds": float(seconds[1]),
+        "peak_bytes": _memory("VmHWM") - held,
+        "found": {name: float(value) for name, value in found.items()},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index]
+    return found | {"NumPy's BLAS": f"{blas['name']} {blas['version']}"}
+
+
+def _clocks() -> np.ndarray:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu_seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return np.array([cpu_seconds, time.perf_counter()])
+
+
+def _memory(field: str) -> int:
+    """Bytes of memory of this process: VmRSS now, VmHWM at most."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) * 1024  # "VmRSS:  123 kB"
+
+
+def main() -> None:
+    """Measure METHOD on the .npy files of FOLDER with NUM_QUERIES; the last line is the result."""
+    name, folder, num_queries = sys.argv[1:]
+    embeddings, labels = (np.load(f"{folder}/{what}.npy") for what in ("embeddings", "labels"))
+    print(json.dumps(measure(METHODS[name], embeddings, labels, int(num_queries))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The benchmark of retrieval: its methods against the definitions, its arithmetic, a whole run."""
+
+import json
+from argparse import Namespace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from benchmarks import bench_retrieval, retrieval_methods
+from benchmarks.bench_retrieval import main, make_embeddings, measure_apart, num_queries, table
+from benchmarks.retrieval_methods import METHODS, Method, measure, without_self
+
+HAS_PML = find_spec("pytorch_metric_learning") is not None
+INSTALLED = ["floor", "this", "faiss", *(["pml"] if HAS_PML else []), "reference"]
+
+
+def definitions(embeddings, labels, queries):
+    """Recall@K and MAP@R of the first queries, image after image in float64."""
+    unit = embeddings.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    rows = []
+    for query in range(queries):
+        others = [row for row in np.argsort(-(unit @ unit[query])) if row != query]
+        hits = [labels[row] == labels[query] for row in others]
+        total = sum(hits)
+        row = {f"recall@{k}": float(any(hits[:k])) for k in (1, 10, 100, 1000)}
+        within = [sum(hits[: n + 1]) / (n + 1) for n in range(total) if hits[n]]
+        rows.append(row | {"map@r": sum(within) / total, "r_precision": len(within) / total})
+    return {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.mark.parametrize("name", INSTALLED[1:])
+def test_methods_equal_the_definitions(name):
+    embeddings, labels = make_embeddings(300, 16)
+    found = METHODS[name].prepare(embeddings, labels)(300)
+    expected = definitions(embeddings, labels, 300)
+    assert "recall@1" in found
+    assert found == pytest.approx({key: expected[key] for key in found}, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["faiss", "reference"])
+def test_a_share_of_the_queries_searches_all_images(name):
+    embeddings, labels = make_embeddings(200, 8, seed=1)
+    found = METHODS[name].prepare(embeddings, labels)(30)
+    expected = definitions(embeddings, labels, 30)
+    assert found == pytest.approx({key: expected[key] for key in found}, rel=1e-9)
+
+
+def test_the_query_is_dropped_by_its_row_wherever_it_is():
+    neighbours = np.array([[0, 4, 5], [7, 1, 6], [8, 9, 3]])
+    assert without_self(neighbours, np.arange(3)).tolist() == [[4, 5], [7, 6], [8, 9]]
+
+
+def test_embeddings_are_like_those_of_products():
+    embeddings, labels = make_embeddings(6000, 64, seed=3)
+    sizes = np.bincount(labels)
+    assert embeddings.shape == (6000, 64) and embeddings.dtype == np.float32
+    assert sizes.min() >= 2 and sizes.max() <= 13
+    assert np.mean(sizes) == pytest.approx(5.35, abs=0.2)
+    assert np.array_equal(embeddings, make_embeddings(6000, 64, seed=3)[0])
+    assert min(np.bincount(make_embeddings(size, 2, size)[1]).min() for size in range(2, 60)) == 2
+
+
+def test_only_the_time_of_the_search_is_scaled(monkeypatch):
+    clocks = iter(np.array([[10.0, 100.0], [11.0, 102.0], [13.0, 106.0]]))
+    monkeypatch.setattr(retrieval_methods, "_clocks", lambda: next(clocks))
+    method = Method(lambda embeddings, labels: lambda num_queries: {}, "nothing")
+    found = measure(method, np.ones((50, 2), np.float32), np.zeros(50, int), 5)
+    assert found["cpu_seconds"] == 1 + 2 * 10 and found["wall_seconds"] == 2 + 4 * 10
+
+
+def test_memory_is_the_peak_of_the_measured_search():
+    def prepare(embeddings, labels):
+        def search(num_queries):
+            return {"sum": np.ones(num_queries * 10**6).sum()}  # freed at once
+
+        return search
+
+    np.ones(2 * 10**7)  # an earlier, higher peak
+    found = measure(Method(prepare, ""), np.ones((10, 2), np.float32), np.zeros(10, int), 10)
+    assert 75e6 < found["peak_bytes"] < 100e6
+
+
+def test_shares_are_for_large_data_sets_unless_given():
+    args = Namespace(share={"oml": 0.5})
+    assert num_queries(args, "oml", 4000) == 2000
+    assert num_queries(args, "reference", 4000) == 4000
+    assert num_queries(args, "reference", 60502) == 1210
+    assert num_queries(args, "this", 60502) == 60502
+
+
+def test_table_says_what_was_scaled_and_what_failed(tmp_path):
+    failed = measure_apart(bench_retrieval.sys.executable, "this", str(tmp_path), 5)
+    assert failed["failure"].startswith("failed with exit status 1: FileNotFoundError")
+    rounds = [
+        {"cpu_seconds": cpu, "wall_seconds": 1.5, "peak_bytes": 2**21, "found": {"recall@1": 0.5}}
+        for cpu in (8.0, 6.0)
+    ]
+    rows = {
+        "floor": {"queries": 1000, "rounds": [{**rounds[0], "cpu_seconds": 3.0, "found": {}}]},
+        "oml": {"queries": 100, "rounds": rounds},
+        "this": {"queries": 1000, "rounds": [], **failed},
+    }
+    lines = table({"images": 1000, "dimensions": 4, "bytes": 2**20, "methods": rows}).splitlines()
+    assert lines[0] == "### 1,000 images, 4 dimensions (1 MiB)"
+    assert lines[4] == "| floor | 1,000 | 3.00 | 1.00 | 1.50 | 2 |  |  | 3.00 |"
+    assert lines[5] == (
+        "| oml | 100, scaled | 6.00 | 2.00 | 1.50 | at least 2 | 50.000 |  | 8.00, 6.00 |"
+    )
+    assert lines[6].startswith("| this | failed with exit status 1")
+    assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_whole_run(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    methods = f"--methods={','.join(INSTALLED)}"
+    result = main(["--sizes=300", "--dims=16", "--rounds=1", methods, f"--json={file}"])
+    assert json.loads(file.read_text()) == json.loads(json.dumps(result))
+    rows = result["data_sets"][0]["methods"]
+    found = {name: row["rounds"][0]["found"] for name, row in rows.items()}
+    expected = definitions(*make_embeddings(300, 16), 300)
+    for name in INSTALLED[1:]:
+        assert found[name]["recall@1"] == pytest.approx(expected["recall@1"], rel=1e-9)
+    for name in INSTALLED[1:-1]:
+        assert found[name]["map@r"] == pytest.approx(expected["map@r"], rel=1e-9)
+    for row in rows.values():
+        measured = row["rounds"][0]
+        assert measured["cpu_seconds"] >= 0 and measured["wall_seconds"] > 0
+        assert measured["versions"]["numpy"] == np.__version__
+    printed = capsys.readouterr().out
+    for name in INSTALLED:
+        assert f"\n| {name} | 300 |" in printed and f"\n- `{name}`: " in printed
+
+
+@pytest.mark.skipif(find_spec("oml") is not None, reason="open-metric-learning is installed")
+def test_a_missing_package_is_left_out_and_said(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--methods=oml", "--sizes=300", "--dims=4"])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("oml is left out") and "pip install open-metric-learning" in lines[0]
+    assert lines[1:] == ["error: none of oml is installed: see above"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--methods=this,thas", "found 'thas'"),
+        ("--share=pml=0.5", "found 'pml=0.5'"),
+        ("--share=oml=2", "a share above 0 and up to 1, found 'oml=2'"),
+        ("--share=oml", "found 'oml'"),
+        ("--sizes=50", "at least 100 images, found 50"),
+        ("--json=/no/such/folder/file", "/no/such/folder/file: No such file"),
+        ("--oml_python=/no/such/python", "/no/such/python: No such file"),
+    ],
+)
+def test_wrong_flags_are_one_line(flag, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([flag])
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
