@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from retrieval.truth import Share
+from retrieval.counting.truth import Share
 
 T = TypeVar("T")
 

@@ -94,7 +94,7 @@ def test_without_ties_the_expectation_is_the_score():
     rng = np.random.default_rng(0)
     for total in (1, 2, 10, 300):
         ranks = np.sort(rng.choice(np.arange(1, 2000), total, replace=False))
-        single = Ranks(ranks, ranks, np.array([0, total]), np.array([0]), 0)
+        single = Ranks(ranks, ranks, np.array([0, total]), np.array([0]))
         exact = score_ranks(single, KS, PRECISION_KS, "pessimistic")
         found = expected_scores(ranks, ranks, KS, PRECISION_KS)
         assert found == pytest.approx({name: values[0] for name, values in exact.items()}, 1e-12)
