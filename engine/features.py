@@ -58,14 +58,15 @@ class FeatureFile:
             )
         try:
             found = json.loads(self.about_path.read_text("utf-8"))
-            is_whole = self.read().shape == self.shape
+            shape = self.read().shape
         except (ValueError, EOFError) as error:
             raise ValueError(f"--features={self.path} is damaged, delete it: {error}") from error
-        for name, value in self.about.items():
-            if found.get(name) != value or not is_whole:
+        for name, value in {**self.about, "shape": self.shape}.items():
+            there = shape if name == "shape" else found.get(name)
+            if there != value:
                 raise ValueError(
-                    f"--features={self.path} holds features of other {name} ({found.get(name)}, "
-                    f"not {value}): choose another name or delete the file"
+                    f"--features={self.path} holds features of other {name} ({there}, not {value}):"
+                    " choose another name or delete the file"
                 )
 
     def _write_empty(self, file: Path) -> None:

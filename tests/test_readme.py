@@ -39,7 +39,8 @@ def test_command_is_understood(command, monkeypatch):
     if words[0] in SCRIPTS:
         parse_flags("", SCRIPTS[words[0]].FLAGS, words[1:])
     elif words[0] == "-m":
-        assert (ROOT / f"{words[1].replace('.', '/')}.py").is_file()
+        module = ROOT / words[1].replace(".", "/")
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
     else:
         assert (ROOT / words[0]).is_file()
 

@@ -13,6 +13,7 @@ from retrieval import summary
 def folder(tmp_path, toy_tree):
     for name, recall in (("untrained", 0.25), ("eml", 0.875)):
         result = {"recall@1": recall, "map@r": 0.5, "queries": 16, "evaluated": {}}
+        result["recall@1_interval"] = [0.1, 0.9]
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     (tmp_path / "eml").mkdir()
     records = [

@@ -1,0 +1,286 @@
+"""What eval.py offers beside Recall@K: features kept, comparison, re-ranking, tables, torchrun."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import eval as eval_script
+import train_elem
+from losses import build_loss
+from reader import load_index
+from retrieval import evaluate, score_queries
+from retrieval.clustering import cluster_scores
+from retrieval.metrics import score_similarities, summarise
+from retrieval.rerank import parse_rerank, reranked_similarities
+from retrieval.significance import bootstrap_interval
+from retrieval.verification import verification_scores
+from retrieval.whitening import fit_whitening
+
+ROOT = Path(__file__).resolve().parents[2]
+MACHINE = ["--use_gpu=False", "--num_workers=0"]
+
+
+@pytest.fixture(scope="module")
+def runs(toy_flags, tmp_path_factory):
+    """Checkpoints of two stage-1 runs on the toy tree."""
+    folder = tmp_path_factory.mktemp("runs")
+    flags = [*toy_flags, "--train_batch_size=6", f"--model_save_dir={folder}", "--test_iter_step=0"]
+    return [
+        train_elem.main(
+            [*flags, f"--total_iter_num={steps}", f"--run_name={steps}", "--freeze_bn=True"]
+        )
+        / "last.pt"
+        for steps in (1, 3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def embedded(runs, tmp_path_factory):
+    """Features that eval.py kept of the first run: test split, train split, with their indexes."""
+    folder = tmp_path_factory.mktemp("features")
+    found = {}
+    for split in ("test", "train"):
+        file = folder / f"{split}.npy"
+        result = run(runs[0], f"--features={file}", f"--split={split}")
+        flags = result["evaluated"]["flags"]
+        found[split] = np.load(file), load_index("folder", flags["data_dir"], split)
+    return found
+
+
+def run(checkpoint, *flags):
+    return eval_script.main([f"--pretrained_model={checkpoint}", *MACHINE, *map(str, flags)])
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run eval.py, which must fail, and return its one line."""
+
+    def fail(*flags):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            eval_script.main([*MACHINE, *map(str, flags)])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    return fail
+
+
+def test_all_metrics_are_those_of_the_library(runs, embedded, capsys):
+    features, index = embedded["test"]
+    flags = ("--precision_ks=1,3", "--verification=True", "--clustering=True", "--ks=2")
+    result = run(runs[0], *flags)
+    expected = evaluate(features, index.labels, (1, 2, 10), precision_ks=(1, 3))
+    expected |= verification_scores(features, index.labels)
+    expected |= cluster_scores(features, index.labels)
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+    log = capsys.readouterr().out
+    for words in (
+        "recall@2",
+        "precision@3",
+        "95 % interval over classes",
+        "minp",
+        "auc",
+        "eer",
+        "nmi",
+    ):
+        assert words in log
+
+
+def test_the_interval_resamples_classes(runs, embedded):
+    features, index = embedded["test"]
+    scores = score_queries(features, index.labels, (1,))
+    expected = bootstrap_interval(scores.columns["recall@1"], scores.labels)
+    assert run(runs[0])["recall@1_interval"] == list(expected)
+
+
+def test_expected_ties(runs, embedded):
+    features, index = embedded["test"]
+    expected = evaluate(features, index.labels, (1, 10), ties="expected")
+    result = run(runs[0], "--ties=expected")
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rerank", ["qe:k=2,alpha=1", "dba:k=3", "kreciprocal:k1=5,k2=2"])
+def test_rerank(runs, embedded, rerank):
+    features, index = embedded["test"]
+    chunks = reranked_similarities(parse_rerank(rerank), features)
+    expected = summarise(score_similarities(chunks, index.labels, (1, 10)))
+    result = run(runs[0], f"--rerank={rerank}")
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("whiten", "dim"), [("3", 3), ("all", None)])
+def test_whiten_learns_on_the_training_split(runs, embedded, whiten, dim):
+    features, index = embedded["test"]
+    learned = fit_whitening(embedded["train"][0], dim)
+    expected = evaluate(learned.apply(features), index.labels, (1, 10))
+    result = run(runs[0], f"--whiten={whiten}")
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+
+
+def test_features_are_reused_and_resumed(runs, tmp_path, capsys):
+    file = tmp_path / "new" / "features.npy"
+    first = run(runs[0], f"--features={file}")
+    features = np.load(file)
+    assert not file.with_name("features.npy.done").exists()
+    capsys.readouterr()
+    again = run(runs[0], f"--features={file}")
+    assert "16 of 16 features are in" in capsys.readouterr().out
+    assert {**again, "evaluated": 0} == {**first, "evaluated": 0}
+    # As if it had been killed behind the fifth image.
+    done = np.zeros(16, np.uint8)
+    done[:5] = 1
+    done.tofile(file.with_name("features.npy.done"))
+    broken = features.copy()
+    broken[5:] = 7
+    np.save(file, broken)
+    resumed = run(runs[0], f"--features={file}")
+    assert "5 of 16 features are in" in capsys.readouterr().out
+    np.testing.assert_allclose(np.load(file), features, rtol=1e-5, atol=1e-6)
+    assert resumed["recall@1"] == first["recall@1"]
+
+
+def test_features_of_something_else_are_refused(runs, fails, tmp_path):
+    file = tmp_path / "features.npy"
+    run(runs[0], f"--features={file}")
+    before = file.read_bytes()
+    assert "features of other weights" in fails(
+        f"--pretrained_model={runs[1]}", f"--features={file}"
+    )
+    assert "features of other images" in fails(
+        f"--pretrained_model={runs[0]}", f"--features={file}", "--split=train"
+    )
+    assert "features of other preprocessing" in fails(
+        f"--pretrained_model={runs[0]}", f"--features={file}", "--transform=standard"
+    )
+    assert file.read_bytes() == before
+    file.write_bytes(before[:-40])
+    assert "is damaged" in fails(f"--pretrained_model={runs[0]}", f"--features={file}")
+    stranger = tmp_path / "mine.npy"
+    np.save(stranger, np.zeros(3))
+    assert "another program" in fails(f"--pretrained_model={runs[0]}", f"--features={stranger}")
+    assert np.load(stranger).tolist() == [0, 0, 0]
+    assert "ends in .npy" in fails(f"--pretrained_model={runs[0]}", f"--features={tmp_path / 'f'}")
+
+
+def test_compare_says_which_queries_flipped(runs, embedded, tmp_path, capsys):
+    file = tmp_path / "compare.json"
+    result = eval_script.main(["--compare", *map(str, runs), *MACHINE, f"--json={file}"])
+    paths = embedded["test"][1].paths
+    values = [run(checkpoint)["recall@1"] for checkpoint in runs]
+    assert [result[name]["recall@1"] for name in ("first", "second")] == values
+    assert result["difference"] == pytest.approx(values[1] - values[0])
+    flips = len(result["improved"]) - len(result["worsened"])
+    assert flips == round(16 * result["difference"])
+    assert set(result["improved"] + result["worsened"]) <= set(paths)
+    assert json.loads(file.read_text())["p_value"] == result["p_value"]
+    assert "queries wrong -> right" in capsys.readouterr().out
+
+
+def test_compare_with_itself_finds_nothing(runs):
+    result = eval_script.main(["--compare", str(runs[0]), str(runs[0]), *MACHINE])
+    assert (result["difference"], result["p_value"], result["p_mcnemar"]) == (0, 1, 1)
+    assert result["improved"] == result["worsened"] == []
+
+
+def test_class_tables(runs, toy_tree, tmp_path, capsys):
+    """SOP's layout has super classes; eval.py logs their table and writes that of the classes."""
+    for split in ("train", "test"):
+        lines = ["image_id class_id super_class_id path"]
+        for number, path in enumerate(sorted((toy_tree / split).glob("*/*.png")), start=1):
+            label = int(path.parent.name.split("_")[1])
+            lines.append(f"{number} {label + 1} {label % 2 + 1} {path}")
+        (tmp_path / f"Ebay_{split}.txt").write_text("\n".join(lines) + "\n")
+    table = tmp_path / "classes.csv"
+    result = run(runs[0], "--dataset=sop", f"--data_dir={tmp_path}", f"--class_table={table}")
+    rows = list(csv.DictReader(table.open()))
+    assert [int(row["queries"]) for row in rows] == [4, 4, 4, 4]
+    assert np.mean([float(row["recall@1"]) for row in rows]) == pytest.approx(result["recall@1"])
+    by_super = result["super_classes"]
+    assert [(row["class"], row["queries"]) for row in by_super] == [("1", 8), ("2", 8)]
+    assert "queries" in capsys.readouterr().out
+
+
+def test_a_class_layer_gives_the_reference_s_lines(runs, embedded, capsys):
+    features, index = embedded["train"]
+    checkpoint = torch.load(runs[0], weights_only=True)
+    layer = build_loss("softmax", **checkpoint["meta"]["loss_options"])
+    layer.load_state_dict(checkpoint["criterion"])
+    result = run(runs[0], "--split=train", "--batch_size=8", "--display_iter_step=2")
+    rows, labels = torch.from_numpy(features), torch.from_numpy(index.labels)
+    with torch.inference_mode():
+        loss, logits = layer(rows, labels)
+    assert result["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert result["acc1"] == (logits.argmax(1) == labels).double().mean().item()
+    best = logits.topk(5, dim=1).indices
+    assert result["acc5"] == (best == labels[:, None]).any(1).double().mean().item()
+    lines = re.findall(
+        r"Testbatch (\d+),loss [\d.]+, acc1 [\d.]+,acc5 [\d.]+$", capsys.readouterr().out, re.M
+    )
+    assert lines == ["0", "2"]
+
+
+def test_unseen_classes_have_no_accuracy(runs, capsys):
+    result = run(runs[0])
+    assert "acc1" not in result and "Testbatch" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--ks=17"], ["1 to 16", "found 17"]),
+        (["--precision_ks=1,40"], ["1 to 16", "found 40"]),
+        (["--rerank=best"], ["qe, dba, kreciprocal", "'best'"]),
+        (["--rerank=qe:k=99"], ["99"]),
+        (["--whiten=0"], ["number of dimensions or all", "'0'"]),
+        (["--whiten=400"], ["1 to 23", "400"]),
+        (["--ties=lucky"], ["pessimistic", "lucky"]),
+        (["--class_table=/proc/no/table.csv"], ["--class_table"]),
+        (["--train_classes=1-2"], ["--train_classes", "--split=test"]),
+    ],
+)
+def test_wrong_options_are_one_line(runs, fails, flags, words):
+    error = fails(f"--pretrained_model={runs[0]}", *flags)
+    assert all(word in error for word in words), error
+
+
+def test_compare_needs_two_checkpoints_and_nothing_else(runs, fails, tmp_path):
+    assert "--compare" in fails("--compare", runs[0])
+    assert "--pretrained_model is not used" in fails(
+        "--compare", *runs, f"--pretrained_model={runs[0]}"
+    )
+    assert "missing.pt" in fails("--compare", runs[0], tmp_path / "missing.pt")
+
+
+@pytest.mark.parametrize("keeps_features", [False, True])
+def test_two_processes_find_the_same_digits(runs, tmp_path, keeps_features):
+    results = []
+    for num_processes in (1, 2):
+        file = tmp_path / f"{num_processes}.json"
+        flags = [f"--pretrained_model={runs[1]}", *MACHINE, f"--json={file}", "--batch_size=1"]
+        flags += ["--verification=True", "--precision_ks=3"]
+        if keeps_features:
+            flags.append(f"--features={tmp_path / f'{num_processes}.npy'}")
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc_per_node={num_processes}"]
+        subprocess.run(
+            [sys.executable, *launcher, ROOT / "eval.py", *flags],
+            check=True,
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
+        result = json.loads(file.read_text())
+        del result["evaluated"]
+        results.append(result)
+    assert results[0] == results[1]
