@@ -1,11 +1,11 @@
-# make demo | test | check: each sets everything up first, in .venv.
+# make demo | test | check | bench: each sets everything up first, in .venv.
 # TORCH_BACKEND=cpu (or cu128, ...) is handed to uv as --torch-backend.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := train_elem.py train_pair.py eval.py infer.py losses models reader retrieval engine data pretrained benchmarks
 
-.PHONY: setup demo test check
+.PHONY: setup demo test check bench
 
 setup: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ check: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy $(SOURCES)
+
+# Exact ranks beside FAISS, pytorch-metric-learning and the reference's method; nearly an hour.
+bench: setup
+	$(PYTHON) -m benchmarks.bench_retrieval
 
 # Arcmargin, then EML, on the built-in data set; evaluated before, between and after.
 DEMO := output/demo

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from sklearn.metrics import (
     adjusted_mutual_info_score,
@@ -12,6 +10,9 @@ from sklearn.metrics import (
     normalized_mutual_info_score,
 )
 from sklearn.metrics.cluster import pair_confusion_matrix
+
+from retrieval.inputs import checked
+from retrieval.unit import unit_rows
 
 
 def cluster_scores(
@@ -47,14 +48,7 @@ def cluster_scores(
     Raises:
         ValueError: a shape or number does not fit, or an embedding is not finite.
     """
-    embeddings, labels = np.asarray(embeddings), np.asarray(labels)
-    if embeddings.ndim != 2 or len(embeddings) == 0 or labels.shape != embeddings.shape[:1]:
-        raise ValueError(
-            "expected embeddings of shape (N, D) and labels of shape (N,), found "
-            f"{embeddings.shape} and {labels.shape}"
-        )
-    if not np.isfinite(embeddings).all():
-        raise ValueError("expected finite embeddings, found NaN or infinity: the model diverged")
+    embeddings, labels = checked(embeddings, labels, "embeddings")
     if num_clusters is None:
         num_clusters = len(np.unique(labels))
     if not 1 <= num_clusters <= len(embeddings) or iterations < 1:
@@ -62,7 +56,7 @@ def cluster_scores(
             f"expected 1 to {len(embeddings)} clusters, one per image at most, and at least 1 "
             f"iteration, found {num_clusters} and {iterations}"
         )
-    rows = F.normalize(torch.as_tensor(embeddings).float()).numpy()
+    rows = unit_rows(embeddings).numpy()
     clusters = _kmeans(rows, num_clusters, iterations, seed)
     return {
         "nmi": float(normalized_mutual_info_score(labels, clusters)),

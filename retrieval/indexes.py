@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from models.atomic import write_atomically
 from retrieval.index_kinds import build_vectors, choose_options, import_faiss
+from retrieval.inputs import first_not_finite
 from retrieval.search import nearest
+from retrieval.unit import unit_rows
 
 GPU_KINDS = ("exact", "ivf")  # faiss has no HNSW for GPUs, and limits the code sizes of IVFPQ
 MOST_NEIGHBOURS_ON_GPU = 2048
@@ -280,6 +281,6 @@ def _unit(features: np.ndarray) -> np.ndarray:
     features = np.asarray(features)
     if features.ndim != 2 or len(features) == 0:
         raise ValueError(f"expected embeddings of shape (N, D), found {features.shape}")
-    if not np.isfinite(features).all():
+    if first_not_finite(features) is not None:
         raise ValueError("embeddings hold NaN or infinity: the model diverged")
-    return F.normalize(torch.as_tensor(features).float()).numpy()
+    return unit_rows(features).numpy()

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from retrieval.counting.truth import Share
-from retrieval.ranks import Ranks, iterate_ranks, ranks_of_similarities
+from retrieval.inputs import checked_sets
+from retrieval.ranks import iterate_ranks, ranks_of_similarities
 from retrieval.scores import TIES, QueryScores, score_ranks
 
 DEFAULT_KS = (1, 10, 100, 1000)  # of the papers, whatever the size of the gallery
-CHECKED_ROWS = 4096  # looked at together for NaN
 
 
 def evaluate(
@@ -97,22 +97,13 @@ def score_queries(
         ValueError: a shape does not fit, an embedding is not finite, a K is out of range, or no
             query has a positive.
     """
-    if (gallery_embeddings is None) != (gallery_labels is None):
-        raise ValueError("expected gallery_embeddings and gallery_labels together, found one")
-    queries, query_labels = checked(embeddings, labels, "embeddings")
-    gallery, all_gallery_labels = None, query_labels
-    if gallery_embeddings is not None and gallery_labels is not None:
-        gallery, all_gallery_labels = checked(
-            gallery_embeddings, gallery_labels, "gallery_embeddings"
-        )
-        if gallery.shape[1] != queries.shape[1]:
-            raise ValueError(
-                f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}: "
-                "both must come from the same model"
-            )
+    queries, query_labels, gallery, all_gallery_labels = checked_sets(
+        embeddings, labels, gallery_embeddings, gallery_labels
+    )
     _check_settings(ks, precision_ks, ties, len(all_gallery_labels))
     ranks = iterate_ranks(queries, query_labels, gallery, all_gallery_labels, device, share)
-    return _score(ranks, query_labels, len(all_gallery_labels), ks, precision_ks, ties)
+    scores = score_ranks(ranks, query_labels, len(all_gallery_labels), ks, precision_ks, ties)
+    return _some(scores)
 
 
 def score_similarities(
@@ -143,7 +134,7 @@ def score_similarities(
     searched = labels if gallery_labels is None else gallery_labels
     _check_settings(ks, precision_ks, ties, len(searched))
     ranks = ranks_of_similarities(chunks, labels, searched, gallery_labels is None)
-    return _score(ranks, labels, len(searched), ks, precision_ks, ties)
+    return _some(score_ranks(ranks, labels, len(searched), ks, precision_ks, ties))
 
 
 def _check_settings(
@@ -159,58 +150,15 @@ def _check_settings(
         raise ValueError(f"expected ties to be one of {', '.join(TIES)}, found {ties!r}")
 
 
-def _score(
-    all_ranks: Iterable[Ranks],
-    labels: np.ndarray,
-    gallery_size: int,
-    ks: Sequence[int],
-    precision_ks: Sequence[int],
-    ties: str,
-) -> QueryScores:
-    parts = [(ranks, score_ranks(ranks, ks, precision_ks, ties)) for ranks in all_ranks]
-    rows = np.concatenate([ranks.queries for ranks, _ in parts])
-    if len(rows) == 0:
-        raise ValueError(
-            f"none of the {len(labels)} queries has another image of its class in the gallery: "
-            "there is nothing to retrieve"
-        )
-    return QueryScores(
-        rows=rows,
-        labels=labels[rows],
-        first_rank=np.concatenate([ranks.first for ranks, _ in parts]),
-        num_positives=np.concatenate([ranks.num_positives for ranks, _ in parts]),
-        columns={
-            name: np.concatenate([columns[name] for _, columns in parts]) for name in parts[0][1]
-        },
-        queries_without_positive=len(labels) - len(rows),
-        gallery=gallery_size,
-    )
-
-
-def checked(
-    embeddings: Tensor | np.ndarray, labels: Tensor | np.ndarray, what: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return embeddings (N, D) float32 or float64 and labels (N,) int64 as arrays.
+def _some(scores: QueryScores) -> QueryScores:
+    """Return the scores if there are any.
 
     Raises:
-        ValueError: a shape does not fit, or an embedding is not finite.
+        ValueError: there are none.
     """
-    rows = embeddings.detach().cpu().numpy() if isinstance(embeddings, Tensor) else embeddings
-    rows = np.asarray(rows)
-    numbers = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise ValueError(f"expected {what} of shape (N, D), found {rows.shape}")
-    if numbers.shape != rows.shape[:1]:
+    if len(scores) == 0:
         raise ValueError(
-            f"expected {len(rows)} labels for {what}, found an array of shape {numbers.shape}"
+            f"none of the {scores.queries_without_positive} queries has another image of its class "
+            "in the gallery: there is nothing to retrieve"
         )
-    if rows.dtype != np.float64:
-        rows = np.ascontiguousarray(rows, np.float32)
-    for start in range(0, len(rows), CHECKED_ROWS):
-        is_finite = np.isfinite(rows[start : start + CHECKED_ROWS]).all(1)
-        if not is_finite.all():
-            first = start + int(np.argmin(is_finite))
-            raise ValueError(
-                f"{what} hold NaN or infinity, first in row {first}: the model diverged"
-            )
-    return rows, numbers.astype(np.int64)
+    return scores

@@ -8,13 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from retrieval.counting.by_torch import TorchCounter
+from retrieval.counting.choose import choose_counter
 from retrieval.counting.truth import Counter, Share, Truth
-
-try:
-    from retrieval.counting.compiled import CpuCounter
-except ImportError:  # no numba: torch counts, exactly too, but more slowly
-    CpuCounter = None  # type: ignore[assignment, misc]
 
 TIE_TOLERANCE = 1e-9  # similarities this close are equal
 BYTES_PER_POSITIVE = 64  # about what is held per positive while ranks are counted
@@ -88,22 +83,11 @@ def iterate_ranks(
         the embeddings take. Cost: O(Q G D) time, half of it in self-retrieval on the CPU.
     """
     share = share or Share()
-    counter = _choose_counter(queries, gallery, torch.device(device))
+    counter = choose_counter(queries, gallery, device)
     positives = _Positives(query_labels, gallery_labels, is_self_retrieval=gallery is None)
     budget = max(LEAST_BYTES, queries.nbytes // 2) // BYTES_PER_POSITIVE
     for start, stop in positives.pieces(budget):
         yield _rank_queries(counter, positives, start, stop, share)
-
-
-def _choose_counter(
-    queries: np.ndarray, gallery: np.ndarray | None, device: torch.device
-) -> Counter:
-    if device.type == "cpu" and CpuCounter is not None:
-        return CpuCounter(queries, gallery)
-    return TorchCounter(
-        torch.from_numpy(queries).to(device),
-        None if gallery is None else torch.from_numpy(gallery).to(device),
-    )
 
 
 class _Positives:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.sparse import csr_array
 from torch import Tensor
 
-SMALLEST_NORM = 1e-300  # keeps a zero embedding at zero, at distance 2 to everything
+from retrieval.unit import unit_rows
+
 SMALLEST_SCALE = 1e-12  # a collapsed model has no distances but rounding, which stays small
 CHUNK_ELEMENTS = 2**24  # float64 distances held at once: 128 MiB
 
@@ -62,7 +62,7 @@ def k_reciprocal_similarities(
         raise ValueError(f"expected k2 to be 1 to k1 = {k1}, found {k2}")
     if not 0 <= lambda_ <= 1:
         raise ValueError(f"expected lambda to be 0 to 1, found {lambda_}")
-    unit = F.normalize(torch.as_tensor(everything).to(device).double(), eps=SMALLEST_NORM)
+    unit = unit_rows(everything, torch.float64, device)
     neighbours, farthest = _neighbours(unit, k1)
     encodings = _encode(unit, neighbours, farthest, k2)
     first = len(everything) - num_gallery  # gallery images come last

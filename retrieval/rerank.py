@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from retrieval.options import parse_options
 from retrieval.reciprocal import k_reciprocal_similarities
 from retrieval.search import nearest
+from retrieval.unit import unit_rows
 
 RERANK_OPTIONS: dict[str, dict[str, float]] = {  # method -> parameter -> default
     "qe": {"k": 10, "alpha": 3.0},
     "dba": {"k": 10, "alpha": 3.0},
     "kreciprocal": {"k1": 20, "k2": 6, "lambda": 0.3},
 }
-SMALLEST_NORM = 1e-300  # keeps a zero embedding at zero, at cosine 0 to everything
 CHUNK_ELEMENTS = 2**24  # float64 similarities held at once: 128 MiB
 
 
@@ -85,8 +84,7 @@ def reranked_similarities(
         queries = expand_queries(queries, gallery, k, alpha, device)
     else:
         searched = augment_gallery(searched, k, alpha, device)
-    asking = F.normalize(torch.as_tensor(queries).to(device).double(), eps=SMALLEST_NORM)
-    asked = F.normalize(torch.as_tensor(searched).to(device).double(), eps=SMALLEST_NORM)
+    asking, asked = (unit_rows(rows, torch.float64, device) for rows in (queries, searched))
     chunk_size = max(1, CHUNK_ELEMENTS // len(asked))
     for start in range(0, len(asking), chunk_size):
         rows = slice(start, min(start + chunk_size, len(asking)))
@@ -126,12 +124,12 @@ def expand_queries(
         raise ValueError(f"expected alpha to be 0 or more, found {alpha}")
     own_rows = np.arange(len(queries)) if gallery is None else None
     rows, cosines = nearest(queries, queries if gallery is None else gallery, k, own_rows, device)
-    neighbours = _unit(queries if gallery is None else gallery)
-    expanded = _unit(queries)
+    neighbours = unit_rows(queries if gallery is None else gallery).numpy()
+    expanded = unit_rows(queries).numpy()
     weights = np.maximum(cosines, 0) ** np.float32(alpha)  # QxK
     for n in range(k):  # a neighbour at a time: (Q, k, D) would not fit into memory
         expanded += weights[:, n, None] * neighbours[rows[:, n]]
-    return _unit(expanded)
+    return unit_rows(expanded).numpy()
 
 
 def augment_gallery(
@@ -157,8 +155,3 @@ def augment_gallery(
         ValueError: as `expand_queries`.
     """
     return expand_queries(gallery, None, k, alpha, device)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Return a copy of length 1 as float32."""
-    return F.normalize(torch.as_tensor(rows).float()).numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,45 @@ from retrieval.ranks import Ranks
 from retrieval.ties import expected_scores
 
 TIES = ("pessimistic", "expected")
+
+
+class Columns(Mapping[str, np.ndarray]):
+    """Metric -> (Q,) float64; recall@K, of which there may be thousands, is computed on demand.
+
+    Args:
+        first_rank: (Q,) int64, rank of each query's best positive.
+        ks: the K of recall@K.
+        stored: the other metrics.
+        tied: (T,) int64, queries whose recall is an expectation.
+        tied_recalls: (T, K) float64, what it is.
+    """
+
+    def __init__(
+        self,
+        first_rank: np.ndarray,
+        ks: Sequence[int],
+        stored: dict[str, np.ndarray],
+        tied: np.ndarray,
+        tied_recalls: np.ndarray,
+    ) -> None:
+        self.first_rank, self.stored = first_rank, stored
+        self.places = {f"recall@{k}": place for place, k in enumerate(ks)}
+        self.ks, self.tied, self.tied_recalls = list(ks), tied, tied_recalls
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.places:
+            return self.stored[name]
+        place = self.places[name]
+        recall = (self.first_rank <= self.ks[place]).astype(np.float64)
+        recall[self.tied] = self.tied_recalls[:, place]
+        return recall
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.places
+        yield from self.stored
+
+    def __len__(self) -> int:
+        return len(self.places) + len(self.stored)
 
 
 @dataclass(frozen=True)
@@ -31,7 +70,7 @@ class QueryScores:
     labels: np.ndarray
     first_rank: np.ndarray
     num_positives: np.ndarray
-    columns: dict[str, np.ndarray]
+    columns: Mapping[str, np.ndarray]
     queries_without_positive: int
     gallery: int
 
@@ -40,8 +79,13 @@ class QueryScores:
 
 
 def score_ranks(
-    ranks: Ranks, ks: Sequence[int], precision_ks: Sequence[int], ties: str
-) -> dict[str, np.ndarray]:
+    parts: Iterable[Ranks],
+    labels: np.ndarray,
+    gallery: int,
+    ks: Sequence[int],
+    precision_ks: Sequence[int] = (),
+    ties: str = "pessimistic",
+) -> QueryScores:
     """Compute every retrieval metric per query.
 
     recall@K: 1 where a positive is among the first K (also known as CMC at rank K).
@@ -52,30 +96,64 @@ def score_ranks(
     https://arxiv.org/abs/2001.04193.
 
     Args:
-        ranks: of Q queries.
+        parts: ranks of consecutive queries.
+        labels: (N,) int64, of all that query.
+        gallery: number of images in the gallery.
         ks: K of recall@K, each at least 1.
         precision_ks: K of precision@K, each at least 1.
         ties: "pessimistic" puts a negative that ties with a positive before it; "expected" takes
             the mean over all orders of what ties.
 
     Returns:
-        Metric -> (Q,) float64.
+        The scores; of no query where none has a positive.
     """
-    scores = _pessimistic_scores(ranks, ks, precision_ks)
-    if ties == "expected":
-        starts = ranks.offsets[:-1]
-        tied = np.flatnonzero(np.add.reduceat(ranks.ranks != ranks.untied_ranks, starts))
-        for query in tied:
+    rows, first_ranks, counts, stored, tied, recalls = [], [], [], [], [], []
+    num_scored = 0
+    for ranks in parts:
+        scores = _pessimistic_scores(ranks, precision_ks)
+        for query in _tied_queries(ranks) if ties == "expected" else ():
             own = slice(ranks.offsets[query], ranks.offsets[query + 1])
             expected = expected_scores(ranks.untied_ranks[own], ranks.ranks[own], ks, precision_ks)
-            for name, value in expected.items():
-                scores[name][query] = value
-    return scores
+            tied.append(num_scored + query)
+            recalls.append([expected[f"recall@{k}"] for k in ks])
+            for name in scores:
+                scores[name][query] = expected[name]
+        rows.append(ranks.queries)
+        first_ranks.append(ranks.first)
+        counts.append(ranks.num_positives)
+        stored.append(scores)
+        num_scored += len(ranks.queries)
+    scored = np.concatenate(rows)
+    first_rank = np.concatenate(first_ranks)
+    return QueryScores(
+        rows=scored,
+        labels=labels[scored],
+        first_rank=first_rank,
+        num_positives=np.concatenate(counts),
+        columns=Columns(
+            first_rank,
+            ks,
+            {name: np.concatenate([scores[name] for scores in stored]) for name in stored[0]},
+            np.array(tied, dtype=np.int64),
+            np.array(recalls, dtype=np.float64).reshape(len(tied), len(ks)),
+        ),
+        queries_without_positive=len(labels) - len(scored),
+        gallery=gallery,
+    )
 
 
-def _pessimistic_scores(
-    ranks: Ranks, ks: Sequence[int], precision_ks: Sequence[int]
-) -> dict[str, np.ndarray]:
+def _tied_queries(ranks: Ranks) -> np.ndarray:
+    """Queries with a positive that ties with a negative."""
+    return np.unique(
+        np.searchsorted(
+            ranks.offsets, np.flatnonzero(ranks.ranks != ranks.untied_ranks), side="right"
+        )
+        - 1
+    )
+
+
+def _pessimistic_scores(ranks: Ranks, precision_ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Scores of each query but recall@K, (Q,) float64 each."""
     starts, counts = ranks.offsets[:-1], ranks.num_positives
     order = np.arange(len(ranks.ranks)) - np.repeat(starts, counts) + 1
     precisions = order / ranks.ranks
@@ -84,8 +162,7 @@ def _pessimistic_scores(
     def per_query(values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values, starts) if len(starts) else np.empty(0)
 
-    scores = {f"recall@{k}": (ranks.first <= k).astype(np.float64) for k in ks}
-    scores |= {f"precision@{k}": per_query(ranks.ranks <= k) / k for k in precision_ks}
+    scores = {f"precision@{k}": per_query(ranks.ranks <= k) / k for k in precision_ks}
     scores["map@r"] = per_query(np.where(is_within_r, precisions, 0.0)) / counts
     scores["r_precision"] = per_query(is_within_r) / counts
     scores["map"] = per_query(precisions) / counts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+
+from retrieval.unit import unit_rows
 
 CHUNK_ELEMENTS = 2**25  # float32 similarities held at once: 128 MiB
 
@@ -35,8 +36,7 @@ def nearest(
     findable = len(gallery) - (own_rows is not None)
     if not 1 <= k <= findable:
         raise ValueError(f"expected 1 to {findable} neighbours in this gallery, found k = {k}")
-    searched = F.normalize(torch.as_tensor(gallery).to(device).float())
-    asking = F.normalize(torch.as_tensor(queries).to(device).float())
+    searched, asking = (unit_rows(rows, device=device) for rows in (gallery, queries))
     chunk_size = max(1, CHUNK_ELEMENTS // len(searched))
     rows, cosines = [], []
     for start in range(0, len(asking), chunk_size):

@@ -6,24 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from retrieval.counting.bins import HALF, NUM_BINS, Bins
-from retrieval.counting.by_torch import TILE_ELEMENTS, TILE_ROWS, TorchCounter
+from retrieval.counting.bins import NUM_BINS, Bins
+from retrieval.counting.choose import choose_counter
 from retrieval.counting.truth import Counter, Share
-from retrieval.metrics import checked
-
-try:
-    from retrieval.counting.compiled import CpuCounter
-    from retrieval.counting.histogram import count_negatives
-except ImportError:  # no numba: torch counts, more slowly
-    CpuCounter = None  # type: ignore[assignment, misc]
+from retrieval.inputs import checked_sets
 
 PAIRS_AT_ONCE = 2**20  # positive pairs whose cosines are held together
 FAR_EXPONENTS = (1, 2, 3, 4)  # false accept rates 0.1 … 0.0001
 LEAST_ACCEPTED = 10  # negative pairs; fewer make a rate that chance decides
-SMALLEST_NORM = 1e-300  # keeps a zero vector at zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,20 +144,10 @@ def similarity_histograms(
         ValueError: a shape does not fit, an embedding is not finite, or there is no positive or no
             negative pair.
     """
-    if (gallery_embeddings is None) != (gallery_labels is None):
-        raise ValueError("expected gallery_embeddings and gallery_labels together, found one")
-    queries, query_labels = checked(embeddings, labels, "embeddings")
-    gallery = all_gallery_labels = None
-    if gallery_embeddings is not None and gallery_labels is not None:
-        gallery, all_gallery_labels = checked(
-            gallery_embeddings, gallery_labels, "gallery_embeddings"
-        )
-        if gallery.shape[1] != queries.shape[1]:
-            raise ValueError(
-                f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}: "
-                "both must come from the same model"
-            )
-    pairs = _Pairs(query_labels, all_gallery_labels)
+    queries, query_labels, gallery, all_labels = checked_sets(
+        embeddings, labels, gallery_embeddings, gallery_labels
+    )
+    pairs = _Pairs(query_labels, None if gallery is None else all_labels)
     if pairs.num_positives == 0:
         raise ValueError(
             f"none of the {pairs.num_pairs} pairs is of one class: verification needs a class with "
@@ -175,11 +157,11 @@ def similarity_histograms(
         raise ValueError(
             f"all {pairs.num_pairs} pairs are of one class: verification needs a second class"
         )
-    bins, where = Bins(), (torch.device(device), share or Share())
-    counts = _count_pairs(queries, gallery, pairs, bins, *where)
+    counter, bins, share = choose_counter(queries, gallery, device), Bins(), share or Share()
+    counts = _count_pairs(counter, pairs, bins, share)
     finer = bins.finer(counts.sum(0))
     if finer is not None:
-        bins, counts = finer, _count_pairs(queries, gallery, pairs, finer, *where)
+        bins, counts = finer, _count_pairs(counter, pairs, finer, share)
     return SimilarityHistograms(bins.edges, *counts)
 
 
@@ -224,32 +206,12 @@ class _Pairs:
         return self.query_order[queries], self.gallery_order[columns]
 
 
-def _count_pairs(
-    queries: np.ndarray,
-    gallery: np.ndarray | None,
-    pairs: _Pairs,
-    bins: Bins,
-    device: torch.device,
-    share: Share,
-) -> np.ndarray:
+def _count_pairs(counter: Counter, pairs: _Pairs, bins: Bins, share: Share) -> np.ndarray:
     """Count positive and negative pairs by similarity, (2, NUM_BINS) int64, of all processes."""
-    if device.type == "cpu" and CpuCounter is not None:
-        compiled = CpuCounter(queries, gallery)
-        positives = _count_positives(compiled, pairs, bins, share)
-        negatives = count_negatives(
-            compiled.queries._replace(order=pairs.query_order),
-            None if gallery is None else compiled.gallery._replace(order=pairs.gallery_order),
-            pairs.firsts,
-            pairs.lasts,
-            bins,
-            share,
-        )
-    else:
-        counter = TorchCounter(
-            _on_device(queries, device), None if gallery is None else _on_device(gallery, device)
-        )
-        positives = _count_positives(counter, pairs, bins, share)
-        negatives = _count_negatives_by_torch(counter, pairs, bins, share)
+    positives = _count_positives(counter, pairs, bins, share)
+    negatives = counter.count_negatives(
+        pairs.query_order, pairs.gallery_order, pairs.firsts, pairs.lasts, bins, share
+    )
     counts = share.add(np.stack([positives, negatives]))
     assert counts.sum(1).tolist() == [pairs.num_positives, pairs.num_pairs - pairs.num_positives]
     return counts
@@ -260,38 +222,3 @@ def _count_positives(counter: Counter, pairs: _Pairs, bins: Bins, share: Share) 
     for start in range(0, pairs.num_positives, PAIRS_AT_ONCE)[share.rank :: share.size]:
         counts += bins.count(counter.pair_cosines(*pairs.positive_rows(start)))
     return counts
-
-
-@torch.inference_mode()
-def _count_negatives_by_torch(
-    counter: TorchCounter, pairs: _Pairs, bins: Bins, share: Share
-) -> np.ndarray:
-    """Count the negatives by similarity in float64, (NUM_BINS,) int64, of this process."""
-    queries, gallery, device = counter.queries, counter.gallery, counter.queries.device
-    query_order, gallery_order, firsts, lasts = (
-        torch.from_numpy(array).to(device)
-        for array in (pairs.query_order, pairs.gallery_order, pairs.firsts, pairs.lasts)
-    )
-    counts = torch.zeros(NUM_BINS + 1, dtype=torch.int64, device=device)  # and one for the others
-    width = max(1, TILE_ELEMENTS.get(device.type, 2**20) // TILE_ROWS)
-    for start in range(0, len(queries), TILE_ROWS)[share.rank :: share.size]:
-        rows = slice(start, start + TILE_ROWS)
-        block = _unit(queries[query_order[rows]])
-        for left in range(start if pairs.is_self_retrieval else 0, len(gallery), width):
-            factors = _unit(gallery[gallery_order[left : left + width]])
-            similarities = block @ factors.T
-            nearest = similarities.sub_(bins.centre).div_(bins.width).round_().clamp_(-HALF, HALF)
-            columns = torch.arange(left, left + len(factors), device=device)
-            is_left_out = (firsts[rows, None] <= columns) & (columns < lasts[rows, None])
-            places = nearest.long().add_(HALF).masked_fill_(is_left_out, NUM_BINS)
-            counts += torch.bincount(places.view(-1), minlength=len(counts))
-    return counts[:NUM_BINS].cpu().numpy()
-
-
-def _on_device(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.require(array, requirements="W")).to(device)  # copies a memory map
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows (N, D) over their norms, in float64."""
-    return F.normalize(rows.double(), dim=1, eps=SMALLEST_NORM)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-SMALLEST_NORM = 1e-300  # keeps a zero vector at zero
+from retrieval.unit import unit_rows
+
 SMALLEST_VARIANCE = 1e-10  # of the largest: what is below is rounding of float32, not a direction
 CHUNK_ROWS = 2**13  # rows held in float64 at once
 
@@ -39,7 +41,7 @@ class Whitening:
         whitened = np.empty((len(features), self.projection.shape[1]), np.float32)
         for start in range(0, len(features), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            whitened[rows] = _unit((_unit(features[rows]) - self.mean) @ self.projection)
+            whitened[rows] = _unit64((_unit64(features[rows]) - self.mean) @ self.projection)
         return whitened
 
 
@@ -91,14 +93,13 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     chunks = range(0, len(features), CHUNK_ROWS)
     mean = np.zeros(features.shape[1])
     for start in chunks:
-        mean += _unit(features[start : start + CHUNK_ROWS]).sum(0) / len(features)
+        mean += _unit64(features[start : start + CHUNK_ROWS]).sum(0) / len(features)
     covariance = np.zeros((len(mean), len(mean)))
     for start in chunks:
-        centred = _unit(features[start : start + CHUNK_ROWS]) - mean
+        centred = _unit64(features[start : start + CHUNK_ROWS]) - mean
         covariance += centred.T @ centred / len(features)
     return mean, covariance
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), SMALLEST_NORM)
+def _unit64(rows: np.ndarray) -> np.ndarray:
+    return unit_rows(rows, torch.float64).numpy()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrieval.counting.bins import HALF, NUM_BINS, Bins
 from retrieval.counting.truth import MOST_UNDECIDED, Share, Truth, rounding_error
 
 TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # most similarities at once, by type of device
@@ -27,6 +28,7 @@ class TorchCounter:
     """
 
     def __init__(self, queries: Tensor, gallery: Tensor | None) -> None:
+        self.is_self_retrieval = gallery is None
         self.queries, self.query_norms = queries, _norms(queries)
         self.gallery, self.gallery_norms = self.queries, self.query_norms
         if gallery is not None:
@@ -55,6 +57,38 @@ class TorchCounter:
             for start in starts[share.rank :: share.size]:
                 self._count_block(start, min(start + TILE_ROWS, query_range[1]), truth, counts)
         return share.add(counts[0]), share.add(counts[1])
+
+    @torch.inference_mode()
+    def count_negatives(
+        self,
+        query_order: np.ndarray,
+        gallery_order: np.ndarray,
+        firsts: np.ndarray,
+        lasts: np.ndarray,
+        bins: Bins,
+        share: Share,
+    ) -> np.ndarray:
+        """See Counter; in float64 throughout."""
+        device = self.queries.device
+        rows, columns, first, last = (
+            torch.from_numpy(array).to(device)
+            for array in (query_order, gallery_order, firsts, lasts)
+        )
+        counts = torch.zeros(NUM_BINS + 1, dtype=torch.int64, device=device)  # one for the others
+        width = max(1, _elements_at_once(device) // TILE_ROWS)
+        for top in range(0, len(rows), TILE_ROWS)[share.rank :: share.size]:
+            own = slice(top, top + TILE_ROWS)
+            block = _normalised(self.queries, self.query_norms, rows[own], torch.float64)
+            for left in range(top if self.is_self_retrieval else 0, len(columns), width):
+                part = columns[left : left + width]
+                factors = _normalised(self.gallery, self.gallery_norms, part, torch.float64)
+                places = ((block @ factors.T - bins.centre) / bins.width).round_()
+                places = places.clamp_(-HALF, HALF).long() + HALF
+                numbers = torch.arange(left, left + len(part), device=device)
+                is_left_out = (first[own, None] <= numbers) & (numbers < last[own, None])
+                places.masked_fill_(is_left_out, NUM_BINS)
+                counts += torch.bincount(places.view(-1), minlength=len(counts))
+        return counts[:NUM_BINS].cpu().numpy()
 
     def _count_block(self, start: int, stop: int, truth: Truth, counts: np.ndarray) -> None:
         """Count the whole gallery for queries start..stop into counts (2, M)."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from retrieval.counting import kernels
+from retrieval.counting.bins import Bins
+from retrieval.counting.histogram import count_negatives
 from retrieval.counting.kernels import Counts, Tile
 from retrieval.counting.tiles import Visitor, for_each_tile, prepare
 from retrieval.counting.truth import MOST_UNDECIDED, Share, Truth, rounding_error
@@ -22,7 +25,6 @@ class CpuCounter:
 
     def __init__(self, queries: np.ndarray, gallery: np.ndarray | None) -> None:
         self.queries = prepare(queries)
-        self.is_mapped = isinstance(queries, np.memmap)  # read in its own order, as disks like it
         self.is_self_retrieval = gallery is None
         self.gallery = self.queries if gallery is None else prepare(gallery)
 
@@ -43,7 +45,7 @@ class CpuCounter:
         is_symmetric = self.is_self_retrieval and query_range == (0, len(self.queries.rows))
         margin = truth.tolerance + rounding_error(self.queries.rows.shape[1], np.float32)
         queries, gallery = self.queries, self.gallery
-        if is_symmetric and not self.is_mapped:
+        if is_symmetric and not is_mapped(queries.rows):  # disks like to be read in order
             queries = gallery = queries._replace(order=_by_worst_positive(truth))
         all_counts: list[Counts] = []
 
@@ -68,6 +70,31 @@ class CpuCounter:
             kernels.add_up(truth, counts)
         totals = np.array(all_counts).sum(axis=0, dtype=np.int64)
         return share.add(totals[0]), share.add(totals[1])
+
+    def count_negatives(
+        self,
+        query_order: np.ndarray,
+        gallery_order: np.ndarray,
+        firsts: np.ndarray,
+        lasts: np.ndarray,
+        bins: Bins,
+        share: Share,
+    ) -> np.ndarray:
+        """See Counter."""
+        queries = self.queries._replace(order=query_order)
+        gallery = self.gallery._replace(order=gallery_order)
+        columns = None if self.is_self_retrieval else gallery
+        return count_negatives(queries, columns, firsts, lasts, bins, share)
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    """Whether an array, or what it is a view of, lies in a memory-mapped file."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if isinstance(owner, np.memmap):
+            return True
+        owner = owner.base
+    return False
 
 
 def _by_worst_positive(truth: Truth) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from retrieval.counting.bins import Bins
+
 MOST_UNDECIDED = 0.05  # share of a tile above which float64 throughout is cheaper
 
 
@@ -56,6 +58,24 @@ class Counter(Protocol):
 
         Ahead is what is more similar by more than the tolerance. All gallery images count,
         positives and the query itself included. Queries outside of the range have no thresholds.
+        """
+
+    def count_negatives(
+        self,
+        query_order: np.ndarray,
+        gallery_order: np.ndarray,
+        firsts: np.ndarray,
+        lasts: np.ndarray,
+        bins: Bins,
+        share: Share,
+    ) -> np.ndarray:
+        """Count pairs by similarity, all but the columns firsts[i]..lasts[i] of query i.
+
+        Queries and columns are numbered in their orders (Q,) and (G,). In self-retrieval the orders
+        are the same, and what is left out covers all columns up to the query's own.
+
+        Returns:
+            (B,) int64, the counts of this process.
         """
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from retrieval.metrics import score_queries
 from retrieval.scores import QueryScores
 from retrieval.search import nearest
 from retrieval.significance import bootstrap_interval
+from retrieval.unit import unit_rows
 
 TABLE_KS = (1, 10, 100, 1000)
 CURVE_POINTS = 48
@@ -183,7 +183,7 @@ def sample_pairs(
 
 def pair_cosines(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Cosine similarities of pairs of rows, (P,) float32."""
-    unit = F.normalize(torch.as_tensor(embeddings).float())
+    unit = unit_rows(embeddings)
     cosines = [
         (unit[left] * unit[right]).sum(1)
         for left, right in zip(

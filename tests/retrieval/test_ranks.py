@@ -6,7 +6,7 @@ import torch
 from oracle import make, oracle_ranks, unit
 
 from retrieval import ranks
-from retrieval.counting import by_torch, kernels, tiles
+from retrieval.counting import by_torch, choose, compiled, kernels, tiles
 from retrieval.counting.truth import Share, Truth, rounding_error
 
 KINDS = [
@@ -27,7 +27,7 @@ DEVICES = ["cpu", "torch", *(["cuda"] if torch.cuda.is_available() else [])]
 def device(request, monkeypatch):
     """Each way of counting: compiled, by torch on the CPU, and on a GPU where there is one."""
     if request.param == "torch":
-        monkeypatch.setattr(ranks, "CpuCounter", None)
+        monkeypatch.setattr(choose, "CpuCounter", None)
     return "cuda" if request.param == "cuda" else "cpu"
 
 
@@ -141,7 +141,9 @@ def test_memory_mapped_embeddings_are_not_copied(tmp_path):
     rows, labels = make("clustered", 300, 16)
     np.save(tmp_path / "features.npy", rows)
     mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
-    assert np.shares_memory(tiles.prepare(mapped).rows, mapped)
+    prepared = tiles.prepare(np.asarray(mapped)).rows
+    assert np.shares_memory(prepared, mapped) and compiled.is_mapped(prepared)
+    assert not compiled.is_mapped(rows)
     assert found_ranks(mapped, labels) == oracle_ranks(rows, labels)
 
 
@@ -161,7 +163,7 @@ def test_torch_keeps_its_threads_and_precision(monkeypatch):
     rows, labels = make("random", 100, 4)
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     found_ranks(rows, labels)
-    monkeypatch.setattr(ranks, "CpuCounter", None)
+    monkeypatch.setattr(choose, "CpuCounter", None)
     found_ranks(rows, labels)
     assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == before
 

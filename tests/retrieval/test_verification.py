@@ -8,7 +8,7 @@ import torch
 from oracle import make, unit
 
 from retrieval import verification
-from retrieval.counting import by_torch, tiles
+from retrieval.counting import by_torch, choose, tiles
 from retrieval.counting.bins import HALF, NUM_BINS, Bins
 from retrieval.counting.truth import Share
 from retrieval.verification import (
@@ -36,7 +36,7 @@ DEVICES = ["cpu", "torch", *(["cuda"] if torch.cuda.is_available() else [])]
 def device(request, monkeypatch):
     """Each way of counting: compiled, by torch on the CPU, and on a GPU where there is one."""
     if request.param == "torch":
-        monkeypatch.setattr(verification, "CpuCounter", None)
+        monkeypatch.setattr(choose, "CpuCounter", None)
     return "cuda" if request.param == "cuda" else "cpu"
 
 
@@ -116,7 +116,7 @@ def test_every_pair_is_counted_once_in_small_tiles(kind, is_split, threads, devi
     monkeypatch.setattr(tiles, "TILE", 16)
     monkeypatch.setattr(tiles, "BLOCK", 32)
     monkeypatch.setattr(tiles, "num_cores", lambda: threads)
-    monkeypatch.setattr(verification, "TILE_ROWS", 7)
+    monkeypatch.setattr(by_torch, "TILE_ROWS", 7)
     monkeypatch.setitem(by_torch.TILE_ELEMENTS, "cpu", 100)
     monkeypatch.setattr(verification, "PAIRS_AT_ONCE", 11)
     rows, labels = make(kind, 150, 5)
@@ -225,7 +225,7 @@ def test_rates_need_ten_accepted_pairs(negatives, is_given):
 def test_shares_of_the_work_add_up(is_split, device, monkeypatch):
     monkeypatch.setattr(tiles, "TILE", 48)
     monkeypatch.setattr(tiles, "BLOCK", 48)
-    monkeypatch.setattr(verification, "TILE_ROWS", 48)
+    monkeypatch.setattr(by_torch, "TILE_ROWS", 48)
     monkeypatch.setattr(verification, "PAIRS_AT_ONCE", 50)
     rows, labels = make("clustered", 400, 8)
     data = split_in_two(rows, labels) if is_split else (rows, labels)

@@ -1,0 +1,36 @@
+"""Which way of counting is used: compiled on the CPU, else by torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from retrieval.counting.by_torch import TorchCounter
+from retrieval.counting.truth import Counter
+
+try:
+    from retrieval.counting.compiled import CpuCounter
+except (ImportError, RuntimeError):  # no numba, or no folder for what it compiles
+    # torch counts as exactly, but more slowly
+    CpuCounter = None  # type: ignore[assignment, misc]
+
+
+def choose_counter(
+    queries: np.ndarray, gallery: np.ndarray | None, device: str | torch.device
+) -> Counter:
+    """Return what counts similarities on a device.
+
+    Args:
+        queries: (Q, D) float32 or float64.
+        gallery: (G, D), or None where the queries are the gallery.
+        device: CPU or CUDA.
+    """
+    device = torch.device(device)
+    if device.type == "cpu" and CpuCounter is not None:
+        return CpuCounter(queries, gallery)
+    on_device = [
+        None if rows is None else torch.from_numpy(np.require(rows, requirements="W")).to(device)
+        for rows in (queries, gallery)  # a memory map, which may not be written to, is copied
+    ]
+    assert on_device[0] is not None
+    return TorchCounter(on_device[0], on_device[1])

@@ -1,0 +1,76 @@
+"""Checks of embeddings and labels that are evaluated."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+CHECKED_ROWS = 4096  # looked at together
+
+
+def checked_sets(
+    embeddings: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    gallery_embeddings: Tensor | np.ndarray | None,
+    gallery_labels: Tensor | np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+    """Check queries and, where there is one, their gallery.
+
+    Returns:
+        Queries (Q, D) and their labels (Q,); gallery (G, D), None in self-retrieval, and its labels
+        (G,), then those of the queries. Embeddings are float32 or float64, labels int64.
+
+    Raises:
+        ValueError: a shape does not fit, an embedding is not finite, or labels are no integers.
+    """
+    if (gallery_embeddings is None) != (gallery_labels is None):
+        raise ValueError("expected gallery_embeddings and gallery_labels together, found one")
+    queries, query_labels = checked(embeddings, labels, "embeddings")
+    if gallery_embeddings is None or gallery_labels is None:
+        return queries, query_labels, None, query_labels
+    gallery, all_labels = checked(gallery_embeddings, gallery_labels, "gallery_embeddings")
+    if gallery.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}: both "
+            "must come from the same model"
+        )
+    return queries, query_labels, gallery, all_labels
+
+
+def checked(
+    embeddings: Tensor | np.ndarray, labels: Tensor | np.ndarray, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return embeddings (N, D) float32 or float64 and labels (N,) int64 as arrays.
+
+    Raises:
+        ValueError: a shape does not fit, an embedding is not finite, or labels are no integers.
+    """
+    rows = np.asarray(_as_array(embeddings))
+    numbers = np.asarray(_as_array(labels))
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"expected {what} of shape (N, D), found {rows.shape}")
+    if numbers.shape != rows.shape[:1]:
+        raise ValueError(
+            f"expected {len(rows)} labels for {what}, found an array of shape {numbers.shape}"
+        )
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"expected integer labels for {what}, found {numbers.dtype}")
+    if rows.dtype != np.float64:
+        rows = np.ascontiguousarray(rows, np.float32)
+    first = first_not_finite(rows)
+    if first is not None:
+        raise ValueError(f"{what} hold NaN or infinity, first in row {first}: the model diverged")
+    return rows, numbers.astype(np.int64)
+
+
+def first_not_finite(embeddings: np.ndarray) -> int | None:
+    """Return the first row of embeddings (N, D) that holds NaN or infinity, if any does."""
+    for start in range(0, len(embeddings), CHECKED_ROWS):
+        is_finite = np.isfinite(embeddings[start : start + CHECKED_ROWS]).all(1)
+        if not is_finite.all():
+            return start + int(np.argmin(is_finite))
+    return None
+
+
+def _as_array(values: Tensor | np.ndarray) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
