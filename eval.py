@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,20 @@ from engine.classification import class_numbers, classify
 from engine.cli import user_errors
 from engine.compare import compare_checkpoints
 from engine.devices import choose_device
-from engine.distributed import World, join_world, leave_world
+from engine.distributed import join_world, leave_world
 from engine.evaluation import (
-    METRIC_FLAGS,
-    embed_split,
+    check_sizes,
     log_metrics,
-    log_tables,
+    log_super_classes,
     measure,
-    score_index,
+    score_split,
     whiten,
+    write_class_table,
 )
 from engine.features import open_features
 from engine.files import prepare_output
-from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
-from engine.inference import load_embedder, load_split, refuse_flags
+from engine.flags import DATA_FLAGS, MACHINE_FLAGS, METRIC_FLAGS, MODEL_FLAGS, with_defaults
+from engine.inference import Job, embed_split, open_split, refuse_flags
 from engine.parsing import Flag, parse_flags, path, positive
 from engine.run import log, versions
 from models.atomic import write_atomically
@@ -63,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         say = log if world.is_main else lambda line: None
         try:
             device = choose_device(args, say, world.local_rank)
-            run = compare_checkpoints if args.compare else evaluate_checkpoint
-            result = run(args, given, device, world, say)
+            job = Job(args, given, device, world, say)
+            result = compare_checkpoints(job) if args.compare else evaluate_checkpoint(job)
         finally:
             leave_world()
-        result["evaluated"] |= {"flags": vars(args), "versions": versions()}
+        result["evaluated"]["versions"] = versions()
         if args.json and world.is_main:
             text = json.dumps(result, indent=2) + "\n"
             write_atomically(Path(args.json), lambda file: file.write_text(text, encoding="utf-8"))
@@ -90,45 +90,35 @@ def check_flags(args: Namespace, given: set[str]) -> None:
             prepare_output(name, getattr(args, name))
 
 
-def evaluate_checkpoint(
-    args: Namespace,
-    given: set[str],
-    device: torch.device,
-    world: World,
-    say: Callable[[str], object],
-) -> dict[str, Any]:
+def evaluate_checkpoint(job: Job) -> dict[str, Any]:
     """Evaluate --pretrained_model."""
-    embedder = load_embedder(args, given, device)
-    say(embedder.source)
-    index = load_split(args, args.split)
-    say(f"{args.split}: {args.dataset}, {len(index)} images of {index.num_classes} classes")
+    args = job.args
+    embedder, index = open_split(job)
+    check_sizes(job, index)
     file = open_features(args, embedder, index) if args.features else None
-    embeddings = embed_split(args, embedder, index, device, world, say, file)
+    embeddings = embed_split(job, embedder, index, file)
     result: dict[str, Any] = {}
     numbers = class_numbers(args, embedder, index)
     if numbers is not None:
         result = classify(
-            embedder.class_layer, embeddings, numbers, args.batch_size, say, args.display_iter_step
+            embedder.class_layer,
+            embeddings,
+            numbers,
+            args.batch_size,
+            job.say,
+            args.display_iter_step,
         )
-        say(", ".join(f"{name} {value:.5f}" for name, value in result.items()))
+        job.say(", ".join(f"{name} {value:.5f}" for name, value in result.items()))
     if args.whiten is not None:
-        embeddings = whiten(args, embedder, embeddings, device, world, say)
-    scores = score_index(
-        index,
-        embeddings,
-        device,
-        args.ks,
-        precision_ks=args.precision_ks,
-        ties=args.ties,
-        rerank=args.rerank,
-        world=world,
-    )
-    metrics = measure(index, embeddings, scores, args, device, world)
-    log_metrics(metrics, say)
-    if world.is_main:
-        result["super_classes"] = log_tables(index, scores, args.class_table, say)
-    say(f"End test {len(index)}, test_recall {metrics['recall@1']:.5f}")
-    return metrics | result | {"evaluated": {"images": len(index)}}
+        embeddings = whiten(job, embedder, embeddings)
+    scores = score_split(job, index, embeddings)
+    metrics = measure(job, index, embeddings, scores)
+    log_metrics(metrics, job.say)
+    if job.world.is_main and args.class_table:
+        write_class_table(index, scores, Path(args.class_table))
+    result["super_classes"] = log_super_classes(index, scores, job.say)
+    job.say(f"End test {len(index)}, test_recall {metrics['recall@1']:.5f}")
+    return metrics | result | {"evaluated": {"images": len(index), "flags": vars(args)}}
 
 
 if __name__ == "__main__":

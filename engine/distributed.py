@@ -18,7 +18,7 @@ from retrieval.counting.truth import Share
 
 T = TypeVar("T")
 
-EVALUATION_TIMEOUT = timedelta(hours=2)  # ranks wait for rank 0 while it ranks the test images
+EVALUATION_TIMEOUT = timedelta(hours=2)  # a rank may wait for one that embeds or clusters
 
 
 @dataclass(frozen=True)

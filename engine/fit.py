@@ -23,10 +23,10 @@ from engine.distributed import (
     share_buffers,
     wrap,
 )
-from engine.evaluation import score_index
 from engine.inference import embed_index
 from engine.run import Run, choose_folder
 from engine.schedules import learning_rate, set_learning_rate
+from engine.scoring import score_index
 from engine.setup import MakeSampler, Training, set_up
 from models import save_weights
 from reader import ImageError

@@ -22,10 +22,12 @@ from engine.parsing import (
     non_negative,
     path,
     positive,
+    whitening,
 )
 from losses import ELEM_LOSSES, PAIR_LOSSES, loss_options
 from reader import DATASETS
 from reader.transforms import TRANSFORMS
+from retrieval.scores import TIES
 
 LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 # Options of a loss that the engine derives instead of taking them from flags of the loss.
@@ -64,7 +66,9 @@ MACHINE_FLAGS = (
         "has it)",
     ),
     Flag("num_workers", natural, 2, "processes that read images; 0: none beside the main one"),
-    Flag("seed", natural, 0, "seed of weights, sampling and augmentation"),
+    Flag(
+        "seed", natural, 0, "seed of all that is random: weights, sampling, augmentation, bootstrap"
+    ),
 )
 TRAIN_FLAGS = (
     Flag("train_batch_size", positive, None, "images per step over all devices"),
@@ -96,6 +100,28 @@ TRAIN_FLAGS = (
         "smallest area of a training crop, fraction of the image",
     ),
     Flag("horizontal_flip", boolean, True, "mirror every other training image"),
+)
+
+METRIC_FLAGS = (
+    Flag("ks", integers, (), "K of Recall@K beside 1,10,100,1000, e.g. 2,4,8"),
+    Flag("precision_ks", integers, (), "K of precision@K, e.g. 1,5,10"),
+    Flag("ties", str, "pessimistic", "how negatives that tie with a positive count", TIES),
+    Flag(
+        "whiten",
+        whitening,
+        None,
+        "PCA whitening learned on the training split: dimensions to keep, or all",
+    ),
+    Flag(
+        "rerank",
+        str,
+        None,
+        "re-ranking of the neighbours: qe, dba or kreciprocal, with parameters such as "
+        "qe:k=10,alpha=3 or kreciprocal:k1=20,k2=6,lambda=0.3",
+    ),
+    Flag("verification", boolean, False, "also ROC AUC, TAR at FAR and EER over all pairs"),
+    Flag("clustering", boolean, False, "also NMI, AMI, ARI and F1 of k-means clusters"),
+    Flag("class_table", path, None, "CSV file to write the scores of each class to"),
 )
 
 

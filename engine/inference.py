@@ -13,16 +13,18 @@ import torch
 from torch import nn
 
 from engine.checkpoints import load_checkpoint
-from engine.devices import place
+from engine.devices import choose_amp, place
 from engine.distributed import World, decide_on_main, gather_rows, wait_for_all
 from engine.features import FeatureFile, FeatureWriter
 from engine.files import RANDOM
+from engine.run import log
 from losses import ELEM_LOSSES, build_loss
 from models import REFERENCE_MODELS, EmbeddingModel, build_model, load_weights, read_metadata
 from reader import Index, load_index
 from reader.loader import Preprocessing, eval_loader
 from retrieval import extract
 from retrieval.extract import evaluation_mode, extract_to
+from retrieval.inputs import first_not_finite
 
 DATA_SET_FLAGS = (
     "data_dir",
@@ -160,6 +162,53 @@ def load_split(args: Namespace, split: str) -> Index:
     )
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a script was told, and where it runs.
+
+    Attributes:
+        args: a value per flag; the checkpoint's replace those that were not given.
+        given: names of the flags that the user gave.
+        device: where it computes.
+        world: this process's place among those that share the work.
+        say: logs a line, on one of the processes.
+    """
+
+    args: Namespace
+    given: set[str]
+    device: torch.device
+    world: World = World()
+    say: Callable[[str], object] = log
+
+
+def open_split(job: Job) -> tuple[Embedder, Index]:
+    """Load the model of --pretrained_model and the index of --split, and say what they are."""
+    embedder = load_embedder(job.args, job.given, job.device)
+    job.say(embedder.source)
+    index = load_split(job.args, job.args.split)
+    job.say(f"{index.split}: {index.name}, {len(index)} images of {index.num_classes} classes")
+    return embedder, index
+
+
+def embed_split(
+    job: Job, embedder: Embedder, index: Index, features: FeatureFile | None = None
+) -> np.ndarray:
+    """Embed the images of an index as the flags say, see `embed_index`."""
+    return embed_index(
+        embedder.model,
+        index,
+        embedder.preprocessing,
+        batch_size=job.args.batch_size,
+        num_workers=min(job.args.num_workers, len(index) // job.args.batch_size),
+        device=job.device,
+        amp_dtype=choose_amp(job.args.amp, job.device),
+        world=job.world,
+        features=features,
+        log=job.say,
+        log_every=job.args.display_iter_step,
+    )
+
+
 def embed_index(
     model: nn.Module,
     index: Index,
@@ -176,8 +225,24 @@ def embed_index(
 ) -> np.ndarray:
     """Embed every image of an index once, shared among all ranks: (N, D) float32 in its order.
 
-    With a feature file, rows that it holds already are not computed again, and the result is
-    mapped from it.
+    Args:
+        model: maps images to embeddings, on `device`.
+        index: N images.
+        preprocessing: the image pipeline.
+        batch_size: images per batch.
+        num_workers: processes that read images.
+        device: where the model is.
+        amp_dtype: type of the forward pass; None computes in float32.
+        world: this process's place among those that share the work.
+        features: a file for the embeddings: rows that it holds already are not computed again, and
+            the result is mapped from it.
+        log: receives a line every `log_every` batches.
+        log_every: in batches.
+
+    Raises:
+        ValueError: an embedding is not finite; the message names the image. Or the feature file is
+            of something else.
+        OSError: an image cannot be read.
     """
     world = world or World()
     if features is not None:
@@ -196,13 +261,20 @@ def embed_index(
     )
     work = model, loader, device, amp_dtype, log, log_every
     if features is None:
-        return gather_rows(extract(*work), world, device)
-    if len(own):
-        writer = FeatureWriter(features, own)
-        try:
-            extract_to(writer, *work)
-        finally:
-            writer.sync()
-    wait_for_all(world)
-    decide_on_main(world, features.finish)
-    return features.read()
+        embeddings = gather_rows(extract(*work), world, device)
+    else:
+        if len(own):
+            writer = FeatureWriter(features, own)
+            try:
+                extract_to(writer, *work)
+            finally:
+                writer.sync()
+        wait_for_all(world)
+        decide_on_main(world, features.finish)
+        embeddings = features.read()
+    wrong = first_not_finite(embeddings)
+    if wrong is not None:
+        raise ValueError(
+            f"the embedding of {index.paths[wrong]} holds NaN or infinity: the model diverged"
+        )
+    return embeddings

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from engine.cli import user_errors
-from engine.devices import choose_amp, choose_device
+from engine.devices import choose_device
 from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
-from engine.inference import embed_index, load_embedder, load_split, refuse_flags
+from engine.inference import Job, embed_split, load_split, open_split, refuse_flags
 from engine.parsing import Flag, parse_flags, path, positive
 from engine.run import log, versions
 from models.atomic import write_atomically
@@ -103,21 +103,9 @@ def subject_of_checkpoint(
 ) -> Subject:
     """Embed the split with the model of a checkpoint; a run's records lie beside it."""
     args.pretrained_model = str(checkpoint)
-    embedder = load_embedder(args, given, device)
-    log(embedder.source)
-    index = load_split(args, args.split)
-    log(f"{args.split}: {args.dataset}, {len(index)} images of {index.num_classes} classes")
-    embeddings = embed_index(
-        embedder.model,
-        index,
-        embedder.preprocessing,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        device=device,
-        amp_dtype=choose_amp(args.amp, device),
-        log=log,
-        log_every=args.display_iter_step,
-    )
+    job = Job(args, given, device)
+    embedder, index = open_split(job)
+    embeddings = embed_split(job, embedder, index)
     stats = checkpoint.parent / "stats.jsonl"
     records = read_records(stats) if stats.is_file() else []
     return build_subject(index, embeddings, vars(args), embedder.meta, records)

@@ -183,7 +183,11 @@ def test_compare_says_which_queries_flipped(runs, embedded, tmp_path, capsys):
     flips = len(result["improved"]) - len(result["worsened"])
     assert flips == round(16 * result["difference"])
     assert set(result["improved"] + result["worsened"]) <= set(paths)
-    assert json.loads(file.read_text())["p_value"] == result["p_value"]
+    written = json.loads(file.read_text())
+    assert written["p_value"] == result["p_value"]
+    flags = written["evaluated"]["flags"]
+    assert [flag["pretrained_model"] for flag in flags] == [str(run) for run in runs]
+    assert {flag["model"] for flag in flags} == {"ResNet18"}
     assert "queries wrong -> right" in capsys.readouterr().out
 
 
@@ -191,6 +195,23 @@ def test_compare_with_itself_finds_nothing(runs):
     result = eval_script.main(["--compare", str(runs[0]), str(runs[0]), *MACHINE])
     assert (result["difference"], result["p_value"], result["p_mcnemar"]) == (0, 1, 1)
     assert result["improved"] == result["worsened"] == []
+
+
+def test_compare_takes_the_flags_of_the_metrics(runs):
+    flags = ["--ties=expected", "--precision_ks=2", "--rerank=qe:k=2"]
+    result = eval_script.main(["--compare", *map(str, runs), *MACHINE, *flags])
+    alone = run(runs[1], *flags)
+    assert result["second"]["precision@2"] == alone["precision@2"]
+
+
+def test_an_embedding_that_is_not_finite_names_its_image(runs, embedded, fails, tmp_path):
+    file = tmp_path / "features.npy"
+    run(runs[0], f"--features={file}")
+    features = np.load(file)
+    features[5, 3] = np.nan
+    np.save(file, features)
+    error = fails(f"--pretrained_model={runs[0]}", f"--features={file}")
+    assert embedded["test"][1].paths[5] in error and "NaN" in error
 
 
 def test_class_tables(runs, toy_tree, tmp_path, capsys):
@@ -238,8 +259,8 @@ def test_unseen_classes_have_no_accuracy(runs, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--ks=17"], ["1 to 16", "found 17"]),
-        (["--precision_ks=1,40"], ["1 to 16", "found 40"]),
+        (["--ks=17"], ["--ks=17", "16 images"]),
+        (["--precision_ks=1,40"], ["--precision_ks=40", "16 images"]),
         (["--rerank=best"], ["qe, dba, kreciprocal", "'best'"]),
         (["--rerank=qe:k=99"], ["99"]),
         (["--whiten=0"], ["number of dimensions or all", "'0'"]),
