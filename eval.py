@@ -9,7 +9,6 @@ python eval.py --compare output/ResNet50_eml/best.pt output/ResNet50_triplet/bes
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ from engine.flags import DATA_FLAGS, MACHINE_FLAGS, METRIC_FLAGS, MODEL_FLAGS, w
 from engine.inference import Job, embed_split, open_split, refuse_flags
 from engine.parsing import Flag, parse_flags, path, positive
 from engine.run import log, versions
-from models.atomic import write_atomically
+from models.atomic import write_json
 from retrieval.rerank import parse_rerank
 
 FLAGS = (
@@ -69,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             leave_world()
         result["evaluated"]["versions"] = versions()
         if args.json and world.is_main:
-            text = json.dumps(result, indent=2) + "\n"
-            write_atomically(Path(args.json), lambda file: file.write_text(text, encoding="utf-8"))
+            write_json(Path(args.json), result)
         return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from engine.files import fingerprint, prepare_output
 from engine.inference import Embedder
 from engine.run import versions
-from models.atomic import write_atomically
+from models.atomic import write_json
 from reader import Index
 from retrieval.index_kinds import INDEX_OPTIONS, choose_options
 from retrieval.indexes import (
@@ -178,5 +177,4 @@ def print_answers(answers: Sequence[dict[str, Any]]) -> None:
 def write_answers(file: Path, answers: Sequence[dict[str, Any]], args: Namespace) -> None:
     """Write the answers as JSON, with the index and weights that gave them."""
     asked = {"index": args.index, "weights": args.pretrained_model, "versions": versions()}
-    text = json.dumps({"queries": list(answers), **asked}, indent=2) + "\n"
-    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(file, {"queries": list(answers), **asked})

@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.devices import choose_amp
 from engine.inference import Embedder
 from engine.run import log, versions
-from models.atomic import write_atomically
+from models.atomic import write_atomically, write_text
 from reader import Index
 from reader.loader import eval_loader
 from retrieval import iterate_embeddings
@@ -73,13 +73,9 @@ def write_dump(folder: Path, features: np.ndarray, index: Index, meta: dict[str,
         (folder / "labels.txt").unlink(missing_ok=True)
     write_atomically(folder / "features.npy", partial(_save_array, features))
     for name, text in texts.items():
-        write_atomically(folder / name, partial(_save_text, text))
+        write_text(folder / name, text)
 
 
 def _save_array(array: np.ndarray, path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, array)
-
-
-def _save_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")

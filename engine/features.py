@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.files import fingerprint, prepare_output
-from models.atomic import write_atomically
+from models.atomic import write_atomically, write_json
 from reader import Index
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class FeatureFile:
             OSError: the disk has no room for it.
         """
         if not self.path.exists():
-            text = json.dumps(self.about, indent=2) + "\n"
-            write_atomically(self.about_path, lambda file: file.write_text(text, "utf-8"))
+            write_json(self.about_path, self.about)
             self.done_path.write_bytes(bytes(self.shape[0]))
             write_atomically(self.path, self._write_empty)
         elif not self.about_path.exists():

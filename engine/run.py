@@ -15,7 +15,7 @@ import torchvision
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from models.atomic import write_atomically
+from models.atomic import write_json
 
 
 def timestamped(line: str) -> str:
@@ -79,8 +79,7 @@ def _describe_call(path: Path, args: Namespace) -> None:
     if path.exists():
         first = json.loads(path.read_text(encoding="utf-8"))
         described = first | {"resumed": [*first.get("resumed", []), described]}
-    text = json.dumps(described, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(path, described)
 
 
 class Run:

@@ -10,9 +10,10 @@ import numpy as np
 from retrieval.counting import kernels
 from retrieval.counting.bins import Bins
 from retrieval.counting.histogram import count_negatives
-from retrieval.counting.kernels import Counts, Tile
+from retrieval.counting.kernels import Counts
 from retrieval.counting.tiles import Visitor, for_each_tile, prepare
 from retrieval.counting.truth import MOST_UNDECIDED, Share, Truth, rounding_error
+from retrieval.counting.vectors import Tile, pair_cosines, sort_descending
 
 
 class CpuCounter:
@@ -31,12 +32,12 @@ class CpuCounter:
     def pair_cosines(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
         """See Counter."""
         cosines = np.empty(len(query_rows))
-        kernels.pair_cosines(self.queries, self.gallery, query_rows, gallery_rows, cosines)
+        pair_cosines(self.queries, self.gallery, query_rows, gallery_rows, cosines)
         return cosines
 
     def sort_descending(self, offsets: np.ndarray, values: np.ndarray) -> None:
         """See Counter."""
-        kernels.sort_descending(offsets, values)
+        sort_descending(offsets, values)
 
     def count(
         self, query_range: tuple[int, int], truth: Truth, share: Share

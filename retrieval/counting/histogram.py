@@ -8,9 +8,9 @@ import numpy as np
 from numba import njit
 
 from retrieval.counting.bins import NUM_BINS, Bins
-from retrieval.counting.kernels import Tile, Vectors
 from retrieval.counting.tiles import Visitor, for_each_tile
 from retrieval.counting.truth import Share
+from retrieval.counting.vectors import Tile, Vectors
 
 _kernel = njit(nogil=True, cache=True)
 

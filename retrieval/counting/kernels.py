@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from retrieval.counting.lanes import LANES, count_columns_reaching, count_reaching
+from retrieval.counting.vectors import cosine
 
 STRIP = 128  # rows of a tile whose columns are counted together
 BLOCK = 64  # similarities searched together for those that float32 cannot decide
@@ -21,42 +22,6 @@ FEW = 128  # queries with more positives are counted by bisection
 SAMPLED_ROWS = 16  # of a tile, to learn how much of it float32 cannot decide
 
 _kernel = njit(nogil=True, cache=True)
-# Sums in any order, so that they are vectorised.
-_any_order = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-
-
-class Vectors(NamedTuple):
-    """Embeddings with what is needed to walk over them.
-
-    Attributes:
-        rows: (N, D) float32 or float64.
-        norms: (N,) float64.
-        order: (N,) int64, the order in which tiles take the rows.
-    """
-
-    rows: np.ndarray
-    norms: np.ndarray
-    order: np.ndarray
-
-
-class Tile(NamedTuple):
-    """Similarities of some queries (rows) with some gallery images (columns).
-
-    Attributes:
-        values: flat; row r starts at r * stride. Behind each row -inf up to a multiple of LANES.
-        stride: distance of rows.
-        height: number of rows.
-        width: number of columns.
-        row: place of the first row in the order of the queries.
-        column: place of the first column in the order of the gallery.
-    """
-
-    values: np.ndarray
-    stride: int
-    height: int
-    width: int
-    row: int
-    column: int
 
 
 class Counts(NamedTuple):
@@ -64,55 +29,6 @@ class Counts(NamedTuple):
 
     ahead: np.ndarray
     level: np.ndarray
-
-
-@_any_order
-def _dot(first, second):
-    total = 0.0
-    for i in range(len(first)):
-        total += np.float64(first[i]) * np.float64(second[i])
-    return total
-
-
-@_kernel
-def cosine(first, second, norm):
-    """Cosine in float64 of two rows (D,), given the product of their norms; 0 if that is 0."""
-    return _dot(first, second) / norm if norm > 0.0 else 0.0
-
-
-@_kernel
-def row_norms(rows, norms):
-    """Write the Euclidean norms of rows (N, D) to norms (N,) float64."""
-    for i in range(len(rows)):
-        norms[i] = np.sqrt(_dot(rows[i], rows[i]))
-
-
-@_kernel
-def normalise(vectors, start, stop, out):
-    """Write rows start..stop, in order, divided by their norms to `out`; a zero row stays zero."""
-    for i in range(stop - start):
-        row = vectors.order[start + i]
-        scale = 1.0 / vectors.norms[row] if vectors.norms[row] > 0.0 else 0.0
-        for j in range(vectors.rows.shape[1]):
-            out[i, j] = np.float64(vectors.rows[row, j]) * scale
-
-
-@_kernel
-def pair_cosines(queries, gallery, query_rows, gallery_rows, out):
-    """Write the cosines of pairs (M,) of a query and a gallery image to `out` (M,) float64."""
-    for i in range(len(out)):
-        q, g = query_rows[i], gallery_rows[i]
-        norm = queries.norms[q] * gallery.norms[g]
-        out[i] = cosine(queries.rows[q], gallery.rows[g], norm)
-
-
-@_kernel
-def sort_descending(offsets, values):
-    """Sort each query's part of `values` (M,), the greatest first."""
-    for q in range(len(offsets) - 1):
-        part = values[offsets[q] : offsets[q + 1]]
-        part.sort()
-        part[:] = part[::-1].copy()
 
 
 @_kernel

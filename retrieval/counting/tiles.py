@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from retrieval.counting import kernels
-from retrieval.counting.kernels import Tile, Vectors
 from retrieval.counting.truth import Share, rounding_error
+from retrieval.counting.vectors import Tile, Vectors, normalise, row_norms
 
 TILE = 768  # rows and columns of a tile: large enough for a fast product
 PADDING = 16  # columns between rows, against cache conflicts when columns are read
@@ -43,7 +42,7 @@ def prepare(embeddings: np.ndarray) -> Vectors:
     dtype = np.float64 if embeddings.dtype == np.float64 else np.float32
     rows = np.ascontiguousarray(embeddings, dtype)
     norms = np.empty(len(rows))
-    kernels.row_norms(rows, norms)
+    row_norms(rows, norms)
     return Vectors(rows, norms, np.arange(len(rows)))
 
 
@@ -124,7 +123,7 @@ class Workspace:
 
     def _normalised(self, vectors: Vectors, start: int, stop: int, out: np.ndarray) -> np.ndarray:
         out = out[: stop - start]
-        kernels.normalise(vectors, start, stop, out)
+        normalise(vectors, start, stop, out)
         return out
 
     def _multiply(self, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
 from engine.inference import Job, embed_split, load_split, open_split, refuse_flags
 from engine.parsing import Flag, parse_flags, path, positive
 from engine.run import log, versions
-from models.atomic import write_atomically
+from models.atomic import write_text
 from reader import Index
 from retrieval.plots import read_records
 from retrieval.report.data import Subject
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         log(f"{len(subject.labels)} embeddings; now the queries, the classes and the map")
         page = render(subject, device if device.type == "cuda" else "cpu", args.seed)
         file = folder / "index.html"
-        write_atomically(file, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+        write_text(file, page)
         log(f"report: {file}, {file.stat().st_size / 1e6:.1f} MB, opens in any browser")
         return file
 

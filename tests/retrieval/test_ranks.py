@@ -6,7 +6,7 @@ import torch
 from oracle import make, oracle_ranks, unit
 
 from retrieval import ranks
-from retrieval.counting import by_torch, choose, compiled, kernels, tiles
+from retrieval.counting import by_torch, choose, compiled, kernels, tiles, vectors
 from retrieval.counting.truth import Share, Truth, rounding_error
 
 KINDS = [
@@ -170,10 +170,10 @@ def test_torch_keeps_its_threads_and_precision(monkeypatch):
 
 def test_the_undecided_share_is_estimated_from_some_rows():
     values = np.random.default_rng(0).standard_normal((40, 48)).astype(np.float32)
-    vectors = kernels.Vectors(values, np.ones(40), np.arange(40))
-    tile = kernels.Tile(values.reshape(-1), 48, 40, 48, 0, 0)
+    embedded = vectors.Vectors(values, np.ones(40), np.arange(40))
+    tile = vectors.Tile(values.reshape(-1), 48, 40, 48, 0, 0)
     truth = Truth(np.arange(41), values[:, 0].astype(np.float64), 1e-9)
     rows = range(0, 40, 40 // kernels.SAMPLED_ROWS)
     near = [np.abs(values[r] - values[r, 0]) <= 0.1 for r in rows]
-    found = kernels.undecided_share(tile, vectors, truth, 0.1)
+    found = kernels.undecided_share(tile, embedded, truth, 0.1)
     assert found == pytest.approx(np.mean(near), abs=1e-6)
