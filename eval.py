@@ -93,7 +93,7 @@ def evaluate_checkpoint(job: Job) -> dict[str, Any]:
     args = job.args
     embedder, index = open_split(job)
     check_sizes(job, index)
-    file = open_features(args, embedder, index) if args.features else None
+    file = open_features(job, embedder, index) if args.features else None
     embeddings = embed_split(job, embedder, index, file)
     result: dict[str, Any] = {}
     numbers = class_numbers(args, embedder, index)

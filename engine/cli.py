@@ -26,7 +26,10 @@ def user_errors() -> Iterator[None]:
             raise
         fail(_one_line(error))
     except torch.OutOfMemoryError:
-        fail("the GPU has too little memory: lower the batch size, --image_shape or the model")
+        fail(
+            "the GPU has too little memory: lower the batch size, --image_shape or the model, or "
+            "compute with --use_gpu=False"
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

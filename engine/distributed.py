@@ -71,18 +71,18 @@ def wrap(module: nn.Module, world: World, device: torch.device) -> nn.Module:
 
 
 def decide_on_main(world: World, decide: Callable[[], T]) -> T:
-    """Let rank 0 alone decide something, and give all ranks its decision or its ValueError."""
+    """Let rank 0 alone decide something, and give all ranks its decision or its user error."""
     if world.size == 1:
         return decide()
-    outcome: list[T | ValueError | None] = [None]
+    outcome: list[T | ValueError | OSError | None] = [None]
     if world.is_main:
         try:
             outcome[0] = decide()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             outcome[0] = error
     dist.broadcast_object_list(outcome)
     decision = outcome[0]
-    if isinstance(decision, ValueError):
+    if isinstance(decision, ValueError | OSError):
         raise decision
     return decision  # type: ignore[return-value]
 

@@ -25,6 +25,8 @@ from retrieval.whitening import fit_whitening
 
 def check_sizes(job: Job, index: Index) -> None:
     """Raise ValueError, before the work, where a flag asks for more than the gallery holds."""
+    if job.args.verification and index.num_classes < 2:
+        raise ValueError("--verification needs images of two classes, found one: leave it out")
     gallery_size = int(index.is_gallery.sum())
     for name in ("ks", "precision_ks"):
         largest = max(getattr(job.args, name), default=1)

@@ -6,18 +6,19 @@ import hashlib
 import json
 import os
 import time
-from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from engine.devices import choose_amp
 from engine.files import fingerprint, prepare_output
 from models.atomic import write_atomically, write_json
 from reader import Index
 
 if TYPE_CHECKING:
-    from engine.inference import Embedder
+    from engine.inference import Embedder, Job
 
 SYNC_SECONDS = 5.0  # between writes of rows that are computed to the disk
 
@@ -39,8 +40,11 @@ class FeatureFile:
         self.about_path = path.with_name(f"{path.name}.json")
         self.done_path = path.with_name(f"{path.name}.done")
 
-    def prepare(self) -> None:
+    def prepare(self) -> np.ndarray:
         """Make the file where there is none, else check that it holds these features.
+
+        Returns:
+            Rows that are not computed yet, (M,) int64.
 
         Raises:
             ValueError: the file is not one of these, or holds features of something else.
@@ -67,6 +71,9 @@ class FeatureFile:
                     f"--features={self.path} holds features of other {name} ({there}, not {value}):"
                     " choose another name or delete the file"
                 )
+        if not self.done_path.exists():
+            return np.empty(0, np.int64)
+        return np.flatnonzero(np.fromfile(self.done_path, np.uint8) == 0)
 
     def _write_empty(self, file: Path) -> None:
         array = np.lib.format.open_memmap(file, "w+", np.float32, self.shape)
@@ -76,19 +83,15 @@ class FeatureFile:
             with file.open("r+b") as opened:
                 os.posix_fallocate(opened.fileno(), 0, size)
 
-    def missing(self) -> np.ndarray:
-        """Rows that are not computed yet, (M,) int64."""
-        if not self.done_path.exists():
-            return np.empty(0, np.int64)
-        return np.flatnonzero(np.fromfile(self.done_path, np.uint8) == 0)
-
     def read(self) -> np.ndarray:
         """Map the features (N, D) into memory, for reading."""
         return np.load(self.path, mmap_mode="r")
 
     def finish(self) -> None:
         """Say that all features are computed."""
-        self.done_path.unlink(missing_ok=True)
+        if self.done_path.exists():
+            assert np.fromfile(self.done_path, np.uint8).all()
+            self.done_path.unlink()
 
 
 class FeatureWriter:
@@ -121,22 +124,25 @@ class FeatureWriter:
         self.num_synced, self.synced_at = self.num_written, time.monotonic()
 
 
-def open_features(args: Namespace, embedder: Embedder, index: Index) -> FeatureFile:
+def open_features(job: Job, embedder: Embedder, index: Index) -> FeatureFile:
     """Return the file of --features for the images of an index, not prepared yet.
 
     Raises:
-        ValueError: the file cannot be written.
+        ValueError: the file cannot be written, or its name does not end in .npy.
     """
+    args, model = job.args, embedder.model
     path = prepare_output("features", args.features)
     if path.suffix != ".npy":
         raise ValueError(f"--features={path}: expected a name that ends in .npy")
-    size = embedder.model.embedding_size
     paths = hashlib.sha256("\n".join(index.paths).encode()).hexdigest()
     about = {
         "weights": fingerprint(args.pretrained_model, args.seed),
         "images": f"{len(index)} of {index.name}, {index.split}, paths sha256:{paths}",
-        "preprocessing": f"{embedder.preprocessing.transform}, {args.image_shape[1]} px",
-        "precision": args.amp,
-        "dimensions": size,
+        "model": model.name,
+        "preprocessing": (
+            f"{embedder.preprocessing.transform}, {args.image_shape[1]} px, mean {model.mean}, "
+            f"std {model.std}"
+        ),
+        "precision": str(choose_amp(args.amp, job.device) or torch.float32),
     }
-    return FeatureFile(path, about, (len(index), size))
+    return FeatureFile(path, about, (len(index), model.embedding_size))

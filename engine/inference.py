@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from engine.checkpoints import load_checkpoint
 from engine.devices import choose_amp, place
@@ -210,7 +209,7 @@ def embed_split(
 
 
 def embed_index(
-    model: nn.Module,
+    model: EmbeddingModel,
     index: Index,
     preprocessing: Preprocessing,
     *,
@@ -245,9 +244,9 @@ def embed_index(
         OSError: an image cannot be read.
     """
     world = world or World()
-    if features is not None:
-        decide_on_main(world, features.prepare)
-    missing = np.arange(len(index)) if features is None else features.missing()
+    missing = np.arange(len(index))
+    if features is not None:  # one list for all ranks, since the first one writes soon
+        missing = decide_on_main(world, features.prepare)
     if features is not None and log is not None and len(missing) < len(index):
         log(f"{len(index) - len(missing)} of {len(index)} features are in {features.path}")
     own = missing[world.rank :: world.size]
@@ -261,7 +260,8 @@ def embed_index(
     )
     work = model, loader, device, amp_dtype, log, log_every
     if features is None:
-        embeddings = gather_rows(extract(*work), world, device)
+        rows = extract(*work) if len(own) else np.empty((0, model.embedding_size), np.float32)
+        embeddings = gather_rows(rows, world, device)
     else:
         if len(own):
             writer = FeatureWriter(features, own)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 CHECKED_ROWS = 4096  # looked at together
+FAR = 2.0**300
 
 
 def checked_sets(
@@ -55,12 +57,23 @@ def checked(
         )
     if not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(f"expected integer labels for {what}, found {numbers.dtype}")
-    if rows.dtype != np.float64:
-        rows = np.ascontiguousarray(rows, np.float32)
+    rows = np.ascontiguousarray(rows, np.float64 if rows.dtype == np.float64 else np.float32)
     first = first_not_finite(rows)
     if first is not None:
         raise ValueError(f"{what} hold NaN or infinity, first in row {first}: the model diverged")
+    if rows.dtype == np.float64:
+        rows = _within_range(rows)
     return rows, numbers.astype(np.int64)
+
+
+def _within_range(rows: np.ndarray) -> np.ndarray:
+    """Scale float64 rows whose squares would leave the range of numbers, by a power of two."""
+    largest = np.maximum(rows.max(1), -rows.min(1))
+    is_far = (largest > 0) & ((largest < 1 / FAR) | (largest > FAR))
+    if is_far.any():
+        rows = rows.copy()
+        rows[is_far] = np.ldexp(rows[is_far], -np.frexp(largest[is_far])[1][:, None])
+    return rows
 
 
 def first_not_finite(embeddings: np.ndarray) -> int | None:
@@ -73,4 +86,7 @@ def first_not_finite(embeddings: np.ndarray) -> int | None:
 
 
 def _as_array(values: Tensor | np.ndarray) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()

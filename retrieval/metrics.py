@@ -141,6 +141,8 @@ def _check_settings(
     ks: Sequence[int], precision_ks: Sequence[int], ties: str, gallery_size: int
 ) -> None:
     chosen = [*precision_ks, *(() if tuple(ks) == DEFAULT_KS else ks)]
+    if not all(isinstance(k, int | np.integer) for k in (*ks, *precision_ks)):
+        raise ValueError(f"expected every K to be an integer, found {(*ks, *precision_ks)}")
     if chosen and not 1 <= min(chosen) <= max(chosen) <= gallery_size:
         found = min(chosen) if min(chosen) < 1 else max(chosen)
         raise ValueError(

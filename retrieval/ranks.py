@@ -13,6 +13,7 @@ from retrieval.counting.truth import Counter, Share, Truth
 
 TIE_TOLERANCE = 1e-9  # similarities this close are equal
 BYTES_PER_POSITIVE = 64  # about what is held per positive while ranks are counted
+BYTES_PER_THREAD = 8  # and per positive and thread
 LEAST_BYTES = 2**26  # that may always be used for them
 
 
@@ -68,7 +69,8 @@ def iterate_ranks(
 
     Most comparisons are decided by float32 tiles whose rounding error is bounded; what comes closer
     to a threshold is decided again in float64. So the ranks do not depend on chunks, threads,
-    device, or how many processes share the work.
+    device, or how many processes share the work, as far as float64 tells a difference of
+    similarities from 1e-9.
 
     Args:
         queries: (Q, D) float32 or float64, finite.
@@ -80,12 +82,14 @@ def iterate_ranks(
 
     Yields:
         Ranks of consecutive queries: of all at once, or of as many as fit into as much memory as
-        the embeddings take. Cost: O(Q G D) time, half of it in self-retrieval on the CPU.
+        the embeddings take. Cost: O(Q G D) time; half of it in self-retrieval on the CPU, if all
+        queries come at once.
     """
     share = share or Share()
     counter = choose_counter(queries, gallery, device)
     positives = _Positives(query_labels, gallery_labels, is_self_retrieval=gallery is None)
-    budget = max(LEAST_BYTES, queries.nbytes // 2) // BYTES_PER_POSITIVE
+    bytes_each = BYTES_PER_POSITIVE + BYTES_PER_THREAD * torch.get_num_threads()
+    budget = max(LEAST_BYTES, queries.nbytes // 2) // bytes_each
     for start, stop in positives.pieces(budget):
         yield _rank_queries(counter, positives, start, stop, share)
 

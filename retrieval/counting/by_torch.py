@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from retrieval.counting.bins import HALF, NUM_BINS, Bins
+from retrieval.counting.precision import full_precision
 from retrieval.counting.truth import MOST_UNDECIDED, Share, Truth, rounding_error
 
 TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # most similarities at once, by type of device
@@ -53,7 +51,7 @@ class TorchCounter:
         """See Counter."""
         counts = np.zeros((2, len(truth.thresholds)), np.int64)
         starts = range(*query_range, TILE_ROWS)
-        with _full_precision():
+        with full_precision():
             for start in starts[share.rank :: share.size]:
                 self._count_block(start, min(start + TILE_ROWS, query_range[1]), truth, counts)
         return share.add(counts[0]), share.add(counts[1])
@@ -187,7 +185,8 @@ def _elements_at_once(device: torch.device) -> int:
     if device.type != "cuda":
         return TILE_ELEMENTS["cpu"]
     free, _ = torch.cuda.mem_get_info(device)
-    return min(TILE_ELEMENTS["cuda"], free // BYTES_PER_ELEMENT)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(TILE_ELEMENTS["cuda"], max(TILE_ELEMENTS["cpu"], free // BYTES_PER_ELEMENT))
 
 
 def _norms(rows: Tensor) -> Tensor:
@@ -216,14 +215,3 @@ def _add_histogram(histogram: Tensor, beaten: Tensor) -> None:
 def _sums_from_right(histogram: Tensor) -> Tensor:
     """How many similarities beat each threshold (B, R), from how many beat n of them (B, R + 1)."""
     return histogram.flip(1).cumsum(1).flip(1)[:, 1:]
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Multiply float32 in float32, not in TF32 or bfloat16."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -10,9 +12,9 @@ from retrieval.counting.truth import Counter
 
 try:
     from retrieval.counting.compiled import CpuCounter
-except (ImportError, RuntimeError):  # no numba, or no folder for what it compiles
-    # torch counts as exactly, but more slowly
+except (ImportError, RuntimeError) as error:  # no numba, or no folder for what it compiles
     CpuCounter = None  # type: ignore[assignment, misc]
+    warnings.warn(f"ranks are counted by torch, which takes longer: {error}", stacklevel=2)
 
 
 def choose_counter(

@@ -69,8 +69,11 @@ class CpuCounter:
         for_each_tile(queries, columns, query_range, make_visitor, share)
         for counts in all_counts:
             kernels.add_up(truth, counts)
-        totals = np.array(all_counts).sum(axis=0, dtype=np.int64)
-        return share.add(totals[0]), share.add(totals[1])
+        ahead, level = (np.zeros(len(truth.thresholds), np.int64) for _ in range(2))
+        for counts in all_counts:
+            ahead += counts.ahead
+            level += counts.level
+        return share.add(ahead), share.add(level)
 
     def count_negatives(
         self,

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 
 from retrieval.counting.bins import NUM_BINS, Bins
+from retrieval.counting.jit import kernel
 from retrieval.counting.tiles import Visitor, for_each_tile
 from retrieval.counting.truth import Share
 from retrieval.counting.vectors import Tile, Vectors
-
-_kernel = njit(nogil=True, cache=True)
 
 
 def count_negatives(
@@ -55,7 +53,7 @@ def count_negatives(
     return np.sum(histograms, axis=0)
 
 
-@_kernel
+@kernel
 def _count_tile(tile, firsts, lasts, centre, scale, counts):
     """Count a tile's similarities, of each row those before `firsts` and from `lasts` on."""
     bins = np.empty(tile.width, np.int32)
@@ -67,7 +65,7 @@ def _count_tile(tile, firsts, lasts, centre, scale, counts):
         _count(tile.values[start + last : start + tile.width], centre, scale, bins, counts)
 
 
-@_kernel
+@kernel
 def _count(values, centre, scale, bins, counts):
     """Count values by their bins; these are computed first, as only that loop is vectorised."""
     half = np.int32(len(counts) // 2)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from retrieval.counting.jit import kernel
 from retrieval.counting.lanes import LANES, count_columns_reaching, count_reaching
 from retrieval.counting.vectors import cosine
 
@@ -20,8 +20,6 @@ STRIP = 128  # rows of a tile whose columns are counted together
 BLOCK = 64  # similarities searched together for those that float32 cannot decide
 FEW = 128  # queries with more positives are counted by bisection
 SAMPLED_ROWS = 16  # of a tile, to learn how much of it float32 cannot decide
-
-_kernel = njit(nogil=True, cache=True)
 
 
 class Counts(NamedTuple):
@@ -31,7 +29,7 @@ class Counts(NamedTuple):
     level: np.ndarray
 
 
-@_kernel
+@kernel
 def _decide(q, g, p, queries, gallery, truth, counts):
     exact = cosine(queries.rows[q], gallery.rows[g], queries.norms[q] * gallery.norms[g])
     if exact > truth.thresholds[p] + truth.tolerance:
@@ -40,7 +38,7 @@ def _decide(q, g, p, queries, gallery, truth, counts):
         counts.level[p] += 1
 
 
-@_kernel
+@kernel
 def _first_below(thresholds, first, last, bound, or_equal):
     """First position in [first, last) whose threshold is below the bound; `last` if none is."""
     while first < last:
@@ -52,7 +50,7 @@ def _first_below(thresholds, first, last, bound, or_equal):
     return first
 
 
-@_kernel
+@kernel
 def _tally_by_bisection(value, q, g, queries, gallery, truth, margin, is_exact, counts):
     """Count one similarity; the counts hold differences until `add_up` has been called."""
     first, last = truth.offsets[q], truth.offsets[q + 1]
@@ -73,7 +71,7 @@ def _tally_by_bisection(value, q, g, queries, gallery, truth, margin, is_exact, 
         counts.ahead[passed] += 1
 
 
-@_kernel
+@kernel
 def add_up(truth, counts):
     """Turn the differences of queries with many positives into counts."""
     for q in range(len(truth.offsets) - 1):
@@ -84,7 +82,7 @@ def add_up(truth, counts):
                 counts.level[p] += counts.level[p - 1]
 
 
-@_kernel
+@kernel
 def _bounds_of(threshold, tolerance, margin, is_exact):
     """What reaches the high bound is ahead, what only reaches the low one is undecided.
 
@@ -95,12 +93,12 @@ def _bounds_of(threshold, tolerance, margin, is_exact):
     return threshold - margin, threshold + margin
 
 
-@_kernel
+@kernel
 def _padded(width):
     return (width + LANES - 1) // LANES * LANES
 
 
-@_kernel
+@kernel
 def _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, bounds):
     """Count row r of a tile for its query, the worst positive first, unless it has many."""
     q, start, width = queries.order[tile.row + r], r * tile.stride, _padded(tile.width)
@@ -129,7 +127,7 @@ def _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, bound
                             _decide(q, g, p, queries, gallery, truth, counts)
 
 
-@_kernel
+@kernel
 def _most_positives(queries, truth):
     """Most positives of one of the queries, of those that are counted one by one."""
     most = 0
@@ -140,7 +138,7 @@ def _most_positives(queries, truth):
     return most
 
 
-@_kernel
+@kernel
 def _column_bounds(tile, queries, truth, margin, is_exact):
     """Bounds of the queries that are the columns of a tile.
 
@@ -161,7 +159,7 @@ def _column_bounds(tile, queries, truth, margin, is_exact):
     return bounds
 
 
-@_kernel
+@kernel
 def _count_columns(tile, top, left, bounds, vectors, truth, is_exact, counts, reached):
     """Count LANES columns of STRIP rows of a tile, from (top, left) on, for their queries."""
     height = min(STRIP, tile.height - top)
@@ -186,7 +184,7 @@ def _count_columns(tile, top, left, bounds, vectors, truth, is_exact, counts, re
                         _decide(q, g, p, vectors, vectors, truth, counts)
 
 
-@_kernel
+@kernel
 def count_tile(tile, queries, gallery, truth, margin, is_exact, is_two_sided, counts):
     """Count the similarities of a tile for the queries that are its rows, and its columns if so.
 
@@ -225,7 +223,7 @@ def count_tile(tile, queries, gallery, truth, margin, is_exact, is_two_sided, co
                 )
 
 
-@_kernel
+@kernel
 def undecided_share(tile, queries, truth, margin):
     """Estimate, from some rows, how many of a tile's similarities float32 leaves undecided.
 

@@ -13,18 +13,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from threading import Event, RLock
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from retrieval.counting.precision import full_precision
 from retrieval.counting.truth import Share, rounding_error
 from retrieval.counting.vectors import Tile, Vectors, normalise, row_norms
 
 TILE = 768  # rows and columns of a tile: large enough for a fast product
+LEAST_ROWS = 64  # of a block of queries, where few queries are shared among many threads
 PADDING = 16  # columns between rows, against cache conflicts when columns are read
 BLOCK = 3 * TILE  # rows that are normalised once for all their tiles
+ONE_JOB = RLock()  # the number of threads of the BLAS libraries is one for the whole process
 
 
 # Called with each tile, whether its columns are to be seen as queries as well (the mirrored tile
@@ -65,25 +69,35 @@ def for_each_tile(
     """
     columns = queries if gallery is None else gallery
     start, stop = query_range
-    threads = max(1, min(num_cores(), len(columns.rows) // (2 * TILE), -(-(stop - start) // TILE)))
-    height = min(BLOCK, max(TILE, (stop - start) // (4 * threads) // TILE * TILE))
+    cores = max(1, min(num_cores(), len(columns.rows) // (2 * TILE)))
+    unit = LEAST_ROWS if gallery is not None else TILE
+    height = -(-(stop - start) // (cores * share.size * (1 if gallery is not None else 4)))
+    height = min(BLOCK, -(-height // unit) * unit)
     blocks = [(row, min(row + height, stop)) for row in range(start, stop, height)]
-    product = fastest_product()
-
-    def work(tasks: SimpleQueue[tuple[int, int] | None]) -> None:
-        workspace = Workspace(queries, columns, gallery is None, height, product)
-        visitor = make_visitor()
-        while (task := tasks.get()) is not None:
-            workspace.visit_block(*task, visitor)
-
-    tasks: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+    tasks: SimpleQueue[tuple[int, int]] = SimpleQueue()
     for block in blocks[share.rank :: share.size]:  # those with most tiles first
         tasks.put(block)
-    for _ in range(threads):
-        tasks.put(None)
-    with one_thread_each(), ThreadPoolExecutor(threads, initializer=_use_one_thread) as pool:
-        for future in [pool.submit(work, tasks) for _ in range(threads)]:
-            future.result()
+    has_stopped = Event()
+
+    def work() -> None:
+        workspace = Workspace(queries, columns, gallery is None, height, product, has_stopped)
+        visitor = make_visitor()
+        while not has_stopped.is_set():
+            try:
+                block = tasks.get_nowait()
+            except Empty:
+                return
+            workspace.visit_block(*block, visitor)
+
+    with ONE_JOB, one_thread_each(), full_precision():
+        product = fastest_product()
+        with ThreadPoolExecutor(cores, initializer=_use_one_thread) as pool:
+            try:
+                for future in [pool.submit(work) for _ in range(cores)]:
+                    future.result()
+            except BaseException:  # an error of one thread, or Ctrl-C
+                has_stopped.set()
+                raise
 
 
 class Workspace:
@@ -96,9 +110,10 @@ class Workspace:
         is_symmetric: bool,
         height: int,
         product: Callable[[np.ndarray, np.ndarray, np.ndarray], object],
+        has_stopped: Event,
     ) -> None:
         self.queries, self.columns, self.is_symmetric = queries, columns, is_symmetric
-        self.product = product
+        self.product, self.has_stopped = product, has_stopped
         dim = queries.rows.shape[1]
         self.block = np.empty((height, dim), np.float32)
         self.factors = np.empty((TILE, dim), np.float32)
@@ -109,6 +124,8 @@ class Workspace:
         block = self._normalised(self.queries, start, stop, self.block)
         num_columns = len(self.columns.rows)
         for left in range(start if self.is_symmetric else 0, num_columns, TILE):
+            if self.has_stopped.is_set():
+                return
             right = min(left + TILE, num_columns)
             factors = self._normalised(self.columns, left, right, self.factors)
             for top in range(start, stop, TILE):
@@ -151,25 +168,25 @@ def multiply_by_torch(rows: np.ndarray, columns: np.ndarray, out: np.ndarray) ->
 
 @cache
 def fastest_product() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
-    """Time a tile by each BLAS at hand and return the faster one; which it is depends on the CPU.
+    """Time a tile by each BLAS at hand, on one thread, and return the faster one.
 
-    A product that is less accurate than float32 (torch may be told to use bfloat16) is passed over.
+    Which it is depends on the CPU. One whose error is above what is accounted for is passed over.
     """
-    rng = np.random.default_rng(0)
-    rows, columns = rng.standard_normal((2, TILE, 256), np.float32)
+    dim = 256
+    rows, columns = np.random.default_rng(0).standard_normal((2, TILE, dim), np.float32)
     exact = rows.astype(np.float64) @ columns.T.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1)[:, None] * np.linalg.norm(columns, axis=1)
     out = np.empty((TILE, TILE + PADDING), np.float32)[:, :TILE]
     seconds = {}
-    with one_thread_each():
-        _use_one_thread()
-        for product in (multiply_by_numpy, multiply_by_torch):
-            times = []
-            for _ in range(4):
-                started = time.perf_counter()
-                product(rows, columns, out)
-                times.append(time.perf_counter() - started)
-            if np.abs(out - exact).max() < rounding_error(256, np.float32) * 256 * 4:
-                seconds[product] = min(times)
+    _use_one_thread()
+    for product in (multiply_by_numpy, multiply_by_torch):
+        times = []
+        for _ in range(4):
+            started = time.perf_counter()
+            product(rows, columns, out)
+            times.append(time.perf_counter() - started)
+        if np.all(np.abs(out - exact) < rounding_error(dim, np.float32) * norms):
+            seconds[product] = min(times)
     return min(seconds, key=seconds.__getitem__)
 
 

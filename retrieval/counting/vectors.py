@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-_kernel = njit(nogil=True, cache=True)
-# Sums in any order, so that they are vectorised.
-_any_order = njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+from retrieval.counting.jit import any_order, kernel
 
 
 class Vectors(NamedTuple):
@@ -46,7 +43,7 @@ class Tile(NamedTuple):
     column: int
 
 
-@_any_order
+@any_order
 def _dot(first, second):
     total = 0.0
     for i in range(len(first)):
@@ -54,20 +51,20 @@ def _dot(first, second):
     return total
 
 
-@_kernel
+@kernel
 def cosine(first, second, norm):
     """Cosine in float64 of two rows (D,), given the product of their norms; 0 if that is 0."""
     return _dot(first, second) / norm if norm > 0.0 else 0.0
 
 
-@_kernel
+@kernel
 def row_norms(rows, norms):
     """Write the Euclidean norms of rows (N, D) to norms (N,) float64."""
     for i in range(len(rows)):
         norms[i] = np.sqrt(_dot(rows[i], rows[i]))
 
 
-@_kernel
+@kernel
 def normalise(vectors, start, stop, out):
     """Write rows start..stop, in order, divided by their norms to `out`; a zero row stays zero."""
     for i in range(stop - start):
@@ -77,7 +74,7 @@ def normalise(vectors, start, stop, out):
             out[i, j] = np.float64(vectors.rows[row, j]) * scale
 
 
-@_kernel
+@kernel
 def pair_cosines(queries, gallery, query_rows, gallery_rows, out):
     """Write the cosines of pairs (M,) of a query and a gallery image to `out` (M,) float64."""
     for i in range(len(out)):
@@ -86,7 +83,7 @@ def pair_cosines(queries, gallery, query_rows, gallery_rows, out):
         out[i] = cosine(queries.rows[q], gallery.rows[g], norm)
 
 
-@_kernel
+@kernel
 def sort_descending(offsets, values):
     """Sort each query's part of `values` (M,), the greatest first."""
     for q in range(len(offsets) - 1):

@@ -124,6 +124,15 @@ def test_half_precision_embeddings_are_taken_as_they_are():
     assert evaluate(half, labels) == evaluate(half.double(), labels)
 
 
+def test_bfloat16_and_reversed_embeddings_are_taken():
+    rows, labels = make("clustered", 60, 8)
+    coarse = torch.tensor(rows).bfloat16()
+    assert evaluate(coarse, labels) == evaluate(coarse.float(), labels)
+    for dtype in (np.float32, np.float64):
+        turned = evaluate(rows.astype(dtype)[::-1], labels[::-1])
+        assert turned == pytest.approx(evaluate(rows.astype(dtype), labels))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_embeddings_that_are_not_finite_are_an_error(value):
     rows, labels = make("random", 10, 4)
@@ -147,6 +156,10 @@ def test_wrong_arguments_are_errors():
         evaluate(rows, np.arange(10))
     with pytest.raises(ValueError, match="one of pessimistic, expected, found 'best'"):
         evaluate(rows, labels, ties="best")
+    with pytest.raises(ValueError, match="every K to be an integer"):
+        evaluate(rows, labels, (1.5,))
+    with pytest.raises(ValueError, match="integer labels"):
+        evaluate(rows, labels / 2)
     with pytest.raises(ValueError, match="together"):
         evaluate(rows, labels, gallery_embeddings=rows)
     with pytest.raises(ValueError, match="4 dimensions, the gallery 3"):

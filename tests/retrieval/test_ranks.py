@@ -5,7 +5,7 @@ import pytest
 import torch
 from oracle import make, oracle_ranks, unit
 
-from retrieval import ranks
+from retrieval import ranks, score_queries
 from retrieval.counting import by_torch, choose, compiled, kernels, tiles, vectors
 from retrieval.counting.truth import Share, Truth, rounding_error
 
@@ -177,3 +177,46 @@ def test_the_undecided_share_is_estimated_from_some_rows():
     near = [np.abs(values[r] - values[r, 0]) <= 0.1 for r in rows]
     found = kernels.undecided_share(tile, embedded, truth, 0.1)
     assert found == pytest.approx(np.mean(near), abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e155, 1e300])
+def test_float64_embeddings_may_be_of_any_scale(scale, device):
+    rows, labels = make("clustered", 60, 8)
+    far = rows.astype(np.float64) * scale
+    expected = score_queries(rows.astype(np.float64), labels, (1,), device=device)
+    found = score_queries(far, labels, (1,), device=device)
+    assert found.first_rank.tolist() == expected.first_rank.tolist()
+
+
+def test_an_error_in_a_thread_stops_the_others(monkeypatch):
+    rows, labels = make("random", 4000, 8)
+    monkeypatch.setattr(tiles, "num_cores", lambda: 2)
+    monkeypatch.setattr(tiles, "TILE", 128)
+    monkeypatch.setattr(tiles, "BLOCK", 128)
+    visited = []
+
+    def make_visitor():
+        def visit(tile, is_two_sided, in_float64):
+            visited.append(tile)
+            raise KeyError("broken")
+
+        return visit
+
+    with pytest.raises(KeyError):
+        tiles.for_each_tile(tiles.prepare(rows), None, (0, len(rows)), make_visitor, Share())
+    assert len(visited) <= 2
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9"
+)
+def test_the_new_precision_switch_is_kept(monkeypatch):
+    rows, labels = make("random", 100, 4)
+    monkeypatch.setattr(choose, "CpuCounter", None)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert found_ranks(rows, labels) == oracle_ranks(rows, labels)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
