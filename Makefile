@@ -41,5 +41,5 @@ demo: setup
 	$(PYTHON) eval.py --pretrained_model=$(DEMO)/eml/last.pt --batch_size=50 --json=$(DEMO)/eml.json
 	$(PYTHON) infer.py --pretrained_model=$(DEMO)/eml/last.pt --batch_size=50 \
 		--output_dir=$(DEMO)/features > $(DEMO)/features.txt
-	$(PYTHON) -m retrieval.report $(DEMO)/eml --report_dir=$(DEMO)/report
+	$(PYTHON) -m retrieval.report $(DEMO)/eml/last.pt --report_dir=$(DEMO)/report
 	$(PYTHON) -m retrieval.summary $(DEMO) untrained arcmargin eml
