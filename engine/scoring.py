@@ -10,7 +10,7 @@ import torch
 
 from engine.distributed import World, share_of
 from reader import Index
-from retrieval.metrics import DEFAULT_KS, score_queries, score_similarities
+from retrieval.metrics import default_ks, score_queries, score_similarities
 from retrieval.rerank import Rerank, reranked_similarities
 from retrieval.scores import QueryScores
 
@@ -42,7 +42,7 @@ def score_index(
         ValueError: see `retrieval.score_queries`.
     """
     gallery_size = int(index.is_gallery.sum())
-    all_ks = sorted({*ks, *(k for k in DEFAULT_KS if k == 1 or k <= gallery_size)})
+    all_ks = sorted({*ks, *default_ks(gallery_size)})
     sets = by_role(index, embeddings)
     options: dict[str, Any] = {"precision_ks": precision_ks, "ties": ties}
     where = with_float64(device)

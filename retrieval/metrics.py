@@ -16,6 +16,11 @@ from retrieval.scores import TIES, QueryScores, score_ranks
 DEFAULT_KS = (1, 10, 100, 1000)  # of the papers, whatever the size of the gallery
 
 
+def default_ks(gallery_size: int) -> list[int]:
+    """Return those of DEFAULT_KS that a gallery holds, and 1 in any case."""
+    return [k for k in DEFAULT_KS if k == 1 or k <= gallery_size]
+
+
 def evaluate(
     embeddings: Tensor | np.ndarray,
     labels: Tensor | np.ndarray,

@@ -21,6 +21,7 @@ from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
 from engine.inference import Job, embed_split, load_split, open_split, refuse_flags
 from engine.parsing import Flag, parse_flags, path, positive
 from engine.run import log, versions
+from engine.scoring import with_float64
 from models.atomic import write_text
 from reader import Index
 from retrieval.plots import read_records
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         else:
             subject = subject_of_checkpoint(source, args, given, device)
         log(f"{len(subject.labels)} embeddings; now the queries, the classes and the map")
-        page = render(subject, device if device.type == "cuda" else "cpu", args.seed)
+        page = render(subject, with_float64(device), args.seed)
         file = folder / "index.html"
         write_text(file, page)
         log(f"report: {file}, {file.stat().st_size / 1e6:.1f} MB, opens in any browser")

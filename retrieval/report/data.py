@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from retrieval.metrics import score_queries
+from retrieval.metrics import DEFAULT_KS, default_ks, score_queries
 from retrieval.scores import QueryScores
 from retrieval.search import nearest
 from retrieval.significance import bootstrap_interval
 from retrieval.unit import unit_rows
 
-TABLE_KS = (1, 10, 100, 1000)
 CURVE_POINTS = 48
 NUM_NEIGHBOURS = 6
 
@@ -98,7 +97,7 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
     scores = score_queries(
         subject.embeddings[queries],
         subject.labels[queries],
-        [k for k in TABLE_KS if k == 1 or k <= len(gallery)],
+        default_ks(len(gallery)),
         gallery_embeddings=None if is_self else subject.embeddings[gallery],
         gallery_labels=None if is_self else subject.labels[gallery],
         device=device,
@@ -134,7 +133,7 @@ class RecallCurve:
 def recall_curve(found: Found, seed: int = 0) -> RecallCurve:
     """Compute Recall@K for about 50 values of K, with 95 % intervals by bootstrap over classes."""
     steps = np.geomspace(1, found.num_findable, CURVE_POINTS).round()
-    ks = np.union1d(steps, [k for k in TABLE_KS if k <= found.num_findable]).astype(np.int64)
+    ks = np.union1d(steps, [k for k in DEFAULT_KS if k <= found.num_findable]).astype(np.int64)
     is_found = found.scores.first_rank[:, None] <= ks  # QxK
     low = high = None
     if len(np.unique(found.scores.labels)) > 1:

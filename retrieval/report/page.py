@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from retrieval.metrics import summarise
+from retrieval.metrics import DEFAULT_KS, summarise
 from retrieval.report import embedding_map
 from retrieval.report.data import (
     Found,
@@ -144,7 +144,7 @@ def _recall_rows(curve: RecallCurve) -> list[dict[str, Any]]:
     last = int(curve.ks[-1])
     rows = []
     for place, k in enumerate(curve.ks.tolist()):
-        if k in (1, 10, 100, 1000, last):
+        if k in (*DEFAULT_KS, last):
             rows.append(
                 {
                     "k": k,

@@ -8,7 +8,7 @@ import torch
 from oracle import make, unit
 
 from retrieval import verification
-from retrieval.counting import by_torch, choose, tiles
+from retrieval.counting import by_torch, tiles
 from retrieval.counting.bins import HALF, NUM_BINS, Bins
 from retrieval.counting.truth import Share
 from retrieval.verification import (
@@ -29,15 +29,6 @@ KINDS = [
     "large classes",
     "one image each",
 ]
-DEVICES = ["cpu", "torch", *(["cuda"] if torch.cuda.is_available() else [])]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request, monkeypatch):
-    """Each way of counting: compiled, by torch on the CPU, and on a GPU where there is one."""
-    if request.param == "torch":
-        monkeypatch.setattr(choose, "CpuCounter", None)
-    return "cuda" if request.param == "cuda" else "cpu"
 
 
 def all_pairs(queries, labels, gallery=None, gallery_labels=None):

@@ -15,19 +15,13 @@ SCRIPTS = {"elem": train_elem, "pair": train_pair, "eval": eval_script, "infer":
 
 
 @pytest.fixture
-def fails(toy_flags, tmp_path, capsys, monkeypatch):
+def fails(error_of, toy_flags, tmp_path, monkeypatch):
     """Run a script that must fail, and return its one line."""
     monkeypatch.chdir(tmp_path)
 
     def run(script, *flags, base=toy_flags):
         steps = ["--total_iter_num=2", "--train_batch_size=6"] if script in ("elem", "pair") else []
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            SCRIPTS[script].main([*base, *steps, *flags])
-        error = capsys.readouterr().err
-        assert stop.value.code == 2
-        assert error.startswith("error: ") and error.count("\n") == 1, error
-        return error
+        return error_of(SCRIPTS[script].main, [*base, *steps, *flags])
 
     return run
 

@@ -60,19 +60,9 @@ def run(checkpoint, *flags):
 
 
 @pytest.fixture
-def fails(capsys):
+def fails(error_of):
     """Run eval.py, which must fail, and return its one line."""
-
-    def fail(*flags):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            eval_script.main([*MACHINE, *map(str, flags)])
-        error = capsys.readouterr().err
-        assert stop.value.code == 2
-        assert error.startswith("error: ") and error.count("\n") == 1, error
-        return error
-
-    return fail
+    return lambda *flags: error_of(eval_script.main, [*MACHINE, *flags])
 
 
 def test_all_metrics_are_those_of_the_library(runs, embedded, capsys):

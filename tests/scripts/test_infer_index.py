@@ -49,20 +49,10 @@ def features(weights, toy_flags, tmp_path_factory):
 
 
 @pytest.fixture
-def fails(capsys, monkeypatch, tmp_path):
+def fails(error_of, monkeypatch, tmp_path):
     """Run infer.py, which must fail, and return its one line."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*flags):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            infer.main([*MACHINE, *map(str, flags)])
-        error = capsys.readouterr().err
-        assert stop.value.code == 2
-        assert error.startswith("error: ") and error.count("\n") == 1, error
-        return error
-
-    return run
+    return lambda *flags: error_of(infer.main, [*MACHINE, *flags])
 
 
 def test_an_index_of_a_data_set_knows_paths_and_classes(built, toy_tree):
