@@ -34,7 +34,9 @@ FLAGS = training_flags(
 
 def make_sampler(labels: np.ndarray, args: Namespace, world: World) -> ShuffledSampler:
     """Draw every image once per epoch, in an order that changes every epoch."""
-    return ShuffledSampler(labels, args.train_batch_size, args.seed, world.rank, world.size)
+    return ShuffledSampler(
+        labels, args.train_batch_size, args.seed, world.rank, world.size, args.accumulation_steps
+    )
 
 
 def compute_loss(

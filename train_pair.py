@@ -40,16 +40,11 @@ def make_sampler(
     labels: np.ndarray, args: Namespace, world: World
 ) -> TripleSampler | ClassBlockSampler:
     """Draw the batches that the loss takes: triples, or blocks of K images of P classes."""
+    share = (args.seed, world.rank, world.size, args.accumulation_steps)
     if getattr(PAIR_LOSSES[args.loss_name], "layout", "blocks") == "triples":
-        return TripleSampler(labels, args.train_batch_size, args.seed, world.rank, world.size)
-    return ClassBlockSampler(
-        labels,
-        args.train_batch_size,
-        args.samples_each_class or DEFAULT_SAMPLES_EACH_CLASS,
-        args.seed,
-        world.rank,
-        world.size,
-    )
+        return TripleSampler(labels, args.train_batch_size, *share)
+    samples_each_class = args.samples_each_class or DEFAULT_SAMPLES_EACH_CLASS
+    return ClassBlockSampler(labels, args.train_batch_size, samples_each_class, *share)
 
 
 def compute_loss(

@@ -10,7 +10,10 @@ import torch
 
 from models.atomic import write_atomically
 
-PARTS = ("model", "criterion", "optimizer", "step", "best", "random_state", "meta")
+PARTS = (
+    *("model", "live_model", "criterion", "optimizer", "scaler"),
+    *("step", "best", "random_state", "meta"),
+)
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-AMP_CHOICES = ("auto", "off", "bfloat16")
+AMP_CHOICES = ("auto", "off", "bfloat16", "float16")
 
 
 def choose_device(
@@ -46,13 +46,13 @@ def place(model: nn.Module, device: torch.device) -> None:
 
 
 def choose_amp(amp: str, device: torch.device) -> torch.dtype | None:
-    """Choose the type of the forward pass: bfloat16, or None for float32 throughout.
+    """Choose the type of the forward pass: a half one, or None for float32 throughout.
 
     `auto` is bfloat16 on a GPU that has it and float32 elsewhere: without hardware for it,
     bfloat16 is an order of magnitude slower.
     """
-    if amp == "bfloat16":
-        return torch.bfloat16
+    if amp in ("bfloat16", "float16"):
+        return getattr(torch, amp)
     if amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     return None

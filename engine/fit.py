@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,28 +12,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from engine.checkpoints import load_checkpoint, prune, save_checkpoint
-from engine.devices import choose_amp
 from engine.distributed import (
     World,
     average,
     decide_on_main,
     leave_world,
     share_buffers,
-    wrap,
 )
 from engine.inference import embed_index
 from engine.run import Run, choose_folder
 from engine.schedules import learning_rate, set_learning_rate
 from engine.scoring import score_index
 from engine.setup import MakeSampler, Training, set_up
+from engine.update import ComputeLoss, Outcome, Updater
 from models import save_weights
+from models.atomic import write_text
 from reader import ImageError
 from reader.loader import train_loader
-from retrieval.extract import to_device
 from retrieval.metrics import summarise
 
-# Maps (criterion, embeddings, labels) to the loss and the figures of its log line, all scalars.
-ComputeLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+COLLAPSED = 1e-4  # spread of the embeddings below which they are all but one point
+MOST_SKIPPED = 20  # steps in a row, after which no scale of float16 will help
 
 
 def train(
@@ -106,12 +103,10 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
         compute_loss: the step of the stage.
 
     Raises:
-        ValueError: the loss is no longer finite, or an image cannot be read.
+        ValueError: the loss or a gradient is not finite, or an image cannot be read.
     """
-    args, world, device = training.args, training.world, training.device
-    amp_dtype = choose_amp(args.amp, device)
-    network = wrap(training.model, world, device)
-    criterion = wrap(training.criterion, world, device)
+    args, world = training.args, training.world
+    updater = Updater(training, compute_loss)
     loader = train_loader(
         training.train_index,
         training.sampler,
@@ -120,9 +115,10 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
         end_step=args.total_iter_num,
         seed=args.seed,
         num_workers=args.num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=training.device.type == "cuda",
     )
-    set_train_mode(network, args.freeze_bn)
+    set_train_mode(training.model, args.freeze_bn)
+    num_skipped = 0
     window = Window(world)
     progress = tqdm(
         total=args.total_iter_num,
@@ -134,16 +130,12 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
     for images, labels in loader:
         rate = learning_rate(args, training.step)
         set_learning_rate(training.optimizer, rate)
-        images = to_device(images, device)  # Bx3xSxS
-        labels = labels.to(device, non_blocking=True)  # B
-        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            embeddings = network(images)  # BxD
-        loss, figures = compute_loss(criterion, embeddings.float(), labels)
-        training.optimizer.zero_grad()
-        loss.backward()
-        training.optimizer.step()
+        outcome = updater.update(images, labels)
+        num_skipped = 0 if outcome.is_finite else num_skipped + 1
+        if num_skipped:
+            skip_or_stop(training, run, num_skipped)
         training.step += 1
-        window.add({"loss": loss.detach(), **figures})
+        window.add(outcome)
         progress.update()
         if training.step % args.display_iter_step == 0:
             write_line(training, run, window, rate)
@@ -182,9 +174,9 @@ class Window:
         self._seconds = 0.0
         self._mark = time.perf_counter()
 
-    def add(self, values: dict[str, Tensor]) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Add the scalars of one step; they stay on the device until `flush`."""
-        for name, value in values.items():
+        for name, value in {**outcome.figures, "spread": outcome.spread}.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._steps += 1
         self._count_time()
@@ -209,26 +201,59 @@ class Window:
 
 
 def write_line(training: Training, run: Run, window: Window, rate: float) -> None:
-    """Write the reference's training line, and stop where the loss is no longer finite."""
+    """Write the reference's training line, and warn where the embeddings have collapsed."""
     means, seconds = window.flush()
+    spread = means.pop("spread")
     figures = ", ".join(
         f"{name} {value:.{6 if name == 'loss' else 4}f}" for name, value in means.items()
     )
     run.log(f"trainbatch {training.step}, lr {rate:.6f}, {figures}, time {seconds:.2f} sec")
     images_per_second = training.args.train_batch_size / seconds
-    run.record("train", training.step, lr=rate, **means, images_per_second=images_per_second)
-    if not math.isfinite(means["loss"]):
-        raise diverged(training, run)
+    run.record(
+        "train",
+        training.step,
+        lr=rate,
+        **means,
+        spread=spread,
+        images_per_second=images_per_second,
+    )
+    if spread < COLLAPSED:
+        run.log(
+            f"the embeddings have collapsed: all but one point (spread {spread:.1e}); they seldom "
+            "recover: lower --lr, or start from the end of stage 1"
+        )
 
 
-def diverged(training: Training, run: Run) -> ValueError:
-    """Return the error of a run whose loss or weights are no longer finite."""
+def skip_or_stop(training: Training, run: Run, num_skipped: int) -> None:
+    """Go on after a step that was not finite where the scale of float16 may be why.
+
+    Raises:
+        ValueError: it is not, or many steps in a row were skipped.
+    """
+    if not training.scaler.is_enabled() or num_skipped > MOST_SKIPPED:
+        raise diverged(training, run, training.step + 1, list_images(training, run))
+    scale = training.scaler.get_scale()
+    run.log(f"step {training.step + 1} skipped: not finite in float16; scale of the loss {scale:g}")
+
+
+def list_images(training: Training, run: Run) -> str:
+    """Write the images of the present step to the run folder, and return a pointer to them."""
+    rank, size = training.world.rank, training.world.size
+    whose = f"_rank_{rank}" if size > 1 else ""
+    path = run.folder / f"step_{training.step + 1}_images{whose}.txt"
+    images = training.sampler.batch(training.step)
+    write_text(path, "".join(f"{training.train_index.paths[i]}\n" for i in images))
+    return f"its images: {path}; "
+
+
+def diverged(training: Training, run: Run, step: int, images: str = "") -> ValueError:
+    """Return the error of a run whose loss, gradients or weights are not finite at a step."""
     last = run.folder / "last.pt"
     advice = f"; --checkpoint={last} is from before" if last.exists() else ""
     rate = training.args.lr
     return ValueError(
-        f"the training diverged by step {training.step}: the loss or a weight is NaN or infinite; "
-        f"lower --lr (it was {rate:g}){advice}"
+        f"the training diverged at step {step}: the loss, a gradient or a weight is NaN or "
+        f"infinite; {images}lower --lr (it was {rate:g}) or give --clip_grad_norm{advice}"
     )
 
 
@@ -236,9 +261,9 @@ def test(training: Training, run: Run) -> None:
     """Evaluate the test split; where Recall@1 is the best so far, save it as best.pt."""
     args, index = training.args, training.test_index
     assert index is not None
-    share_buffers(training.model, training.world)
+    share_buffers(training.tested_model, training.world)
     embeddings = embed_index(
-        training.model,
+        training.tested_model,
         index,
         training.preprocessing,
         batch_size=args.test_batch_size,
@@ -269,7 +294,7 @@ def save(training: Training, run: Run, *names: str) -> None:
         ValueError: the weights are not finite; nothing is written.
     """
     if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
-        raise diverged(training, run)
+        raise diverged(training, run, training.step)
     if not run.is_main:
         return
     checkpoint = training.checkpoint()
@@ -277,5 +302,5 @@ def save(training: Training, run: Run, *names: str) -> None:
         save_checkpoint(run.folder / f"{name}.pt", checkpoint)
         if not name.startswith("step_"):
             path = run.folder / f"{name}.safetensors"
-            save_weights(training.model, path, checkpoint["meta"])
+            save_weights(training.tested_model, path, checkpoint["meta"])
     prune(run.folder, training.args.keep)

@@ -12,10 +12,12 @@ from typing import Any, get_type_hints
 
 from torch import nn
 
+from engine.optimizers import OPTIMIZERS
 from engine.parsing import (
     Flag,
     amp,
     boolean,
+    fraction,
     image_shape,
     integers,
     natural,
@@ -24,12 +26,12 @@ from engine.parsing import (
     positive,
     whitening,
 )
+from engine.schedules import LR_STRATEGIES
 from losses import ELEM_LOSSES, PAIR_LOSSES, loss_options
 from reader import DATASETS
 from reader.transforms import TRANSFORMS
 from retrieval.scores import TIES
 
-LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 # Options of a loss that the engine derives instead of taking them from flags of the loss.
 DERIVED_OPTIONS = ("class_dim", "embedding_size")
 
@@ -62,8 +64,8 @@ MACHINE_FLAGS = (
         "amp",
         amp,
         "auto",
-        "precision of the forward pass: off (float32), bfloat16, or auto (bfloat16 on a GPU that "
-        "has it)",
+        "precision of the forward pass: off (float32), bfloat16, float16 (training scales the "
+        "loss), or auto (bfloat16 on a GPU that has it)",
     ),
     Flag("num_workers", natural, 2, "processes that read images; 0: none beside the main one"),
     Flag(
@@ -77,12 +79,51 @@ TRAIN_FLAGS = (
     Flag("lr", non_negative, None, "initial learning rate"),
     Flag("lr_strategy", str, "piecewise_decay", "learning-rate schedule", LR_STRATEGIES),
     Flag("lr_steps", integers, None, "steps at which piecewise_decay divides the rate by 10"),
+    Flag("warmup_iter_num", natural, 0, "first steps, in which the rate rises linearly"),
     Flag(
         "lr_head_mult",
         non_negative,
         1.0,
         "learning rate of class and embedding layers, as a factor",
     ),
+    Flag(
+        "lr_loss_mult",
+        non_negative,
+        None,
+        "learning rate of the loss's own weights (class layer, proxies), as a factor; default: "
+        "that of --lr_head_mult",
+    ),
+    Flag("optimizer", str, "sgd", "optimizer", tuple(OPTIMIZERS)),
+    Flag("momentum", non_negative, 0.9, "momentum of sgd"),
+    Flag("nesterov", boolean, False, "Nesterov's momentum in sgd"),
+    Flag("weight_decay", non_negative, 1e-4, "L2 of sgd and adam, decoupled decay of adamw"),
+    Flag(
+        "decay_norm_and_bias",
+        boolean,
+        True,
+        "weight decay on biases and normalisation layers too, as in the reference",
+    ),
+    Flag("clip_grad_norm", non_negative, 0.0, "largest norm of all gradients; 0: no clipping"),
+    Flag(
+        "ema_decay",
+        fraction,
+        0.0,
+        "decay of a moving average of the weights, which is tested and saved; 0: none",
+    ),
+    Flag(
+        "accumulation_steps",
+        positive,
+        1,
+        "parts of a device's batch, each with a loss of its own; their gradients are averaged",
+    ),
+    Flag(
+        "chunk_size",
+        natural,
+        0,
+        "most images in the network at once; the loss sees the whole batch; 0: all",
+    ),
+    Flag("with_mem_opt", boolean, False, "compute activations again instead of keeping them"),
+    Flag("compile", boolean, False, "compile the network (torch.compile)"),
     Flag("total_iter_num", natural, None, "number of steps"),
     Flag("num_epochs", positive, None, "instead of --total_iter_num: passes over the images"),
     Flag("display_iter_step", positive, 10, "steps between log lines"),

@@ -52,6 +52,14 @@ def non_negative(text: str) -> float:
     return number
 
 
+def fraction(text: str) -> float:
+    """Parse a number of at least 0 and below 1."""
+    number = non_negative(text)
+    if number >= 1:
+        raise argparse.ArgumentTypeError(f"expected a number of 0 to below 1, found {text!r}")
+    return number
+
+
 def path(text: str) -> str:
     """Parse a path; ~ is expanded, which shells do not do behind `=`."""
     return os.path.expanduser(text)

@@ -1,4 +1,4 @@
-"""Learning rates by step, and the optimizer of the reference."""
+"""Learning rates by step."""
 
 from __future__ import annotations
 
@@ -6,56 +6,24 @@ import math
 from argparse import Namespace
 
 import torch
-from torch import nn
 
-MOMENTUM = 0.9
-WEIGHT_DECAY = 1e-4
+LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 
 
 def learning_rate(args: Namespace, step: int) -> float:
-    """Return the learning rate of the update that follows `step` completed ones."""
-    if args.lr_strategy == "piecewise_decay":
-        return float(args.lr * 0.1 ** sum(step >= boundary for boundary in args.lr_steps))
-    if args.lr_strategy == "cosine_decay":
-        return float(args.lr * 0.5 * (1 + math.cos(math.pi * step / args.total_iter_num)))
-    return float(args.lr)
+    """Return the learning rate of the update that follows `step` completed ones.
 
-
-def build_optimizer(
-    model: nn.Module, head: nn.Module, criterion: nn.Module, args: Namespace
-) -> torch.optim.SGD:
-    """Build SGD with momentum 0.9 (not Nesterov) and L2 1e-4 on all parameters, as the reference.
-
-    Args:
-        model: the network, embedding layer included.
-        head: the embedding layer of the model; its rate is multiplied by `args.lr_head_mult`.
-        criterion: the loss; its weights, if any, are trained at the head's rate too.
-        args: flags `lr`, `lr_head_mult`.
-
-    Returns:
-        An optimizer with groups of `lr_mult` 1 and `args.lr_head_mult`.
-
-    Raises:
-        ValueError: `lr_head_mult` was changed but there is no head.
+    The first `args.warmup_iter_num` updates rise linearly to the rate of the schedule, which a
+    cosine begins after them; the boundaries of piecewise decay are counted from step 0.
     """
-    head_parameters = [*head.parameters(), *criterion.parameters()]
-    if args.lr_head_mult != 1.0 and not head_parameters:
-        raise ValueError(
-            "--lr_head_mult is not used: neither an embedding layer (--embedding_size) nor a loss "
-            "with class weights is trained"
-        )
-    in_head = {id(parameter) for parameter in head_parameters}
-    trunk = [parameter for parameter in model.parameters() if id(parameter) not in in_head]
-    groups = [
-        {"params": trunk, "lr_mult": 1.0},
-        {"params": head_parameters, "lr_mult": args.lr_head_mult},
-    ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=args.lr,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-    )
+    warmup = args.warmup_iter_num
+    rate = float(args.lr * min(1.0, (step + 1) / (warmup + 1)))
+    if args.lr_strategy == "piecewise_decay":
+        return float(rate * 0.1 ** sum(step >= boundary for boundary in args.lr_steps))
+    if args.lr_strategy == "cosine_decay" and step >= warmup:
+        progress = (step - warmup) / max(1, args.total_iter_num - warmup)
+        return float(rate * 0.5 * (1 + math.cos(math.pi * progress)))
+    return rate
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

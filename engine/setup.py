@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from engine.checkpoints import load_checkpoint
@@ -17,8 +18,8 @@ from engine.devices import choose_device, place
 from engine.distributed import World, join_world
 from engine.flags import options_of_loss
 from engine.inference import check_image_size, load_split, preprocessing_of
+from engine.optimizers import build_optimizer, check_optimizer_flags
 from engine.run import log, versions
-from engine.schedules import build_optimizer
 from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
 from models import EmbeddingModel, build_model, load_weights
 from reader import Index
@@ -28,7 +29,10 @@ from reader.loader import Preprocessing, Sampler
 MakeSampler = Callable[[np.ndarray, Namespace, World], Sampler]
 
 # Flags that a resumed run must have as its checkpoint has them.
-FIXED_FLAGS = ("model", "embedding_size", "loss_name", "class_dim")
+FIXED_FLAGS = (
+    *("model", "embedding_size", "loss_name", "class_dim"),
+    *("optimizer", "decay_norm_and_bias"),
+)
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Training:
 
     Attributes:
         step: completed updates.
+        scaler: of the loss, against underflow in float16; does nothing with other types.
+        ema: moving average of the network, or None.
         best: Recall@1 and step of the best test so far; empty before the first.
     """
 
@@ -51,8 +57,15 @@ class Training:
     sampler: Sampler
     preprocessing: Preprocessing
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tested_model(self) -> EmbeddingModel:
+        """The network that is tested and given away: the moving average, where there is one."""
+        return self.model if self.ema is None else self.ema.module
 
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, in plain types and tensors."""
@@ -60,9 +73,11 @@ class Training:
         if self.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
-            "model": self.model.state_dict(),
+            "model": self.tested_model.state_dict(),
+            "live_model": None if self.ema is None else self.model.state_dict(),
             "criterion": self.criterion.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "best": self.best,
             "random_state": random_state,
@@ -89,17 +104,51 @@ class Training:
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Take over the state of a checkpoint."""
-        self.model.load_state_dict(checkpoint["model"])
+        self.model.load_state_dict(checkpoint.get("live_model") or checkpoint["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(checkpoint["model"])
         self.criterion.load_state_dict(checkpoint["criterion"])
-        multipliers = [group["lr_mult"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        for group, multiplier in zip(self.optimizer.param_groups, multipliers, strict=True):
-            group["lr_mult"] = multiplier  # a flag, not a state
+        restore_optimizer(self.optimizer, checkpoint["optimizer"])
+        if checkpoint.get("scaler"):
+            self.scaler.load_state_dict(checkpoint["scaler"])
         self.step = checkpoint["step"]
         self.best = checkpoint["best"]
         torch.set_rng_state(checkpoint["random_state"]["cpu"])
         if self.device.type == "cuda" and "cuda" in checkpoint["random_state"]:
             torch.cuda.set_rng_state(checkpoint["random_state"]["cuda"], self.device)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimizer the state of a checkpoint; its rates, decays and so on are flags.
+
+    Raises:
+        ValueError: the state is of other weights.
+    """
+    settings = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(
+            f"the optimizer of the checkpoint is of another kind or version ({error}): give the "
+            "checkpoint as --pretrained_model, to start from its weights"
+        ) from error
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)
+
+
+def recompute_activations(model: EmbeddingModel) -> None:
+    """Let the backward pass compute activations again instead of keeping them.
+
+    Raises:
+        ValueError: the backbone cannot.
+    """
+    try:
+        model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(f"--with_mem_opt: {model.name} cannot, leave the flag out") from error
 
 
 def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Training:
@@ -118,15 +167,12 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
     world = join_world(args.use_gpu and args.device != "cpu" and torch.cuda.is_available())
     device = choose_device(args, log if world.is_main else lambda line: None, world.local_rank)
     check_schedule(args, given)
+    check_optimizer_flags(args, given)
     torch.manual_seed(args.seed)
     train_index = load_split(args, "train")
     test_index = load_split(args, "test") if args.test_iter_step else None
     set_class_dim(args, train_index)
-    if args.train_batch_size < 2 * world.size:
-        raise ValueError(
-            f"--train_batch_size={args.train_batch_size}: batch norm needs at least 2 images per "
-            f"device, {2 * world.size} in all"
-        )
+    check_batch_flags(args, world)
     if args.total_iter_num is None:
         args.total_iter_num = math.ceil(args.num_epochs * len(train_index) / args.train_batch_size)
     loss_options = options_of_loss(args, given)
@@ -145,6 +191,8 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
     if args.loss_name in ELEM_LOSSES:
         loss_options |= {"class_dim": args.class_dim, "embedding_size": model.embedding_size}
     criterion = build_loss(args.loss_name, **loss_options)
+    if args.with_mem_opt:
+        recompute_activations(model)
     place(model, device)
     criterion.to(device)
     training = Training(
@@ -159,6 +207,8 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
         sampler=sampler,
         preprocessing=preprocessing,
         optimizer=build_optimizer(model, model.embedding, criterion, args),
+        scaler=torch.amp.GradScaler(device.type, enabled=args.amp == "float16"),
+        ema=ModelEmaV3(model, args.ema_decay, use_warmup=True) if args.ema_decay else None,
     )
     if checkpoint is not None:
         training.restore(checkpoint)
@@ -215,3 +265,19 @@ def set_class_dim(args: Namespace, train_index: Index) -> None:
             "training classes here: leave the flag out, it is counted"
         )
     args.class_dim = train_index.num_classes
+
+
+def check_batch_flags(args: Namespace, world: World) -> None:
+    """Check the flags that say how a batch is computed.
+
+    Raises:
+        ValueError: parts or chunks would be too small, or the flags contradict each other.
+    """
+    least = 2 * world.size * args.accumulation_steps
+    if args.train_batch_size < least:
+        raise ValueError(
+            f"--train_batch_size={args.train_batch_size}: batch norm needs at least 2 images per "
+            f"device and part, {least} in all"
+        )
+    if args.chunk_size == 1 and not args.freeze_bn:
+        raise ValueError("--chunk_size=1: batch norm needs 2 images; or give --freeze_bn=True")

@@ -6,6 +6,8 @@ contiguous share. Nothing but the step is remembered, so a resumed run continues
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 # First word of every random key, so that streams of one seed are unrelated.
@@ -23,6 +25,7 @@ class ShuffledSampler:
         seed: non-negative seed.
         rank: number of this process.
         world_size: number of processes.
+        num_parts: parts that a rank computes its share in, each of whole groups.
 
     Raises:
         ValueError: there are no images, or the batch cannot be shared by the ranks.
@@ -35,9 +38,10 @@ class ShuffledSampler:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        num_parts: int = 1,
     ) -> None:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self._share = _share_of_rank(batch_size, 1, "", rank, world_size)
+        self._share = _share_of_rank(batch_size, 1, "", rank, world_size, num_parts)
         self._seed = _check_seed(seed)
         self._num_images = len(labels)
         if self._num_images == 0:
@@ -80,6 +84,7 @@ class ClassBlockSampler:
         seed: non-negative seed.
         rank: number of this process; it receives whole blocks.
         world_size: number of processes.
+        num_parts: parts that a rank computes its share in, each of whole groups.
 
     Raises:
         ValueError: K < 2, a batch that is not made of whole blocks, or fewer classes than P.
@@ -93,6 +98,7 @@ class ClassBlockSampler:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        num_parts: int = 1,
     ) -> None:
         if samples_each_class < 2:
             raise ValueError(
@@ -101,15 +107,19 @@ class ClassBlockSampler:
             )
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         what = "--samples_each_class"
-        self._share = _share_of_rank(batch_size, samples_each_class, what, rank, world_size)
+        self._share = _share_of_rank(
+            batch_size, samples_each_class, what, rank, world_size, num_parts
+        )
         self._seed = _check_seed(seed)
         self._images, self._starts, self._sizes = _group_by_class(labels)
         self._blocks = batch_size // samples_each_class
-        if self._blocks < 2 * world_size:
+        least_blocks = 2 * world_size * num_parts
+        if self._blocks < least_blocks:
+            per = "device" if num_parts == 1 else "device and part"
             raise ValueError(
-                f"expected a batch of at least 2 classes per device, got {batch_size} images of "
+                f"expected a batch of at least 2 classes per {per}, got {batch_size} images of "
                 f"{samples_each_class} per class: raise --train_batch_size to "
-                f"{2 * world_size * samples_each_class} or more"
+                f"{least_blocks * samples_each_class} or more"
             )
         if len(self._sizes) < self._blocks:
             raise ValueError(_too_few_classes(batch_size, samples_each_class, len(self._sizes)))
@@ -144,6 +154,7 @@ class TripleSampler:
         seed: non-negative seed.
         rank: number of this process; it receives whole triples.
         world_size: number of processes.
+        num_parts: parts that a rank computes its share in, each of whole groups.
 
     Raises:
         ValueError: a batch that is not made of whole triples, fewer than two classes, or no class
@@ -159,9 +170,10 @@ class TripleSampler:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        num_parts: int = 1,
     ) -> None:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self._share = _share_of_rank(batch_size, 3, "a triple", rank, world_size)
+        self._share = _share_of_rank(batch_size, 3, "a triple", rank, world_size, num_parts)
         self._seed = _check_seed(seed)
         self._images, self._starts, self._sizes = _group_by_class(labels)
         self._anchor_classes = np.flatnonzero(self._sizes >= 2)
@@ -203,18 +215,17 @@ def _group_by_class(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _share_of_rank(
-    batch_size: int, group_size: int, group: str, rank: int, world_size: int
+    batch_size: int, group_size: int, group: str, rank: int, world_size: int, num_parts: int
 ) -> slice:
     """Return the rows of the global batch that belong to a rank, in whole groups."""
     if not 0 <= rank < world_size:
         raise ValueError(f"expected a rank between 0 and {world_size - 1}, got {rank}")
-    multiple = group_size * world_size
+    factors = ((group_size, group), (world_size, "devices"), (num_parts, "--accumulation_steps"))
+    multiple = math.prod(number for number, _ in factors)
     if batch_size <= 0 or batch_size % multiple:
-        reason = f"{group_size} ({group})" if group_size > 1 else ""
-        if world_size > 1:
-            reason += f"{' x ' if reason else ''}{world_size} (devices)"
+        reasons = [f"{number} ({what})" for number, what in factors if number > 1]
         raise ValueError(
-            f"expected a batch size that is a positive multiple of {reason or 1}, "
+            f"expected a batch size that is a positive multiple of {' x '.join(reasons) or 1}, "
             f"got {batch_size}: use --train_batch_size="
             f"{max(round(batch_size / multiple), 1) * multiple}"
         )

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import eval as eval_script
@@ -31,7 +33,14 @@ def parts_equal(ours, theirs):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("extra", [[], ["--embedding_size=16", "--lr_head_mult=10"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--ema_decay=0.9", "--clip_grad_norm=1", "--warmup_iter_num=2", "--chunk_size=4"],
+        ["--embedding_size=16", "--lr_head_mult=10", "--optimizer=adamw"],
+    ],
+    ids=["ema", "head"],
+)
 def test_five_steps_and_five_more_equal_ten_to_the_bit(stage, extra, toy_flags, tmp_path):
     script, flags = STAGES[stage]
     flags = [*toy_flags, *flags, *QUIET, *extra, "--lr_steps=3,7", f"--model_save_dir={tmp_path}"]
@@ -44,7 +53,7 @@ def test_five_steps_and_five_more_equal_ten_to_the_bit(stage, extra, toy_flags, 
     )
     assert resumed == half
     ours, theirs = load_checkpoint(half / "last.pt"), load_checkpoint(whole / "last.pt")
-    for part in ("model", "criterion", "optimizer", "step", "best", "random_state"):
+    for part in ("model", "live_model", "criterion", "optimizer", "step", "best"):
         assert parts_equal(ours[part], theirs[part]), part
     losses = {
         folder: {
@@ -163,8 +172,24 @@ def test_a_diverged_run_stops_and_saves_nothing(toy_flags, tmp_path, capsys, dis
             [*toy_flags, *flags, "--lr=1e30", "--total_iter_num=9", f"--model_save_dir={tmp_path}"]
             + [f"--display_iter_step={display}", "--test_iter_step=0", "--save_iter_step=5"]
         )
-    assert stop.value.code == 2 and "the training diverged by step" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "the training diverged at step 2" in error
     assert not list(tmp_path.glob("**/*.pt"))
+    [images] = tmp_path.glob("*/step_2_images.txt")
+    assert str(images) in error and len(images.read_text().splitlines()) == 8
+
+
+def test_collapsed_embeddings_are_warned_about(toy_flags, toy_tree, tmp_path):
+    """Images that are all the same cannot be told apart."""
+    tree = shutil.copytree(toy_tree, tmp_path / "tree")
+    for path in tree.glob("train/*/*.png"):
+        Image.new("RGB", (40, 32), "grey").save(path)
+    script, flags = STAGES["pair"]
+    flags = [*toy_flags, *flags, *QUIET, f"--data_dir={tree}", "--total_iter_num=1"]
+    folder = script.main([*flags, f"--model_save_dir={tmp_path}"])
+    assert "the embeddings have collapsed" in (folder / "log.txt").read_text()
+    record = json.loads((folder / "stats.jsonl").read_text().splitlines()[0])
+    assert record["spread"] < 1e-4
 
 
 def resumed_run(script, flags, checkpoint, steps):

@@ -1,0 +1,256 @@
+"""One update: parts, chunks, recomputed activations, half precision and what is not finite."""
+
+import pytest
+import torch
+from torch import nn
+
+import train_elem
+import train_pair
+from engine.optimizers import build_optimizer
+from engine.parsing import parse_flags
+from engine.setup import set_up
+from engine.update import Updater, seed_draws, spread_of
+from reader.loader import train_loader
+
+SCRIPTS = {name: train_elem for name in train_elem.ELEM_LOSSES} | {
+    name: train_pair for name in train_pair.PAIR_LOSSES
+}
+
+
+@pytest.fixture
+def training_of(toy_flags):
+    """Build the training of a small ResNet on the toy tree, batches of 12, from its flags."""
+
+    def build(loss_name, *flags):
+        script = SCRIPTS[loss_name]
+        args, given = parse_flags(
+            "",
+            script.FLAGS,
+            [*toy_flags, "--model=test_resnet", f"--loss_name={loss_name}", "--lr=0.05"]
+            + ["--train_batch_size=12", "--total_iter_num=9", "--test_iter_step=0", *flags],
+        )
+        return set_up(args, given, script.make_sampler)
+
+    return build
+
+
+def batches_of(training, num_steps):
+    return train_loader(
+        training.train_index,
+        training.sampler,
+        training.preprocessing,
+        start_step=0,
+        end_step=num_steps,
+        seed=0,
+        num_workers=0,
+        pin_memory=False,
+    )
+
+
+def run(training, num_steps=2):
+    """Make some updates and return their outcomes."""
+    training.model.train()
+    if training.args.freeze_bn:
+        training.model.eval()
+    compute_loss = SCRIPTS[training.args.loss_name].compute_loss
+    updater = Updater(training, compute_loss)
+    outcomes = []
+    for images, labels in batches_of(training, num_steps):
+        outcomes.append(updater.update(images, labels))
+        training.step += 1
+    return outcomes
+
+
+def weights_of(training):
+    return {
+        **{f"model.{name}": value for name, value in training.model.state_dict().items()},
+        **{f"loss.{name}": value for name, value in training.criterion.state_dict().items()},
+    }
+
+
+def assert_equal_weights(one, other, **tolerance):
+    ours, theirs = weights_of(one), weights_of(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("loss_name", SCRIPTS)
+def test_chunks_of_a_batch_give_the_plain_update(training_of, loss_name):
+    plain, chunked = (
+        training_of(loss_name, "--freeze_bn=True", f"--chunk_size={size}") for size in (0, 5)
+    )
+    start = {name: value.clone() for name, value in weights_of(plain).items()}
+    outcomes = [run(training) for training in (plain, chunked)]
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert ours.figures.keys() == theirs.figures.keys()
+        for name, value in ours.figures.items():
+            torch.testing.assert_close(theirs.figures[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(theirs.spread, ours.spread, rtol=1e-4, atol=1e-6)
+    assert_equal_weights(plain, chunked, rtol=1e-4, atol=1e-6)
+    changed = weights_of(plain)
+    assert any(not torch.equal(changed[name], start[name]) for name in start)
+
+
+def test_chunks_count_in_batch_norm_once_each(training_of):
+    training = training_of("eml", "--chunk_size=6", "--lr=0")
+    [(images, _)] = batches_of(training, 1)
+    reference = training_of("eml").model.train()
+    for chunk in images.split(6):
+        reference(chunk)
+    run(training, 1)
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(training.model.state_dict()[name], value, msg=name)
+
+
+def test_both_passes_over_a_chunk_draw_the_same(training_of):
+    """With dropout the gradients are those of the embeddings that the loss has seen."""
+    training = training_of("softmax", "--freeze_bn=True", "--chunk_size=6", "--momentum=0")
+    training.model.embedding = nn.Dropout(0.5)
+    training.model.embedding.train()
+    [(images, labels)] = batches_of(training, 1)
+    before = training.criterion.weight.detach().clone()
+    updater = Updater(training, train_elem.compute_loss)
+    training.model.eval()
+    training.model.embedding.train()
+    outcome = updater.update(images, labels)
+    parts = []
+    reference = training_of("softmax", "--freeze_bn=True", "--momentum=0")
+    reference.model.embedding = nn.Dropout(0.5)
+    reference.model.eval()
+    reference.model.embedding.train()
+    for chunk, part in enumerate(images.split(6)):
+        seed_draws(0, 0, 0, 0, chunk)
+        parts.append(reference.model(part))
+    loss = reference.criterion(torch.cat(parts), labels)[0]
+    loss.backward()
+    reference.optimizer.param_groups[0]["lr"] = 0.05
+    reference.optimizer.step()
+    torch.testing.assert_close(outcome.figures["loss"], loss.detach())
+    assert not torch.equal(before, training.criterion.weight)
+    assert_equal_weights(training, reference, rtol=1e-5, atol=1e-7)
+
+
+def test_the_draws_of_a_step_are_its_own():
+    def drawn(*key):
+        seed_draws(*key)
+        return torch.rand(4)
+
+    assert torch.equal(drawn(0, 3, 0, 0, 0), drawn(0, 3, 0, 0, 0))
+    keys = [(0, 3, 0, 0, 0), (1, 3, 0, 0, 0), (0, 4, 0, 0, 0), (0, 3, 1, 0, 0), (0, 3, 0, 0, 1)]
+    assert len({tuple(drawn(*key).tolist()) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize(("loss_name", "parts"), [("arcmargin", 3), ("eml", 2), ("triplet", 2)])
+def test_parts_of_a_batch_have_losses_of_their_own(training_of, loss_name, parts):
+    training = training_of(loss_name, "--freeze_bn=True", f"--accumulation_steps={parts}")
+    reference = training_of(loss_name, "--freeze_bn=True")
+    reference.model.eval()
+    [(images, labels)] = batches_of(training, 1)
+    compute_loss = SCRIPTS[loss_name].compute_loss
+    losses = []
+    for part in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+        loss, _ = compute_loss(reference.criterion, reference.model(part[0]), part[1])
+        (loss / parts).backward()
+        losses.append(loss.detach())
+    reference.optimizer.step()
+    [outcome] = run(training, 1)
+    torch.testing.assert_close(outcome.figures["loss"], torch.stack(losses).mean())
+    assert_equal_weights(training, reference, rtol=1e-5, atol=1e-7)
+
+
+def test_recomputed_activations_change_nothing(training_of):
+    plain, recomputed = (training_of("eml", f"--with_mem_opt={word}") for word in ("no", "yes"))
+    assert recomputed.model.backbone.grad_checkpointing
+    for training in (plain, recomputed):
+        run(training, 3)
+    assert_equal_weights(plain, recomputed, rtol=1e-6, atol=1e-7)
+
+
+def test_a_model_that_cannot_recompute_is_an_error(training_of):
+    with pytest.raises(ValueError, match="--with_mem_opt: inception_v4 cannot"):
+        training_of("eml", "--model=inception_v4", "--image_shape=3,96,96", "--with_mem_opt=yes")
+
+
+def test_what_is_not_finite_changes_no_weight(training_of):
+    training = training_of("softmax")
+    before = {name: value.clone() for name, value in weights_of(training).items()}
+    updater = Updater(training, lambda *given: (train_elem.compute_loss(*given)[0] * torch.nan, {}))
+    [(images, labels)] = batches_of(training, 1)
+    outcome = updater.update(images, labels)
+    assert not outcome.is_finite and outcome.figures["loss"].isnan()
+    after = weights_of(training)
+    parameters = [name for name in before if "running" not in name and "tracked" not in name]
+    assert all(torch.equal(before[name], after[name]) for name in parameters)
+
+
+def test_float16_lowers_its_scale_until_the_gradients_are_finite(training_of):
+    training = training_of("arcmargin", "--amp=float16")
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    outcomes = run(training, 24)
+    assert not outcomes[0].is_finite and outcomes[-1].is_finite
+    assert training.scaler.get_scale() < 2.0**30
+    assert all(parameter.isfinite().all() for parameter in training.model.parameters())
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_half_precision_follows_float32(training_of, amp):
+    losses = [
+        [float(o.figures["loss"]) for o in run(training_of("eml", f"--amp={name}", "--lr=0.001"))]
+        for name in ("off", amp)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_clipping_limits_the_norm_of_all_gradients(training_of):
+    training = training_of("arcmargin", "--clip_grad_norm=0.01", "--momentum=0", "--weight_decay=0")
+    training.optimizer.param_groups[0]["lr"] = training.optimizer.param_groups[1]["lr"] = 1.0
+    before = {name: value.clone() for name, value in weights_of(training).items()}
+    run(training, 1)
+    after = weights_of(training)
+    trained = [name for name in before if "running" not in name and "tracked" not in name]
+    moved = torch.stack([(after[name] - before[name]).norm() for name in trained]).norm()
+    assert float(moved) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_moving_average_follows_the_weights(training_of):
+    training = training_of("eml", "--ema_decay=0.5")
+    name = next(iter(training.model.state_dict()))
+    expected = training.model.state_dict()[name].clone()
+    updater = Updater(training, train_pair.compute_loss)
+    for images, labels in batches_of(training, 4):
+        updater.update(images, labels)
+        training.step += 1
+        decay = training.ema.get_decay(training.step)
+        expected = decay * expected + (1 - decay) * training.model.state_dict()[name]
+    average = training.tested_model.state_dict()[name]
+    torch.testing.assert_close(average, expected)
+    assert not torch.equal(average, training.model.state_dict()[name])
+
+
+def test_a_compiled_network_trains_as_the_plain_one(training_of):
+    plain, compiled = (training_of("eml", f"--compile={word}") for word in ("no", "yes"))
+    for training in (plain, compiled):  # a small one, which is soon compiled
+        torch.manual_seed(0)
+        backbone = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 16))
+        training.model.backbone = backbone
+        training.optimizer = build_optimizer(
+            training.model, nn.Identity(), training.criterion, training.args
+        )
+    try:
+        outcomes = run(compiled, 1)
+    except ValueError as error:
+        pytest.skip(str(error))
+    torch.testing.assert_close(outcomes[0].figures["loss"], run(plain, 1)[0].figures["loss"])
+    assert_equal_weights(plain, compiled, rtol=1e-3, atol=1e-5)
+
+
+def test_spread_is_zero_where_all_embeddings_point_the_same_way():
+    directions = torch.tensor([[1.0, 2, 3], [2, 4, 6], [0.5, 1, 1.5]])
+    assert float(spread_of(directions)) == pytest.approx(0, abs=1e-6)
+    assert float(spread_of(torch.eye(4))) == pytest.approx(0.75)
+
+
+def test_step_flags_reach_the_sampler(training_of):
+    with pytest.raises(ValueError, match=r"2 \(--samples_each_class\) x 4 \(--accumulation_steps"):
+        training_of("eml", "--accumulation_steps=4")
