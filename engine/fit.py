@@ -23,6 +23,7 @@ from engine.distributed import (
     share_buffers,
     wrap,
 )
+from engine.images import BrokenImages, reading_of
 from engine.inference import embed_index
 from engine.run import Run, choose_folder
 from engine.schedules import learning_rate, set_learning_rate
@@ -30,8 +31,8 @@ from engine.scoring import score_index
 from engine.setup import MakeSampler, Training, set_up
 from models import save_weights
 from reader import ImageError
+from reader.device import to_inputs
 from reader.loader import train_loader
-from retrieval.extract import to_device
 from retrieval.metrics import summarise
 
 # Maps (criterion, embeddings, labels) to the loss and the figures of its log line, all scalars.
@@ -121,7 +122,9 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
         seed=args.seed,
         num_workers=args.num_workers,
         pin_memory=device.type == "cuda",
+        reading=reading_of(args),
     )
+    broken = BrokenImages(training.train_index, run.log)
     set_train_mode(network, args.freeze_bn)
     window = Window(world)
     progress = tqdm(
@@ -131,11 +134,12 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
         unit="step",
         leave=False,
     )
-    for images, labels in loader:
+    for batch in loader:
+        broken.add(batch.broken)
         rate = learning_rate(args, training.step)
         set_learning_rate(training.optimizer, rate)
-        images = to_device(images, device)  # Bx3xSxS
-        labels = labels.to(device, non_blocking=True)  # B
+        images = to_inputs(batch, training.preprocessing, device)  # Bx3xSxS
+        labels = batch.labels.to(device, non_blocking=True)  # B
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             embeddings = network(images)  # BxD
         loss, figures = compute_loss(criterion, embeddings.float(), labels)
@@ -153,6 +157,7 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
             save(training, run, f"step_{training.step}", "last")
         window.restart_clock()
     progress.close()
+    broken.report(world)
     if args.test_iter_step and not is_due(training.step, args.test_iter_step):
         test(training, run)
     save(training, run, "last")
