@@ -138,6 +138,15 @@ def gather_rows(rows: np.ndarray, world: World, device: torch.device) -> np.ndar
     return gathered
 
 
+def merge(values: dict[str, str], world: World) -> dict[str, str]:
+    """Return what any rank has; what several have is that of the last."""
+    if world.size == 1:
+        return values
+    parts: list[dict[str, str]] = [{}] * world.size
+    dist.all_gather_object(parts, values)
+    return {name: value for part in parts for name, value in part.items()}
+
+
 def average(values: torch.Tensor, world: World) -> torch.Tensor:
     """Average a tensor over all ranks."""
     if world.size == 1:

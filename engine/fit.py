@@ -19,6 +19,7 @@ from engine.distributed import (
     leave_world,
     share_buffers,
 )
+from engine.images import BrokenImages, reading_of
 from engine.inference import embed_index
 from engine.run import Run, choose_folder
 from engine.schedules import learning_rate, set_learning_rate
@@ -116,7 +117,9 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
         seed=args.seed,
         num_workers=args.num_workers,
         pin_memory=training.device.type == "cuda",
+        reading=reading_of(args),
     )
+    broken = BrokenImages(training.train_index, run.log)
     set_train_mode(training.model, args.freeze_bn)
     num_skipped = 0
     window = Window(world)
@@ -127,10 +130,11 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
         unit="step",
         leave=False,
     )
-    for images, labels in loader:
+    for batch in loader:
+        broken.add(batch.broken)
         rate = learning_rate(args, training.step)
         set_learning_rate(training.optimizer, rate)
-        outcome = updater.update(images, labels)
+        outcome = updater.update(batch)
         num_skipped = 0 if outcome.is_finite else num_skipped + 1
         if num_skipped:
             skip_or_stop(training, run, num_skipped)
@@ -145,6 +149,7 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
             save(training, run, f"step_{training.step}", "last")
         window.restart_clock()
     progress.close()
+    broken.report(world)
     if args.test_iter_step and not is_due(training.step, args.test_iter_step):
         test(training, run)
     save(training, run, "last")

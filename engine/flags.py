@@ -29,9 +29,11 @@ from engine.parsing import (
 from engine.schedules import LR_STRATEGIES
 from losses import ELEM_LOSSES, PAIR_LOSSES, loss_options
 from reader import DATASETS
+from reader.training import BAD_IMAGE_POLICIES
 from reader.transforms import TRANSFORMS
 from retrieval.scores import TIES
 
+PLACES = ("workers", "device")
 # Options of a loss that the engine derives instead of taking them from flags of the loss.
 DERIVED_OPTIONS = ("class_dim", "embedding_size")
 
@@ -141,6 +143,43 @@ TRAIN_FLAGS = (
         "smallest area of a training crop, fraction of the image",
     ),
     Flag("horizontal_flip", boolean, True, "mirror every other training image"),
+    Flag(
+        "cache",
+        path,
+        None,
+        "folder of decoded training images: built there once, about 15 GB for SOP, then trained "
+        "from; test images are always read from their files",
+    ),
+    Flag(
+        "cache_size",
+        positive,
+        256,
+        "short side, in pixels, that larger images are reduced to in --cache",
+    ),
+    Flag(
+        "augment_on",
+        str,
+        "workers",
+        "where training images are cropped, resized and mirrored (device: --transform=standard)",
+        PLACES,
+    ),
+    Flag(
+        "decode_on",
+        str,
+        "workers",
+        "where JPEG files of training images are decoded; device: on a CUDA GPU, which then "
+        "augments them too",
+        PLACES,
+    ),
+    Flag(
+        "on_bad_image",
+        str,
+        "error",
+        "unreadable training image: stop, or skip: draw another of its class, up to 5% of all "
+        "images; an unreadable test image is always an error, else the scores would be of others",
+        BAD_IMAGE_POLICIES,
+    ),
+    Flag("prefetch", positive, 2, "training batches that each worker prepares ahead"),
 )
 
 METRIC_FLAGS = (

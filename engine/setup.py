@@ -17,6 +17,7 @@ from engine.checkpoints import load_checkpoint
 from engine.devices import choose_device, place
 from engine.distributed import World, join_world
 from engine.flags import options_of_loss
+from engine.images import check_reading, open_training_images
 from engine.inference import check_image_size, load_split, preprocessing_of
 from engine.optimizers import build_optimizer, check_optimizer_flags
 from engine.run import log, versions
@@ -182,6 +183,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
     check_image_size(model, args.image_shape[1])
     preprocessing = preprocessing_of(args, model)
     args.transform = preprocessing.transform
+    check_reading(args, given, device, train_index)
     if args.pretrained_model and checkpoint is None:
         report = load_weights(model, args.pretrained_model)
         if world.is_main:
@@ -199,7 +201,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
         args=args,
         world=world,
         device=device,
-        train_index=train_index,
+        train_index=open_training_images(args, train_index),
         test_index=test_index,
         model=model,
         criterion=criterion,

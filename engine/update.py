@@ -17,13 +17,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from engine.devices import choose_amp
 from engine.distributed import wrap
 from engine.setup import Training
-from retrieval.extract import to_device
+from reader.batch import Batch
+from reader.device import to_inputs
 
 # Maps (criterion, embeddings, labels) to the loss and the figures of its log line, all scalars.
 ComputeLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
-# Distinct from the streams of the samplers and of augmentation.
-_DRAW_STREAM = 5
+# Distinct from the streams of the samplers, of augmentation and of replacements.
+_DRAW_STREAM = 6
 
 
 @dataclass(frozen=True)
@@ -81,21 +82,17 @@ class Updater:
             if parameter.requires_grad
         ]
 
-    def update(self, images: Tensor, labels: Tensor) -> Outcome:
-        """Update the weights by a batch, unless its loss or a gradient is not finite.
+    def update(self, batch: Batch) -> Outcome:
+        """Update the weights by a batch of this process.
 
-        Args:
-            images: (B, 3, S, S) of this process.
-            labels: (B,) int64.
+        They stay as they are where its loss or a gradient is not finite.
         """
-        args = self._training.args
         self._training.optimizer.zero_grad()
-        num_parts = args.accumulation_steps
+        num_parts = self._training.args.accumulation_steps
         outcomes = []
-        for part in range(num_parts):
-            own = slice(*(len(labels) * bound // num_parts for bound in (part, part + 1)))
-            with self._in_step(is_last=part == num_parts - 1):
-                outcomes.append(self._backward(images[own], labels[own], part))
+        for number, part in enumerate(batch.split(num_parts)):
+            with self._in_step(is_last=number == num_parts - 1):
+                outcomes.append(self._backward(part, number))
         figures = {
             name: torch.stack([found[name] for found, _ in outcomes]).mean()
             for name in outcomes[0][0]
@@ -103,34 +100,32 @@ class Updater:
         spread = torch.stack([spread for _, spread in outcomes]).mean()
         return Outcome(figures, spread, self._apply(figures["loss"]))
 
-    def _backward(
-        self, images: Tensor, labels: Tensor, part: int
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _backward(self, batch: Batch, part: int) -> tuple[dict[str, Tensor], Tensor]:
         """Add the gradients of a part of the batch; return its figures and its spread."""
-        args, device = self._training.args, self._training.device
-        labels = labels.to(device, non_blocking=True)
-        num_chunks = math.ceil(len(images) / args.chunk_size) if args.chunk_size else 1
+        chunk_size = self._training.args.chunk_size
+        labels = batch.labels.to(self._training.device, non_blocking=True)
+        num_chunks = math.ceil(len(labels) / chunk_size) if chunk_size else 1
         if num_chunks == 1:
-            embeddings = self._embed(images, part, 0)
+            embeddings = self._embed(batch, part, 0)
             loss, figures = self._backward_loss(embeddings, labels)
             return {"loss": loss, **figures}, spread_of(embeddings)
-        chunks = images.tensor_split(num_chunks)
+        chunks = batch.split(num_chunks)
         with torch.no_grad(), unchanged_buffers(self._training.model):
             parts = [self._embed(chunk, part, number) for number, chunk in enumerate(chunks)]
         embeddings = torch.cat(parts).requires_grad_()  # BxD
         loss, figures = self._backward_loss(embeddings, labels)
         assert embeddings.grad is not None
-        gradients = embeddings.grad.tensor_split(num_chunks)
+        gradients = embeddings.grad.split([len(chunk.labels) for chunk in chunks])
         for number, (chunk, gradient) in enumerate(zip(chunks, gradients, strict=True)):
             with self._in_step(is_last=number == num_chunks - 1):
                 self._differentiate(self._embed(chunk, part, number), gradient)
         return {"loss": loss, **figures}, spread_of(embeddings)
 
-    def _embed(self, images: Tensor, part: int, chunk: int) -> Tensor:
+    def _embed(self, batch: Batch, part: int, chunk: int) -> Tensor:
         """Return the embeddings of images, float32 whatever the type of the forward pass."""
         training = self._training
         seed_draws(training.args.seed, training.step, training.world.rank, part, chunk)
-        images = to_device(images, training.device)
+        images = to_inputs(batch, training.preprocessing, training.device)  # Bx3xSxS
         with torch.autocast(
             training.device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None
         ):

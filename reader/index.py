@@ -67,13 +67,33 @@ class Index:
         """
         if self.images is not None:
             return self.images[i]
+        return decode_image(self.read_bytes(i), self.paths[i])
+
+    def read_shape(self, i: int) -> tuple[int, int]:
+        """Return height and width of image i in pixels, from the head of its file alone.
+
+        Raises:
+            ImageError: as in `read_image`, of files whose head says no size.
+        """
+        try:
+            with Image.open(self.paths[i]) as image:
+                return image.height, image.width
+        except Exception:  # heads can break in many ways; the decoder says what is wrong
+            height, width, _ = self.read_image(i).shape
+            return height, width
+
+    def read_bytes(self, i: int) -> bytes:
+        """Read the file of image i.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
         path = self.paths[i]
         try:
             with open(path, "rb") as file:
-                data = file.read()
+                return file.read()
         except OSError as error:
             raise ImageError(f"cannot read image {path}: {error.strerror or error}") from error
-        return decode_image(data, path)
 
 
 def decode_image(data: bytes, path: str) -> np.ndarray:
@@ -85,7 +105,7 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
     Raises:
         ImageError: the bytes are truncated or not an image.
     """
-    if data.startswith(JPEG_START) and data.endswith(JPEG_END):
+    if is_whole_jpeg(data):
         rgb = decode_jpeg(data)
         if rgb is not None:
             return rgb
@@ -99,6 +119,11 @@ def decode_image(data: bytes, path: str) -> np.ndarray:
     except Exception as error:  # decoders raise many types on broken bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"cannot read image {path}: {reason}") from error
+
+
+def is_whole_jpeg(data: bytes) -> bool:
+    """Whether these are the bytes of a JPEG that is not cut short."""
+    return data.startswith(JPEG_START) and data.endswith(JPEG_END)
 
 
 def decode_jpeg(data: bytes) -> np.ndarray | None:

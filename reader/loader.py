@@ -3,61 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from reader.batch import Batch, collate_training
 from reader.index import ImageError, Index
+from reader.preprocessing import Preprocessing
+from reader.training import Reading, TrainImages
 from reader.transforms import TRANSFORMS
 
-# Distinct from the streams of reader/samplers.py, so that augmentation is unrelated to sampling.
-_AUGMENTATION_STREAM = 4
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images become network inputs.
-
-    Args:
-        transform: "reference" or "standard", a key of `reader.transforms.TRANSFORMS`.
-        crop_size: S, side of the network input in pixels.
-        mean: per channel, of values in 0..1.
-        std: per channel, of values in 0..1.
-        min_crop_area: smallest area of a training crop, as a fraction of the image.
-        horizontal_flip: mirror every other training image.
-
-    Raises:
-        ValueError: an unknown transform or a size or area out of range.
-    """
-
-    transform: str
-    crop_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    min_crop_area: float = 0.08
-    horizontal_flip: bool = True
-
-    def __post_init__(self) -> None:
-        if self.transform not in TRANSFORMS:
-            raise ValueError(
-                f"expected a transform of {', '.join(TRANSFORMS)}, got {self.transform}: "
-                "change --transform"
-            )
-        if self.crop_size < 1:
-            raise ValueError(
-                f"expected an image size of 1 pixel or more, got {self.crop_size}: "
-                "change --image_shape"
-            )
-        if not 0 < self.min_crop_area <= 1:
-            raise ValueError(
-                "expected a smallest crop area above 0 and up to 1 (a fraction of the image), "
-                f"got {self.min_crop_area}: change --min_crop_area"
-            )
+B = TypeVar("B")  # what a loader yields
 
 
 class Sampler(Protocol):
@@ -72,27 +31,33 @@ class Sampler(Protocol):
         """Return the image indices of this rank's share of global batch `step`."""
 
 
-class ImageLoader:
-    """Iterable of (images, labels) whose length is its number of batches.
+class ImageLoader(Generic[B]):
+    """Iterable of batches whose length is their number.
 
-    Shape:
-        images: (B, 3, S, S) float32.
-        labels: (B,) int64.
+    It is made for one pass: workers live as long as that, in a training as long as the run.
 
     Raises:
         ImageError: on iteration, at the batch that holds an unreadable image.
     """
 
     def __init__(
-        self, dataset: Dataset, batches: _TrainBatches | _EvalBatches, workers: int, pin: bool
+        self,
+        dataset: Dataset,
+        batches: _TrainBatches | _EvalBatches,
+        collate: Callable[[Any], B | ImageError],
+        *,
+        workers: int,
+        pin: bool,
+        prefetch: int | None = None,
     ) -> None:
         self._loader = DataLoader(
             dataset,
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=pin,
             worker_init_fn=_init_worker,
+            prefetch_factor=prefetch if workers else None,
             # A generator of its own leaves torch's global random state as it is.
             generator=torch.Generator(),
         )
@@ -100,7 +65,7 @@ class ImageLoader:
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[B]:
         for batch in self._loader:
             if isinstance(batch, ImageError):
                 raise batch
@@ -117,15 +82,23 @@ def train_loader(
     seed: int,
     num_workers: int,
     pin_memory: bool,
-) -> ImageLoader:
-    """Return the batches of steps start_step .. end_step - 1, augmented.
+    reading: Reading | None = None,
+) -> ImageLoader[Batch]:
+    """Return the batches of steps start_step .. end_step - 1, for `reader.device.to_inputs`.
 
     The augmentation of an image derives from the seed, the step and its position in the global
-    batch alone: neither the number of workers or ranks nor the step of a resume changes it.
+    batch alone, and so does what replaces a broken one: neither the number of workers or ranks nor
+    the step of a resume changes it.
     """
-    batches = _TrainBatches(sampler, start_step, end_step)
-    dataset = _TrainImages(index, preprocessing, seed)
-    return ImageLoader(dataset, batches, num_workers, pin_memory)
+    reading = reading or Reading()
+    return ImageLoader(
+        TrainImages(index, preprocessing, seed, reading),
+        _TrainBatches(sampler, start_step, end_step),
+        collate_training,
+        workers=num_workers,
+        pin=pin_memory,
+        prefetch=reading.prefetch,
+    )
 
 
 def eval_loader(
@@ -136,13 +109,22 @@ def eval_loader(
     num_workers: int,
     pin_memory: bool,
     indices: Sequence[int] | np.ndarray | None = None,
-) -> ImageLoader:
-    """Return all images, or those of `indices`, once each and in order; the last batch is short."""
+) -> ImageLoader[tuple[torch.Tensor, torch.Tensor]]:
+    """Return all images, or those of `indices`, once each and in order; the last batch is short.
+
+    Shape:
+        yields: images (B, 3, S, S) float32, normalised, and labels (B,) int64.
+    """
     if batch_size < 1:
         raise ValueError(f"expected a batch size of 1 or more, got {batch_size}")
     chosen = np.arange(len(index)) if indices is None else np.asarray(indices)
-    batches = _EvalBatches(chosen, batch_size)
-    return ImageLoader(_EvalImages(index, preprocessing), batches, num_workers, pin_memory)
+    return ImageLoader(
+        _EvalImages(index, preprocessing),
+        _EvalBatches(chosen, batch_size),
+        _collate_evaluation,
+        workers=num_workers,
+        pin=pin_memory,
+    )
 
 
 class _TrainBatches:
@@ -176,27 +158,6 @@ class _EvalBatches:
             yield self._indices[start : start + self._batch_size].tolist()
 
 
-class _TrainImages(Dataset):
-    """Augmented images by (image index, draw); an unreadable image is returned as its error."""
-
-    def __init__(self, index: Index, preprocessing: Preprocessing, seed: int) -> None:
-        self._index, self._preprocessing, self._seed = index, preprocessing, seed
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int] | ImageError:
-        i, draw = item
-        options = self._preprocessing
-        transform = partial(
-            TRANSFORMS[options.transform][0],
-            crop_size=options.crop_size,
-            rng=np.random.default_rng([_AUGMENTATION_STREAM, self._seed, draw]),
-            min_crop_area=options.min_crop_area,
-            horizontal_flip=options.horizontal_flip,
-            mean=options.mean,
-            std=options.std,
-        )
-        return _read_sample(self._index, i, transform)
-
-
 class _EvalImages(Dataset):
     """Images by index, without augmentation; an unreadable image is returned as its error."""
 
@@ -205,27 +166,16 @@ class _EvalImages(Dataset):
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int] | ImageError:
         options = self._preprocessing
-        transform = partial(
-            TRANSFORMS[options.transform][1],
-            crop_size=options.crop_size,
-            mean=options.mean,
-            std=options.std,
-        )
-        return _read_sample(self._index, i, transform)
+        try:
+            rgb = self._index.read_image(i)
+        except ImageError as error:
+            return error
+        transform = TRANSFORMS[options.transform][1]
+        image = transform(rgb, options.crop_size, mean=options.mean, std=options.std)
+        return image, int(self._index.labels[i])
 
 
-def _read_sample(
-    index: Index, i: int, transform: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, int] | ImageError:
-    """Read and transform image i; an unreadable one is returned as its error."""
-    try:
-        rgb = index.read_image(i)
-    except ImageError as error:
-        return error
-    return transform(rgb), int(index.labels[i])
-
-
-def _collate(
+def _collate_evaluation(
     samples: list[tuple[np.ndarray, int] | ImageError],
 ) -> tuple[torch.Tensor, torch.Tensor] | ImageError:
     """Stack a batch, or hand on its first error: exceptions would arrive as tracebacks."""

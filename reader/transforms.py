@@ -1,13 +1,15 @@
-"""Image transforms: an RGB image becomes a normalised (3, S, S) float32 array.
+"""Image transforms: an RGB image becomes a training crop or a normalised test image.
 
 `reference_*` are the reference's: OpenCV's Lanczos over 8x8 pixels without antialiasing.
 `standard_*` are torchvision's, antialiased. Both draw their training crops from the same helper.
+Training crops stay uint8, a quarter of the bytes: `reader.device` normalises them by the batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,36 +25,29 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _MAX_ASPECT = 16
 
 
-def reference_train(
-    rgb: np.ndarray,
-    crop_size: int,
-    rng: np.random.Generator,
-    *,
-    min_crop_area: float = 0.08,
-    horizontal_flip: bool = True,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> np.ndarray:
-    """Return a random crop, resized with Lanczos4 and mirrored every other time.
+class Crop(NamedTuple):
+    """What a random crop takes of an image: a box, in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+def reference_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
+    """Return a crop of the image, resized with Lanczos4.
 
     Args:
         rgb: (H, W, 3) uint8 image of any size.
+        crop: a box inside the image, see `random_crop`.
         crop_size: S, side of the result in pixels.
-        rng: source of the random draws.
-        min_crop_area: smallest area of the crop, as a fraction of the image.
-        horizontal_flip: mirror with probability 1/2.
-        mean: per channel, of values in 0..1.
-        std: per channel, of values in 0..1.
 
     Shape:
-        returns: (3, S, S) float32.
+        returns: (S, S, 3) uint8.
     """
-    top, left, height, width = random_box(rgb.shape[0], rgb.shape[1], rng, min_crop_area)
-    box = rgb[top : top + height, left : left + width]
-    crop = cv2.resize(box, (crop_size, crop_size), interpolation=cv2.INTER_LANCZOS4)
-    if horizontal_flip and rng.random() < 0.5:
-        crop = crop[:, ::-1]
-    return _normalise(crop.transpose(2, 0, 1), mean, std)
+    resized = cv2.resize(_cut(rgb, crop), (crop_size, crop_size), interpolation=cv2.INTER_LANCZOS4)
+    return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
 def reference_eval(
@@ -73,35 +68,20 @@ def reference_eval(
         returns: (3, S, S) float32.
     """
     rgb = _limit_aspect(rgb)
-    height, width = _resized_shape(rgb, crop_size)
+    height, width = resized_shape(rgb.shape[0], rgb.shape[1], crop_size)
     resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LANCZOS4)
     top, left = (height - crop_size) // 2, (width - crop_size) // 2
     crop = resized[top : top + crop_size, left : left + crop_size]
     return _normalise(crop.transpose(2, 0, 1), mean, std)
 
 
-def standard_train(
-    rgb: np.ndarray,
-    crop_size: int,
-    rng: np.random.Generator,
-    *,
-    min_crop_area: float = 0.08,
-    horizontal_flip: bool = True,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> np.ndarray:
-    """Return a random crop, resized with antialiased bilinear interpolation, perhaps mirrored.
+def standard_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
+    """Return a crop of the image, resized with antialiased bilinear interpolation.
 
     Arguments and result are those of `reference_train`.
     """
-    box = random_box(rgb.shape[0], rgb.shape[1], rng, min_crop_area)
-    image = functional.resized_crop(
-        _to_tensor(rgb), *box, size=[crop_size, crop_size], antialias=True
-    )
-    crop = image.numpy()
-    if horizontal_flip and rng.random() < 0.5:
-        crop = crop[:, :, ::-1]
-    return _normalise(crop, mean, std)
+    resized = resize_bilinear(_to_tensor(_cut(rgb, crop)), crop_size).permute(1, 2, 0).numpy()
+    return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
 def standard_eval(
@@ -115,20 +95,37 @@ def standard_eval(
     Arguments and result are those of `reference_eval`.
     """
     rgb = _limit_aspect(rgb)
-    image = functional.resize(
-        _to_tensor(rgb),
-        list(_resized_shape(rgb, crop_size)),
-        interpolation=InterpolationMode.BICUBIC,
-        antialias=True,
-    )
+    image = _resize_bicubic(rgb, resized_shape(rgb.shape[0], rgb.shape[1], crop_size))
     crop = functional.center_crop(image, [crop_size, crop_size])
     return _normalise(crop.numpy(), mean, std)
 
 
+# Of training images, (rgb, crop, crop_size) -> uint8, and of test images,
+# (rgb, crop_size, mean, std) -> float32.
 TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]] = {
     "reference": (reference_train, reference_eval),
     "standard": (standard_train, standard_eval),
 }
+
+
+def random_crop(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    min_crop_area: float = 0.08,
+    horizontal_flip: bool = True,
+) -> Crop:
+    """Draw the crop of an image of this size.
+
+    Args:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        rng: source of the random draws.
+        min_crop_area: smallest area of the crop, as a fraction of the image.
+        horizontal_flip: mirror with probability 1/2.
+    """
+    box = random_box(height, width, rng, min_crop_area)
+    return Crop(*box, mirrored=bool(horizontal_flip and rng.random() < 0.5))
 
 
 def random_box(
@@ -152,9 +149,8 @@ def random_box(
     return top, left, box_height, box_width
 
 
-def _resized_shape(rgb: np.ndarray, short_side: int) -> tuple[int, int]:
+def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
     """Return the size with the given short side and the long side rounded."""
-    height, width = rgb.shape[:2]
     scale = short_side / min(height, width)
     return round(height * scale), round(width * scale)
 
@@ -167,16 +163,48 @@ def _limit_aspect(rgb: np.ndarray) -> np.ndarray:
     return rgb[top : top + longest, left : left + longest]
 
 
+def reduce_image(rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the image at another (height, width), or itself where it has that already.
+
+    Antialiased bicubic, as in `standard_eval`: as close to the image as area averaging (PSNR of
+    crops within 0.1 dB), with more of its contrast left, in a third of the time.
+    """
+    if rgb.shape[:2] == shape:
+        return rgb
+    return np.ascontiguousarray(_resize_bicubic(rgb, shape).permute(1, 2, 0).numpy())
+
+
+def resize_bilinear(image: torch.Tensor, crop_size: int) -> torch.Tensor:
+    """Resize (3, H, W) uint8 to (3, S, S), antialiased, on the device of the image."""
+    return functional.resize(image, [crop_size, crop_size], antialias=True)
+
+
+def _resize_bicubic(rgb: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
+    """Resize (H, W, 3) uint8 to (3, height, width), antialiased."""
+    bicubic = InterpolationMode.BICUBIC
+    return functional.resize(_to_tensor(rgb), list(shape), interpolation=bicubic, antialias=True)
+
+
+def _cut(rgb: np.ndarray, crop: Crop) -> np.ndarray:
+    return rgb[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+
+
 def _to_tensor(rgb: np.ndarray) -> torch.Tensor:
     """Return the image as a (3, H, W) uint8 tensor."""
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
-def _normalise(crop: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Map (3, S, S) values 0..255 to (value / 255 - mean) / std, as contiguous float32."""
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (3,) float32 s and t with (value / 255 - mean) / std = value * s - t."""
     scale = 1 / (255 * np.asarray(std))
     shift = np.asarray(mean) / np.asarray(std)
+    return scale.astype(np.float32), shift.astype(np.float32)
+
+
+def _normalise(crop: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Map (3, S, S) values 0..255 to (value / 255 - mean) / std, as contiguous float32."""
+    scale, shift = scale_and_shift(mean, std)
     image = np.array(crop, dtype=np.float32, order="C")
-    image *= scale.astype(np.float32)[:, None, None]
-    image -= shift.astype(np.float32)[:, None, None]
+    image *= scale[:, None, None]
+    image -= shift[:, None, None]
     return image

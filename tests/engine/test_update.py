@@ -10,6 +10,7 @@ from engine.optimizers import build_optimizer
 from engine.parsing import parse_flags
 from engine.setup import set_up
 from engine.update import Updater, seed_draws, spread_of
+from reader.device import to_inputs
 from reader.loader import train_loader
 
 SCRIPTS = {name: train_elem for name in train_elem.ELEM_LOSSES} | {
@@ -47,6 +48,10 @@ def batches_of(training, num_steps):
     )
 
 
+def inputs_of(training, batch):
+    return to_inputs(batch, training.preprocessing, training.device), batch.labels
+
+
 def run(training, num_steps=2):
     """Make some updates and return their outcomes."""
     training.model.train()
@@ -55,8 +60,8 @@ def run(training, num_steps=2):
     compute_loss = SCRIPTS[training.args.loss_name].compute_loss
     updater = Updater(training, compute_loss)
     outcomes = []
-    for images, labels in batches_of(training, num_steps):
-        outcomes.append(updater.update(images, labels))
+    for batch in batches_of(training, num_steps):
+        outcomes.append(updater.update(batch))
         training.step += 1
     return outcomes
 
@@ -94,7 +99,8 @@ def test_chunks_of_a_batch_give_the_plain_update(training_of, loss_name):
 
 def test_chunks_count_in_batch_norm_once_each(training_of):
     training = training_of("eml", "--chunk_size=6", "--lr=0")
-    [(images, _)] = batches_of(training, 1)
+    [batch] = batches_of(training, 1)
+    images, _ = inputs_of(training, batch)
     reference = training_of("eml").model.train()
     for chunk in images.split(6):
         reference(chunk)
@@ -108,12 +114,13 @@ def test_both_passes_over_a_chunk_draw_the_same(training_of):
     training = training_of("softmax", "--freeze_bn=True", "--chunk_size=6", "--momentum=0")
     training.model.embedding = nn.Dropout(0.5)
     training.model.embedding.train()
-    [(images, labels)] = batches_of(training, 1)
+    [batch] = batches_of(training, 1)
+    images, labels = inputs_of(training, batch)
     before = training.criterion.weight.detach().clone()
     updater = Updater(training, train_elem.compute_loss)
     training.model.eval()
     training.model.embedding.train()
-    outcome = updater.update(images, labels)
+    outcome = updater.update(batch)
     parts = []
     reference = training_of("softmax", "--freeze_bn=True", "--momentum=0")
     reference.model.embedding = nn.Dropout(0.5)
@@ -146,7 +153,8 @@ def test_parts_of_a_batch_have_losses_of_their_own(training_of, loss_name, parts
     training = training_of(loss_name, "--freeze_bn=True", f"--accumulation_steps={parts}")
     reference = training_of(loss_name, "--freeze_bn=True")
     reference.model.eval()
-    [(images, labels)] = batches_of(training, 1)
+    [batch] = batches_of(training, 1)
+    images, labels = inputs_of(training, batch)
     compute_loss = SCRIPTS[loss_name].compute_loss
     losses = []
     for part in zip(images.chunk(parts), labels.chunk(parts), strict=True):
@@ -176,8 +184,8 @@ def test_what_is_not_finite_changes_no_weight(training_of):
     training = training_of("softmax")
     before = {name: value.clone() for name, value in weights_of(training).items()}
     updater = Updater(training, lambda *given: (train_elem.compute_loss(*given)[0] * torch.nan, {}))
-    [(images, labels)] = batches_of(training, 1)
-    outcome = updater.update(images, labels)
+    [batch] = batches_of(training, 1)
+    outcome = updater.update(batch)
     assert not outcome.is_finite and outcome.figures["loss"].isnan()
     after = weights_of(training)
     parameters = [name for name in before if "running" not in name and "tracked" not in name]
@@ -218,8 +226,8 @@ def test_the_moving_average_follows_the_weights(training_of):
     name = next(iter(training.model.state_dict()))
     expected = training.model.state_dict()[name].clone()
     updater = Updater(training, train_pair.compute_loss)
-    for images, labels in batches_of(training, 4):
-        updater.update(images, labels)
+    for batch in batches_of(training, 4):
+        updater.update(batch)
         training.step += 1
         decay = training.ema.get_decay(training.step)
         expected = decay * expected + (1 - decay) * training.model.state_dict()[name]

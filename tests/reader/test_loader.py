@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from reader.device import to_inputs
 from reader.index import ImageError, Index
-from reader.loader import Preprocessing, eval_loader, train_loader
+from reader.loader import eval_loader, train_loader
+from reader.preprocessing import Preprocessing
 from reader.samplers import ClassBlockSampler, ShuffledSampler
 from reader.transforms import IMAGENET_MEAN, IMAGENET_STD, reference_eval
 
@@ -43,7 +45,8 @@ def _train(index, sampler, start=0, end=4, seed=0, workers=0, preprocessing=PREP
     )
     batches = list(loader)
     assert len(batches) == len(loader) == end - start
-    return torch.stack([images for images, _ in batches]), torch.stack([y for _, y in batches])
+    images = [to_inputs(batch, preprocessing, torch.device("cpu")) for batch in batches]
+    return torch.stack(images), torch.stack([batch.labels for batch in batches])
 
 
 def _eval(index, workers=0, indices=None, batch_size=5):
@@ -88,7 +91,6 @@ def test_training_does_not_depend_on_workers(index, transform):
     preprocessing = replace(PREPROCESSING, transform=transform)
     images, labels = _train(index, sampler, preprocessing=preprocessing)
     assert images.shape == (4, 8, 3, 16, 16)
-    assert images.is_contiguous()
     assert images.dtype == torch.float32
     assert labels.dtype == torch.int64
     for step in range(4):

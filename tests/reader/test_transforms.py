@@ -1,19 +1,22 @@
-"""Transforms: the reference's fixtures, random boxes, and images of any size."""
+"""Transforms: the reference's fixtures, random crops, and images of any size."""
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
+from torchvision.transforms.v2 import functional
 
 from reader.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     TRANSFORMS,
     random_box,
+    random_crop,
+    reduce_image,
     reference_eval,
-    reference_train,
     standard_eval,
-    standard_train,
 )
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -21,6 +24,12 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 def _photo(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+
+
+def _train(name, rgb, crop_size, seed=0, **options):
+    """A training crop of the image, drawn with a generator of that seed."""
+    crop = random_crop(*rgb.shape[:2], np.random.default_rng(seed), **options)
+    return TRANSFORMS[name][0](rgb, crop, crop_size)
 
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("preprocess_*.npz")), ids=lambda p: p.stem)
@@ -45,12 +54,15 @@ def test_eval_meets_all_reference_fixtures(shared):
 )
 def test_any_image_size_works(name, height, width):
     rgb = _photo(height, width)
-    train, evaluate = TRANSFORMS[name]
-    for image in (train(rgb, 32, np.random.default_rng(0)), evaluate(rgb, 32)):
-        assert image.shape == (3, 32, 32)
-        assert image.dtype == np.float32
-        assert image.flags["C_CONTIGUOUS"]
-        assert np.isfinite(image).all()
+    image = TRANSFORMS[name][1](rgb, 32)
+    assert image.shape == (3, 32, 32)
+    assert image.dtype == np.float32
+    assert image.flags["C_CONTIGUOUS"]
+    assert np.isfinite(image).all()
+    crop = _train(name, rgb, 32)
+    assert crop.shape == (32, 32, 3)
+    assert crop.dtype == np.uint8
+    assert crop.flags["C_CONTIGUOUS"]
     np.testing.assert_array_equal(rgb, _photo(height, width))
 
 
@@ -59,14 +71,11 @@ def test_constant_colour_is_normalised(name):
     colour = np.array([10, 128, 250], dtype=np.uint8)
     rgb = np.broadcast_to(colour, (30, 50, 3))
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.125)
-    train, evaluate = TRANSFORMS[name]
     for options in ({"mean": IMAGENET_MEAN, "std": IMAGENET_STD}, {"mean": mean, "std": std}):
         expected = (colour / 255 - options["mean"]) / options["std"]
-        for image in (
-            evaluate(rgb, 16, **options),
-            train(rgb, 16, np.random.default_rng(0), **options),
-        ):
-            np.testing.assert_allclose(image, np.broadcast_to(expected, (16, 16, 3)).T, atol=1e-5)
+        image = TRANSFORMS[name][1](rgb, 16, **options)
+        np.testing.assert_allclose(image, np.broadcast_to(expected, (16, 16, 3)).T, atol=1e-5)
+    np.testing.assert_array_equal(_train(name, rgb, 16), np.broadcast_to(colour, (16, 16, 3)))
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -80,31 +89,52 @@ def test_eval_at_the_image_size_only_normalises(name):
 def test_only_the_standard_transform_is_antialiased():
     rgb = np.repeat(np.tile(np.array([[0], [255]], dtype=np.uint8), (128, 256))[:, :, None], 3, 2)
     assert reference_eval(rgb, 20).std() > 10 * standard_eval(rgb, 20).std()
-    draws = [np.random.default_rng(1) for _ in range(2)]
-    reference = reference_train(rgb, 20, draws[0], min_crop_area=0.9)
-    standard = standard_train(rgb, 20, draws[1], min_crop_area=0.9)
+    reference, standard = (_train(name, rgb, 20, 1, min_crop_area=0.9) for name in TRANSFORMS)
     assert reference.std() > 2 * standard.std()
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_train_draws_come_from_the_generator_alone(name):
-    rgb, train = _photo(60, 80), TRANSFORMS[name][0]
-    images = [train(rgb, 16, np.random.default_rng(seed)) for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(images[0], images[1])
-    assert not np.array_equal(images[0], images[2])
+@pytest.mark.parametrize("size", [(60, 80), (230, 200), (500, 31)])
+@pytest.mark.parametrize("seed", range(4))
+def test_training_crops_equal_plain_opencv_and_torchvision(size, seed):
+    """The oracles are the libraries' own calls on a box that was drawn as ever."""
+    rgb = _photo(*size)
+    rng = np.random.default_rng(seed)
+    top, left, height, width = random_box(*size, rng, 0.08)
+    mirrored = rng.random() < 0.5
+    box = rgb[top : top + height, left : left + width]
+    reference = cv2.resize(box, (48, 48), interpolation=cv2.INTER_LANCZOS4)
+    standard = functional.resized_crop(
+        torch.from_numpy(rgb).permute(2, 0, 1),
+        *(top, left, height, width),
+        size=[48, 48],
+        antialias=True,
+    )
+    for name, expected in (("reference", reference), ("standard", standard.permute(1, 2, 0))):
+        expected = np.asarray(expected)[:, ::-1] if mirrored else np.asarray(expected)
+        np.testing.assert_array_equal(_train(name, rgb, 48, seed), expected)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_flip_mirrors_every_other_image(name):
-    rgb, train = _photo(60, 80), TRANSFORMS[name][0]
-    num_flipped = 0
-    for seed in range(60):
-        plain = train(rgb, 8, np.random.default_rng(seed), horizontal_flip=False)
-        image = train(rgb, 8, np.random.default_rng(seed))
-        flipped = np.array_equal(image, plain[:, :, ::-1])
-        assert flipped or np.array_equal(image, plain)
-        num_flipped += flipped
-    assert 15 < num_flipped < 45
+def test_draws_come_from_the_generator_alone():
+    crops = [random_crop(60, 80, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert crops[0] == crops[1] != crops[2]
+
+
+def test_every_other_crop_is_mirrored():
+    crops = [random_crop(60, 80, np.random.default_rng(seed)) for seed in range(60)]
+    assert 15 < sum(crop.mirrored for crop in crops) < 45
+    plain = [
+        random_crop(60, 80, np.random.default_rng(seed), horizontal_flip=False)
+        for seed in range(60)
+    ]
+    assert plain == [crop._replace(mirrored=False) for crop in crops]
+
+
+def test_a_reduced_image_is_antialiased_and_a_small_one_is_itself():
+    stripes = np.repeat(np.tile(np.array([[0], [255]], np.uint8), (64, 128))[:, :, None], 3, 2)
+    reduced = reduce_image(stripes, (50, 50))
+    assert reduced.shape == (50, 50, 3) and reduced.flags["C_CONTIGUOUS"]
+    assert abs(int(reduced[5:-5].max()) - int(reduced[5:-5].min())) < 60
+    assert reduce_image(stripes, stripes.shape[:2]) is stripes
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (400, 300), (1000, 40), (3, 2), (1, 1)])

@@ -68,6 +68,12 @@ def test_missing_data_folder_says_how_to_get_the_data(fails):
         (["--checkpoint=nowhere.pt"], ["nowhere.pt does not exist"]),
         (["--config=nowhere.yaml"], ["nowhere.yaml"]),
         (["--model_save_dir=/proc/output"], ["/proc/output", "--model_save_dir"]),
+        (["--cache_size=100"], ["--cache_size is not used", "no --cache"]),
+        (["--cache=/proc/cache"], ["/proc/cache"]),
+        (["--prefetch=3"], ["--prefetch is not used", "--num_workers=0"]),
+        (["--augment_on=device"], ["--augment_on=device needs --transform=standard", "reference"]),
+        (["--decode_on=device"], ["--decode_on=device needs a CUDA GPU", "cpu"]),
+        (["--on_bad_image=ignore"], ["--on_bad_image", "error", "skip"]),
     ],
     ids=lambda value: value[0] if value[0].startswith("--") else "",
 )
