@@ -250,18 +250,18 @@ def measure(
     small = embeddings[is_warm_up], labels[is_warm_up]
     method.prepare(*small)(len(small[0]))
     gc.collect()
-    held = _memory("VmRSS")
+    held = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: man 5 proc
-    started = _clocks()
+    started = clocks()
     search = method.prepare(embeddings, labels)
-    prepared = _clocks()
+    prepared = clocks()
     found = search(num_queries)
-    done = _clocks()
+    done = clocks()
     seconds = prepared - started + (done - prepared) * (len(embeddings) / num_queries)
     return {
         "cpu_seconds": float(seconds[0]),
         "wall_seconds": float(seconds[1]),
-        "peak_bytes": _memory("VmHWM") - held,
+        "peak_bytes": memory("VmHWM") - held,
         "found": {name: float(value) for name, value in found.items()},
         "versions": versions(),
     }
@@ -277,13 +277,14 @@ def versions() -> dict[str, str]:
     return found | {"NumPy's BLAS": f"{blas['name']} {blas['version']}"}
 
 
-def _clocks() -> np.ndarray:
+def clocks() -> np.ndarray:
+    """CPU seconds of this process and its children, and wall seconds."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu_seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
     return np.array([cpu_seconds, time.perf_counter()])
 
 
-def _memory(field: str) -> int:
+def memory(field: str) -> int:
     """Bytes of memory of this process: VmRSS now, VmHWM at most."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) * 1024  # "VmRSS:  123 kB"
