@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from tqdm import tqdm
 from engine.checkpoints import load_checkpoint, prune, save_checkpoint
 from engine.devices import choose_amp
 from engine.distributed import (
+    ComputeLoss,
     World,
     average,
     decide_on_main,
     leave_world,
+    over_all_ranks,
     share_buffers,
     wrap,
 )
@@ -33,9 +35,6 @@ from reader import ImageError
 from reader.loader import train_loader
 from retrieval.extract import to_device
 from retrieval.metrics import summarise
-
-# Maps (criterion, embeddings, labels) to the loss and the figures of its log line, all scalars.
-ComputeLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 def train(
@@ -52,7 +51,7 @@ def train(
     training = set_up(args, given, make_sampler)
     folder = decide_on_main(training.world, lambda: choose_folder(args, given))
     run = Run(folder, args, training.world.is_main, training.step)
-    training.best = best_so_far(folder, training.best)
+    training.best = decide_on_main(training.world, lambda: best_so_far(folder, training.best))
     try:
         describe(training, run)
         fit(training, run, compute_loss)
@@ -61,12 +60,15 @@ def train(
             run.log(f"best test_recall {best['recall@1']:.5f} at step {best['step']}")
         run.log(f"run folder: {run.folder}")
     except ImageError:
-        save(training, run, "last")
-        run.log(f"stopped after step {training.step}: --checkpoint={folder / 'last.pt'} resumes")
+        if training.world.size == 1:  # the other ranks are elsewhere and cannot take part
+            save(training, run, "last")
+            run.log(
+                f"stopped after step {training.step}: --checkpoint={folder / 'last.pt'} resumes"
+            )
         raise
     finally:
         run.close()
-        leave_world()
+    leave_world()
     return run.folder
 
 
@@ -112,6 +114,8 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
     amp_dtype = choose_amp(args.amp, device)
     network = wrap(training.model, world, device)
     criterion = wrap(training.criterion, world, device)
+    if getattr(args, "gather", False):
+        compute_loss = over_all_ranks(compute_loss, world)
     loader = train_loader(
         training.train_index,
         training.sampler,
@@ -249,9 +253,7 @@ def test(training: Training, run: Run) -> None:
         log_every=args.display_iter_step,
     )
     scores = score_index(index, embeddings, training.device, world=training.world)
-    if not run.is_main:
-        return
-    metrics = summarise(scores)
+    metrics = decide_on_main(training.world, lambda: summarise(scores))
     recall = metrics["recall@1"]
     run.log(f"test_img_num {len(index)}, trainbatch {training.step}, test_recall {recall:.5f}")
     run.record("test", training.step, **metrics)
@@ -263,16 +265,20 @@ def test(training: Training, run: Run) -> None:
 def save(training: Training, run: Run, *names: str) -> None:
     """Save checkpoints NAME.pt and, of the best and the last, the bare NAME.safetensors.
 
-    Of the numbered ones, step_N.pt, the newest `--keep` stay.
+    Of the numbered ones, step_N.pt, the newest `--keep` stay. All ranks call it together.
 
     Raises:
         ValueError: the weights are not finite; nothing is written.
+        OSError: a file cannot be written.
     """
     if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
         raise diverged(training, run)
-    if not run.is_main:
-        return
     checkpoint = training.checkpoint()
+    decide_on_main(training.world, lambda: write(training, run, checkpoint, names))
+
+
+def write(training: Training, run: Run, checkpoint: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Write the files of `save`."""
     for name in names:
         save_checkpoint(run.folder / f"{name}.pt", checkpoint)
         if not name.startswith("step_"):

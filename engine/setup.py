@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.checkpoints import load_checkpoint
 from engine.devices import choose_device, place
@@ -19,6 +21,7 @@ from engine.flags import options_of_loss
 from engine.inference import check_image_size, load_split, preprocessing_of
 from engine.run import log, versions
 from engine.schedules import build_optimizer
+from engine.sharding import build_sharded_loss, collect_state, restore_state
 from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
 from models import EmbeddingModel, build_model, load_weights
 from reader import Index
@@ -55,14 +58,18 @@ class Training:
     best: dict[str, float] = field(default_factory=dict)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, in plain types and tensors."""
+        """Return everything that a resumed run needs, in plain types and tensors.
+
+        All ranks call it together; what rank 0 gets is whole.
+        """
+        criterion_state, optimizer_state = collect_state(self.criterion, self.optimizer)
         random_state: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "model": self.model.state_dict(),
-            "criterion": self.criterion.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "criterion": criterion_state,
+            "optimizer": optimizer_state,
             "step": self.step,
             "best": self.best,
             "random_state": random_state,
@@ -90,9 +97,10 @@ class Training:
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Take over the state of a checkpoint."""
         self.model.load_state_dict(checkpoint["model"])
-        self.criterion.load_state_dict(checkpoint["criterion"])
         multipliers = [group["lr_mult"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        restore_state(
+            self.criterion, self.optimizer, checkpoint["criterion"], checkpoint["optimizer"]
+        )
         for group, multiplier in zip(self.optimizer.param_groups, multipliers, strict=True):
             group["lr_mult"] = multiplier  # a flag, not a state
         self.step = checkpoint["step"]
@@ -142,9 +150,9 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
             log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
             if report.missing:
                 log(f"weights: {', '.join(report.missing)} not there, starting at random")
-    if args.loss_name in ELEM_LOSSES:
-        loss_options |= {"class_dim": args.class_dim, "embedding_size": model.embedding_size}
-    criterion = build_loss(args.loss_name, **loss_options)
+    criterion = build_criterion(args, loss_options, model, world)
+    if args.sync_bn:
+        synchronise_batch_norm(model, world, device)
     place(model, device)
     criterion.to(device)
     training = Training(
@@ -163,6 +171,33 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
     if checkpoint is not None:
         training.restore(checkpoint)
     return training
+
+
+def build_criterion(
+    args: Namespace, loss_options: dict[str, Any], model: EmbeddingModel, world: World
+) -> nn.Module:
+    """Build the loss of the flags; its options are completed in place."""
+    if args.loss_name in ELEM_LOSSES:
+        loss_options |= {"class_dim": args.class_dim, "embedding_size": model.embedding_size}
+    if getattr(args, "shard_head", False):
+        return build_sharded_loss(world, args.loss_name, **loss_options)
+    return build_loss(args.loss_name, **loss_options)
+
+
+def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
+    """Let a module's batch norms take their statistics over the images of all ranks.
+
+    Raises:
+        ValueError: it has none, there is one process, or the device is not a GPU.
+    """
+    if world.size == 1 or device.type != "cuda":
+        raise ValueError(
+            "--sync_bn=True needs several processes with a GPU each (PyTorch has it on GPUs only), "
+            f"found {world.size} on {device.type}: leave it out or set --sync_bn=False"
+        )
+    if not any(isinstance(part, _BatchNorm) for part in module.modules()):
+        raise ValueError("--sync_bn is not used: the model has no batch norm, leave it out")
+    convert_sync_batchnorm(module)
 
 
 def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
@@ -198,13 +233,15 @@ def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
 
 
 def check_schedule(args: Namespace, given: set[str]) -> None:
-    """Settle the length of the run and the flags of its learning rate."""
+    """Settle the length of the run, and refuse flags that contradict each other."""
     if {"num_epochs", "total_iter_num"} <= given:
         raise ValueError("expected --num_epochs or --total_iter_num, found both")
     if args.num_epochs is not None and "num_epochs" in given:
         args.total_iter_num = None
     if args.lr_strategy != "piecewise_decay" and "lr_steps" in given:
         raise ValueError(f"--lr_steps is not used by --lr_strategy={args.lr_strategy}")
+    if args.sync_bn and args.freeze_bn:
+        raise ValueError("--sync_bn=True is not used with --freeze_bn=True: leave one of them out")
 
 
 def set_class_dim(args: Namespace, train_index: Index) -> None:
