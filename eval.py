@@ -60,12 +60,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         check_flags(args, given)
         world = join_world(args.use_gpu and args.device != "cpu" and torch.cuda.is_available())
         say = log if world.is_main else lambda line: None
-        try:
-            device = choose_device(args, say, world.local_rank)
-            job = Job(args, given, device, world, say)
-            result = compare_checkpoints(job) if args.compare else evaluate_checkpoint(job)
-        finally:
-            leave_world()
+        device = choose_device(args, say, world.local_rank)
+        job = Job(args, given, device, world, say)
+        result = compare_checkpoints(job) if args.compare else evaluate_checkpoint(job)
+        leave_world()
         result["evaluated"]["versions"] = versions()
         if args.json and world.is_main:
             write_json(Path(args.json), result)

@@ -12,16 +12,25 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from engine.classification import classes_ahead
 from engine.cli import user_errors
 from engine.distributed import World
 from engine.fit import train
 from engine.flags import training_flags
-from engine.parsing import parse_flags
+from engine.parsing import Flag, boolean, parse_flags
+from engine.sharding import ShardedHead
 from losses import ELEM_LOSSES
 from reader.samplers import ShuffledSampler
 
+SHARD_HEAD = Flag(
+    "shard_head",
+    boolean,
+    False,
+    "split the class weights over the processes of torchrun, for very many classes",
+)
 FLAGS = training_flags(
     ELEM_LOSSES,
+    SHARD_HEAD,
     loss_name="softmax",
     train_batch_size=256,
     lr=0.01,
@@ -43,10 +52,12 @@ def compute_loss(
     criterion: nn.Module, embeddings: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the loss, and top-1 and top-5 accuracy from the logits it was computed from."""
-    loss, logits = criterion(embeddings, labels)
-    best_classes = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices  # Bx5
-    hits = best_classes == labels[:, None]
-    return loss, {"acc1": hits[:, 0].float().mean(), "acc5": hits.any(1).float().mean()}
+    if isinstance(criterion, ShardedHead):
+        loss, ahead = criterion(embeddings, labels)
+    else:
+        loss, logits = criterion(embeddings, labels)
+        ahead = classes_ahead(logits.detach(), labels)  # B
+    return loss, {f"acc{k}": (ahead < k).float().mean() for k in (1, 5)}
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

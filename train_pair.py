@@ -18,14 +18,21 @@ from engine.cli import user_errors
 from engine.distributed import World
 from engine.fit import train
 from engine.flags import training_flags
-from engine.parsing import parse_flags
+from engine.parsing import Flag, boolean, parse_flags
 from losses import PAIR_LOSSES
 from reader.samplers import ClassBlockSampler, TripleSampler
 
 DEFAULT_SAMPLES_EACH_CLASS = 2  # of a loss without such an option
 
+GATHER = Flag(
+    "gather",
+    boolean,
+    False,
+    "compare the images of all processes of torchrun, as one process with the whole batch would",
+)
 FLAGS = training_flags(
     PAIR_LOSSES,
+    GATHER,
     loss_name="triplet",
     train_batch_size=120,
     lr=0.0001,

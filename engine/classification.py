@@ -64,15 +64,18 @@ def classify(
         truth = torch.from_numpy(labels[rows]).to(device)
         batch = torch.from_numpy(np.array(embeddings[rows])).to(device)
         loss = class_layer(batch, truth)[0]
-        hits = _hits(class_layer.class_scores(batch), truth)
-        figures = np.array([float(loss), *(float(hit.double().mean()) for hit in hits)])
+        ahead = classes_ahead(class_layer.class_scores(batch), truth)
+        figures = np.array([float(loss), *(float((ahead < k).double().mean()) for k in (1, 5))])
         totals += figures * len(truth)
         if number % log_every == 0:
             log("Testbatch {},loss {:.6g}, acc1 {:.6g},acc5 {:.6g}".format(number, *figures))
     return dict(zip(("loss", "acc1", "acc5"), (totals / len(labels)).tolist(), strict=True))
 
 
-def _hits(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether the best class is right, and whether one of the best five is, (B,) bool each."""
-    best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
-    return best[:, 0], best.any(1)
+def classes_ahead(scores: Tensor, labels: Tensor) -> Tensor:
+    """Count the classes whose score is at least that of the image's own: (B, C), (B,) -> (B,).
+
+    A score that ties or is NaN counts against the image.
+    """
+    targets = scores.gather(1, labels[:, None])  # Bx1
+    return (~(scores < targets)).sum(1) - 1  # its own class is not ahead of itself

@@ -9,10 +9,23 @@ from collections.abc import Iterator
 
 import torch
 
+# What a process finds whose peer is gone: gloo's words, then NCCL's, then those of the rendezvous.
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "remote process exited",
+    "communicator was aborted",
+    "client socket has timed out",
+)
+
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn ValueError, OSError and a full GPU into one line on stderr and exit status 2.
+    """Turn user errors, a full GPU and a lost process into one line on stderr and exit status 2.
+
+    User errors are ValueError and OSError.
 
     Set METRIC_LEARNING_TRACEBACK=1 to see where the error comes from.
     """
@@ -30,6 +43,11 @@ def user_errors() -> Iterator[None]:
             "the GPU has too little memory: lower the batch size, --image_shape or the model, or "
             "compute with --use_gpu=False"
         )
+    except RuntimeError as error:
+        is_lost = any(words in str(error) for words in LOST_PEER)
+        if not is_lost or os.environ.get("METRIC_LEARNING_TRACEBACK"):
+            raise
+        fail("another process of this run ended or cannot be reached: see its message")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from retrieval.counting.truth import Share
 
 T = TypeVar("T")
+# Maps (criterion, embeddings, labels) to the loss and the figures of its log line, all scalars.
+ComputeLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
-EVALUATION_TIMEOUT = timedelta(hours=2)  # a rank may wait for one that embeds or clusters
+# Within a step ranks keep up with each other: one that is this late is gone, and the run ends.
+STEP_TIMEOUT = timedelta(minutes=10)
+# Ranks may wait long for one that reads images, counts ranks, writes a checkpoint or decides.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,14 @@ class World:
         rank: number of this process, 0 is the one that writes.
         size: number of processes.
         local_rank: number of this process on its node, the GPU it uses.
+        patient: all processes again, for tensors in CPU memory and waits up to PATIENCE; None where
+            there is one process.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    patient: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -42,32 +50,105 @@ class World:
 
 
 def join_world(use_cuda: bool) -> World:
-    """Join the process group that torchrun describes in the environment, if it does."""
+    """Join the process group that torchrun describes in the environment, if it does.
+
+    Raises:
+        ValueError: torchrun started more processes on this node than it has GPUs.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
-    world = World(
-        int(os.environ["RANK"]),
-        int(os.environ["WORLD_SIZE"]),
-        int(os.environ.get("LOCAL_RANK", "0")),
-    )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"expected a GPU per process, found {torch.cuda.device_count()} on this node: "
+                "lower --nproc_per_node of torchrun, or compute with --use_gpu=False"
+            )
+        torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
-        if use_cuda:
-            torch.cuda.set_device(world.local_rank)
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=EVALUATION_TIMEOUT)
-    return world
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=STEP_TIMEOUT)
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, patient)
 
 
 def leave_world() -> None:
-    """Leave the process group, if one was joined."""
+    """Leave the process group, if one was joined.
+
+    Only a run that went well leaves it: NCCL would wait for the others, and after an error the
+    process has to end, so that torchrun ends the others too.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def wrap(module: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """Average a module's gradients over all ranks; modules without parameters stay as they are."""
-    if world.size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+    """Average a module's gradients over all ranks.
+
+    Modules without parameters stay as they are, and so do those that say `is_sharded`: each rank
+    has other parameters.
+    """
+    is_alone = world.size == 1 or getattr(module, "is_sharded", False)
+    if is_alone or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks in rank order; see `gather_batch` for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, world: World, is_split: bool) -> Tensor:
+        ctx.world, ctx.is_split = world, is_split
+        return _all_rows(rows, world)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        world = ctx.world
+        if ctx.is_split:
+            gradient = gradient.clone()
+            dist.all_reduce(gradient)
+        return world.size * gradient.chunk(world.size)[world.rank], None, None
+
+
+def _all_rows(rows: Tensor, world: World) -> Tensor:
+    parts = [torch.empty_like(rows) for _ in range(world.size)]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def gather_batch(
+    embeddings: Tensor, labels: Tensor, world: World, is_split: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Put the embeddings and labels of all ranks together, in the order of the global batch.
+
+    The gradient that reaches a rank's embeddings is W times that of the one loss of all rows, so
+    that the averaging of `wrap` makes the network's gradient exact. Weights of the loss itself get
+    the same gradient on every rank.
+
+    Args:
+        embeddings: (B / W, D) of this rank.
+        labels: (B / W,) of this rank.
+        world: this process's place among W.
+        is_split: each rank computes a part of the loss, and the parts of the gradient are added;
+            otherwise each computes all of it.
+
+    Returns:
+        embeddings (B, D) and labels (B,), the same on every rank.
+    """
+    if world.size == 1:
+        return embeddings, labels
+    return _GatherRows.apply(embeddings, world, is_split), _all_rows(labels, world)
+
+
+def over_all_ranks(compute_loss: ComputeLoss, world: World) -> ComputeLoss:
+    """Return the step of a stage on the images of all ranks instead of this one's."""
+
+    def compute(
+        criterion: nn.Module, embeddings: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return compute_loss(criterion, *gather_batch(embeddings, labels, world))
+
+    return compute
 
 
 def decide_on_main(world: World, decide: Callable[[], T]) -> T:
@@ -80,7 +161,7 @@ def decide_on_main(world: World, decide: Callable[[], T]) -> T:
             outcome[0] = decide()
         except (ValueError, OSError) as error:
             outcome[0] = error
-    dist.broadcast_object_list(outcome)
+    dist.broadcast_object_list(outcome, group=world.patient)
     decision = outcome[0]
     if isinstance(decision, ValueError | OSError):
         raise decision
@@ -88,9 +169,9 @@ def decide_on_main(world: World, decide: Callable[[], T]) -> T:
 
 
 def wait_for_all(world: World) -> None:
-    """Return when all ranks have come here."""
+    """Return when all ranks have come here, however long they take."""
     if world.size > 1:
-        dist.barrier()
+        dist.barrier(group=world.patient)
 
 
 def share_of(world: World, device: torch.device) -> Share:
@@ -99,6 +180,7 @@ def share_of(world: World, device: torch.device) -> Share:
         return Share()
 
     def add(array: np.ndarray) -> np.ndarray:
+        wait_for_all(world)
         total = torch.from_numpy(array).to(device)
         dist.all_reduce(total)
         return total.cpu().numpy()
@@ -127,7 +209,7 @@ def gather_rows(rows: np.ndarray, world: World, device: torch.device) -> np.ndar
     if world.size == 1:
         return rows
     lengths: list[int] = [0] * world.size
-    dist.all_gather_object(lengths, len(rows))
+    dist.all_gather_object(lengths, len(rows), group=world.patient)
     padded = torch.zeros(max(lengths), rows.shape[1], device=device)
     padded[: len(rows)] = torch.from_numpy(rows)
     parts = [torch.empty_like(padded) for _ in range(world.size)]
@@ -149,8 +231,13 @@ def merge(values: dict[str, str], world: World) -> dict[str, str]:
 
 def average(values: torch.Tensor, world: World) -> torch.Tensor:
     """Average a tensor over all ranks."""
+    return total(values, world) / world.size
+
+
+def total(values: torch.Tensor, world: World) -> torch.Tensor:
+    """Add a tensor up over all ranks."""
     if world.size == 1:
         return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / world.size
+    values = values.clone()
+    dist.all_reduce(values)
+    return values

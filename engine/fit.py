@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from engine.checkpoints import load_checkpoint, prune, save_checkpoint
 from engine.distributed import (
+    ComputeLoss,
     World,
     average,
     decide_on_main,
@@ -25,7 +27,7 @@ from engine.run import Run, choose_folder
 from engine.schedules import learning_rate, set_learning_rate
 from engine.scoring import score_index
 from engine.setup import MakeSampler, Training, set_up
-from engine.update import ComputeLoss, Outcome, Updater
+from engine.update import Outcome, Updater
 from models import save_weights
 from models.atomic import write_text
 from reader import ImageError
@@ -50,7 +52,7 @@ def train(
     training = set_up(args, given, make_sampler)
     folder = decide_on_main(training.world, lambda: choose_folder(args, given))
     run = Run(folder, args, training.world.is_main, training.step)
-    training.best = best_so_far(folder, training.best)
+    training.best = decide_on_main(training.world, lambda: best_so_far(folder, training.best))
     try:
         describe(training, run)
         fit(training, run, compute_loss)
@@ -59,12 +61,15 @@ def train(
             run.log(f"best test_recall {best['recall@1']:.5f} at step {best['step']}")
         run.log(f"run folder: {run.folder}")
     except ImageError:
-        save(training, run, "last")
-        run.log(f"stopped after step {training.step}: --checkpoint={folder / 'last.pt'} resumes")
+        if training.world.size == 1:  # the other ranks are elsewhere and cannot take part
+            save(training, run, "last")
+            run.log(
+                f"stopped after step {training.step}: --checkpoint={folder / 'last.pt'} resumes"
+            )
         raise
     finally:
         run.close()
-        leave_world()
+    leave_world()
     return run.folder
 
 
@@ -279,9 +284,7 @@ def test(training: Training, run: Run) -> None:
         log_every=args.display_iter_step,
     )
     scores = score_index(index, embeddings, training.device, world=training.world)
-    if not run.is_main:
-        return
-    metrics = summarise(scores)
+    metrics = decide_on_main(training.world, lambda: summarise(scores))
     recall = metrics["recall@1"]
     run.log(f"test_img_num {len(index)}, trainbatch {training.step}, test_recall {recall:.5f}")
     run.record("test", training.step, **metrics)
@@ -293,16 +296,20 @@ def test(training: Training, run: Run) -> None:
 def save(training: Training, run: Run, *names: str) -> None:
     """Save checkpoints NAME.pt and, of the best and the last, the bare NAME.safetensors.
 
-    Of the numbered ones, step_N.pt, the newest `--keep` stay.
+    Of the numbered ones, step_N.pt, the newest `--keep` stay. All ranks call it together.
 
     Raises:
         ValueError: the weights are not finite; nothing is written.
+        OSError: a file cannot be written.
     """
     if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
         raise diverged(training, run, training.step)
-    if not run.is_main:
-        return
     checkpoint = training.checkpoint()
+    decide_on_main(training.world, lambda: write(training, run, checkpoint, names))
+
+
+def write(training: Training, run: Run, checkpoint: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Write the files of `save`."""
     for name in names:
         save_checkpoint(run.folder / f"{name}.pt", checkpoint)
         if not name.startswith("step_"):

@@ -137,6 +137,12 @@ TRAIN_FLAGS = (
     Flag("run_name", str, None, "run folder below it; default: MODEL_LOSS, numbered if taken"),
     Flag("freeze_bn", boolean, False, "batch norm keeps its statistics (small data sets)"),
     Flag(
+        "sync_bn",
+        boolean,
+        False,
+        "batch norm takes its statistics over the images of all processes (torchrun, GPUs only)",
+    ),
+    Flag(
         "min_crop_area",
         non_negative,
         0.08,
@@ -244,19 +250,21 @@ def loss_flags(losses: dict[str, type[nn.Module]]) -> tuple[Flag, ...]:
 
 
 def training_flags(
-    losses: dict[str, type[nn.Module]], loss_name: str, **defaults: Any
+    losses: dict[str, type[nn.Module]], *own: Flag, loss_name: str, **defaults: Any
 ) -> tuple[Flag, ...]:
     """Return all flags of a training script.
 
     Args:
         losses: the losses of its stage.
-        loss_name: the default one.
+        *own: flags of this script alone.
+        loss_name: the default loss.
         **defaults: of flags whose default depends on the stage.
     """
     return (
         Flag("loss_name", partial(_loss_of, losses), loss_name, f"one of {', '.join(losses)}"),
         *loss_flags(losses),
         *with_defaults(TRAIN_FLAGS, **defaults),
+        *own,
         *MODEL_FLAGS,
         *DATA_FLAGS,
         *MACHINE_FLAGS,

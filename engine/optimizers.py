@@ -65,6 +65,27 @@ def build_optimizer(
     return OPTIMIZERS[args.optimizer](groups, **options)
 
 
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimizer the state of a checkpoint; its rates, decays and so on are flags.
+
+    Raises:
+        ValueError: the state is of other weights.
+    """
+    settings = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(
+            f"the optimizer of the checkpoint is of another kind or version ({error}): give the "
+            "checkpoint as --pretrained_model, to start from its weights"
+        ) from error
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)
+
+
 def check_optimizer_flags(args: Namespace, given: set[str]) -> None:
     """Refuse flags that the chosen optimizer does not use, and settle what they leave open.
 

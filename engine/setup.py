@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.checkpoints import load_checkpoint
 from engine.devices import choose_device, place
@@ -21,6 +23,7 @@ from engine.images import check_reading, open_training_images
 from engine.inference import check_image_size, load_split, preprocessing_of
 from engine.optimizers import build_optimizer, check_optimizer_flags
 from engine.run import log, versions
+from engine.sharding import build_sharded_loss, collect_state, restore_state
 from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
 from models import EmbeddingModel, build_model, load_weights
 from reader import Index
@@ -69,15 +72,19 @@ class Training:
         return self.model if self.ema is None else self.ema.module
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, in plain types and tensors."""
+        """Return everything that a resumed run needs, in plain types and tensors.
+
+        All ranks call it together; what rank 0 gets is whole.
+        """
+        criterion_state, optimizer_state = collect_state(self.criterion, self.optimizer)
         random_state: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "model": self.tested_model.state_dict(),
             "live_model": None if self.ema is None else self.model.state_dict(),
-            "criterion": self.criterion.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "criterion": criterion_state,
+            "optimizer": optimizer_state,
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "best": self.best,
@@ -108,8 +115,9 @@ class Training:
         self.model.load_state_dict(checkpoint.get("live_model") or checkpoint["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint["model"])
-        self.criterion.load_state_dict(checkpoint["criterion"])
-        restore_optimizer(self.optimizer, checkpoint["optimizer"])
+        restore_state(
+            self.criterion, self.optimizer, checkpoint["criterion"], checkpoint["optimizer"]
+        )
         if checkpoint.get("scaler"):
             self.scaler.load_state_dict(checkpoint["scaler"])
         self.step = checkpoint["step"]
@@ -117,27 +125,6 @@ class Training:
         torch.set_rng_state(checkpoint["random_state"]["cpu"])
         if self.device.type == "cuda" and "cuda" in checkpoint["random_state"]:
             torch.cuda.set_rng_state(checkpoint["random_state"]["cuda"], self.device)
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give an optimizer the state of a checkpoint; its rates, decays and so on are flags.
-
-    Raises:
-        ValueError: the state is of other weights.
-    """
-    settings = [
-        {name: value for name, value in group.items() if name != "params"}
-        for group in optimizer.param_groups
-    ]
-    try:
-        optimizer.load_state_dict(state)
-    except ValueError as error:
-        raise ValueError(
-            f"the optimizer of the checkpoint is of another kind or version ({error}): give the "
-            "checkpoint as --pretrained_model, to start from its weights"
-        ) from error
-    for group, values in zip(optimizer.param_groups, settings, strict=True):
-        group.update(values)
 
 
 def recompute_activations(model: EmbeddingModel) -> None:
@@ -190,11 +177,11 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
             log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
             if report.missing:
                 log(f"weights: {', '.join(report.missing)} not there, starting at random")
-    if args.loss_name in ELEM_LOSSES:
-        loss_options |= {"class_dim": args.class_dim, "embedding_size": model.embedding_size}
-    criterion = build_loss(args.loss_name, **loss_options)
+    criterion = build_criterion(args, loss_options, model, world)
     if args.with_mem_opt:
         recompute_activations(model)
+    if args.sync_bn:
+        synchronise_batch_norm(model, world, device)
     place(model, device)
     criterion.to(device)
     training = Training(
@@ -215,6 +202,33 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
     if checkpoint is not None:
         training.restore(checkpoint)
     return training
+
+
+def build_criterion(
+    args: Namespace, loss_options: dict[str, Any], model: EmbeddingModel, world: World
+) -> nn.Module:
+    """Build the loss of the flags; its options are completed in place."""
+    if args.loss_name in ELEM_LOSSES:
+        loss_options |= {"class_dim": args.class_dim, "embedding_size": model.embedding_size}
+    if getattr(args, "shard_head", False):
+        return build_sharded_loss(world, args.loss_name, **loss_options)
+    return build_loss(args.loss_name, **loss_options)
+
+
+def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
+    """Let a module's batch norms take their statistics over the images of all ranks.
+
+    Raises:
+        ValueError: it has none, there is one process, or the device is not a GPU.
+    """
+    if world.size == 1 or device.type != "cuda":
+        raise ValueError(
+            "--sync_bn=True needs several processes with a GPU each (PyTorch has it on GPUs only), "
+            f"found {world.size} on {device.type}: leave it out or set --sync_bn=False"
+        )
+    if not any(isinstance(part, _BatchNorm) for part in module.modules()):
+        raise ValueError("--sync_bn is not used: the model has no batch norm, leave it out")
+    convert_sync_batchnorm(module)
 
 
 def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
@@ -250,13 +264,15 @@ def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
 
 
 def check_schedule(args: Namespace, given: set[str]) -> None:
-    """Settle the length of the run and the flags of its learning rate."""
+    """Settle the length of the run, and refuse flags that contradict each other."""
     if {"num_epochs", "total_iter_num"} <= given:
         raise ValueError("expected --num_epochs or --total_iter_num, found both")
     if args.num_epochs is not None and "num_epochs" in given:
         args.total_iter_num = None
     if args.lr_strategy != "piecewise_decay" and "lr_steps" in given:
         raise ValueError(f"--lr_steps is not used by --lr_strategy={args.lr_strategy}")
+    if args.sync_bn and args.freeze_bn:
+        raise ValueError("--sync_bn=True is not used with --freeze_bn=True: leave one of them out")
 
 
 def set_class_dim(args: Namespace, train_index: Index) -> None:
@@ -280,6 +296,11 @@ def check_batch_flags(args: Namespace, world: World) -> None:
         raise ValueError(
             f"--train_batch_size={args.train_batch_size}: batch norm needs at least 2 images per "
             f"device and part, {least} in all"
+        )
+    if getattr(args, "gather", False) and args.accumulation_steps > 1:
+        raise ValueError(
+            "--gather=True compares the whole batch, --accumulation_steps its parts alone: leave "
+            "one of them out, or give --chunk_size to save memory"
         )
     if args.chunk_size == 1 and not args.freeze_bn:
         raise ValueError("--chunk_size=1: batch norm needs 2 images; or give --freeze_bn=True")

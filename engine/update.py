@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from engine.devices import choose_amp
-from engine.distributed import wrap
+from engine.distributed import ComputeLoss, over_all_ranks, total, wrap
 from engine.setup import Training
 from reader.batch import Batch
 from reader.device import to_inputs
-
-# Maps (criterion, embeddings, labels) to the loss and the figures of its log line, all scalars.
-ComputeLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 # Distinct from the streams of the samplers, of augmentation and of replacements.
 _DRAW_STREAM = 6
@@ -63,8 +60,10 @@ class Updater:
     """
 
     def __init__(self, training: Training, compute_loss: ComputeLoss) -> None:
-        self._training, self._compute_loss = training, compute_loss
         args, world, device = training.args, training.world, training.device
+        self._training, self._compute_loss = training, compute_loss
+        if getattr(args, "gather", False):
+            self._compute_loss = over_all_ranks(compute_loss, world)
         self._amp_dtype = choose_amp(args.amp, device)
         self._network = wrap(training.model, world, device)
         self._criterion = wrap(training.criterion, world, device)
@@ -75,12 +74,10 @@ class Updater:
         ]
         if args.compile:
             self._network = compiled(self._network, device)
-        self._parameters = [
-            parameter
-            for group in training.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.requires_grad
-        ]
+        is_split = getattr(training.criterion, "is_sharded", False)
+        self._split = list(training.criterion.parameters()) if is_split else []
+        self._shared = [] if is_split else list(training.criterion.parameters())
+        self._shared += training.model.parameters()
 
     def update(self, batch: Batch) -> Outcome:
         """Update the weights by a batch of this process.
@@ -151,18 +148,25 @@ class Updater:
     def _apply(self, loss: Tensor) -> bool:
         """Let the optimizer use the gradients if they are finite; return whether they are."""
         training, args = self._training, self._training.args
-        training.scaler.unscale_(training.optimizer)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = get_total_norm(gradients)
-        is_finite = bool(norm.isfinite() & loss.isfinite())  # waits for the device
+        scaler = training.scaler
+        scaler.unscale_(training.optimizer)
+        norm = self._gradient_norm(loss)
+        is_finite = bool(norm.isfinite())  # waits for the device
         if is_finite:
             if args.clip_grad_norm:
-                clip_grads_with_norm_(self._parameters, args.clip_grad_norm, norm)
-            training.scaler.step(training.optimizer)
+                clip_grads_with_norm_(self._shared + self._split, args.clip_grad_norm, norm)
+            scaler.step(training.optimizer)
+            scaler.update()
             if training.ema is not None:
                 training.ema.update(training.model, training.step + 1)
-        training.scaler.update()
+        elif scaler.is_enabled():
+            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())  # on all ranks alike
         return is_finite
+
+    def _gradient_norm(self, loss: Tensor) -> Tensor:
+        """Norm of all gradients of all ranks, (); not finite where one, or a loss, is not."""
+        own = norm_of(self._split).square() + 0 * loss
+        return (norm_of(self._shared).square() + total(own, self._training.world)).sqrt()
 
     @contextlib.contextmanager
     def _in_step(self, is_last: bool) -> Iterator[None]:
@@ -204,6 +208,11 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in zip(buffers, values, strict=True):
             buffer.copy_(value)
+
+
+def norm_of(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the Euclidean norm of the gradients of parameters, ()."""
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def spread_of(embeddings: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ tests follow from the signature and the docstring of its class.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from losses.arcmarginloss import ArcMarginLoss
 from losses.emlloss import EmlLoss
@@ -32,6 +32,30 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "eml": EmlLoss,
     "npairs": NpairsLoss,
 }
+
+
+@runtime_checkable
+class SplittableLoss(Protocol):
+    """A stage-1 loss that can be built for a part of the classes, as `--shard_head` does.
+
+    Its parameters and buffers have a row per class or are scalars, a logit depends on the image and
+    the weights of that one class (and on the label, for the margin), and its value is
+    `functional.cross_entropy` of the logits.
+    """
+
+    def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the logits (B, C) that the loss compares, with margin and scale.
+
+        Args:
+            embeddings: (B, D) float.
+            labels: (B,) int64 in 0..C-1; -1 where the class of an image is not among these C.
+        """
+
+    def draw_weight(self, rows: Tensor, class_dim: int) -> None:
+        """Fill rows (n, D) of the weight of `class_dim` classes with initial values.
+
+        Rows drawn in blocks, from the first to the last, are the same as drawn at once.
+        """
 
 
 def loss_options(name: str) -> dict[str, inspect.Parameter]:
@@ -72,4 +96,4 @@ def build_loss(name: str, **options: Any) -> nn.Module:
     return (ELEM_LOSSES | PAIR_LOSSES)[name](**options)
 
 
-__all__ = ["ELEM_LOSSES", "PAIR_LOSSES", "build_loss", "loss_options"]
+__all__ = ["ELEM_LOSSES", "PAIR_LOSSES", "SplittableLoss", "build_loss", "loss_options"]

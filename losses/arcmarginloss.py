@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import check_batch, check_classes, cross_entropy, full_precision
+from losses.functional import (
+    change_targets,
+    check_batch,
+    check_classes,
+    cross_entropy,
+    draw_xavier_uniform,
+    full_precision,
+)
 
 
 class ArcMarginLoss(nn.Module):
@@ -51,7 +58,11 @@ class ArcMarginLoss(nn.Module):
         self.arc_margin = arc_margin
         self.arc_easy_margin = arc_easy_margin
         self.weight = nn.Parameter(torch.empty(class_dim, embedding_size))  # CxD
-        nn.init.xavier_uniform_(self.weight)
+        self.draw_weight(self.weight, class_dim)
+
+    def draw_weight(self, rows: Tensor, class_dim: int) -> None:
+        """Fill rows (n, D) of the weight of `class_dim` classes with initial values."""
+        draw_xavier_uniform(rows, class_dim)
 
     def class_scores(self, embeddings: Tensor) -> Tensor:
         """Return the scaled cosines (B, C) of embeddings (B, D), without margin."""
@@ -60,19 +71,23 @@ class ArcMarginLoss(nn.Module):
     def _cosines(self, embeddings: Tensor) -> Tensor:
         return F.linear(F.normalize(full_precision(embeddings)), F.normalize(self.weight))
 
+    def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the margined, scaled logits (B, C), see `losses.SplittableLoss`."""
+        return self.arc_scale * change_targets(self._cosines(embeddings), labels, self._add_margin)
+
+    def _add_margin(self, targets: Tensor) -> Tensor:
+        """Cosines of the angles enlarged by the margin: (B, 1) -> (B, 1)."""
+        sines = torch.sqrt(1.0 - targets.square() + 1e-6)
+        shifted = targets * math.cos(self.arc_margin) - sines * math.sin(self.arc_margin)
+        if self.arc_easy_margin:
+            return torch.where(targets > 0, shifted, targets)
+        threshold = math.cos(math.pi - self.arc_margin)
+        fallback = targets - self.arc_margin * math.sin(math.pi - self.arc_margin)
+        return torch.where(targets > threshold, shifted, fallback)
+
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss and the margined, scaled logits (B, C)."""
         check_batch(embeddings, labels)
         check_classes(labels, len(self.weight))
-        cosines = self._cosines(embeddings)  # BxC
-        targets = cosines.gather(1, labels[:, None])  # Bx1
-        sines = torch.sqrt(1.0 - targets.square() + 1e-6)
-        shifted = targets * math.cos(self.arc_margin) - sines * math.sin(self.arc_margin)
-        if self.arc_easy_margin:
-            shifted = torch.where(targets > 0, shifted, targets)
-        else:
-            threshold = math.cos(math.pi - self.arc_margin)
-            fallback = targets - self.arc_margin * math.sin(math.pi - self.arc_margin)
-            shifted = torch.where(targets > threshold, shifted, fallback)
-        logits = self.arc_scale * cosines.scatter(1, labels[:, None], shifted)
+        logits = self.logits(embeddings, labels)
         return cross_entropy(logits, labels), logits

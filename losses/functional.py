@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # PaddlePaddle's softmax raises every logit to at least this much below the largest of its row.
 LOWEST_SHIFTED_LOGIT = -64.0
@@ -24,6 +27,28 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     shifted = logits - logits.detach().amax(1, keepdim=True)
     raised = shifted.detach().clamp(min=LOWEST_SHIFTED_LOGIT) - shifted.detach()
     return F.cross_entropy(shifted + raised, labels)
+
+
+def change_targets(scores: Tensor, labels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `change` to the score of each row's own class: (B, C), (B,) -> (B, C).
+
+    Rows whose label is -1 stay as they are: their class is not among these.
+
+    Args:
+        scores: (B, C), a column per class.
+        labels: (B,) int64, columns of `scores`, or -1.
+        change: maps scores (B, 1) to scores (B, 1), with a finite derivative everywhere.
+    """
+    columns = labels.clamp(min=0)[:, None]  # Bx1
+    targets = scores.gather(1, columns)
+    changed = torch.where(labels[:, None] >= 0, change(targets), targets)
+    return scores.scatter(1, columns, changed)
+
+
+def draw_xavier_uniform(rows: Tensor, class_dim: int) -> None:
+    """Fill rows (n, D) as `nn.init.xavier_uniform_` fills those of a whole layer (class_dim, D)."""
+    bound = math.sqrt(3.0) * math.sqrt(2.0 / (class_dim + rows.shape[1]))
+    nn.init.uniform_(rows, -bound, bound)
 
 
 def squared_distances(embeddings: Tensor) -> Tensor:

@@ -35,16 +35,24 @@ class SoftmaxLoss(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(class_dim, embedding_size))  # CxD
         self.bias = nn.Parameter(torch.zeros(class_dim))
-        bound = embedding_size**-0.5
-        nn.init.uniform_(self.weight, -bound, bound)
+        self.draw_weight(self.weight, class_dim)
+
+    def draw_weight(self, rows: Tensor, class_dim: int) -> None:
+        """Fill rows (n, D) of the weight of `class_dim` classes with initial values."""
+        bound = rows.shape[1] ** -0.5
+        nn.init.uniform_(rows, -bound, bound)
 
     def class_scores(self, embeddings: Tensor) -> Tensor:
         """Return the class logits (B, C) of embeddings (B, D)."""
         return F.linear(full_precision(embeddings), self.weight, self.bias)
 
+    def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the class logits (B, C), see `losses.SplittableLoss`."""
+        return self.class_scores(embeddings)
+
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss and the logits (B, C)."""
         check_batch(embeddings, labels)
         check_classes(labels, len(self.weight))
-        logits = self.class_scores(embeddings)
+        logits = self.logits(embeddings, labels)
         return cross_entropy(logits, labels), logits

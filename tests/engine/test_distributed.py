@@ -1,59 +1,145 @@
-"""Two processes under torchrun (gloo) against one."""
+"""Whole runs of several processes under torchrun (gloo) against one process; lost processes."""
 
 import json
 import os
-import subprocess
-import sys
+import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import eval as eval_script
+import train_elem
+import train_pair
 from engine.checkpoints import load_checkpoint
+from engine.distributed import World
+from engine.setup import synchronise_batch_norm
+from models import build_model
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def run(flags, num_processes, folder, script="train_elem.py"):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    subprocess.run(
-        [sys.executable, *launcher, ROOT / script, *flags, f"--model_save_dir={folder}"],
-        check=True,
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    return folder / "ResNet18_arcmargin"
+SCRIPTS = {script: Path(script.__file__) for script in (train_elem, train_pair)}
 
 
-def test_two_processes_train_and_test_as_one(toy_flags, tmp_path):
-    """With frozen batch norm the loss of a batch is the mean over its halves."""
-    flags = [*toy_flags, "--loss_name=arcmargin", "--train_batch_size=8", "--freeze_bn=True"]
-    flags += ["--total_iter_num=3", "--test_iter_step=3", "--display_iter_step=3", "--lr=0.01"]
-    folders = []
-    for num_processes in (1, 2):
-        save_dir = tmp_path / str(num_processes)
-        save_dir.mkdir()
-        folders.append(run(flags, num_processes, save_dir))
-    one, two = (load_checkpoint(folder / "last.pt") for folder in folders)
-    for part in ("model", "criterion"):
-        for name, value in one[part].items():
-            torch.testing.assert_close(two[part][name], value, rtol=1e-4, atol=1e-5)
-    records = [
-        [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
-        for folder in folders
+@pytest.fixture
+def flags(toy_flags, tmp_path):
+    """Flags under which the mean over the halves of a batch is that of the batch."""
+    return [
+        *toy_flags,
+        *("--train_batch_size=8", "--freeze_bn=True", "--display_iter_step=1"),
+        *("--test_iter_step=0", "--save_iter_step=0", f"--model_save_dir={tmp_path}"),
     ]
-    assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]] == [3, 3]
-    assert abs(records[0][0]["loss"] - records[1][0]["loss"]) < 1e-3
-    assert records[0][1]["queries"] == records[1][1]["queries"] == 16
 
 
-def test_all_ranks_test_the_network_that_is_saved(toy_flags, tmp_path):
+def records(folder, kind):
+    """Records of a kind, train or test, in the order of the steps."""
+    lines = (folder / "stats.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def assert_same_run(ours, theirs):
+    """The folders hold the same losses and figures, weights and state of the optimizer."""
+    for name in ("loss", "recall", "acc1", "acc5"):
+        values = [[step.get(name, 0.0) for step in records(run, "train")] for run in (ours, theirs)]
+        assert values[0] == pytest.approx(values[1], abs=1e-3), name
+    ours, theirs = (load_checkpoint(folder / "last.pt") for folder in (ours, theirs))
+    for part in ("model", "criterion"):
+        torch.testing.assert_close(dict(ours[part]), dict(theirs[part]), rtol=1e-4, atol=1e-5)
+    states = ours["optimizer"]["state"], theirs["optimizer"]["state"]
+    torch.testing.assert_close(*states, rtol=1e-3, atol=1e-4)
+
+
+def test_all_ranks_test_the_network_that_is_saved(toy_flags, torchrun, tmp_path):
     """Batch-norm statistics differ between ranks until they are shared for a test."""
     flags = [*toy_flags, "--loss_name=eml", "--train_batch_size=8", "--run_name=named"]
-    run([*flags, "--total_iter_num=2", "--lr=0.01"], 2, tmp_path, "train_pair.py")
+    flags += ["--total_iter_num=2", "--lr=0.01", f"--model_save_dir={tmp_path}"]
+    torchrun([SCRIPTS[train_pair], *flags])
     folder = tmp_path / "named"
-    tested = json.loads((folder / "stats.jsonl").read_text().splitlines()[-1])
+    tested = records(folder, "test")[-1]
     result = eval_script.main([f"--pretrained_model={folder / 'last.pt'}", "--num_workers=0"])
     assert tested["map@r"] == pytest.approx(result["map@r"], rel=1e-6)
+
+
+def test_two_nodes_that_gather_train_and_test_as_one_process(flags, torchrun, tmp_path):
+    """Loss and recall are those of the whole batch, though each node has half of it."""
+    flags += ["--loss_name=eml", "--total_iter_num=5", "--test_iter_step=5", "--lr=0.001"]
+    flags += ["--gather=True"]
+    torchrun([SCRIPTS[train_pair], *flags, "--run_name=two"], num_processes=1, num_nodes=2)
+    one, two = train_pair.main([*flags, "--run_name=one"]), tmp_path / "two"
+    assert_same_run(two, one)
+    assert [records(folder, "test")[-1]["queries"] for folder in (one, two)] == [16, 16]
+
+
+def test_a_run_goes_on_sharded_and_then_whole_again(flags, torchrun, tmp_path):
+    """Steps 1, 2 and 3, and 4 of one run, against a run that is never sharded."""
+    flags += ["--loss_name=arcmargin", "--lr=0.01", "--test_iter_step=3"]
+    whole = train_elem.main([*flags, "--total_iter_num=4", "--run_name=whole"])
+    folder = train_elem.main([*flags, "--total_iter_num=1", "--run_name=parts"])
+    resume = ["--loss_name=arcmargin", f"--checkpoint={folder / 'last.pt'}"]
+    torchrun([SCRIPTS[train_elem], *resume, "--total_iter_num=3", "--shard_head=True"])
+    evaluated = eval_script.main([f"--pretrained_model={folder / 'last.pt'}", "--num_workers=0"])
+    train_elem.main([*resume, "--total_iter_num=4"])  # --shard_head of one process
+    assert_same_run(folder, whole)
+    tested = next(test for test in records(folder, "test") if test["step"] == 3)
+    assert tested["map@r"] == pytest.approx(evaluated["map@r"], rel=1e-6)
+
+
+def worker_of(agent):
+    """Process id of the last worker of a torchrun."""
+    return int(Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()[-1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds workers through /proc")
+def test_a_killed_process_ends_the_run_on_all_nodes(flags, start_torchrun, tmp_path):
+    flags += ["--loss_name=arcmargin", "--total_iter_num=100000", "--run_name=killed"]
+    agents = start_torchrun([SCRIPTS[train_elem], *flags], num_processes=2, num_nodes=2)
+    stats = tmp_path / "killed" / "stats.jsonl"
+    deadline = time.monotonic() + 120
+    while not (stats.exists() and stats.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert records(stats.parent, "train")
+    os.kill(worker_of(agents[1]), signal.SIGKILL)
+    errors = [agent.communicate(timeout=120)[1] for agent in agents]
+    assert all(agent.returncode > 0 for agent in agents)
+    assert re.search(r"exitcode *: -9", errors[1])  # torchrun's own words
+    assert "error: another process of this run ended or cannot be reached" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("loss_name", "flag", "message"),
+    [
+        ("eml", "--shard_head=True", "unknown flag --shard_head"),
+        ("arcmargin", "--gather=True", "unknown flag --gather"),
+        ("eml", "--sync_bn=True", "--sync_bn=True is not used with --freeze_bn=True"),
+    ],
+)
+def test_flags_that_are_not_used_are_refused(flags, capsys, loss_name, flag, message):
+    script = train_pair if loss_name == "eml" else train_elem
+    with pytest.raises(SystemExit):
+        script.main([*flags, f"--loss_name={loss_name}", flag])
+    assert message in capsys.readouterr().err
+
+
+def test_batch_norm_is_synchronised_on_several_gpus_only():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    model = build_model("mobilenetv2_100").eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    names, embeddings = list(model.state_dict()), model(images)
+    for world, device in ((World(0, 2), cpu), (World(), gpu)):
+        with pytest.raises(ValueError, match="needs several processes with a GPU each"):
+            synchronise_batch_norm(model, world, device)
+    synchronise_batch_norm(model, World(0, 2), gpu)
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    assert norms and all(isinstance(module, torch.nn.SyncBatchNorm) for module in norms)
+    assert list(model.state_dict()) == names and torch.equal(model(images), embeddings)
+    with pytest.raises(ValueError, match="has no batch norm"):
+        synchronise_batch_norm(torch.nn.Linear(2, 2), World(0, 2), gpu)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_with_synchronised_batch_norm_train_as_one(flags, torchrun, tmp_path):
+    flags += ["--loss_name=eml", "--total_iter_num=5", "--lr=0.001", "--gather=True"]
+    flags += ["--freeze_bn=False", "--use_gpu=True", "--amp=off"]
+    torchrun([SCRIPTS[train_pair], *flags, "--sync_bn=True", "--run_name=two"])
+    assert_same_run(tmp_path / "two", train_pair.main([*flags, "--run_name=one"]))

@@ -14,6 +14,7 @@ import eval as eval_script
 import train_elem
 import train_pair
 from engine.checkpoints import load_checkpoint
+from engine.classification import classes_ahead
 
 STAGES = {
     "elem": (train_elem, ["--loss_name=arcmargin", "--train_batch_size=8", "--lr=0.01"]),
@@ -131,6 +132,11 @@ def test_accuracy_is_taken_from_the_margined_logits():
     embeddings = torch.tensor([[1.0, 0.9], [-1, 0.1]])
     figures = train_elem.compute_loss(criterion, embeddings, torch.tensor([0, 2]))[1]
     assert figures["acc1"].item() == 0.5 and figures["acc5"].item() == 1.0
+
+
+def test_ties_and_nan_count_against_an_image():
+    scores = torch.tensor([[1.0, 3, 2], [1, 1, 1], [torch.nan, 0, 0], [0, torch.nan, 9]])
+    assert classes_ahead(scores, torch.tensor([1, 0, 0, 2])).tolist() == [0, 2, 2, 1]
 
 
 def test_a_second_run_never_overwrites_the_first(toy_flags, tmp_path, capsys):

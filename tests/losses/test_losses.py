@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss, loss_options
+from losses import ELEM_LOSSES, PAIR_LOSSES, SplittableLoss, build_loss, loss_options
 from losses.functional import cross_entropy, squared_distances, tied_max, tied_min
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -20,8 +20,8 @@ LOSS_FIXTURES = sorted(
 CLASS_DIM, SIZE = 7, 12
 
 
-def criterion_of(name):
-    options = {"class_dim": CLASS_DIM, "embedding_size": SIZE} if name in ELEM_LOSSES else {}
+def criterion_of(name, class_dim=CLASS_DIM):
+    options = {"class_dim": class_dim, "embedding_size": SIZE} if name in ELEM_LOSSES else {}
     if name == "arcmargin":
         options["arc_scale"] = 16.0  # keeps costs below the limit of `functional.cross_entropy`
     torch.manual_seed(3)
@@ -270,3 +270,22 @@ def test_squared_distances_are_symmetric_to_the_bit():
     distances = squared_distances(rows)
     assert torch.equal(distances, distances.T)
     torch.testing.assert_close(distances, torch.cdist(rows, rows).square(), rtol=1e-4, atol=1e-2)
+
+
+SPLITTABLE = [name for name, loss in ELEM_LOSSES.items() if issubclass(loss, SplittableLoss)]
+
+
+@pytest.mark.parametrize("name", SPLITTABLE)
+def test_logits_of_some_classes_are_columns_of_the_whole(name):
+    whole, (embeddings, labels) = criterion_of(name), batch_of(name)
+    columns = []
+    for first, end in ((0, 3), (3, CLASS_DIM)):
+        part = criterion_of(name, end - first)
+        part.load_state_dict({key: rows[first:end] for key, rows in whole.state_dict().items()})
+        here = torch.where((labels >= first) & (labels < end), labels - first, -1)
+        columns.append(part.logits(embeddings, here))
+    torch.testing.assert_close(torch.cat(columns, 1), whole(embeddings, labels)[1])
+
+
+def test_the_reference_s_losses_can_be_split_by_classes():
+    assert {"softmax", "arcmargin"} <= set(SPLITTABLE)

@@ -61,6 +61,19 @@ def test_ranks_share_the_global_batch(name, labels):
         np.testing.assert_array_equal(np.concatenate(shares), whole.batch(step))
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_draw_blocks_of_different_classes(labels, world_size):
+    """What they gather is a P-K batch again: no class twice, K images of each."""
+    ranks = [
+        ClassBlockSampler(labels, 24, 3, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for step in range(20):
+        classes = [set(labels[sampler.batch(step)]) for sampler in ranks]
+        assert [len(part) for part in classes] == [8 // world_size] * world_size
+        assert len(set().union(*classes)) == 8
+
+
 def test_blocks_have_distinct_classes_and_images(labels):
     sampler = ClassBlockSampler(labels, 24, samples_each_class=3)
     sizes = {label: (labels == label).sum() for label in labels}

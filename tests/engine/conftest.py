@@ -1,0 +1,69 @@
+"""How tests start torchrun."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def start(command, num_processes=2, num_nodes=1):
+    """Start a script under torchrun, on nodes that are all this machine: one Popen per node."""
+    launchers = [["--standalone", f"--nproc_per_node={num_processes}"]]
+    if num_nodes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        nodes = [f"--nnodes={num_nodes}", "--master_addr=127.0.0.1", f"--master_port={port}"]
+        processes = f"--nproc_per_node={num_processes}"
+        launchers = [[*nodes, f"--node_rank={node}", processes] for node in range(num_nodes)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *launcher, *map(str, command)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for launcher in launchers
+    ]
+
+
+def stop(agents):
+    """Kill what still runs; torchrun ends the processes that it started."""
+    for agent in agents:
+        agent.terminate()
+        agent.communicate()
+
+
+@pytest.fixture(scope="session")
+def torchrun():
+    """Run a script under torchrun, see `start`; it must end well."""
+
+    def run(command, num_processes=2, num_nodes=1):
+        agents = start(command, num_processes, num_nodes)
+        try:
+            for agent in agents:
+                errors = agent.communicate(timeout=300)[1]
+                assert agent.returncode == 0, errors
+        finally:
+            stop(agents)
+
+    return run
+
+
+@pytest.fixture
+def start_torchrun():
+    """Start a script under torchrun, see `start`; what runs at the end of the test is stopped."""
+    agents = []
+
+    def start_and_remember(command, num_processes=2, num_nodes=1):
+        agents.extend(start(command, num_processes, num_nodes))
+        return agents
+
+    yield start_and_remember
+    stop(agents)
