@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +12,19 @@ from typing import Protocol
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from reader.index import ImageError, Index
 from reader.transforms import TRANSFORMS
 
 # Distinct from the streams of reader/samplers.py, so that augmentation is unrelated to sampling.
 _AUGMENTATION_STREAM = 4
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # images, labels
+
+
+class WorkerError(OSError):
+    """A process that reads images was killed, or has no memory to hand its images over."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class ImageLoader:
 
     Raises:
         ImageError: on iteration, at the batch that holds an unreadable image.
+        WorkerError: on iteration, where a worker process was killed.
     """
 
     def __init__(
@@ -100,11 +109,34 @@ class ImageLoader:
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in self._loader:
-            if isinstance(batch, ImageError):
-                raise batch
-            yield batch
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            for batch in _start(self._loader):
+                if isinstance(batch, ImageError | WorkerError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise WorkerError(
+                f"a process that reads images was killed ({str(error).splitlines()[0]}), perhaps "
+                "for lack of memory: lower --num_workers or the batch size"
+            ) from error
+
+
+def _start(loader: DataLoader) -> Iterator[Batch | ImageError | WorkerError]:
+    """Start the workers of a loader, and keep the handler of SIGCHLD that there was.
+
+    PyTorch's would raise the error of a killed worker wherever the main process stands, such as
+    in the middle of an update. Without it the loader finds out within 5 seconds of waiting for a
+    batch.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, handler)
+    return batches
 
 
 def train_loader(
@@ -227,7 +259,7 @@ def _read_sample(
 
 def _collate(
     samples: list[tuple[np.ndarray, int] | ImageError],
-) -> tuple[torch.Tensor, torch.Tensor] | ImageError:
+) -> Batch | ImageError | WorkerError:
     """Stack a batch, or hand on its first error: exceptions would arrive as tracebacks."""
     images, labels = [], []
     for sample in samples:
@@ -235,10 +267,34 @@ def _collate(
             return sample
         images.append(sample[0])
         labels.append(sample[1])
-    return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
+    return _share((torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)))
+
+
+def _share(batch: Batch) -> Batch | WorkerError:
+    """Move a worker's batch to shared memory, through which the main process receives it.
+
+    It would get there by itself, but in a thread whose error nobody receives: the main process
+    would wait for ever.
+    """
+    if get_worker_info() is not None:
+        try:
+            for tensor in batch:
+                tensor.share_memory_()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            return WorkerError(
+                f"no shared memory for a batch of images ({reason}): lower --num_workers or the "
+                "batch size, or give /dev/shm more (docker run --shm-size)"
+            )
+    return batch
 
 
 def _init_worker(worker: int) -> None:
-    """Keep the worker on one thread: thread pools do not survive a fork and would compete."""
+    """Keep the worker on one thread: thread pools do not survive a fork and would compete.
+
+    Signals to stop often reach all processes of a run; the main one decides, and ends its workers.
+    """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
