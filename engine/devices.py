@@ -16,9 +16,13 @@ def choose_device(
 ) -> torch.device:
     """Choose the device from --device and --use_gpu; says so where a wanted GPU is absent.
 
+    The GPU of the rank becomes the current one.
+
     Raises:
         ValueError: --device names a device that this machine does not have.
     """
+    if args.use_gpu and args.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)  # NCCL needs it
     if args.device != "auto":
         return _existing(args.device)
     if not args.use_gpu:

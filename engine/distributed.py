@@ -41,8 +41,11 @@ class World:
         return self.rank == 0
 
 
-def join_world(use_cuda: bool) -> World:
-    """Join the process group that torchrun describes in the environment, if it does."""
+def join_world() -> World:
+    """Join the process group that torchrun describes in the environment, if it does.
+
+    What lies on a GPU travels over NCCL, what lies on the CPU over gloo, which waits for no GPU.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
     world = World(
@@ -51,9 +54,8 @@ def join_world(use_cuda: bool) -> World:
         int(os.environ.get("LOCAL_RANK", "0")),
     )
     if not dist.is_initialized():
-        if use_cuda:
-            torch.cuda.set_device(world.local_rank)
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=EVALUATION_TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=EVALUATION_TIMEOUT)
     return world
 
 
@@ -85,6 +87,32 @@ def decide_on_main(world: World, decide: Callable[[], T]) -> T:
     if isinstance(decision, ValueError | OSError):
         raise decision
     return decision  # type: ignore[return-value]
+
+
+def largest(number: int, world: World) -> int:
+    """Return the largest of the numbers of all ranks.
+
+    Raises:
+        OSError: another rank has ended.
+    """
+    if world.size == 1:
+        return number
+    numbers = torch.tensor(number)
+    try:
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    except RuntimeError as error:
+        raise OSError("another process of this run has ended, its message says why") from error
+    return int(numbers)
+
+
+def first_error(error: Exception | None, world: World) -> Exception:
+    """Return, on all ranks, the error of the first rank that has one; one of them must."""
+    if world.size == 1:
+        assert error is not None
+        return error
+    errors: list[Exception | None] = [None] * world.size
+    dist.all_gather_object(errors, error)
+    return next(error for error in errors if error is not None)
 
 
 def wait_for_all(world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -13,23 +12,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from engine.checkpoints import load_checkpoint, prune, save_checkpoint
+from engine.checkpoints import prune, save_checkpoint
 from engine.devices import choose_amp
-from engine.distributed import (
-    World,
-    average,
-    decide_on_main,
-    leave_world,
-    share_buffers,
-    wrap,
-)
+from engine.distributed import decide_on_main, join_world, leave_world, share_buffers, wrap
 from engine.inference import embed_index
-from engine.run import Run, choose_folder
+from engine.resume import best_so_far
+from engine.run import Run, choose_folder, log
 from engine.schedules import learning_rate, set_learning_rate
 from engine.scoring import score_index
 from engine.setup import MakeSampler, Training, set_up
+from engine.signals import Stopped, StopRequest, noted_signals
+from engine.window import Window
 from models import save_weights
-from reader import ImageError
+from reader import ImageError, WorkerError
 from reader.loader import train_loader
 from retrieval.extract import to_device
 from retrieval.metrics import summarise
@@ -48,33 +43,57 @@ def train(
         given: names of the flags that the user gave.
         make_sampler: builds the sampler of the stage.
         compute_loss: the step of the stage.
+
+    Raises:
+        ValueError: a flag, a file or an image is wrong, or the training diverged.
+        OSError: a file cannot be read or written, or a process that reads images was killed.
     """
-    training = set_up(args, given, make_sampler)
-    folder = decide_on_main(training.world, lambda: choose_folder(args, given))
-    run = Run(folder, args, training.world.is_main, training.step)
-    training.best = best_so_far(folder, training.best)
+    world = join_world()
     try:
-        describe(training, run)
-        fit(training, run, compute_loss)
+        with noted_signals(world) as stop:
+            training = set_up(args, given, make_sampler, world)
+            folder = training.start.folder
+            if folder is None:
+                folder = decide_on_main(world, lambda: choose_folder(args, given))
+            elif is_finished(training):
+                if world.is_main:
+                    log(f"{folder} has finished its {training.step} steps: nothing to do")
+                return folder
+            with Run(folder, args, world.is_main, training.step, training.tested) as run:
+                train_to_the_end(training, run, compute_loss, stop)
+            return folder
+    finally:
+        leave_world()
+
+
+def train_to_the_end(
+    training: Training, run: Run, compute_loss: ComputeLoss, stop: StopRequest
+) -> None:
+    """Train, and leave a last.pt that resumes where it is stopped or an image cannot be read."""
+    last = run.folder / "last.pt"
+    resume = "the same command" if training.start.is_auto else f"--checkpoint={last}"
+    training.best = decide_on_main(training.world, lambda: best_so_far(training.best, run))
+    describe(training, run)
+    try:
+        fit(training, run, compute_loss, stop)
         if training.best:
             best = training.best
             run.log(f"best test_recall {best['recall@1']:.5f} at step {best['step']}")
         run.log(f"run folder: {run.folder}")
-    except ImageError:
-        save(training, run, "last")
-        run.log(f"stopped after step {training.step}: --checkpoint={folder / 'last.pt'} resumes")
+    except Stopped as signal:
+        save_last(training, run)
+        run.log(f"stopped by {signal} after step {training.step}: {resume} resumes")
+    except (ImageError, WorkerError):
+        save_last(training, run)
+        run.log(f"stopped after step {training.step}: {resume} resumes")
         raise
-    finally:
-        run.close()
-        leave_world()
-    return run.folder
 
 
-def best_so_far(folder: Path, best: dict[str, float]) -> dict[str, float]:
-    """Return the better of `best` and what the folder's best.pt says, which is not to be lost."""
-    path = folder / "best.pt"
-    kept = load_checkpoint(path)["best"] if path.exists() else {}
-    return max(best, kept, key=lambda test: test.get("recall@1", -1.0))
+def is_finished(training: Training) -> bool:
+    """Whether the run goes on from its last.pt, with all steps done and the last one tested."""
+    is_last = Path(training.start.checkpoint or "").name == "last.pt"
+    is_done = training.step >= training.args.total_iter_num and not is_test_due(training)
+    return is_last and is_done
 
 
 def describe(training: Training, run: Run) -> None:
@@ -93,20 +112,25 @@ def describe(training: Training, run: Run) -> None:
         f"{training.model.embedding_size}-d embeddings; {args.loss_name}, lr {args.lr:g}; "
         f"{training.device}, {training.world.size} process(es)"
     )
-    if training.step:
-        run.log(f"resuming {args.checkpoint} after step {training.step}")
+    for note in training.start.notes:
+        run.log(note)
+    if training.start.checkpoint:
+        run.log(f"resuming {training.start.checkpoint} after step {training.step}")
 
 
-def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
+def fit(training: Training, run: Run, compute_loss: ComputeLoss, stop: StopRequest) -> None:
     """Train from the step that `training` stands at to the last; test, log and save on the way.
 
     Args:
         training: model, loss, data, optimizer and flags; changed in place.
         run: where to write.
         compute_loss: the step of the stage.
+        stop: whether a signal has asked for an end.
 
     Raises:
+        Stopped: the run is to stop; what is due after the last step may not have been done.
         ValueError: the loss is no longer finite, or an image cannot be read.
+        OSError: a file cannot be written, or a process that reads images was killed.
     """
     args, world, device = training.args, training.world, training.device
     amp_dtype = choose_amp(args.amp, device)
@@ -131,7 +155,9 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
         unit="step",
         leave=False,
     )
-    for images, labels in loader:
+    if is_test_due(training):  # the run was stopped in this test, or there is no step to do
+        after_step(training, run, stop)
+    for images, labels in stop.batches(loader):
         rate = learning_rate(args, training.step)
         set_learning_rate(training.optimizer, rate)
         images = to_device(images, device)  # Bx3xSxS
@@ -147,15 +173,25 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
         progress.update()
         if training.step % args.display_iter_step == 0:
             write_line(training, run, window, rate)
-        if is_due(training.step, args.test_iter_step):
-            test(training, run)
-        if is_due(training.step, args.save_iter_step):
-            save(training, run, f"step_{training.step}", "last")
+        after_step(training, run, stop)
         window.restart_clock()
     progress.close()
-    if args.test_iter_step and not is_due(training.step, args.test_iter_step):
-        test(training, run)
-    save(training, run, "last")
+    save_last(training, run)
+
+
+def after_step(training: Training, run: Run, stop: StopRequest) -> None:
+    """Test and save the step that is done, where that is due."""
+    if is_test_due(training):
+        test(training, run, stop)
+    if is_due(training.step, training.args.save_iter_step):
+        save(training, run, f"step_{training.step}", "last")
+
+
+def is_test_due(training: Training) -> bool:
+    """Whether the step is one that is tested, such as the last, and has not been."""
+    args, step = training.args, training.step
+    is_last = bool(args.test_iter_step) and step >= args.total_iter_num
+    return training.tested < step and (is_last or is_due(step, args.test_iter_step))
 
 
 def is_due(step: int, every: int) -> bool:
@@ -170,42 +206,6 @@ def set_train_mode(model: nn.Module, freeze_bn: bool) -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
-
-
-class Window:
-    """Means of the loss and its figures over the steps since the last log line, and their time."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._seconds = 0.0
-        self._mark = time.perf_counter()
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Add the scalars of one step; they stay on the device until `flush`."""
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-        self._steps += 1
-        self._count_time()
-
-    def _count_time(self) -> None:
-        now = time.perf_counter()
-        self._seconds += now - self._mark
-        self._mark = now
-
-    def restart_clock(self) -> None:
-        """Leave out the time since the last step: it was spent on tests and checkpoints."""
-        self._mark = time.perf_counter()
-
-    def flush(self) -> tuple[dict[str, float], float]:
-        """Return the means over all ranks and the seconds per step, and begin anew."""
-        means = average(torch.stack(list(self._sums.values())) / self._steps, self._world).tolist()
-        self._count_time()  # reading the sums waited for the device
-        named = dict(zip(self._sums, means, strict=True))
-        seconds = self._seconds / self._steps
-        self._sums, self._steps, self._seconds = {}, 0, 0.0
-        return named, seconds
 
 
 def write_line(training: Training, run: Run, window: Window, rate: float) -> None:
@@ -232,8 +232,12 @@ def diverged(training: Training, run: Run) -> ValueError:
     )
 
 
-def test(training: Training, run: Run) -> None:
-    """Evaluate the test split; where Recall@1 is the best so far, save it as best.pt."""
+def test(training: Training, run: Run, stop: StopRequest) -> None:
+    """Evaluate the test split; where Recall@1 is the best so far, save it as best.pt.
+
+    Raises:
+        Stopped: the run is to stop; nothing of the test is written.
+    """
     args, index = training.args, training.test_index
     assert index is not None
     share_buffers(training.model, training.world)
@@ -247,8 +251,10 @@ def test(training: Training, run: Run) -> None:
         world=training.world,
         log=run.log,
         log_every=args.display_iter_step,
+        stop=stop,
     )
     scores = score_index(index, embeddings, training.device, world=training.world)
+    training.tested = training.step
     if not run.is_main:
         return
     metrics = summarise(scores)
@@ -267,15 +273,30 @@ def save(training: Training, run: Run, *names: str) -> None:
 
     Raises:
         ValueError: the weights are not finite; nothing is written.
+        OSError: a file cannot be written; the one before it is still there.
     """
     if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
         raise diverged(training, run)
+    if "last" in names:
+        training.saved = training.step
     if not run.is_main:
         return
     checkpoint = training.checkpoint()
-    for name in names:
-        save_checkpoint(run.folder / f"{name}.pt", checkpoint)
-        if not name.startswith("step_"):
-            path = run.folder / f"{name}.safetensors"
-            save_weights(training.model, path, checkpoint["meta"])
-    prune(run.folder, training.args.keep)
+    try:
+        for name in names:
+            if not name.startswith("step_"):  # before NAME.pt, with which a run resumes
+                path = run.folder / f"{name}.safetensors"
+                save_weights(training.model, path, checkpoint["meta"])
+            save_checkpoint(run.folder / f"{name}.pt", checkpoint)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {error.filename} ({error.strerror}): make room; the checkpoints that "
+            "were written before are whole"
+        ) from error
+    prune(run.folder, training.args.keep, training.step)
+
+
+def save_last(training: Training, run: Run) -> None:
+    """Save last.pt, unless it was saved after this step."""
+    if training.saved < training.step:
+        save(training, run, "last")

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.checkpoints import load_checkpoint
 from engine.devices import choose_device, place
-from engine.distributed import World, join_world
+from engine.distributed import World, decide_on_main
 from engine.flags import options_of_loss
 from engine.inference import check_image_size, load_split, preprocessing_of
+from engine.resume import Start, find_start, load_start
 from engine.run import log, versions
 from engine.schedules import build_optimizer
 from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
@@ -38,10 +38,13 @@ class Training:
     Attributes:
         step: completed updates.
         best: Recall@1 and step of the best test so far; empty before the first.
+        tested: the last step that was tested; -1 before the first test.
+        saved: the step of the last.pt that this process wrote; -1 before the first.
     """
 
     args: Namespace
     world: World
+    start: Start
     device: torch.device
     train_index: Index
     test_index: Index | None
@@ -53,19 +56,18 @@ class Training:
     optimizer: torch.optim.Optimizer
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
+    tested: int = -1
+    saved: int = -1
 
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, in plain types and tensors."""
-        random_state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random_state["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "model": self.model.state_dict(),
             "criterion": self.criterion.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "best": self.best,
-            "random_state": random_state,
+            "tested": self.tested,
             "meta": self._meta(),
         }
 
@@ -97,25 +99,25 @@ class Training:
             group["lr_mult"] = multiplier  # a flag, not a state
         self.step = checkpoint["step"]
         self.best = checkpoint["best"]
-        torch.set_rng_state(checkpoint["random_state"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in checkpoint["random_state"]:
-            torch.cuda.set_rng_state(checkpoint["random_state"]["cuda"], self.device)
+        self.tested = checkpoint.get("tested", self.step)
 
 
-def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Training:
+def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: World) -> Training:
     """Build everything from the flags, and restore the checkpoint where one is named.
 
     Args:
         args: a value per flag; completed in place.
         given: names of the flags that the user gave.
         make_sampler: builds the sampler of the stage.
+        world: this process's place among the ranks.
 
     Raises:
         ValueError: flags contradict each other, the data or the checkpoint.
         OSError: a file cannot be read.
     """
+    start = decide_on_main(world, lambda: find_start(args))
+    args.checkpoint = start.checkpoint
     checkpoint = adopt_checkpoint(args, given) if args.checkpoint else None
-    world = join_world(args.use_gpu and args.device != "cpu" and torch.cuda.is_available())
     device = choose_device(args, log if world.is_main else lambda line: None, world.local_rank)
     check_schedule(args, given)
     torch.manual_seed(args.seed)
@@ -150,6 +152,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
     training = Training(
         args=args,
         world=world,
+        start=start,
         device=device,
         train_index=train_index,
         test_index=test_index,
@@ -171,7 +174,7 @@ def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
     Raises:
         ValueError: a given flag contradicts the checkpoint, or it belongs to the other stage.
     """
-    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint = load_start(args.checkpoint)
     flags = checkpoint["meta"]["flags"]
     is_elem = args.loss_name in ELEM_LOSSES
     if flags["loss_name"] not in (ELEM_LOSSES if is_elem else PAIR_LOSSES):
