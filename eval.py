@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from engine.classification import class_numbers, classify
 from engine.cli import user_errors
 from engine.compare import compare_checkpoints
@@ -58,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with user_errors():
         args, given = parse_flags(__doc__, FLAGS, argv)
         check_flags(args, given)
-        world = join_world(args.use_gpu and args.device != "cpu" and torch.cuda.is_available())
+        world = join_world()
         say = log if world.is_main else lambda line: None
         device = choose_device(args, say, world.local_rank)
         job = Job(args, given, device, world, say)

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 import train_pair
 from benchmarks.retrieval_methods import clocks, memory
 from engine.devices import choose_amp, place
+from engine.distributed import World
 from engine.fit import fit
 from engine.optimizers import build_optimizer
 from engine.parsing import parse_flags
 from engine.run import Run
 from engine.setup import set_up
+from engine.signals import StopRequest
 from losses import build_loss
 from models import build_model
 from reader.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -133,10 +135,9 @@ def train_this(work: Work, stamp: Stamp, *more: str) -> None:
         return train_pair.compute_loss(criterion, embeddings, labels)
 
     args, given = flags_of(work, *more)
-    training = set_up(args, given, train_pair.make_sampler)
-    run = Run(Path(args.model_save_dir), args)
-    fit(training, run, compute_loss)
-    run.close()
+    training = set_up(args, given, train_pair.make_sampler, World())
+    with Run(Path(args.model_save_dir), args) as run:
+        fit(training, run, compute_loss, StopRequest(training.world))
 
 
 def train_cached(work: Work, stamp: Stamp, *more: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 import torch
@@ -19,6 +20,7 @@ LOST_PEER = (
     "communicator was aborted",
     "client socket has timed out",
 )
+OTHER_RANKS_WAIT = 5  # seconds
 
 
 @contextlib.contextmanager
@@ -54,7 +56,16 @@ def user_errors() -> Iterator[None]:
 
 
 def fail(message: str) -> None:
-    """Print `error: message` on stderr and exit with status 2."""
+    """Print `error: message` on stderr and exit with status 2.
+
+    Of the processes that torchrun started, the first prints at once. Another one waits before it
+    prints what may be its own error alone: if the first one has failed too, torchrun meanwhile
+    ends it.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        time.sleep(OTHER_RANKS_WAIT)
+        message = f"rank {rank}: {message}"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 

@@ -16,9 +16,19 @@ def choose_device(
 ) -> torch.device:
     """Choose the device from --device and --use_gpu; says so where a wanted GPU is absent.
 
+    The GPU of the rank becomes the current one.
+
     Raises:
-        ValueError: --device names a device that this machine does not have.
+        ValueError: --device names a device that this machine does not have, or there are fewer
+            GPUs than processes.
     """
+    if args.use_gpu and args.device != "cpu" and torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"expected a GPU per process, found {torch.cuda.device_count()} on this node: "
+                "lower --nproc_per_node of torchrun, or compute with --use_gpu=False"
+            )
+        torch.cuda.set_device(local_rank)  # NCCL needs it
     if args.device != "auto":
         return _existing(args.device)
     if not args.use_gpu:

@@ -49,24 +49,17 @@ class World:
         return self.rank == 0
 
 
-def join_world(use_cuda: bool) -> World:
+def join_world() -> World:
     """Join the process group that torchrun describes in the environment, if it does.
 
-    Raises:
-        ValueError: torchrun started more processes on this node than it has GPUs.
+    What lies on a GPU travels over NCCL, what lies on the CPU over gloo, which waits for no GPU.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if use_cuda:
-        if local_rank >= torch.cuda.device_count():
-            raise ValueError(
-                f"expected a GPU per process, found {torch.cuda.device_count()} on this node: "
-                "lower --nproc_per_node of torchrun, or compute with --use_gpu=False"
-            )
-        torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=STEP_TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=STEP_TIMEOUT)
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     return World(dist.get_rank(), dist.get_world_size(), local_rank, patient)
 
@@ -168,6 +161,25 @@ def decide_on_main(world: World, decide: Callable[[], T]) -> T:
     return decision  # type: ignore[return-value]
 
 
+def largest(number: int, world: World) -> int:
+    """Return the largest of the numbers of all ranks."""
+    if world.size == 1:
+        return number
+    numbers = torch.tensor(number)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=world.patient)
+    return int(numbers)
+
+
+def first_error(error: Exception | None, world: World) -> Exception:
+    """Return, on all ranks, the error of the first rank that has one; one of them must."""
+    if world.size == 1:
+        assert error is not None
+        return error
+    errors: list[Exception | None] = [None] * world.size
+    dist.all_gather_object(errors, error, group=world.patient)
+    return next(error for error in errors if error is not None)
+
+
 def wait_for_all(world: World) -> None:
     """Return when all ranks have come here, however long they take."""
     if world.size > 1:
@@ -225,7 +237,7 @@ def merge(values: dict[str, str], world: World) -> dict[str, str]:
     if world.size == 1:
         return values
     parts: list[dict[str, str]] = [{}] * world.size
-    dist.all_gather_object(parts, values)
+    dist.all_gather_object(parts, values, group=world.patient)
     return {name: value for part in parts for name, value in part.items()}
 
 

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from engine.checkpoints import load_checkpoint, prune, save_checkpoint
-from engine.distributed import (
-    ComputeLoss,
-    World,
-    average,
-    decide_on_main,
-    leave_world,
-    share_buffers,
-)
+from engine.distributed import ComputeLoss, decide_on_main, join_world, leave_world
 from engine.images import BrokenImages, reading_of
-from engine.inference import embed_index
-from engine.run import Run, choose_folder
+from engine.milestones import (
+    after_step,
+    is_test_due,
+    save_last,
+    skip_or_stop,
+    write_line,
+)
+from engine.resume import best_so_far
+from engine.run import Run, choose_folder, log
 from engine.schedules import learning_rate, set_learning_rate
-from engine.scoring import score_index
-from engine.setup import MakeSampler, Training, set_up
-from engine.update import Outcome, Updater
-from models import save_weights
-from models.atomic import write_text
-from reader import ImageError
+from engine.setup import MakeSampler, set_up
+from engine.signals import Stopped, StopRequest, noted_signals
+from engine.training import Training
+from engine.update import Updater
+from engine.window import Window
+from reader import ImageError, WorkerError
 from reader.loader import train_loader
-from retrieval.metrics import summarise
-
-COLLAPSED = 1e-4  # spread of the embeddings below which they are all but one point
-MOST_SKIPPED = 20  # steps in a row, after which no scale of float16 will help
 
 
 def train(
@@ -48,36 +40,55 @@ def train(
         given: names of the flags that the user gave.
         make_sampler: builds the sampler of the stage.
         compute_loss: the step of the stage.
+
+    Raises:
+        ValueError: a flag, a file or an image is wrong, or the training diverged.
+        OSError: a file cannot be read or written, or a process that reads images was killed.
     """
-    training = set_up(args, given, make_sampler)
-    folder = decide_on_main(training.world, lambda: choose_folder(args, given))
-    run = Run(folder, args, training.world.is_main, training.step)
-    training.best = decide_on_main(training.world, lambda: best_so_far(folder, training.best))
+    world = join_world()
+    with noted_signals(world) as stop:
+        training = set_up(args, given, make_sampler, world)
+        folder = training.start.folder
+        if folder is None:
+            folder = decide_on_main(world, lambda: choose_folder(args, given))
+        if training.start.is_auto and is_finished(training):
+            if world.is_main:
+                log(f"{folder} has finished its {training.step} steps: nothing to do")
+        else:
+            with Run(folder, args, world.is_main, training.step, training.tested) as run:
+                train_to_the_end(training, run, compute_loss, stop)
+    leave_world()
+    return folder
+
+
+def train_to_the_end(
+    training: Training, run: Run, compute_loss: ComputeLoss, stop: StopRequest
+) -> None:
+    """Train, and leave a last.pt that resumes where it is stopped or an image cannot be read."""
+    last = run.folder / "last.pt"
+    resume = "the same command" if training.start.is_auto else f"--checkpoint={last}"
+    training.best = decide_on_main(training.world, lambda: best_so_far(training.best, run))
+    describe(training, run)
     try:
-        describe(training, run)
-        fit(training, run, compute_loss)
+        fit(training, run, compute_loss, stop)
         if training.best:
             best = training.best
             run.log(f"best test_recall {best['recall@1']:.5f} at step {best['step']}")
         run.log(f"run folder: {run.folder}")
-    except ImageError:
-        if training.world.size == 1:  # the other ranks are elsewhere and cannot take part
-            save(training, run, "last")
-            run.log(
-                f"stopped after step {training.step}: --checkpoint={folder / 'last.pt'} resumes"
-            )
+    except Stopped as signal:
+        save_last(training, run)
+        run.log(f"stopped by {signal} after step {training.step}: {resume} resumes")
+    except (ImageError, WorkerError):
+        save_last(training, run)
+        run.log(f"stopped after step {training.step}: {resume} resumes")
         raise
-    finally:
-        run.close()
-    leave_world()
-    return run.folder
 
 
-def best_so_far(folder: Path, best: dict[str, float]) -> dict[str, float]:
-    """Return the better of `best` and what the folder's best.pt says, which is not to be lost."""
-    path = folder / "best.pt"
-    kept = load_checkpoint(path)["best"] if path.exists() else {}
-    return max(best, kept, key=lambda test: test.get("recall@1", -1.0))
+def is_finished(training: Training) -> bool:
+    """Whether the run goes on from its last.pt, with all steps done and the last one tested."""
+    is_last = Path(training.start.checkpoint or "").name == "last.pt"
+    is_done = training.step >= training.args.total_iter_num and not is_test_due(training)
+    return is_last and is_done
 
 
 def describe(training: Training, run: Run) -> None:
@@ -96,20 +107,25 @@ def describe(training: Training, run: Run) -> None:
         f"{training.model.embedding_size}-d embeddings; {args.loss_name}, lr {args.lr:g}; "
         f"{training.device}, {training.world.size} process(es)"
     )
-    if training.step:
-        run.log(f"resuming {args.checkpoint} after step {training.step}")
+    for note in training.start.notes:
+        run.log(note)
+    if training.start.checkpoint:
+        run.log(f"resuming {training.start.checkpoint} after step {training.step}")
 
 
-def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
+def fit(training: Training, run: Run, compute_loss: ComputeLoss, stop: StopRequest) -> None:
     """Train from the step that `training` stands at to the last; test, log and save on the way.
 
     Args:
         training: model, loss, data, optimizer and flags; changed in place.
         run: where to write.
         compute_loss: the step of the stage.
+        stop: whether a signal has asked for an end.
 
     Raises:
+        Stopped: the run is to stop; what is due after the last step may not have been done.
         ValueError: the loss or a gradient is not finite, or an image cannot be read.
+        OSError: a file cannot be written, or a process that reads images was killed.
     """
     args, world = training.args, training.world
     updater = Updater(training, compute_loss)
@@ -126,8 +142,8 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
     )
     broken = BrokenImages(training.train_index, run.log)
     set_train_mode(training.model, args.freeze_bn)
-    num_skipped = 0
     window = Window(world)
+    num_skipped = 0
     progress = tqdm(
         total=args.total_iter_num,
         initial=training.step,
@@ -135,8 +151,9 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
         unit="step",
         leave=False,
     )
-    for batch in loader:
-        broken.add(batch.broken)
+    if is_test_due(training):  # the run was stopped in this test, or there is no step to do
+        after_step(training, run, stop)
+    for batch in stop.agreed(broken.noted(loader), len(loader)):
         rate = learning_rate(args, training.step)
         set_learning_rate(training.optimizer, rate)
         outcome = updater.update(batch)
@@ -144,25 +161,15 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss) -> None:
         if num_skipped:
             skip_or_stop(training, run, num_skipped)
         training.step += 1
-        window.add(outcome)
+        window.add({**outcome.figures, "spread": outcome.spread})
         progress.update()
         if training.step % args.display_iter_step == 0:
             write_line(training, run, window, rate)
-        if is_due(training.step, args.test_iter_step):
-            test(training, run)
-        if is_due(training.step, args.save_iter_step):
-            save(training, run, f"step_{training.step}", "last")
+        after_step(training, run, stop)
         window.restart_clock()
     progress.close()
     broken.report(world)
-    if args.test_iter_step and not is_due(training.step, args.test_iter_step):
-        test(training, run)
-    save(training, run, "last")
-
-
-def is_due(step: int, every: int) -> bool:
-    """Whether something done every so many steps is to be done now; 0 is never."""
-    return bool(every) and step > 0 and step % every == 0
+    save_last(training, run)
 
 
 def set_train_mode(model: nn.Module, freeze_bn: bool) -> None:
@@ -172,147 +179,3 @@ def set_train_mode(model: nn.Module, freeze_bn: bool) -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
-
-
-class Window:
-    """Means of the loss and its figures over the steps since the last log line, and their time."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._seconds = 0.0
-        self._mark = time.perf_counter()
-
-    def add(self, outcome: Outcome) -> None:
-        """Add the scalars of one step; they stay on the device until `flush`."""
-        for name, value in {**outcome.figures, "spread": outcome.spread}.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-        self._steps += 1
-        self._count_time()
-
-    def _count_time(self) -> None:
-        now = time.perf_counter()
-        self._seconds += now - self._mark
-        self._mark = now
-
-    def restart_clock(self) -> None:
-        """Leave out the time since the last step: it was spent on tests and checkpoints."""
-        self._mark = time.perf_counter()
-
-    def flush(self) -> tuple[dict[str, float], float]:
-        """Return the means over all ranks and the seconds per step, and begin anew."""
-        means = average(torch.stack(list(self._sums.values())) / self._steps, self._world).tolist()
-        self._count_time()  # reading the sums waited for the device
-        named = dict(zip(self._sums, means, strict=True))
-        seconds = self._seconds / self._steps
-        self._sums, self._steps, self._seconds = {}, 0, 0.0
-        return named, seconds
-
-
-def write_line(training: Training, run: Run, window: Window, rate: float) -> None:
-    """Write the reference's training line, and warn where the embeddings have collapsed."""
-    means, seconds = window.flush()
-    spread = means.pop("spread")
-    figures = ", ".join(
-        f"{name} {value:.{6 if name == 'loss' else 4}f}" for name, value in means.items()
-    )
-    run.log(f"trainbatch {training.step}, lr {rate:.6f}, {figures}, time {seconds:.2f} sec")
-    images_per_second = training.args.train_batch_size / seconds
-    run.record(
-        "train",
-        training.step,
-        lr=rate,
-        **means,
-        spread=spread,
-        images_per_second=images_per_second,
-    )
-    if spread < COLLAPSED:
-        run.log(
-            f"the embeddings have collapsed: all but one point (spread {spread:.1e}); they seldom "
-            "recover: lower --lr, or start from the end of stage 1"
-        )
-
-
-def skip_or_stop(training: Training, run: Run, num_skipped: int) -> None:
-    """Go on after a step that was not finite where the scale of float16 may be why.
-
-    Raises:
-        ValueError: it is not, or many steps in a row were skipped.
-    """
-    if not training.scaler.is_enabled() or num_skipped > MOST_SKIPPED:
-        raise diverged(training, run, training.step + 1, list_images(training, run))
-    scale = training.scaler.get_scale()
-    run.log(f"step {training.step + 1} skipped: not finite in float16; scale of the loss {scale:g}")
-
-
-def list_images(training: Training, run: Run) -> str:
-    """Write the images of the present step to the run folder, and return a pointer to them."""
-    rank, size = training.world.rank, training.world.size
-    whose = f"_rank_{rank}" if size > 1 else ""
-    path = run.folder / f"step_{training.step + 1}_images{whose}.txt"
-    images = training.sampler.batch(training.step)
-    write_text(path, "".join(f"{training.train_index.paths[i]}\n" for i in images))
-    return f"its images: {path}; "
-
-
-def diverged(training: Training, run: Run, step: int, images: str = "") -> ValueError:
-    """Return the error of a run whose loss, gradients or weights are not finite at a step."""
-    last = run.folder / "last.pt"
-    advice = f"; --checkpoint={last} is from before" if last.exists() else ""
-    rate = training.args.lr
-    return ValueError(
-        f"the training diverged at step {step}: the loss, a gradient or a weight is NaN or "
-        f"infinite; {images}lower --lr (it was {rate:g}) or give --clip_grad_norm{advice}"
-    )
-
-
-def test(training: Training, run: Run) -> None:
-    """Evaluate the test split; where Recall@1 is the best so far, save it as best.pt."""
-    args, index = training.args, training.test_index
-    assert index is not None
-    share_buffers(training.tested_model, training.world)
-    embeddings = embed_index(
-        training.tested_model,
-        index,
-        training.preprocessing,
-        batch_size=args.test_batch_size,
-        num_workers=args.num_workers,
-        device=training.device,
-        world=training.world,
-        log=run.log,
-        log_every=args.display_iter_step,
-    )
-    scores = score_index(index, embeddings, training.device, world=training.world)
-    metrics = decide_on_main(training.world, lambda: summarise(scores))
-    recall = metrics["recall@1"]
-    run.log(f"test_img_num {len(index)}, trainbatch {training.step}, test_recall {recall:.5f}")
-    run.record("test", training.step, **metrics)
-    if recall > training.best.get("recall@1", -1.0):
-        training.best = {"recall@1": recall, "step": training.step}
-        save(training, run, "best")
-
-
-def save(training: Training, run: Run, *names: str) -> None:
-    """Save checkpoints NAME.pt and, of the best and the last, the bare NAME.safetensors.
-
-    Of the numbered ones, step_N.pt, the newest `--keep` stay. All ranks call it together.
-
-    Raises:
-        ValueError: the weights are not finite; nothing is written.
-        OSError: a file cannot be written.
-    """
-    if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
-        raise diverged(training, run, training.step)
-    checkpoint = training.checkpoint()
-    decide_on_main(training.world, lambda: write(training, run, checkpoint, names))
-
-
-def write(training: Training, run: Run, checkpoint: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Write the files of `save`."""
-    for name in names:
-        save_checkpoint(run.folder / f"{name}.pt", checkpoint)
-        if not name.startswith("step_"):
-            path = run.folder / f"{name}.safetensors"
-            save_weights(training.tested_model, path, checkpoint["meta"])
-    prune(run.folder, training.args.keep)

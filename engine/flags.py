@@ -132,7 +132,13 @@ TRAIN_FLAGS = (
     Flag("test_iter_step", natural, None, "steps between tests; 0: never test"),
     Flag("save_iter_step", natural, None, "steps between checkpoints; 0: only at the end"),
     Flag("keep", natural, 3, "numbered checkpoints to keep; 0: all"),
-    Flag("checkpoint", path, None, "training checkpoint to resume: restores everything"),
+    Flag(
+        "checkpoint",
+        path,
+        None,
+        "training checkpoint to resume: restores everything; auto: the newest good one of the "
+        "run, from scratch where there is none",
+    ),
     Flag("model_save_dir", path, "output", "folder of run folders"),
     Flag("run_name", str, None, "run folder below it; default: MODEL_LOSS, numbered if taken"),
     Flag("freeze_bn", boolean, False, "batch norm keeps its statistics (small data sets)"),

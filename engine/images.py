@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from engine.distributed import World, merge
 from engine.inference import refuse_flags
 from engine.run import log
 from reader import Index
+from reader.batch import Batch
 from reader.cache_build import open_cache
 from reader.training import Reading, check_broken
 
@@ -104,6 +105,16 @@ class BrokenImages:
                 self._errors[path] = error
                 self._log(f"{error}: another image of its class is taken")
         check_broken(len(self._errors), len(self._index))
+
+    def noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield batches, and note their broken images.
+
+        Raises:
+            ImageError: there are too many.
+        """
+        for batch in batches:
+            self.add(batch.broken)
+            yield batch
 
     def report(self, world: World) -> None:
         """Log those of the other ranks too, and how many there are in all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from engine.distributed import World, decide_on_main, gather_rows, wait_for_all
 from engine.features import FeatureFile, FeatureWriter
 from engine.files import RANDOM
 from engine.run import log
+from engine.signals import StopRequest
 from losses import ELEM_LOSSES, build_loss
 from models import REFERENCE_MODELS, EmbeddingModel, build_model, load_weights, read_metadata
 from reader import Index, load_index
@@ -221,6 +223,7 @@ def embed_index(
     features: FeatureFile | None = None,
     log: Callable[[str], object] | None = None,
     log_every: int = 10,
+    stop: StopRequest | None = None,
 ) -> np.ndarray:
     """Embed every image of an index once, shared among all ranks: (N, D) float32 in its order.
 
@@ -237,12 +240,15 @@ def embed_index(
             the result is mapped from it.
         log: receives a line every `log_every` batches.
         log_every: in batches.
+        stop: breaks off where the training that this is part of is to stop.
 
     Raises:
+        Stopped: on all ranks, where `stop` was asked of one.
         ValueError: an embedding is not finite; the message names the image. Or the feature file is
             of something else.
         OSError: an image cannot be read.
     """
+    assert features is None or stop is None
     world = world or World()
     missing = np.arange(len(index))
     if features is not None:  # one list for all ranks, since the first one writes soon
@@ -260,7 +266,10 @@ def embed_index(
     )
     work = model, loader, device, amp_dtype, log, log_every
     if features is None:
-        rows = extract(*work) if len(own) else np.empty((0, model.embedding_size), np.float32)
+        rows = np.empty((0, model.embedding_size), np.float32)
+        with stop.agreement() if stop else contextlib.nullcontext():
+            if len(own):
+                rows = extract(*work, stop.is_asked if stop else None)
         embeddings = gather_rows(rows, world, device)
     else:
         if len(own):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,20 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine.checkpoints import load_checkpoint
 from engine.devices import choose_device, place
-from engine.distributed import World, join_world
+from engine.distributed import World, decide_on_main
 from engine.flags import options_of_loss
 from engine.images import check_reading, open_training_images
 from engine.inference import check_image_size, load_split, preprocessing_of
 from engine.optimizers import build_optimizer, check_optimizer_flags
-from engine.run import log, versions
-from engine.sharding import build_sharded_loss, collect_state, restore_state
+from engine.resume import find_start, load_start
+from engine.run import log
+from engine.sharding import build_sharded_loss
+from engine.training import Training
 from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
 from models import EmbeddingModel, build_model, load_weights
 from reader import Index
-from reader.loader import Preprocessing, Sampler
+from reader.loader import Sampler
 
 # Maps (labels, args, world) to the sampler of the stage.
 MakeSampler = Callable[[np.ndarray, Namespace, World], Sampler]
@@ -37,94 +37,6 @@ FIXED_FLAGS = (
     *("model", "embedding_size", "loss_name", "class_dim"),
     *("optimizer", "decay_norm_and_bias"),
 )
-
-
-@dataclass
-class Training:
-    """All that a run trains with, and how far it has come.
-
-    Attributes:
-        step: completed updates.
-        scaler: of the loss, against underflow in float16; does nothing with other types.
-        ema: moving average of the network, or None.
-        best: Recall@1 and step of the best test so far; empty before the first.
-    """
-
-    args: Namespace
-    world: World
-    device: torch.device
-    train_index: Index
-    test_index: Index | None
-    model: EmbeddingModel
-    criterion: nn.Module
-    loss_options: dict[str, Any]
-    sampler: Sampler
-    preprocessing: Preprocessing
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
-    step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def tested_model(self) -> EmbeddingModel:
-        """The network that is tested and given away: the moving average, where there is one."""
-        return self.model if self.ema is None else self.ema.module
-
-    def checkpoint(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, in plain types and tensors.
-
-        All ranks call it together; what rank 0 gets is whole.
-        """
-        criterion_state, optimizer_state = collect_state(self.criterion, self.optimizer)
-        random_state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random_state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return {
-            "model": self.tested_model.state_dict(),
-            "live_model": None if self.ema is None else self.model.state_dict(),
-            "criterion": criterion_state,
-            "optimizer": optimizer_state,
-            "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "best": self.best,
-            "random_state": random_state,
-            "meta": self._meta(),
-        }
-
-    def _meta(self) -> dict[str, Any]:
-        """What is needed to rebuild the model and to say where it comes from."""
-        args = self.args
-        return {
-            "model": args.model,
-            "embedding_size": args.embedding_size,
-            "image_shape": args.image_shape,
-            "mean": self.model.mean,
-            "std": self.model.std,
-            "dataset": args.dataset,
-            "loss": args.loss_name,
-            "loss_options": self.loss_options,
-            "class_names": list(self.train_index.class_names.values()),
-            "step": self.step,
-            "flags": vars(args),
-            "versions": versions(),
-        }
-
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the state of a checkpoint."""
-        self.model.load_state_dict(checkpoint.get("live_model") or checkpoint["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoint["model"])
-        restore_state(
-            self.criterion, self.optimizer, checkpoint["criterion"], checkpoint["optimizer"]
-        )
-        if checkpoint.get("scaler"):
-            self.scaler.load_state_dict(checkpoint["scaler"])
-        self.step = checkpoint["step"]
-        self.best = checkpoint["best"]
-        torch.set_rng_state(checkpoint["random_state"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in checkpoint["random_state"]:
-            torch.cuda.set_rng_state(checkpoint["random_state"]["cuda"], self.device)
 
 
 def recompute_activations(model: EmbeddingModel) -> None:
@@ -139,20 +51,22 @@ def recompute_activations(model: EmbeddingModel) -> None:
         raise ValueError(f"--with_mem_opt: {model.name} cannot, leave the flag out") from error
 
 
-def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Training:
+def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: World) -> Training:
     """Build everything from the flags, and restore the checkpoint where one is named.
 
     Args:
         args: a value per flag; completed in place.
         given: names of the flags that the user gave.
         make_sampler: builds the sampler of the stage.
+        world: this process's place among the ranks.
 
     Raises:
         ValueError: flags contradict each other, the data or the checkpoint.
         OSError: a file cannot be read.
     """
+    start = decide_on_main(world, lambda: find_start(args))
+    args.checkpoint = start.checkpoint
     checkpoint = adopt_checkpoint(args, given) if args.checkpoint else None
-    world = join_world(args.use_gpu and args.device != "cpu" and torch.cuda.is_available())
     device = choose_device(args, log if world.is_main else lambda line: None, world.local_rank)
     check_schedule(args, given)
     check_optimizer_flags(args, given)
@@ -187,6 +101,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
     training = Training(
         args=args,
         world=world,
+        start=start,
         device=device,
         train_index=open_training_images(args, train_index),
         test_index=test_index,
@@ -237,7 +152,7 @@ def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
     Raises:
         ValueError: a given flag contradicts the checkpoint, or it belongs to the other stage.
     """
-    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint = load_start(args.checkpoint)
     flags = checkpoint["meta"]["flags"]
     is_elem = args.loss_name in ELEM_LOSSES
     if flags["loss_name"] not in (ELEM_LOSSES if is_elem else PAIR_LOSSES):

@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from engine.devices import choose_amp
 from engine.distributed import ComputeLoss, over_all_ranks, total, wrap
 from engine.setup import Training
+from reader import ImageError
 from reader.batch import Batch
 from reader.device import to_inputs
 
@@ -122,7 +123,12 @@ class Updater:
         """Return the embeddings of images, float32 whatever the type of the forward pass."""
         training = self._training
         seed_draws(training.args.seed, training.step, training.world.rank, part, chunk)
-        images = to_inputs(batch, training.preprocessing, training.device)  # Bx3xSxS
+        try:
+            images = to_inputs(batch, training.preprocessing, training.device)  # Bx3xSxS
+        except ImageError as error:
+            if training.world.size == 1:
+                raise
+            raise ValueError(str(error)) from error  # the other ranks know nothing of it
         with torch.autocast(
             training.device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None
         ):

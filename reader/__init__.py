@@ -2,5 +2,6 @@
 
 from reader.datasets import DATASETS, load_index
 from reader.index import ImageError, Index
+from reader.loader import WorkerError
 
-__all__ = ["DATASETS", "ImageError", "Index", "load_index"]
+__all__ = ["DATASETS", "ImageError", "Index", "WorkerError", "load_index"]

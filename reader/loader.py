@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from reader.batch import Batch, collate_training
 from reader.index import ImageError, Index
@@ -17,6 +20,10 @@ from reader.training import Reading, TrainImages
 from reader.transforms import TRANSFORMS
 
 B = TypeVar("B")  # what a loader yields
+
+
+class WorkerError(OSError):
+    """A process that reads images was killed, or has no memory to hand its images over."""
 
 
 class Sampler(Protocol):
@@ -38,6 +45,7 @@ class ImageLoader(Generic[B]):
 
     Raises:
         ImageError: on iteration, at the batch that holds an unreadable image.
+        WorkerError: on iteration, where a worker process was killed.
     """
 
     def __init__(
@@ -54,7 +62,7 @@ class ImageLoader(Generic[B]):
             dataset,
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=partial(_hand_over, collate),
             pin_memory=pin,
             worker_init_fn=_init_worker,
             prefetch_factor=prefetch if workers else None,
@@ -66,10 +74,33 @@ class ImageLoader(Generic[B]):
         return len(self._loader)
 
     def __iter__(self) -> Iterator[B]:
-        for batch in self._loader:
-            if isinstance(batch, ImageError):
-                raise batch
-            yield batch
+        try:
+            for batch in _start(self._loader):
+                if isinstance(batch, ImageError | WorkerError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise WorkerError(
+                f"a process that reads images was killed ({str(error).splitlines()[0]}), perhaps "
+                "for lack of memory: lower --num_workers or the batch size"
+            ) from error
+
+
+def _start(loader: DataLoader) -> Iterator[Any]:
+    """Start the workers of a loader, and keep the handler of SIGCHLD that there was.
+
+    PyTorch's would raise the error of a killed worker wherever the main process stands, such as
+    in the middle of an update. Without it the loader finds out within 5 seconds of waiting for a
+    batch.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, handler)
+    return batches
 
 
 def train_loader(
@@ -188,7 +219,40 @@ def _collate_evaluation(
     return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
 
 
+def _hand_over(collate: Callable[[Any], Any], samples: list[Any]) -> Any:
+    """Collate a batch, and in a worker move it to shared memory, where the main process gets it.
+
+    It would get there by itself, but in a thread whose error nobody receives: the main process
+    would wait for ever.
+    """
+    batch = collate(samples)
+    if get_worker_info() is not None and isinstance(batch, tuple):
+        try:
+            for tensor in _tensors_of(batch):
+                tensor.share_memory_()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            return WorkerError(
+                f"no shared memory for a batch of images ({reason}): lower --num_workers or the "
+                "batch size, or give /dev/shm more (docker run --shm-size)"
+            )
+    return batch
+
+
+def _tensors_of(batch: tuple[Any, ...]) -> Iterator[torch.Tensor]:
+    for value in batch:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _tensors_of(value)
+
+
 def _init_worker(worker: int) -> None:
-    """Keep the worker on one thread: thread pools do not survive a fork and would compete."""
+    """Keep the worker on one thread: thread pools do not survive a fork and would compete.
+
+    Signals to stop often reach all processes of a run; the main one decides, and ends its workers.
+    """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

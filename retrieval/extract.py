@@ -51,6 +51,7 @@ def extract(
     amp_dtype: torch.dtype | None = None,
     log: Callable[[str], object] | None = None,
     log_every: int = 10,
+    is_stopped: Callable[[], bool] | None = None,
 ) -> np.ndarray:
     """Compute the embeddings of every image of a loader, each exactly once.
 
@@ -61,6 +62,7 @@ def extract(
         amp_dtype: compute the forward pass in this type; None computes in float32.
         log: receives the line `testbatch N, time S sec` every `log_every` batches.
         log_every: in batches; 0 logs nothing.
+        is_stopped: asked after each batch; True leaves out the rest.
 
     Returns:
         Embeddings (N, D) float32, not normalised.
@@ -69,7 +71,7 @@ def extract(
         ValueError: the loader yields nothing.
     """
     parts: list[np.ndarray] = []
-    extract_to(parts.append, model, loader, device, amp_dtype, log, log_every)
+    extract_to(parts.append, model, loader, device, amp_dtype, log, log_every, is_stopped)
     if not parts:
         raise ValueError("there is no image to embed: the data set is empty")
     return np.concatenate(parts)
@@ -83,6 +85,7 @@ def extract_to(
     amp_dtype: torch.dtype | None = None,
     log: Callable[[str], object] | None = None,
     log_every: int = 10,
+    is_stopped: Callable[[], bool] | None = None,
 ) -> None:
     """Hand the embeddings (B, D) of each batch to `write`; the rest is as in `extract`."""
     started = time.perf_counter()
@@ -96,3 +99,5 @@ def extract_to(
                 now = time.perf_counter()
                 log(f"testbatch {number}, time {(now - started) / log_every:.2f} sec")
                 started = now
+            if is_stopped is not None and is_stopped():
+                return

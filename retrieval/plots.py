@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from retrieval.records import read_records
 from retrieval.search import nearest
 
 matplotlib.use("Agg")
@@ -35,25 +35,6 @@ def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
             axis.set_xlabel("step")
             axis.grid(alpha=0.3)
     _save(figure, picture)
-
-
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """Read the stats.jsonl of a run.
-
-    Raises:
-        ValueError: a line is no record.
-    """
-    records = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records.append({"kind": record["kind"], "step": record["step"], **record})
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(
-                f"{file}:{number}: expected a JSON record with a kind and a step, found "
-                f"{line[:80]!r}: delete the line"
-            ) from None
-    return records
 
 
 def curve_of(

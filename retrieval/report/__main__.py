@@ -24,7 +24,7 @@ from engine.run import log, versions
 from engine.scoring import with_float64
 from models.atomic import write_text
 from reader import Index
-from retrieval.plots import read_records
+from retrieval.records import read_records
 from retrieval.report.data import Subject
 from retrieval.report.page import render
 

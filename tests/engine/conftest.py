@@ -1,4 +1,4 @@
-"""How tests start torchrun."""
+"""How tests start torchrun, and training runs that they kill."""
 
 import os
 import socket
@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import TINY, TrainingProcess
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def start(command, num_processes=2, num_nodes=1):
+def launch(command, num_processes=2, num_nodes=1):
     """Start a script under torchrun, on nodes that are all this machine: one Popen per node."""
     launchers = [["--standalone", f"--nproc_per_node={num_processes}"]]
     if num_nodes > 1:
@@ -42,10 +43,10 @@ def stop(agents):
 
 @pytest.fixture(scope="session")
 def torchrun():
-    """Run a script under torchrun, see `start`; it must end well."""
+    """Run a script under torchrun, see `launch`; it must end well."""
 
     def run(command, num_processes=2, num_nodes=1):
-        agents = start(command, num_processes, num_nodes)
+        agents = launch(command, num_processes, num_nodes)
         try:
             for agent in agents:
                 errors = agent.communicate(timeout=300)[1]
@@ -58,12 +59,37 @@ def torchrun():
 
 @pytest.fixture
 def start_torchrun():
-    """Start a script under torchrun, see `start`; what runs at the end of the test is stopped."""
+    """Start a script under torchrun, see `launch`; what runs at the end of the test is stopped."""
     agents = []
 
     def start_and_remember(command, num_processes=2, num_nodes=1):
-        agents.extend(start(command, num_processes, num_nodes))
+        agents.extend(launch(command, num_processes, num_nodes))
         return agents
 
     yield start_and_remember
     stop(agents)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a training script with flags in a process of its own; none outlives the test."""
+    processes = []
+
+    def start_one(*flags, script="train_elem", **options):
+        output = tmp_path / f"output_{len(processes)}.txt"
+        processes.append(TrainingProcess(script, flags, output, **options))
+        return processes[-1]
+
+    yield start_one
+    for process in processes:
+        process.kill()
+
+
+@pytest.fixture
+def tiny_flags(toy_flags, tmp_path):
+    """Flags of a run of a tiny network, which writes to the temporary folder."""
+    return [
+        *(flag for flag in toy_flags if not flag.startswith("--model=")),
+        *TINY,
+        f"--model_save_dir={tmp_path}",
+    ]

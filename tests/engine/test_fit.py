@@ -54,7 +54,7 @@ def test_five_steps_and_five_more_equal_ten_to_the_bit(stage, extra, toy_flags, 
     )
     assert resumed == half
     ours, theirs = load_checkpoint(half / "last.pt"), load_checkpoint(whole / "last.pt")
-    for part in ("model", "live_model", "criterion", "optimizer", "step", "best"):
+    for part in ("model", "live_model", "criterion", "optimizer", "step", "best", "tested"):
         assert parts_equal(ours[part], theirs[part]), part
     losses = {
         folder: {

@@ -6,6 +6,7 @@ from torch import nn
 
 import train_elem
 import train_pair
+from engine.distributed import World
 from engine.optimizers import build_optimizer
 from engine.parsing import parse_flags
 from engine.setup import set_up
@@ -30,7 +31,7 @@ def training_of(toy_flags):
             [*toy_flags, "--model=test_resnet", f"--loss_name={loss_name}", "--lr=0.05"]
             + ["--train_batch_size=12", "--total_iter_num=9", "--test_iter_step=0", *flags],
         )
-        return set_up(args, given, script.make_sampler)
+        return set_up(args, given, script.make_sampler, World())
 
     return build
 

@@ -1,0 +1,171 @@
+"""What happens between the steps of a training: log lines, tests, checkpoints, and its failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.checkpoints import prune, save_checkpoint
+from engine.distributed import decide_on_main, share_buffers
+from engine.inference import embed_index
+from engine.run import Run
+from engine.scoring import score_index
+from engine.signals import StopRequest
+from engine.training import Training
+from engine.window import Window
+from models import save_weights
+from models.atomic import write_text
+from retrieval.metrics import summarise
+
+COLLAPSED = 1e-4  # spread of the embeddings below which they are all but one point
+MOST_SKIPPED = 20  # steps in a row, after which no scale of float16 will help
+
+
+def write_line(training: Training, run: Run, window: Window, rate: float) -> None:
+    """Write the reference's training line, and warn where the embeddings have collapsed."""
+    means, seconds = window.flush()
+    spread = means.pop("spread")
+    figures = ", ".join(
+        f"{name} {value:.{6 if name == 'loss' else 4}f}" for name, value in means.items()
+    )
+    run.log(f"trainbatch {training.step}, lr {rate:.6f}, {figures}, time {seconds:.2f} sec")
+    run.record(
+        "train",
+        training.step,
+        lr=rate,
+        **means,
+        spread=spread,
+        images_per_second=training.args.train_batch_size / seconds,
+    )
+    if spread < COLLAPSED:
+        run.log(
+            f"the embeddings have collapsed: all but one point (spread {spread:.1e}); they seldom "
+            "recover: lower --lr, or start from the end of stage 1"
+        )
+
+
+def skip_or_stop(training: Training, run: Run, num_skipped: int) -> None:
+    """Go on after a step that was not finite where the scale of float16 may be why.
+
+    Raises:
+        ValueError: it is not, or many steps in a row were skipped.
+    """
+    if not training.scaler.is_enabled() or num_skipped > MOST_SKIPPED:
+        raise diverged(training, run, training.step + 1, list_images(training, run))
+    scale = training.scaler.get_scale()
+    run.log(f"step {training.step + 1} skipped: not finite in float16; scale of the loss {scale:g}")
+
+
+def list_images(training: Training, run: Run) -> str:
+    """Write the images of the present step to the run folder, and return a pointer to them."""
+    rank, size = training.world.rank, training.world.size
+    whose = f"_rank_{rank}" if size > 1 else ""
+    path = run.folder / f"step_{training.step + 1}_images{whose}.txt"
+    images = training.sampler.batch(training.step)
+    write_text(path, "".join(f"{training.train_index.paths[i]}\n" for i in images))
+    return f"its images: {path}; "
+
+
+def diverged(training: Training, run: Run, step: int, images: str = "") -> ValueError:
+    """Return the error of a run whose loss, gradients or weights are not finite at a step."""
+    last = run.folder / "last.pt"
+    advice = f"; --checkpoint={last} is from before" if last.exists() else ""
+    rate = training.args.lr
+    return ValueError(
+        f"the training diverged at step {step}: the loss, a gradient or a weight is NaN or "
+        f"infinite; {images}lower --lr (it was {rate:g}) or give --clip_grad_norm{advice}"
+    )
+
+
+def after_step(training: Training, run: Run, stop: StopRequest) -> None:
+    """Test and save the step that is done, where that is due."""
+    if is_test_due(training):
+        test(training, run, stop)
+    if is_due(training.step, training.args.save_iter_step):
+        save(training, run, f"step_{training.step}", "last")
+
+
+def is_test_due(training: Training) -> bool:
+    """Whether the step is one that is tested, such as the last, and has not been."""
+    args, step = training.args, training.step
+    is_last = bool(args.test_iter_step) and step >= args.total_iter_num
+    return training.tested < step and (is_last or is_due(step, args.test_iter_step))
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something done every so many steps is to be done now; 0 is never."""
+    return bool(every) and step > 0 and step % every == 0
+
+
+def test(training: Training, run: Run, stop: StopRequest) -> None:
+    """Evaluate the test split; where Recall@1 is the best so far, save it as best.pt.
+
+    Raises:
+        Stopped: the run is to stop; nothing of the test is written.
+    """
+    args, index = training.args, training.test_index
+    assert index is not None
+    share_buffers(training.tested_model, training.world)
+    embeddings = embed_index(
+        training.tested_model,
+        index,
+        training.preprocessing,
+        batch_size=args.test_batch_size,
+        num_workers=args.num_workers,
+        device=training.device,
+        world=training.world,
+        log=run.log,
+        log_every=args.display_iter_step,
+        stop=stop,
+    )
+    scores = score_index(index, embeddings, training.device, world=training.world)
+    metrics = decide_on_main(training.world, lambda: summarise(scores))
+    training.tested = training.step
+    recall = metrics["recall@1"]
+    run.log(f"test_img_num {len(index)}, trainbatch {training.step}, test_recall {recall:.5f}")
+    run.record("test", training.step, **metrics)
+    if recall > training.best.get("recall@1", -1.0):
+        training.best = {"recall@1": recall, "step": training.step}
+        save(training, run, "best")
+
+
+def save(training: Training, run: Run, *names: str) -> None:
+    """Save checkpoints NAME.pt and, of the best and the last, the bare NAME.safetensors.
+
+    Of the numbered ones, step_N.pt, the newest `--keep` stay. All ranks call it together.
+
+    Raises:
+        ValueError: the weights are not finite; nothing is written.
+        OSError: a file cannot be written; the one before it is still there.
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
+        raise diverged(training, run, training.step)
+    if "last" in names:
+        training.saved = training.step
+    checkpoint = training.checkpoint()
+    decide_on_main(training.world, lambda: write(training, run, checkpoint, names))
+
+
+def write(training: Training, run: Run, checkpoint: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Write the files of `save`.
+
+    Raises:
+        OSError: a file cannot be written; the one before it is still there.
+    """
+    try:
+        for name in names:
+            if not name.startswith("step_"):  # before NAME.pt, with which a run resumes
+                path = run.folder / f"{name}.safetensors"
+                save_weights(training.tested_model, path, checkpoint["meta"])
+            save_checkpoint(run.folder / f"{name}.pt", checkpoint)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {error.filename} ({error.strerror}): make room; the checkpoints that "
+            "were written before are whole"
+        ) from error
+    prune(run.folder, training.args.keep, training.step)
+
+
+def save_last(training: Training, run: Run) -> None:
+    """Save last.pt, unless it was saved after this step."""
+    if training.saved < training.step:
+        save(training, run, "last")

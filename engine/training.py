@@ -1,0 +1,108 @@
+"""All that a run trains with: what a checkpoint is taken from, and given back to."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from engine.distributed import World
+from engine.resume import Start
+from engine.run import versions
+from engine.sharding import collect_state, restore_state
+from models import EmbeddingModel
+from reader import Index
+from reader.loader import Sampler
+from reader.preprocessing import Preprocessing
+
+
+@dataclass
+class Training:
+    """All that a run trains with, and how far it has come.
+
+    Attributes:
+        scaler: of the loss, against underflow in float16; does nothing with other types.
+        ema: moving average of the network, or None.
+        step: completed updates.
+        best: Recall@1 and step of the best test so far; empty before the first.
+        tested: the last step that was tested; -1 before the first test.
+        saved: the step of the last.pt that this process wrote; -1 before the first.
+    """
+
+    args: Namespace
+    world: World
+    start: Start
+    device: torch.device
+    train_index: Index
+    test_index: Index | None
+    model: EmbeddingModel
+    criterion: nn.Module
+    loss_options: dict[str, Any]
+    sampler: Sampler
+    preprocessing: Preprocessing
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    tested: int = -1
+    saved: int = -1
+
+    @property
+    def tested_model(self) -> EmbeddingModel:
+        """The network that is tested and given away: the moving average, where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs, in plain types and tensors.
+
+        All ranks call it together; what rank 0 gets is whole.
+        """
+        criterion_state, optimizer_state = collect_state(self.criterion, self.optimizer)
+        return {
+            "model": self.tested_model.state_dict(),
+            "live_model": None if self.ema is None else self.model.state_dict(),
+            "criterion": criterion_state,
+            "optimizer": optimizer_state,
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "tested": self.tested,
+            "meta": self._meta(),
+        }
+
+    def _meta(self) -> dict[str, Any]:
+        """What is needed to rebuild the model and to say where it comes from."""
+        args = self.args
+        return {
+            "model": args.model,
+            "embedding_size": args.embedding_size,
+            "image_shape": args.image_shape,
+            "mean": self.model.mean,
+            "std": self.model.std,
+            "dataset": args.dataset,
+            "loss": args.loss_name,
+            "loss_options": self.loss_options,
+            "class_names": list(self.train_index.class_names.values()),
+            "step": self.step,
+            "flags": vars(args),
+            "versions": versions(),
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
+        self.model.load_state_dict(checkpoint.get("live_model") or checkpoint["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(checkpoint["model"])
+        restore_state(
+            self.criterion, self.optimizer, checkpoint["criterion"], checkpoint["optimizer"]
+        )
+        if checkpoint.get("scaler"):
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        self.step = checkpoint["step"]
+        self.best = checkpoint["best"]
+        self.tested = checkpoint.get("tested", self.step)

@@ -1,0 +1,46 @@
+"""What a log line says of the steps since the last one."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from engine.distributed import World, average
+
+
+class Window:
+    """Means of the loss and its figures over the steps since the last log line, and their time."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._seconds = 0.0
+        self._mark = time.perf_counter()
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add the scalars of one step; they stay on the device until `flush`."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self._steps += 1
+        self._count_time()
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._mark
+        self._mark = now
+
+    def restart_clock(self) -> None:
+        """Leave out the time since the last step: it was spent on tests and checkpoints."""
+        self._mark = time.perf_counter()
+
+    def flush(self) -> tuple[dict[str, float], float]:
+        """Return the means over all ranks and the seconds per step, and begin anew."""
+        means = average(torch.stack(list(self._sums.values())) / self._steps, self._world).tolist()
+        self._count_time()  # reading the sums waited for the device
+        named = dict(zip(self._sums, means, strict=True))
+        seconds = self._seconds / self._steps
+        self._sums, self._steps, self._seconds = {}, 0, 0.0
+        return named, seconds
