@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common import machine, names_among
 from benchmarks.retrieval_methods import METHODS
 from engine.cli import user_errors
 from engine.parsing import Flag, integers, natural, parse_flags, path, positive
@@ -35,17 +35,6 @@ MEAN_CLASS_SIZE, LEAST_CLASS_SIZE, MOST_CLASS_SIZE = 5.35, 2, 12  # of Stanford 
 # Chosen so that Recall@1 of 60,502 images is about 0.8 at 512 and at 2048 dimensions.
 NOISE, NOISE_GROWTH, NOISE_SPREAD = 0.9, 0.16, 0.5
 DEFAULT_SHARES = [f"{name}={method.share}" for name, method in METHODS.items() if method.share]
-
-
-def method_names(text: str) -> tuple[str, ...]:
-    """Parse comma-separated names of methods."""
-    names = tuple(text.split(","))
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"expected methods among {', '.join(METHODS)}, found {', '.join(map(repr, unknown))}"
-        )
-    return tuple(dict.fromkeys(names))
 
 
 def shares(text: str) -> dict[str, float]:
@@ -71,7 +60,7 @@ FLAGS = (
     Flag("sizes", integers, (60502, 20000), "numbers of images"),
     Flag("dims", integers, (512, 2048), "dimensions of the embeddings"),
     Flag("rounds", positive, 3, "times that each method is measured"),
-    Flag("methods", method_names, tuple(METHODS), "what is measured"),
+    Flag("methods", names_among(METHODS), tuple(METHODS), "what is measured"),
     Flag(
         "share",
         shares,
@@ -217,17 +206,6 @@ def measure_apart(python: str, name: str, folder: str, queries: int) -> dict[str
         reason = (done.stderr.strip() or "no message").splitlines()[-1]
         return {"failure": f"failed with exit status {done.returncode}: {reason[:200]}"}
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine: CPU, cores, system."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "threads": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-    }
 
 
 def table(data_set: dict[str, Any]) -> str:

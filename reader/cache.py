@@ -194,6 +194,25 @@ def relative_paths(paths: Sequence[str]) -> list[str]:
     return [os.path.abspath(path)[start:] for path in paths]
 
 
+def is_complete(folder: Path, about: dict[str, Any]) -> bool:
+    """Whether the cache is there whole, so that neither lock nor right to write is needed.
+
+    Raises:
+        CacheError: the folder holds a damaged cache, or one of something else.
+        ValueError: it holds something else.
+    """
+    if not folder.exists():
+        return False
+    if CachePaths(folder).about.exists():
+        return "index" in read_about(folder, about)
+    lock = CachePaths(folder).lock.name
+    if any(path.name != lock and not path.name.startswith(".") for path in folder.iterdir()):
+        raise ValueError(
+            f"--cache={folder} holds something that is no cache: choose an empty or new folder"
+        )
+    return False
+
+
 def read_about(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Read about.json, which must say what `about` says.
 

@@ -34,8 +34,8 @@ from reader.cache import (
     CachePaths,
     checksum,
     describe,
+    is_complete,
     num_bytes,
-    read_about,
     read_entries,
 )
 from reader.index import ImageError, Index
@@ -92,25 +92,6 @@ def open_cache(
             f"--cache={folder}): repair the data set or give --on_bad_image=skip"
         )
     return CachedIndex.of(index, cached)
-
-
-def is_complete(folder: Path, about: dict[str, Any]) -> bool:
-    """Whether the cache is there whole, so that neither lock nor right to write is needed.
-
-    Raises:
-        CacheError: the folder holds a damaged cache, or one of something else.
-        ValueError: it holds something else.
-    """
-    if not folder.exists():
-        return False
-    if CachePaths(folder).about.exists():
-        return "index" in read_about(folder, about)
-    lock = CachePaths(folder).lock.name
-    if any(path.name != lock and not path.name.startswith(".") for path in folder.iterdir()):
-        raise ValueError(
-            f"--cache={folder} holds something that is no cache: choose an empty or new folder"
-        )
-    return False
 
 
 @contextlib.contextmanager

@@ -107,10 +107,14 @@ def normalise(
     """
     batch_size, channels, height, width = images.shape
     # Whole rows of pixels: an innermost dimension of three channels would be eight times slower.
-    rows = images.permute(0, 2, 3, 1).reshape(batch_size * height, width * channels).float()
+    rows = images.permute(0, 2, 3, 1).reshape(batch_size * height, width * channels)
     scales, shifts = _row_constants(mean, std, width, images.device)
-    rows.mul_(scales).sub_(shifts)
-    return rows.view(batch_size, height, width, channels).permute(0, 3, 1, 2)
+    inputs = torch.empty(rows.shape, device=images.device)
+    # A CPU keeps one image in its cache between the steps: half the time of the whole batch.
+    num_rows = height if images.device.type == "cpu" else len(rows)
+    for part, values in zip(inputs.split(num_rows), rows.split(num_rows), strict=True):
+        part.copy_(values).mul_(scales).sub_(shifts)
+    return inputs.view(batch_size, height, width, channels).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=8)

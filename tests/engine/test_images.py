@@ -1,6 +1,5 @@
 """How a training reads its images: the cache, work on the device, broken files."""
 
-import json
 import shutil
 
 import numpy as np

@@ -1,0 +1,220 @@
+"""The ways from JPEG files to training batches that `bench_reader` compares.
+
+Each yields batches (B, 3, S, S) of random resized crops, every other one mirrored, of all images
+in order, on one thread: normalised float32, or uint8 where a GPU is to normalise them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import transforms as v1
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms import v2
+
+from reader.cache_build import open_cache
+from reader.device import to_inputs
+from reader.index import Index
+from reader.loader import train_loader
+from reader.preprocessing import Preprocessing
+from reader.training import Reading
+from reader.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+# Octaves of noise: distance of its points in pixels -> strength in grey levels; at 400 x 500
+# pixels and quality 90 a file has about 56 KB, as photographs of that size have.
+NOISE = {64: 40, 16: 40, 4: 20, 1: 2.5}
+QUALITY = 90
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be read.
+
+    Attributes:
+        index: JPEG files.
+        batch_size: B.
+        crop_size: S in pixels.
+        folder: a place for a cache.
+        cache_size: short side of its images in pixels.
+    """
+
+    index: Index
+    batch_size: int
+    crop_size: int
+    folder: Path
+    cache_size: int
+
+
+Batches = Iterator[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to read.
+
+    Attributes:
+        prepare: does what is done once; returns a function that reads all images.
+        job: what it does, for people.
+    """
+
+    prepare: Callable[[Work], Callable[[], Batches]]
+    job: str
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> None:
+    """Write synthetic photographs of a height and width as JPEG files: noise of several scales."""
+    height, width = size
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        image = np.full((height, width, 3), 128, np.float32)
+        for step, strength in NOISE.items():
+            shape = height // step + 2, width // step + 2, 3
+            points = strength * rng.standard_normal(shape, np.float32)
+            image += cv2.resize(points, (width, height), interpolation=cv2.INTER_CUBIC)
+        pixels = Image.fromarray(image.clip(0, 255).astype(np.uint8))
+        pixels.save(folder / f"{number:05d}.jpg", quality=QUALITY)
+
+
+def prepare_pillow_v1(work: Work) -> Callable[[], Batches]:
+    """Decode with Pillow, augment with the first transforms of torchvision."""
+    augment = v1.Compose(
+        [
+            v1.RandomResizedCrop(work.crop_size),
+            v1.RandomHorizontalFlip(),
+            v1.ToTensor(),
+            v1.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    return lambda: _stacked(work, lambda path: augment(_read_pillow(path)))
+
+
+def prepare_pillow_v2(work: Work) -> Callable[[], Batches]:
+    """Decode with Pillow, augment with the second transforms of torchvision, on bytes."""
+    augment = v2.Compose([v2.ToImage(), *_augment_v2(work)])
+    return lambda: _stacked(work, lambda path: augment(_read_pillow(path)))
+
+
+def prepare_torchvision(work: Work) -> Callable[[], Batches]:
+    """Decode with torchvision, augment with its second transforms."""
+    augment = v2.Compose(_augment_v2(work))
+    return lambda: _stacked(
+        work, lambda path: augment(decode_jpeg(read_file(path), mode=ImageReadMode.RGB))
+    )
+
+
+def _augment_v2(work: Work) -> list[torch.nn.Module]:
+    return [
+        v2.RandomResizedCrop(work.crop_size, antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+
+
+def _read_pillow(path: str) -> Image.Image:
+    with open(path, "rb") as file:
+        return Image.open(io.BytesIO(file.read())).convert("RGB")
+
+
+def _stacked(work: Work, read: Callable[[str], torch.Tensor]) -> Batches:
+    paths = work.index.paths
+    for start in range(0, len(paths), work.batch_size):
+        yield torch.stack([read(path) for path in paths[start : start + work.batch_size]])
+
+
+def of_this(
+    transform: str, hand_over: str = "crops", *, cached: bool = False, for_gpu: bool = False
+) -> Callable[[Work], Callable[[], Batches]]:
+    """Return the `prepare` of this project's own loader, without workers."""
+
+    def prepare(work: Work) -> Callable[[], Batches]:
+        index = work.index
+        if cached:
+            index = open_cache(
+                index,
+                work.folder / "cache",
+                work.cache_size,
+                num_workers=1,
+                on_bad_image="error",
+                log=lambda line: None,
+            )
+        preprocessing = Preprocessing(transform, work.crop_size, IMAGENET_MEAN, IMAGENET_STD)
+
+        def read() -> Batches:
+            loader = train_loader(
+                index,
+                InOrder(len(index), work.batch_size),
+                preprocessing,
+                start_step=0,
+                end_step=-(-len(index) // work.batch_size),
+                seed=0,
+                num_workers=0,
+                pin_memory=False,
+                reading=Reading(hand_over),
+            )
+            for batch in loader:
+                if for_gpu:
+                    assert isinstance(batch.images, torch.Tensor)
+                    yield batch.images
+                else:
+                    yield to_inputs(batch, preprocessing, CPU)
+
+        return read
+
+    return prepare
+
+
+class InOrder:
+    """A sampler that takes all images in order; the last batch is short."""
+
+    rank, world_size, note = 0, 1, ""
+
+    def __init__(self, num_images: int, batch_size: int) -> None:
+        self.num_images, self.batch_size = num_images, batch_size
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the image indices of batch `step`."""
+        start = step * self.batch_size
+        return np.arange(start, min(start + self.batch_size, self.num_images))
+
+
+def index_of(paths: Sequence[str]) -> Index:
+    """Return an index of these files, all of one class."""
+    everything = np.ones(len(paths), bool)
+    labels = np.zeros(len(paths), np.int64)
+    return Index("benchmark", "train", list(paths), labels, {0: "0"}, everything, everything)
+
+
+WAYS: dict[str, Way] = {
+    "pillow_v1": Way(prepare_pillow_v1, "Pillow, torchvision.transforms (the baseline)"),
+    "pillow_v2": Way(prepare_pillow_v2, "Pillow, torchvision.transforms.v2 on bytes"),
+    "torchvision": Way(prepare_torchvision, "torchvision.io, torchvision.transforms.v2 on bytes"),
+    "standard": Way(of_this("standard"), "this project, --transform=standard"),
+    "standard_for_gpu": Way(
+        of_this("standard", for_gpu=True),
+        "this project, --transform=standard, without the normalisation that a GPU does",
+    ),
+    "reference": Way(of_this("reference"), "this project, --transform=reference"),
+    "device": Way(
+        of_this("standard", "images"),
+        "this project, --transform=standard --augment_on=device, the device being the CPU",
+    ),
+    "cache_standard": Way(
+        of_this("standard", cached=True), "this project, --transform=standard --cache"
+    ),
+    "cache_standard_for_gpu": Way(
+        of_this("standard", cached=True, for_gpu=True),
+        "this project, --transform=standard --cache, without the normalisation that a GPU does",
+    ),
+    "cache_reference": Way(
+        of_this("reference", cached=True), "this project, --transform=reference --cache"
+    ),
+}

@@ -1,0 +1,87 @@
+"""The benchmark of reading: a whole run on tiny images, its arithmetic, real files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.bench_reader import main, table
+from benchmarks.reader_paths import WAYS, Work, index_of, write_images
+
+TINY = ["--images=5", "--size=60,80", "--crop_size=16", "--batch_size=2", "--rounds=1"]
+
+
+def test_whole_run(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    threads = torch.get_num_threads()
+    result = main([*TINY, f"--json={file}"])
+    assert torch.get_num_threads() == threads
+    assert json.loads(file.read_text()) == json.loads(json.dumps(result))
+    assert result["images"] == 5 and list(result["methods"]) == list(WAYS)
+    assert all(rounds[0]["wall_seconds"] > 0 for rounds in result["methods"].values())
+    printed = capsys.readouterr().out
+    assert "5 synthetic JPEG files of 80 x 60 pixels" in printed
+    for name in WAYS:
+        assert f"\n| {name} | " in printed and f"\n- `{name}`: " in printed
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_yields_all_images(name, tmp_path):
+    write_images(tmp_path, 5, (60, 80), seed=1)
+    paths = sorted(str(path) for path in tmp_path.glob("*.jpg"))
+    read = WAYS[name].prepare(Work(index_of(paths), 2, 16, tmp_path, 32))
+    for _ in range(2):
+        batches = list(read())
+        assert [batch.shape for batch in batches] == [(n, 3, 16, 16) for n in (2, 2, 1)]
+    values = torch.cat(batches)
+    if name.endswith("for_gpu"):
+        assert values.dtype == torch.uint8
+    else:  # noise around grey, normalised
+        assert values.dtype == torch.float32
+        assert abs(values.mean()) < 0.8 and 0.3 < values.std() < 1.5
+
+
+def test_synthetic_images_are_like_photographs(tmp_path):
+    write_images(tmp_path, 3, (400, 500), seed=0)
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert 45_000 < np.mean(sizes) < 65_000
+
+
+def test_table_counts_the_best_round():
+    rounds = {
+        "pillow_v1": [{"cpu_seconds": s, "wall_seconds": s} for s in (2.0, 1.0)],
+        "standard": [{"cpu_seconds": 0.5, "wall_seconds": 1.0}] * 2,
+    }
+    lines = table({"images": 100, "methods": rounds}).splitlines()
+    assert lines[2] == "| pillow_v1 | 100 | 1.00 | 100 | 50, 100 |"
+    assert lines[3] == "| standard | 200 | 2.00 | 100 | 200, 200 |"
+    del rounds["pillow_v1"]
+    assert "| standard | 200 |  | 100 |" in table({"images": 100, "methods": rounds})
+
+
+def test_real_files_are_read(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((30, 40, 3), 80 * number, np.uint8)).save(folder / f"{number}.JPG")
+    result = main([f"--data_dir={folder}", "--crop_size=8", "--rounds=1", "--methods=standard"])
+    assert result["images"] == 3 and f"3 JPEG files of {folder}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods=standart"], "found 'standart'"),
+        (["--size=3"], "expected --size=HEIGHT,WIDTH, found 1 numbers"),
+        (["--data_dir=/nowhere"], "--data_dir=/nowhere: no .jpg or .jpeg files"),
+        (["--data_dir=/nowhere", "--size=3,4"], "--size is for synthetic images"),
+        (["--json=/no/such/folder/file"], "/no/such/folder/file: No such file"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*TINY[:1], *flags])
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
