@@ -23,8 +23,8 @@ from engine.distributed import (
     share_buffers,
     wrap,
 )
-from engine.images import BrokenImages, reading_of
 from engine.inference import embed_index
+from engine.reading import BrokenImages, reading_of
 from engine.run import Run, choose_folder
 from engine.schedules import learning_rate, set_learning_rate
 from engine.scoring import score_index

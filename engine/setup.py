@@ -16,8 +16,8 @@ from engine.checkpoints import load_checkpoint
 from engine.devices import choose_device, place
 from engine.distributed import World, join_world
 from engine.flags import options_of_loss
-from engine.images import check_reading, open_training_images
 from engine.inference import check_image_size, load_split, preprocessing_of
+from engine.reading import check_reading, open_training_images
 from engine.run import log, versions
 from engine.schedules import build_optimizer
 from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
