@@ -29,7 +29,7 @@ from reader.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 # Octaves of noise: distance of its points in pixels -> strength in grey levels; at 400 x 500
 # pixels and quality 90 a file has about 56 KB, as photographs of that size have.
-NOISE = {64: 40, 16: 40, 4: 20, 1: 2.5}
+NOISE = {64: 40, 16: 40, 4: 17, 1: 1.5}
 QUALITY = 90
 CPU = torch.device("cpu")
 

@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from engine.distributed import ComputeLoss, decide_on_main, join_world, leave_world
-from engine.images import BrokenImages, reading_of
 from engine.milestones import (
     after_step,
     is_test_due,
@@ -18,6 +17,7 @@ from engine.milestones import (
     skip_or_stop,
     write_line,
 )
+from engine.reading import BrokenImages, reading_of
 from engine.resume import best_so_far
 from engine.run import Run, choose_folder, log
 from engine.schedules import learning_rate, set_learning_rate

@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from engine.devices import choose_device, place
 from engine.distributed import World, decide_on_main
 from engine.flags import options_of_loss
-from engine.images import check_reading, open_training_images
 from engine.inference import check_image_size, load_split, preprocessing_of
 from engine.optimizers import build_optimizer, check_optimizer_flags
+from engine.reading import check_reading, open_training_images
 from engine.resume import find_start, load_start
 from engine.run import log
 from engine.sharding import build_sharded_loss

@@ -245,6 +245,8 @@ def read_entries(folder: Path, num_images: int) -> np.ndarray:
         raise CacheError(f"{damaged(folder)}: index.npy cannot be read") from error
     if entries.dtype != ENTRY or entries.shape != (num_images,):
         raise CacheError(f"{damaged(folder)}: index.npy is not of {num_images} images")
+    if not np.array_equal(entries["offset"], offsets(entries)):
+        raise CacheError(f"{damaged(folder)}: index.npy contradicts itself")
     return entries
 
 
@@ -260,4 +262,14 @@ def checksum(array: np.ndarray) -> int:
 
 def num_bytes(entries: np.ndarray) -> int:
     """Size of the pixels of all images."""
-    return int((entries["height"].astype(np.int64) * entries["width"] * 3).sum())
+    return int(_sizes(entries).sum())
+
+
+def offsets(entries: np.ndarray) -> np.ndarray:
+    """Where the pixels of each image begin, (N,) int64: one image lies behind the other."""
+    sizes = _sizes(entries)
+    return np.cumsum(sizes) - sizes
+
+
+def _sizes(entries: np.ndarray) -> np.ndarray:
+    return entries["height"].astype(np.int64) * entries["width"] * 3

@@ -36,6 +36,7 @@ from reader.cache import (
     describe,
     is_complete,
     num_bytes,
+    offsets,
     read_entries,
 )
 from reader.index import ImageError, Index
@@ -147,8 +148,7 @@ class _Builder:
                     self._note_broken(entries, i, shape)
                 else:
                     entries["height"][i], entries["width"][i] = shape
-        sizes = entries["height"].astype(np.int64) * entries["width"] * 3
-        entries["offset"] = np.cumsum(sizes) - sizes
+        entries["offset"] = offsets(entries)
         return entries
 
     def _shape(self, i: int) -> tuple[int, int] | ImageError:
@@ -168,6 +168,8 @@ class _Builder:
         """Say the size and take the room on the disk, all of it, so that it cannot run out."""
         path, size = self._files.pixels, num_bytes(self._entries)
         path.touch()
+        if path.stat().st_size != size:  # not begun, or lost
+            self._entries["state"][self._entries["state"] == PRESENT] = MISSING
         needed = size - path.stat().st_blocks * 512
         free = shutil.disk_usage(path.parent).free
         num_missing = int((self._entries["state"] == MISSING).sum())

@@ -17,6 +17,8 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from reader.lanczos import resize_lanczos
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -46,7 +48,7 @@ def reference_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
     Shape:
         returns: (S, S, 3) uint8.
     """
-    resized = cv2.resize(_cut(rgb, crop), (crop_size, crop_size), interpolation=cv2.INTER_LANCZOS4)
+    resized = resize_lanczos(_cut(rgb, crop), crop_size, crop_size)
     return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
@@ -69,7 +71,7 @@ def reference_eval(
     """
     rgb = _limit_aspect(rgb)
     height, width = resized_shape(rgb.shape[0], rgb.shape[1], crop_size)
-    resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LANCZOS4)
+    resized = resize_lanczos(rgb, height, width)
     top, left = (height - crop_size) // 2, (width - crop_size) // 2
     crop = resized[top : top + crop_size, left : left + crop_size]
     return _normalise(crop.transpose(2, 0, 1), mean, std)

@@ -9,7 +9,7 @@ import torch
 import train_elem
 import train_pair
 from engine.checkpoints import load_checkpoint
-from engine.images import BrokenImages
+from engine.reading import BrokenImages
 from reader import ImageError, Index
 
 PAIR = ["--loss_name=eml", "--train_batch_size=8", "--lr=0.001", "--total_iter_num=4"]
