@@ -104,8 +104,9 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _all_rows(rows: Tensor, world: World) -> Tensor:
+    rows = rows.contiguous()
     parts = [torch.empty_like(rows) for _ in range(world.size)]
-    dist.all_gather(parts, rows.contiguous())
+    dist.all_gather(parts, rows)
     return torch.cat(parts)
 
 
