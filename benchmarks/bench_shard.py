@@ -155,7 +155,7 @@ def table(args: Namespace, found: dict[int, list[dict[str, Any]]]) -> str:
 def run_worker() -> None:
     """Measure as one of the processes that torchrun started; rank 0 prints what was found."""
     args, _ = parse_flags(__doc__, FLAGS, None)
-    world = join_world(use_cuda=False)
+    world = join_world()
     found = measure(args, world)
     if world.is_main:
         print(json.dumps(found))

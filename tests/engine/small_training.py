@@ -171,7 +171,7 @@ def train_all(world):
 
 
 if __name__ == "__main__":
-    place = join_world(use_cuda=False)
+    place = join_world()
     everything = train_all(place)
     if place.is_main:
         torch.save(everything, sys.argv[1])
