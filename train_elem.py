@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from engine.classification import accuracies
 from engine.cli import user_errors
 from engine.distributed import World
 from engine.fit import train
@@ -44,9 +45,7 @@ def compute_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the loss, and top-1 and top-5 accuracy from the logits it was computed from."""
     loss, logits = criterion(embeddings, labels)
-    best_classes = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices  # Bx5
-    hits = best_classes == labels[:, None]
-    return loss, {"acc1": hits[:, 0].float().mean(), "acc5": hits.any(1).float().mean()}
+    return loss, accuracies(logits.detach(), labels)
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

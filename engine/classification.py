@@ -72,6 +72,12 @@ def classify(
     return dict(zip(("loss", "acc1", "acc5"), (totals / len(labels)).tolist(), strict=True))
 
 
+def accuracies(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return `acc1` and `acc5`, () each, of class scores (B, C) and labels (B,)."""
+    best, best_five = _hits(logits, labels)
+    return {"acc1": best.float().mean(), "acc5": best_five.float().mean()}
+
+
 def _hits(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Whether the best class is right, and whether one of the best five is, (B,) bool each."""
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]

@@ -27,7 +27,14 @@ from engine.parsing import (
     whitening,
 )
 from engine.schedules import LR_STRATEGIES
-from losses import ELEM_LOSSES, PAIR_LOSSES, loss_options
+from losses import (
+    ELEM_LOSSES,
+    LOSS_ALIASES,
+    PAIR_LOSSES,
+    is_pml,
+    layout_of,
+    loss_options,
+)
 from reader import DATASETS
 from reader.transforms import TRANSFORMS
 from retrieval.scores import TIES
@@ -184,6 +191,7 @@ def loss_flags(losses: dict[str, type[nn.Module]]) -> tuple[Flag, ...]:
         float: non_negative,
         bool: boolean,
         str: str,
+        tuple[int, ...]: integers,
     }
     flags: dict[str, Flag] = {}
     users: dict[str, list[str]] = {}
@@ -195,7 +203,7 @@ def loss_flags(losses: dict[str, type[nn.Module]]) -> tuple[Flag, ...]:
             users.setdefault(name, []).append(f"{loss_name}: {parameter.default}")
             text = _argument_help(loss, name)
             assert types[name] in parsers, (
-                f"{loss_name}: annotate {name} as int, float, bool or str"
+                f"{loss_name}: annotate {name} as int, float, bool, str or tuple[int, ...]"
             )
             flags.setdefault(name, Flag(name, parsers[types[name]], None, text))
     return tuple(
@@ -225,8 +233,16 @@ def training_flags(
 
 
 def _loss_of(losses: dict[str, type[nn.Module]], text: str) -> str:
-    """Parse the name of a loss of one stage."""
+    """Parse the name of a loss of one stage; stage 2 also has aliases and `pml:` names."""
     if text in losses:
+        return text
+    if losses is PAIR_LOSSES and text in LOSS_ALIASES:
+        return LOSS_ALIASES[text]
+    if losses is PAIR_LOSSES and is_pml(text):
+        try:
+            loss_options(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
         return text
     message = f"unknown loss {text!r}: choose from {', '.join(losses)}"
     if text in ELEM_LOSSES | PAIR_LOSSES:
@@ -254,10 +270,13 @@ def options_of_loss(args: Namespace, given: set[str]) -> dict[str, Any]:
     Raises:
         ValueError: a given flag belongs to other losses only.
     """
-    own = loss_options(args.loss_name)
+    own = {} if is_pml(args.loss_name) else loss_options(args.loss_name)
     stage = ELEM_LOSSES if args.loss_name in ELEM_LOSSES else PAIR_LOSSES
+    used = set(own)
+    if stage is PAIR_LOSSES and layout_of(args.loss_name) == "labels":
+        used.add("samples_each_class")  # of its batches; such a loss itself does not need it
     for flag in loss_flags(stage):
-        if flag.name in given and flag.name not in own:
+        if flag.name in given and flag.name not in used:
             used_by = [name for name in stage if flag.name in loss_options(name)]
             raise ValueError(
                 f"--{flag.name} is not used by --loss_name={args.loss_name} "

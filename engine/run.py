@@ -60,7 +60,7 @@ def choose_folder(args: Namespace, given: set[str]) -> Path:
                 f"with --checkpoint={folder / 'last.pt'}"
             )
         return folder
-    base = f"{args.model.replace('/', '_')}_{args.loss_name}"
+    base = f"{args.model.replace('/', '_')}_{args.loss_name.replace(':', '_')}"
     folder, number = root / base, 1
     while (folder / "args.json").exists() and folder.resolve() != resumed:
         number += 1

@@ -14,13 +14,14 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from engine.checkpoints import load_checkpoint
+from engine.criterion import build_criterion, check_criterion_flags
 from engine.devices import choose_device, place
 from engine.distributed import World, join_world
 from engine.flags import options_of_loss
 from engine.inference import check_image_size, load_split, preprocessing_of
 from engine.optimizers import build_optimizer, check_optimizer_flags
 from engine.run import log, versions
-from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
+from losses import ELEM_LOSSES
 from models import EmbeddingModel, build_model, load_weights
 from reader import Index
 from reader.loader import Preprocessing, Sampler
@@ -32,6 +33,7 @@ MakeSampler = Callable[[np.ndarray, Namespace, World], Sampler]
 FIXED_FLAGS = (
     *("model", "embedding_size", "loss_name", "class_dim"),
     *("optimizer", "decay_norm_and_bias"),
+    *("alpha", "xbm_size", "loss_options"),
 )
 
 
@@ -167,6 +169,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
     world = join_world(args.use_gpu and args.device != "cpu" and torch.cuda.is_available())
     device = choose_device(args, log if world.is_main else lambda line: None, world.local_rank)
     check_schedule(args, given)
+    check_criterion_flags(args, given)
     check_optimizer_flags(args, given)
     torch.manual_seed(args.seed)
     train_index = load_split(args, "train")
@@ -188,9 +191,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler) -> Train
             log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
             if report.missing:
                 log(f"weights: {', '.join(report.missing)} not there, starting at random")
-    if args.loss_name in ELEM_LOSSES:
-        loss_options |= {"class_dim": args.class_dim, "embedding_size": model.embedding_size}
-    criterion = build_loss(args.loss_name, **loss_options)
+    criterion = build_criterion(args, loss_options, model.embedding_size)
     if args.with_mem_opt:
         recompute_activations(model)
     place(model, device)
@@ -224,16 +225,16 @@ def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
     checkpoint = load_checkpoint(args.checkpoint)
     flags = checkpoint["meta"]["flags"]
     is_elem = args.loss_name in ELEM_LOSSES
-    if flags["loss_name"] not in (ELEM_LOSSES if is_elem else PAIR_LOSSES):
+    if (flags["loss_name"] in ELEM_LOSSES) != is_elem:
         script = "train_pair.py" if is_elem else "train_elem.py"
         raise ValueError(
             f"{args.checkpoint} was written by {script} (--loss_name={flags['loss_name']}): "
             "resume it there, or give it as --pretrained_model to start from its weights"
         )
     for name in FIXED_FLAGS:
-        if name in given and getattr(args, name) != flags[name]:
+        if name in given and getattr(args, name) != flags.get(name):
             raise ValueError(
-                f"{args.checkpoint} was trained with --{name}={flags[name]}, found "
+                f"{args.checkpoint} was trained with --{name}={flags.get(name)}, found "
                 f"--{name}={getattr(args, name)}: leave the flag out to resume"
             )
     kept = given | {"checkpoint", "config"}
