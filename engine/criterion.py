@@ -35,7 +35,7 @@ PAIR_FLAGS = (
     Flag(
         "loss_options",
         str,
-        "",
+        None,
         "options of a pml: loss, numbers (1 and 0 for yes and no): pos_eps=0.01,neg_eps=0.01",
     ),
 )
@@ -82,7 +82,7 @@ def build_criterion(args: Namespace, options: dict[str, Any], embedding_size: in
     ]
     options |= {name: derived[name] for name in needed}
     if is_pml(args.loss_name):
-        options |= parse_pml_options(args.loss_name, args.loss_options)
+        options |= parse_pml_options(args.loss_name, args.loss_options or "")
     criterion = build_loss(args.loss_name, **options)
     if args.loss_name in ELEM_LOSSES:
         return criterion

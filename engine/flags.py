@@ -222,8 +222,11 @@ def training_flags(
         loss_name: the default one.
         **defaults: of flags whose default depends on the stage.
     """
+    names = ", ".join(losses)
+    if losses is PAIR_LOSSES:
+        names += ", or pml:NAME, a loss of pytorch-metric-learning"
     return (
-        Flag("loss_name", partial(_loss_of, losses), loss_name, f"one of {', '.join(losses)}"),
+        Flag("loss_name", partial(_loss_of, losses), loss_name, f"one of {names}"),
         *loss_flags(losses),
         *with_defaults(TRAIN_FLAGS, **defaults),
         *MODEL_FLAGS,

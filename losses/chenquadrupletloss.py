@@ -29,8 +29,8 @@ class ChenQuadrupletLoss(nn.Module):
         labels: (B,) int64, in any order.
         returns: () float32.
 
-    It takes about B^3 K / 4 numbers: 12 million for 160 images, 4 per class. Without positives,
-    or without negatives, the loss is zero; with two classes the second term is. Differs from the
+    It takes B^3 (K - 1) / 4 numbers: 3 million for 160 images, 4 per class. Without positives, or
+    without negatives, the loss is zero; with two classes the second term is. Differs from the
     paper: the squared distance takes the place of a learned metric, margins are fixed, and each
     term is averaged, not summed.
     """
