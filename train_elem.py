@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from engine.classification import classes_ahead
+from engine.classification import accuracies, classes_ahead
 from engine.cli import user_errors
 from engine.distributed import World
 from engine.fit import train
-from engine.flags import training_flags
 from engine.parsing import Flag, boolean, parse_flags
 from engine.sharding import ShardedHead
+from engine.training_flags import training_flags
 from losses import ELEM_LOSSES
 from reader.samplers import ShuffledSampler
 
@@ -57,7 +57,7 @@ def compute_loss(
     else:
         loss, logits = criterion(embeddings, labels)
         ahead = classes_ahead(logits.detach(), labels)  # B
-    return loss, {f"acc{k}": (ahead < k).float().mean() for k in (1, 5)}
+    return loss, accuracies(ahead)
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

@@ -14,13 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.classification import accuracies, classes_ahead
 from engine.cli import user_errors
+from engine.criterion import PAIR_FLAGS
 from engine.distributed import World
 from engine.fit import train
-from engine.flags import training_flags
 from engine.parsing import Flag, boolean, parse_flags
-from losses import PAIR_LOSSES
-from reader.samplers import ClassBlockSampler, TripleSampler
+from engine.training_flags import training_flags
+from losses import PAIR_LOSSES, layout_of
+from reader.samplers import ClassBlockSampler, PairSampler, TripleSampler
 
 DEFAULT_SAMPLES_EACH_CLASS = 2  # of a loss without such an option
 
@@ -33,6 +35,7 @@ GATHER = Flag(
 FLAGS = training_flags(
     PAIR_LOSSES,
     GATHER,
+    *PAIR_FLAGS,
     loss_name="triplet",
     train_batch_size=120,
     lr=0.0001,
@@ -45,11 +48,14 @@ FLAGS = training_flags(
 
 def make_sampler(
     labels: np.ndarray, args: Namespace, world: World
-) -> TripleSampler | ClassBlockSampler:
-    """Draw the batches that the loss takes: triples, or blocks of K images of P classes."""
+) -> TripleSampler | PairSampler | ClassBlockSampler:
+    """Draw the batches that the loss takes: triples, pairs, or blocks of K images of P classes."""
     share = (args.seed, world.rank, world.size, args.accumulation_steps)
-    if getattr(PAIR_LOSSES[args.loss_name], "layout", "blocks") == "triples":
+    layout = layout_of(args.loss_name)
+    if layout == "triples":
         return TripleSampler(labels, args.train_batch_size, *share)
+    if layout == "pairs":
+        return PairSampler(labels, args.train_batch_size, *share)
     samples_each_class = args.samples_each_class or DEFAULT_SAMPLES_EACH_CLASS
     return ClassBlockSampler(labels, args.train_batch_size, samples_each_class, *share)
 
@@ -57,8 +63,12 @@ def make_sampler(
 def compute_loss(
     criterion: nn.Module, embeddings: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the loss, and Recall@1 inside the batch by cosine similarity."""
+    """Compute the loss, and Recall@1 inside the batch by cosine; with --alpha v1's figures."""
     loss = criterion(embeddings, labels)
+    if isinstance(loss, tuple):
+        loss, (metric, cross_entropy, logits) = loss
+        parts = {"loss_metric": metric.detach(), "loss_cls": cross_entropy.detach()}
+        return loss, {**parts, **accuracies(classes_ahead(logits.detach(), labels))}
     unit = F.normalize(embeddings.detach())
     similarities = (unit @ unit.T).fill_diagonal_(-torch.inf)  # BxB
     recall = (labels[similarities.argmax(1)] == labels).float().mean()

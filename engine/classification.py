@@ -79,3 +79,8 @@ def classes_ahead(scores: Tensor, labels: Tensor) -> Tensor:
     """
     targets = scores.gather(1, labels[:, None])  # Bx1
     return (~(scores < targets)).sum(1) - 1  # its own class is not ahead of itself
+
+
+def accuracies(ahead: Tensor) -> dict[str, Tensor]:
+    """Return `acc1` and `acc5`, () each, from `classes_ahead` of the images of a batch."""
+    return {f"acc{k}": (ahead < k).float().mean() for k in (1, 5)}

@@ -6,20 +6,18 @@ import contextlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from engine.checkpoints import load_checkpoint
+from engine.criterion import load_class_layer
 from engine.devices import choose_amp, place
 from engine.distributed import World, decide_on_main, gather_rows, wait_for_all
 from engine.features import FeatureFile, FeatureWriter
 from engine.files import RANDOM
 from engine.run import log
 from engine.signals import StopRequest
-from losses import ELEM_LOSSES, build_loss
 from models import REFERENCE_MODELS, EmbeddingModel, build_model, load_weights, read_metadata
 from reader import Index, load_index
 from reader.loader import Preprocessing, eval_loader
@@ -44,7 +42,7 @@ class Embedder:
         model: in evaluation mode, on its device.
         preprocessing: the image pipeline that it was trained with.
         meta: what its checkpoint says of it; empty for foreign weights.
-        class_layer: the stage-1 loss with its class weights, or None where there is none.
+        class_layer: a stage-1 loss with its class weights, or None where there is none.
         source: a line about where the weights come from and what of them was left out.
     """
 
@@ -140,10 +138,8 @@ def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Emb
             )
         left_out = f", left out: {', '.join(report.unexpected)}" if report.unexpected else ""
         source = f"{args.model}, {len(report.loaded)} tensors of {path} ({report.source}){left_out}"
-    class_layer = None
-    if meta.get("loss") in ELEM_LOSSES and Path(path).suffix != ".safetensors":
-        class_layer = build_loss(meta["loss"], **meta["loss_options"])
-        class_layer.load_state_dict(load_checkpoint(path)["criterion"])
+    class_layer = load_class_layer(path, meta, model.embedding_size)
+    if class_layer is not None:
         class_layer.to(device).eval()
     if meta:
         model.mean, model.std = tuple(meta["mean"]), tuple(meta["std"])

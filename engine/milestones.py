@@ -24,8 +24,10 @@ def write_line(training: Training, run: Run, window: Window, rate: float) -> Non
     """Write the reference's training line, and warn where the embeddings have collapsed."""
     means, seconds = window.flush()
     spread = means.pop("spread")
+    # v1's line has the parts of a joint loss instead of the loss.
+    shown = {name: means[name] for name in means if name != "loss" or "loss_metric" not in means}
     figures = ", ".join(
-        f"{name} {value:.{6 if name == 'loss' else 4}f}" for name, value in means.items()
+        f"{name} {value:.{6 if name.startswith('loss') else 4}f}" for name, value in shown.items()
     )
     run.log(f"trainbatch {training.step}, lr {rate:.6f}, {figures}, time {seconds:.2f} sec")
     run.record(

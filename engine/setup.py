@@ -14,17 +14,17 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.criterion import build_criterion, check_criterion_flags
 from engine.devices import choose_device, place
 from engine.distributed import World, decide_on_main
-from engine.flags import options_of_loss
 from engine.inference import check_image_size, load_split, preprocessing_of
 from engine.optimizers import build_optimizer, check_optimizer_flags
 from engine.reading import check_reading, open_training_images
 from engine.resume import find_start, load_start
 from engine.run import log
-from engine.sharding import build_sharded_loss
 from engine.training import Training
-from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss
+from engine.training_flags import options_of_loss
+from losses import ELEM_LOSSES
 from models import EmbeddingModel, build_model, load_weights
 from reader import Index
 from reader.loader import Sampler
@@ -36,6 +36,7 @@ MakeSampler = Callable[[np.ndarray, Namespace, World], Sampler]
 FIXED_FLAGS = (
     *("model", "embedding_size", "loss_name", "class_dim"),
     *("optimizer", "decay_norm_and_bias"),
+    *("alpha", "xbm_size", "loss_options"),
 )
 
 
@@ -69,6 +70,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     checkpoint = adopt_checkpoint(args, given) if args.checkpoint else None
     device = choose_device(args, log if world.is_main else lambda line: None, world.local_rank)
     check_schedule(args, given)
+    check_criterion_flags(args, given)
     check_optimizer_flags(args, given)
     torch.manual_seed(args.seed)
     train_index = load_split(args, "train")
@@ -91,7 +93,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
             log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
             if report.missing:
                 log(f"weights: {', '.join(report.missing)} not there, starting at random")
-    criterion = build_criterion(args, loss_options, model, world)
+    criterion = build_criterion(args, loss_options, model.embedding_size, world)
     if args.with_mem_opt:
         recompute_activations(model)
     if args.sync_bn:
@@ -119,17 +121,6 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     return training
 
 
-def build_criterion(
-    args: Namespace, loss_options: dict[str, Any], model: EmbeddingModel, world: World
-) -> nn.Module:
-    """Build the loss of the flags; its options are completed in place."""
-    if args.loss_name in ELEM_LOSSES:
-        loss_options |= {"class_dim": args.class_dim, "embedding_size": model.embedding_size}
-    if getattr(args, "shard_head", False):
-        return build_sharded_loss(world, args.loss_name, **loss_options)
-    return build_loss(args.loss_name, **loss_options)
-
-
 def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
     """Let a module's batch norms take their statistics over the images of all ranks.
 
@@ -155,16 +146,16 @@ def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
     checkpoint = load_start(args.checkpoint)
     flags = checkpoint["meta"]["flags"]
     is_elem = args.loss_name in ELEM_LOSSES
-    if flags["loss_name"] not in (ELEM_LOSSES if is_elem else PAIR_LOSSES):
+    if (flags["loss_name"] in ELEM_LOSSES) != is_elem:
         script = "train_pair.py" if is_elem else "train_elem.py"
         raise ValueError(
             f"{args.checkpoint} was written by {script} (--loss_name={flags['loss_name']}): "
             "resume it there, or give it as --pretrained_model to start from its weights"
         )
     for name in FIXED_FLAGS:
-        if name in given and getattr(args, name) != flags[name]:
+        if name in given and getattr(args, name) != flags.get(name):
             raise ValueError(
-                f"{args.checkpoint} was trained with --{name}={flags[name]}, found "
+                f"{args.checkpoint} was trained with --{name}={flags.get(name)}, found "
                 f"--{name}={getattr(args, name)}: leave the flag out to resume"
             )
     kept = given | {"checkpoint", "config"}

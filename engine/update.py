@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from engine.devices import choose_amp
 from engine.distributed import ComputeLoss, over_all_ranks, total, wrap
-from engine.setup import Training
+from engine.training import Training
 from reader import ImageError
 from reader.batch import Batch
 from reader.device import to_inputs

@@ -12,10 +12,21 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from losses.arcmarginloss import ArcMarginLoss
+from losses.batchtripletloss import BatchTripletLoss
+from losses.chenquadrupletloss import ChenQuadrupletLoss
+from losses.circleloss import CircleLoss
+from losses.contrastiveloss import ContrastiveLoss
 from losses.emlloss import EmlLoss
+from losses.liftedstructureloss import LiftedStructureLoss
+from losses.multisimilarityloss import MultiSimilarityLoss
 from losses.npairsloss import NpairsLoss
+from losses.pmlloss import PREFIX, PmlLoss, pml_options
 from losses.quadrupletloss import QuadrupletLoss
+from losses.recallloss import RecallLoss
+from losses.siameseloss import SiameseLoss
+from losses.smoothaploss import SmoothApLoss
 from losses.softmaxloss import SoftmaxLoss
+from losses.supconloss import SupConLoss
 from losses.tripletloss import TripletLoss
 
 # Stage 1: look at one image at a time; `loss, logits = criterion(embeddings, labels)`.
@@ -25,13 +36,42 @@ ELEM_LOSSES: dict[str, type[nn.Module]] = {
 }
 
 # Stage 2: compare the images of a batch; `loss = criterion(embeddings, labels)`. Batches are blocks
-# of K images per class; a class attribute `layout = "triples"` asks for a p n a p n ... instead.
+# of K images per class, unless a class attribute says otherwise (`layout_of`).
 PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "triplet": TripletLoss,
     "quadruplet": QuadrupletLoss,
     "eml": EmlLoss,
     "npairs": NpairsLoss,
+    "siamese": SiameseLoss,
+    "contrastive": ContrastiveLoss,
+    "batch_triplet": BatchTripletLoss,
+    "chen_quadruplet": ChenQuadrupletLoss,
+    "multi_similarity": MultiSimilarityLoss,
+    "lifted_structure": LiftedStructureLoss,
+    "supcon": SupConLoss,
+    "circle": CircleLoss,
+    "smooth_ap": SmoothApLoss,
+    "recall_surrogate": RecallLoss,
 }
+
+# Names of stage-2 losses in v1 of the reference.
+LOSS_ALIASES = {"tripletloss": "triplet", "quadrupletloss": "quadruplet", "emlloss": "eml"}
+
+
+def is_pml(name: str) -> bool:
+    """Whether a name, such as `pml:NCALoss`, is that of a loss of pytorch-metric-learning."""
+    return name.startswith(PREFIX)
+
+
+def layout_of(name: str) -> str:
+    """Return how the batches of a stage-2 loss are made up.
+
+    Returns:
+        `blocks`: K images of each class in a row; `labels`: the same, but in any order, since the
+        loss looks at labels alone; `triples`: a p n a p n ...; `pairs`: a b a b ....
+    """
+    loss = PmlLoss if is_pml(name) else PAIR_LOSSES[name]
+    return getattr(loss, "layout", "blocks")
 
 
 @runtime_checkable
@@ -64,6 +104,8 @@ def loss_options(name: str) -> dict[str, inspect.Parameter]:
     Raises:
         ValueError: no loss has that name.
     """
+    if is_pml(name):
+        return pml_options(name)
     losses = ELEM_LOSSES | PAIR_LOSSES
     if name not in losses:
         raise ValueError(f"unknown loss {name!r}: choose from {', '.join(losses)}")
@@ -74,7 +116,7 @@ def build_loss(name: str, **options: Any) -> nn.Module:
     """Build a loss by name.
 
     Args:
-        name: a key of ELEM_LOSSES or PAIR_LOSSES.
+        name: a key of ELEM_LOSSES or PAIR_LOSSES, or `pml:` and a class of pytorch-metric-learning.
         **options: the options of that loss, named as the command line flags.
 
     Raises:
@@ -93,7 +135,18 @@ def build_loss(name: str, **options: Any) -> nn.Module:
     ]
     if lacking:
         raise ValueError(f"loss {name} needs {', '.join(lacking)}")
+    if is_pml(name):
+        return PmlLoss(name, **options)
     return (ELEM_LOSSES | PAIR_LOSSES)[name](**options)
 
 
-__all__ = ["ELEM_LOSSES", "PAIR_LOSSES", "SplittableLoss", "build_loss", "loss_options"]
+__all__ = [
+    "ELEM_LOSSES",
+    "LOSS_ALIASES",
+    "PAIR_LOSSES",
+    "SplittableLoss",
+    "build_loss",
+    "is_pml",
+    "layout_of",
+    "loss_options",
+]

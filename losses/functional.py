@@ -59,6 +59,34 @@ def squared_distances(embeddings: Tensor) -> Tensor:
     return squares[:, None] + squares[None, :] - 2 * products
 
 
+def euclidean(squared: Tensor) -> Tensor:
+    """Roots of squared distances, at least 1e-6, so that the gradient at 0 is 0 and not NaN."""
+    return squared.clamp(min=1e-12).sqrt()
+
+
+def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the values that a mask of their shape chooses; 0, with zero gradient, of none."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def mean_or_zero(values: Tensor) -> Tensor:
+    """Mean of values (N,), 0 with zero gradient where there are none."""
+    return values.sum() / max(len(values), 1)
+
+
+def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
+    """Log of the sum of exp over what a mask chooses of each row: (B, M), (B, M) -> (B,).
+
+    Every row must have an entry in the mask.
+    """
+    return values.masked_fill(~mask, -torch.inf).logsumexp(1)
+
+
+def log_one_plus_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
+    """Log of 1 + the sum of exp over what a mask chooses of each row: (B, M), (B, M) -> (B,)."""
+    return F.pad(values.masked_fill(~mask, -torch.inf), (1, 0)).logsumexp(1)
+
+
 def tied_max(values: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """Maximum over `dim` (kept) whose gradient reaches every tied entry in full.
 
@@ -96,6 +124,13 @@ def check_classes(labels: Tensor, class_dim: int) -> None:
         raise ValueError(
             f"expected labels in 0..{class_dim - 1} (class_dim {class_dim}), found {low}..{high}"
         )
+
+
+def check_above_zero(**options: float) -> None:
+    """Raise ValueError for options, by name, that are not above zero: they divide."""
+    for name, value in options.items():
+        if value <= 0:
+            raise ValueError(f"expected {name} above 0, found {value:g}")
 
 
 def check_samples_each_class(samples_each_class: int) -> None:
@@ -136,6 +171,13 @@ def check_triples(labels: Tensor) -> None:
             "expected triples of labels (anchor, same class, other class), "
             f"found {_shortened(labels)}"
         )
+
+
+def check_pairs(labels: Tensor) -> None:
+    """Raise ValueError unless a batch is made of pairs."""
+    num_images = len(labels)
+    if num_images == 0 or num_images % 2:
+        raise ValueError(f"batch of {num_images} images is not a positive multiple of 2")
 
 
 def block_pairs(

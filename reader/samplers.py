@@ -6,12 +6,19 @@ contiguous share. Nothing but the step is remembered, so a resumed run continues
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
+
+from reader.shares import (
+    check_seed,
+    classes_with_pairs,
+    group_by_class,
+    share_of_rank,
+    too_few_classes,
+)
 
 # First word of every random key, so that streams of one seed are unrelated.
 _SHUFFLED_STREAM, _BLOCK_STREAM, _TRIPLE_STREAM = 1, 2, 3
+_PAIR_STREAM = 6  # 4 and 5 are those of augmentation and of the network's draws
 
 
 class ShuffledSampler:
@@ -41,8 +48,8 @@ class ShuffledSampler:
         num_parts: int = 1,
     ) -> None:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self._share = _share_of_rank(batch_size, 1, "", rank, world_size, num_parts)
-        self._seed = _check_seed(seed)
+        self._share = share_of_rank(batch_size, 1, "", rank, world_size, num_parts)
+        self._seed = check_seed(seed)
         self._num_images = len(labels)
         if self._num_images == 0:
             raise ValueError("expected training images, got none: check the data set")
@@ -107,11 +114,11 @@ class ClassBlockSampler:
             )
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         what = "--samples_each_class"
-        self._share = _share_of_rank(
+        self._share = share_of_rank(
             batch_size, samples_each_class, what, rank, world_size, num_parts
         )
-        self._seed = _check_seed(seed)
-        self._images, self._starts, self._sizes = _group_by_class(labels)
+        self._seed = check_seed(seed)
+        self._images, self._starts, self._sizes = group_by_class(labels)
         self._blocks = batch_size // samples_each_class
         least_blocks = 2 * world_size * num_parts
         if self._blocks < least_blocks:
@@ -122,7 +129,7 @@ class ClassBlockSampler:
                 f"{least_blocks * samples_each_class} or more"
             )
         if len(self._sizes) < self._blocks:
-            raise ValueError(_too_few_classes(batch_size, samples_each_class, len(self._sizes)))
+            raise ValueError(too_few_classes(batch_size, samples_each_class, len(self._sizes)))
         self._slots = np.arange(samples_each_class)
         self.num_repeated_classes = int((self._sizes < samples_each_class).sum())
         self.note = ""
@@ -173,20 +180,10 @@ class TripleSampler:
         num_parts: int = 1,
     ) -> None:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self._share = _share_of_rank(batch_size, 3, "a triple", rank, world_size, num_parts)
-        self._seed = _check_seed(seed)
-        self._images, self._starts, self._sizes = _group_by_class(labels)
-        self._anchor_classes = np.flatnonzero(self._sizes >= 2)
-        if len(self._sizes) < 2:
-            raise ValueError(
-                f"expected at least 2 training classes for triples, got {len(self._sizes)}: "
-                "check the data set and --train_classes"
-            )
-        if len(self._anchor_classes) == 0:
-            raise ValueError(
-                "expected a training class with 2 images or more for triples, got one image of "
-                f"each of {len(self._sizes)} classes: add images"
-            )
+        self._share = share_of_rank(batch_size, 3, "a triple", rank, world_size, num_parts)
+        self._seed = check_seed(seed)
+        self._images, self._starts, self._sizes = group_by_class(labels)
+        self._anchor_classes = classes_with_pairs(self._sizes, "triples")
         num_single = len(self._sizes) - len(self._anchor_classes)
         self.note = f"{num_single} classes have one image: negatives only" if num_single else ""
 
@@ -206,47 +203,58 @@ class TripleSampler:
         return self._images[triples.reshape(-1)][self._share]
 
 
-def _group_by_class(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return image indices sorted by class, and where each class starts and how many it has."""
-    labels = np.asarray(labels)
-    images = np.argsort(labels, kind="stable")
-    _, starts, sizes = np.unique(labels[images], return_index=True, return_counts=True)
-    return images, starts, sizes
+class PairSampler:
+    """Batches of pairs a b a b …, in turn of one random class and of two random classes.
 
+    A positive pair is two distinct images of a class with at least two, a negative pair one image
+    of each of two distinct classes; so half of the pairs are positive, on every rank.
 
-def _share_of_rank(
-    batch_size: int, group_size: int, group: str, rank: int, world_size: int, num_parts: int
-) -> slice:
-    """Return the rows of the global batch that belong to a rank, in whole groups."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"expected a rank between 0 and {world_size - 1}, got {rank}")
-    factors = ((group_size, group), (world_size, "devices"), (num_parts, "--accumulation_steps"))
-    multiple = math.prod(number for number, _ in factors)
-    if batch_size <= 0 or batch_size % multiple:
-        reasons = [f"{number} ({what})" for number, what in factors if number > 1]
-        raise ValueError(
-            f"expected a batch size that is a positive multiple of {' x '.join(reasons) or 1}, "
-            f"got {batch_size}: use --train_batch_size="
-            f"{max(round(batch_size / multiple), 1) * multiple}"
+    Args:
+        labels: (N,) integer labels of the training images.
+        batch_size: images per step over all ranks, a multiple of 4 times world_size.
+        seed: non-negative seed.
+        rank: number of this process; it receives whole pairs of pairs.
+        world_size: number of processes.
+        num_parts: parts that a rank computes its share in, each of whole groups.
+
+    Raises:
+        ValueError: a batch that is not made of a positive and a negative pair each, fewer than two
+            classes, or no class with two images.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_parts: int = 1,
+    ) -> None:
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        what = "a positive and a negative pair"
+        self._share = share_of_rank(batch_size, 4, what, rank, world_size, num_parts)
+        self._seed = check_seed(seed)
+        self._images, self._starts, self._sizes = group_by_class(labels)
+        self._positive_classes = classes_with_pairs(self._sizes, "pairs")
+        num_single = len(self._sizes) - len(self._positive_classes)
+        self.note = f"{num_single} classes have one image: negatives only" if num_single else ""
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the image indices of this rank's share of global batch `step`."""
+        rng = np.random.default_rng([_PAIR_STREAM, self._seed, step])
+        num_each = self.batch_size // 4
+        classes = rng.choice(self._positive_classes, num_each)
+        first = rng.integers(self._sizes[classes])
+        second = rng.integers(self._sizes[classes] - 1)
+        second += second >= first
+        lefts = rng.integers(len(self._sizes), size=num_each)
+        rights = rng.integers(len(self._sizes) - 1, size=num_each)
+        rights += rights >= lefts
+        groups = (
+            self._starts[classes] + first,
+            self._starts[classes] + second,
+            self._starts[lefts] + rng.integers(self._sizes[lefts]),
+            self._starts[rights] + rng.integers(self._sizes[rights]),
         )
-    size = batch_size // world_size
-    return slice(rank * size, (rank + 1) * size)
-
-
-def _check_seed(seed: int) -> int:
-    if seed < 0:
-        raise ValueError(f"expected a seed of 0 or more, got {seed}: change --seed")
-    return seed
-
-
-def _too_few_classes(batch_size: int, samples_each_class: int, num_classes: int) -> str:
-    """Say which batch size, or which number of images per class, the data set allows."""
-    advice = f"use --train_batch_size={num_classes * samples_each_class} or less"
-    for larger in range(samples_each_class + 1, batch_size // 2 + 1):
-        if batch_size % larger == 0 and batch_size // larger <= num_classes:
-            advice += f", or --samples_each_class={larger}"
-            break
-    return (
-        f"expected at least {batch_size // samples_each_class} training classes (batch size "
-        f"{batch_size} / {samples_each_class} images of each class), got {num_classes}: {advice}"
-    )
+        return self._images[np.stack(groups, axis=1).reshape(-1)][self._share]

@@ -10,7 +10,11 @@ import eval as eval_script
 import infer
 import train_elem
 import train_pair
+from engine.checkpoints import load_checkpoint
+from engine.criterion import PAIR_FLAGS
+from engine.training_flags import training_flags
 from engine.parsing import parse_flags
+from losses import PAIR_LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -54,3 +58,22 @@ def test_recipe_is_understood(recipe):
         script = "train_elem.py" if loss[1] in train_elem.ELEM_LOSSES else "train_pair.py"
     args, given = parse_flags("", SCRIPTS[script].FLAGS, [f"--config={recipe}"])
     assert len(given) == len([line for line in text.splitlines() if line and line[0] != "#"]) + 1
+
+
+def test_the_example_of_a_loss_trains_with_its_own_flag(monkeypatch, toy_flags, tmp_path):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [example] = re.findall(r"^```python\n(# losses/cosineloss\.py.*?)^```", readme, re.S | re.M)
+    namespace = {}
+    exec(compile(example, "losses/cosineloss.py", "exec"), namespace)
+    monkeypatch.setitem(PAIR_LOSSES, "cosine", namespace["CosineLoss"])
+    flags = (*training_flags(PAIR_LOSSES, loss_name="cosine"), *PAIR_FLAGS)
+    [flag] = [flag for flag in flags if flag.name == "cosine_margin"]
+    assert flag.help == "cosine up to which a negative pair costs nothing (default cosine: 0.5)"
+    monkeypatch.setattr(train_pair, "FLAGS", flags)
+    folder = train_pair.main(
+        [*toy_flags, "--model=test_resnet", "--loss_name=cosine", "--cosine_margin=0.3"]
+        + ["--train_batch_size=8", "--lr=0.001", "--lr_steps=9", "--total_iter_num=2"]
+        + ["--test_iter_step=0", "--xbm_size=16", f"--model_save_dir={tmp_path}"]
+    )
+    options = load_checkpoint(folder / "last.pt")["meta"]["loss_options"]
+    assert options == {"cosine_margin": 0.3}

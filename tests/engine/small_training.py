@@ -63,7 +63,8 @@ def share_of_batch(step, layout, world):
     labels = {
         "blocks": places // 2,
         "triples": places // 3 + (places % 3 == 2),
-        "shuffled": torch.randint(CLASSES, (BATCH,), generator=rng),
+        "pairs": torch.where(places // 2 % 2 == 0, places // 2, places),
+        "labels": torch.randint(CLASSES, (BATCH,), generator=rng),
     }[layout]
     return rows.chunk(world.size)[world.rank], labels.chunk(world.size)[world.rank]
 
@@ -145,7 +146,7 @@ def train_head(name, optimizer_name, world):
     for step in range(2 * STEPS):
         if step == STEPS:
             training = resumed(training, name, optimizer_name, world)
-        rows, labels = share_of_batch(step, "shuffled", world)
+        rows, labels = share_of_batch(step, "labels", world)
         embeddings = training.replica(rows)
         embeddings.retain_grad()
         loss, mean_loss, ahead = compute_loss(training, embeddings, labels, world)

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from reader.samplers import ClassBlockSampler, ShuffledSampler, TripleSampler
+from reader.samplers import ClassBlockSampler, PairSampler, ShuffledSampler, TripleSampler
 
 SAMPLERS = {
     "shuffled": lambda labels, batch_size, **options: ShuffledSampler(
@@ -15,6 +15,7 @@ SAMPLERS = {
         labels, batch_size, 3, **options
     ),
     "triples": lambda labels, batch_size, **options: TripleSampler(labels, batch_size, **options),
+    "pairs": lambda labels, batch_size, **options: PairSampler(labels, batch_size, **options),
 }
 
 
@@ -53,11 +54,11 @@ def test_batch_depends_on_seed_and_step_alone(name, labels):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_ranks_share_the_global_batch(name, labels):
-    whole = SAMPLERS[name](labels, 24, seed=1)
-    ranks = [SAMPLERS[name](labels, 24, seed=1, rank=rank, world_size=4) for rank in range(4)]
+    whole = SAMPLERS[name](labels, 48, seed=1)
+    ranks = [SAMPLERS[name](labels, 48, seed=1, rank=rank, world_size=4) for rank in range(4)]
     for step in (0, 1, 50):
         shares = [sampler.batch(step) for sampler in ranks]
-        assert [len(share) for share in shares] == [6] * 4
+        assert [len(share) for share in shares] == [12] * 4
         np.testing.assert_array_equal(np.concatenate(shares), whole.batch(step))
 
 
@@ -121,6 +122,19 @@ def test_triples_are_anchor_positive_negative(labels):
     assert set(anchors) == set(np.flatnonzero(~np.isin(labels, single)))
 
 
+def test_pairs_are_in_turn_of_one_class_and_of_two(labels):
+    sampler = PairSampler(labels, 24)
+    groups = np.concatenate([sampler.batch(step).reshape(6, 4) for step in range(300)])
+    assert (labels[groups[:, 0]] == labels[groups[:, 1]]).all()
+    assert (groups[:, 0] != groups[:, 1]).all()
+    assert (labels[groups[:, 2]] != labels[groups[:, 3]]).all()
+    sizes = {label: (labels == label).sum() for label in labels}
+    single = [label for label, size in sizes.items() if size == 1]
+    assert single and sampler.note == f"{len(single)} classes have one image: negatives only"
+    assert set(groups[:, :2].ravel()) == set(np.flatnonzero(~np.isin(labels, single)))
+    assert set(groups[:, 2:].ravel()) == set(range(len(labels)))
+
+
 def test_streams_of_one_seed_differ():
     labels = np.repeat(np.arange(100), 3)
     blocks = ClassBlockSampler(labels, 60, 3, seed=5).batch(4)[::3] // 3
@@ -160,6 +174,9 @@ def test_a_batch_of_sop_size_is_quick():
         (lambda y: TripleSampler(y, 24, world_size=3), "3 .* x 3 .*got 24"),
         (lambda y: TripleSampler(y * 0, 24), "at least 2 training classes.*got 1"),
         (lambda y: TripleSampler(np.arange(9), 24), "2 images or more.*9 classes"),
+        (lambda y: PairSampler(y, 26), "4 .a positive and a negative pair.*got 26"),
+        (lambda y: PairSampler(y * 0, 24), "at least 2 training classes for pairs, got 1"),
+        (lambda y: PairSampler(np.arange(9), 24), "2 images or more for pairs.*9 classes"),
         (lambda y: ShuffledSampler(y, 25, world_size=2), "multiple of 2 .devices"),
         (lambda y: ShuffledSampler(y, 0), "positive"),
         (lambda y: ShuffledSampler(y[:0], 4), "none"),

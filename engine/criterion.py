@@ -1,0 +1,140 @@
+"""The loss of a run: flags of stage 2, what stage 2 puts around a loss, and its class layer."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from engine.checkpoints import load_checkpoint
+from engine.distributed import World
+from engine.parsing import Flag, natural, non_negative
+from engine.sharding import build_sharded_loss
+from engine.training_flags import DERIVED_OPTIONS
+from losses import ELEM_LOSSES, PAIR_LOSSES, build_loss, is_pml, loss_options
+from losses.jointloss import JointLoss
+from losses.memory import CrossBatchMemory
+from losses.pairs import LabelLoss
+from losses.softmaxloss import SoftmaxLoss
+from retrieval.options import parse_options
+
+PAIR_FLAGS = (
+    Flag(
+        "alpha",
+        non_negative,
+        0.0,
+        "weight of the cross-entropy of a class layer that is added to the loss, as in v1; 0: none",
+    ),
+    Flag(
+        "xbm_size",
+        natural,
+        0,
+        "cross-batch memory: so many embeddings of past batches are compared with too; 0: none",
+    ),
+    Flag("xbm_start", natural, 0, "steps before the memory of --xbm_size is filled and used"),
+    Flag(
+        "loss_options",
+        str,
+        None,
+        "options of a pml: loss, numbers (1 and 0 for yes and no): pos_eps=0.01,neg_eps=0.01",
+    ),
+)
+
+
+def check_criterion_flags(args: Namespace, given: set[str]) -> None:
+    """Refuse flags of stage 2 that the chosen loss does not use.
+
+    Raises:
+        ValueError: one was given.
+    """
+    if args.loss_name in ELEM_LOSSES:
+        return
+    if "loss_options" in given and not is_pml(args.loss_name):
+        raise ValueError(
+            f"--loss_options is not used by --loss_name={args.loss_name}: it has flags of its own"
+        )
+    if "xbm_start" in given and not args.xbm_size:
+        raise ValueError("--xbm_start is not used without --xbm_size")
+    able = [name for name, loss in PAIR_LOSSES.items() if issubclass(loss, LabelLoss)]
+    if args.xbm_size and args.loss_name not in able:
+        raise ValueError(
+            f"--xbm_size is not used by --loss_name={args.loss_name}: it is for losses that "
+            f"compare with a memory by label, {', '.join(able)}"
+        )
+
+
+def build_criterion(
+    args: Namespace, options: dict[str, Any], embedding_size: int, world: World
+) -> nn.Module:
+    """Build the loss of the flags; in stage 2 with its memory and class layer, if any.
+
+    Args:
+        args: a value per flag.
+        options: those of the loss that are flags; completed in place by the derived ones, and by
+            --loss_options.
+        embedding_size: dimension D of the embeddings.
+        world: this process's place among those that --shard_head splits the classes over.
+
+    Raises:
+        ValueError: the loss refuses its options, or cannot be split.
+    """
+    derived = dict(zip(DERIVED_OPTIONS, (args.class_dim, embedding_size), strict=True))
+    known = loss_options(args.loss_name)
+    needed = [
+        name for name in derived if name in known and known[name].default is known[name].empty
+    ]
+    options |= {name: derived[name] for name in needed}
+    if is_pml(args.loss_name):
+        options |= parse_pml_options(args.loss_name, args.loss_options or "")
+    if getattr(args, "shard_head", False):
+        return build_sharded_loss(world, args.loss_name, **options)
+    criterion = build_loss(args.loss_name, **options)
+    if args.loss_name in ELEM_LOSSES:
+        return criterion
+    if args.xbm_size:
+        assert isinstance(criterion, LabelLoss)
+        start = args.xbm_start * args.accumulation_steps
+        criterion = CrossBatchMemory(criterion, embedding_size, args.xbm_size, start)
+    if args.alpha:
+        criterion = JointLoss(criterion, args.class_dim, embedding_size, args.alpha)
+    return criterion
+
+
+def parse_pml_options(loss_name: str, text: str) -> dict[str, float]:
+    """Parse `name=value,...` into the options of a loss of pytorch-metric-learning.
+
+    Raises:
+        ValueError: the loss has no such option, or it is no number.
+    """
+    types: dict[str, type[float]] = {
+        name: float
+        for name, parameter in loss_options(loss_name).items()
+        if name not in DERIVED_OPTIONS
+        and (parameter.default is parameter.empty or isinstance(parameter.default, int | float))
+    }
+    options = parse_options(text, types, loss_name)
+    # A count such as centers_per_class has to be an integer, and 2 is as good as 2.0 elsewhere.
+    return {name: int(value) if value == int(value) else value for name, value in options.items()}
+
+
+def load_class_layer(path: str, meta: dict[str, Any], embedding_size: int) -> nn.Module | None:
+    """Load the class layer of a training checkpoint: its stage-1 loss, or that of a joint loss.
+
+    Returns:
+        None where there is none, as in weights of another kind.
+    """
+    if "loss" not in meta or Path(path).suffix == ".safetensors":
+        return None
+    if meta["loss"] in ELEM_LOSSES:
+        layer, prefix = build_loss(meta["loss"], **meta["loss_options"]), ""
+    elif meta["flags"].get("alpha"):
+        layer, prefix = SoftmaxLoss(meta["flags"]["class_dim"], embedding_size), "class_layer."
+    else:
+        return None
+    state = load_checkpoint(path)["criterion"]
+    layer.load_state_dict(
+        {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+    )
+    return layer

@@ -1,0 +1,72 @@
+"""Cross-batch memory (XBM): a loss that also compares a batch with the batches before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from losses.functional import full_precision
+from losses.pairs import LabelLoss, pairs_with
+
+
+class CrossBatchMemory(nn.Module):
+    """A loss of pairs by label inside the batch, plus the same loss against remembered embeddings.
+
+    L = loss(batch, batch) + loss(batch, memory). The memory is a ring of the newest embeddings, the
+    present batch among them, without gradient; an image is not compared with its own entry. It is a
+    buffer and so part of the state dict: a resumed run goes on with it.
+    Cross-Batch Memory for Embedding Learning (Wang et al. 2020), section 3.2 and the authors' code,
+    https://arxiv.org/abs/1912.06798.
+
+    Args:
+        loss: a loss of pairs by label.
+        embedding_size: dimension D of the embeddings.
+        size: embeddings that the memory holds.
+        start: batches before it is filled and used, while embeddings still drift fast.
+
+    Shape:
+        embeddings: (B, D) float.
+        labels: (B,) int64, in any order.
+        returns: () float32.
+
+    Raises:
+        ValueError: a batch is larger than the memory.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    num_batches: Tensor
+    num_remembered: Tensor
+
+    def __init__(self, loss: LabelLoss, embedding_size: int, size: int, start: int = 0) -> None:
+        super().__init__()
+        self.loss = loss
+        self.start = start
+        self.register_buffer("embeddings", torch.zeros(size, embedding_size))
+        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("num_remembered", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Remember the batch and return its loss inside itself plus that against the memory."""
+        loss = self.loss(embeddings, labels)
+        self.num_batches += 1
+        if self.num_batches <= self.start or not bool(embeddings.isfinite().all()):
+            return loss  # what is not finite would stay in the memory for long
+        own = self._remember(full_precision(embeddings.detach()), labels)
+        count = min(int(self.num_remembered), len(self.labels))
+        remembered = self.embeddings[:count], self.labels[:count]
+        return loss + self.loss.compare(pairs_with(embeddings, labels, *remembered, own))
+
+    def _remember(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Write a batch over the oldest entries and return its rows in the memory, (B,) int64."""
+        size = len(self.labels)
+        if len(labels) > size:
+            raise ValueError(
+                f"a batch of {len(labels)} images does not fit a memory of {size}: raise --xbm_size"
+            )
+        own = (self.num_remembered + torch.arange(len(labels), device=labels.device)) % size
+        self.embeddings[own] = embeddings.to(self.embeddings.dtype)
+        self.labels[own] = labels
+        self.num_remembered += len(labels)
+        return own

@@ -1,0 +1,116 @@
+"""Pairs by label: what the losses share that look at labels and not at positions.
+
+Batches of P classes with K images each suit all of them, in any order; classes may differ in size
+and an image may be there twice. An image without a positive or without a negative is no anchor
+where a loss needs both (`Pairs.complete`); a batch without any costs nothing and has zero gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.functional import check_batch, full_precision
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Anchors beside the references that they are compared with, rows on the unit sphere.
+
+    Attributes:
+        anchors: (B, D) float.
+        references: (M, D) float; of a plain batch the anchors themselves.
+        is_positive: (B, M) bool, pairs of one class without those of an image with itself.
+        is_negative: (B, M) bool, pairs of two classes.
+    """
+
+    anchors: Tensor
+    references: Tensor
+    is_positive: Tensor
+    is_negative: Tensor
+
+    @cached_property
+    def cosines(self) -> Tensor:
+        """Cosine of every pair, (B, M)."""
+        return self.anchors @ self.references.T
+
+    @cached_property
+    def squared_distances(self) -> Tensor:
+        """Squared Euclidean distance of every pair, (B, M), 0..4."""
+        return (2.0 - 2.0 * self.cosines).clamp(min=0.0)
+
+    def complete(self) -> Pairs:
+        """Return the pairs of those anchors that have a positive and a negative."""
+        has_both = self.is_positive.any(1) & self.is_negative.any(1)
+        return Pairs(
+            self.anchors[has_both],
+            self.references,
+            self.is_positive[has_both],
+            self.is_negative[has_both],
+        )
+
+
+class LabelLoss(nn.Module):
+    """A loss of the pairs of a batch by label; a subclass says what they cost, in `compare`.
+
+    Shape:
+        embeddings: (B, D) float, normalised here.
+        labels: (B,) int64, in any order.
+        returns: () float32.
+    """
+
+    layout = "labels"
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of all pairs inside the batch."""
+        check_batch(embeddings, labels)
+        own = torch.arange(len(labels), device=labels.device)
+        return self.compare(pairs_with(embeddings, labels, embeddings, labels, own))
+
+    def compare(self, pairs: Pairs) -> Tensor:
+        """Return the loss () of pairs; zero, with zero gradient, where nothing can be compared."""
+        raise NotImplementedError
+
+
+def pairs_with(
+    embeddings: Tensor, labels: Tensor, references: Tensor, reference_labels: Tensor, own: Tensor
+) -> Pairs:
+    """Pair a batch with references by label.
+
+    Args:
+        embeddings: (B, D) float.
+        labels: (B,) int64.
+        references: (M, D) float.
+        reference_labels: (M,) int64.
+        own: (B,) int64, the row of each image among the references.
+    """
+    is_same_class = labels[:, None] == reference_labels[None, :]
+    return Pairs(
+        F.normalize(full_precision(embeddings)),
+        F.normalize(full_precision(references)),
+        is_same_class.scatter(1, own[:, None], False),
+        ~is_same_class,
+    )
+
+
+def soft_ranks(pairs: Pairs, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Rank every positive among all references of its anchor by cosine, differentiably.
+
+    The rank is 1 + sum_j sigmoid((s_j - s_i) / temperature) over the other references j, which is
+    exact as the temperature goes to 0. It takes T x M numbers.
+
+    Returns:
+        The anchor of each of the T positive pairs (T,) int64, its rank among all references (T,)
+        and among the positives alone (T,).
+    """
+    rows, columns = pairs.is_positive.nonzero(as_tuple=True)
+    cosines = pairs.cosines[rows]  # TxM
+    differences = cosines - cosines.gather(1, columns[:, None])
+    is_ahead = torch.sigmoid(differences / temperature).scatter(1, columns[:, None], 0.0)
+    is_positive = pairs.is_positive[rows]
+    among_positives = 1.0 + (is_ahead * is_positive).sum(1)
+    return rows, among_positives + (is_ahead * pairs.is_negative[rows]).sum(1), among_positives

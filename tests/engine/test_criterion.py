@@ -1,0 +1,140 @@
+"""Flags around a stage-2 loss: joint objective, memory, names of v1 and of the peer library."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import infer
+import train_pair
+from engine.checkpoints import load_checkpoint
+from engine.criterion import parse_pml_options
+from engine.parsing import parse_flags
+
+SHORT = [
+    *("--model=test_resnet", "--train_batch_size=8", "--lr=0.001"),
+    *("--display_iter_step=1", "--test_iter_step=0", "--save_iter_step=0"),
+]
+
+
+@pytest.fixture
+def train(toy_flags, tmp_path):
+    """Run stage 2 for some steps and return the run folder."""
+
+    def run(*flags, steps=2):
+        return train_pair.main(
+            [*toy_flags, *SHORT, f"--model_save_dir={tmp_path}", f"--total_iter_num={steps}"]
+            + list(flags)
+        )
+
+    return run
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+
+
+def test_alpha_adds_a_class_layer_with_the_log_line_of_v1(train, capsys):
+    folder = train("--loss_name=tripletloss", "--alpha=0.5", "--train_batch_size=9")
+    assert folder.name == "test_resnet_triplet"
+    form = (
+        r"trainbatch 2, lr 0\.001000, loss_metric \d+\.\d{6}, loss_cls \d+\.\d{6}, "
+        r"acc1 [01]\.\d{4}, acc5 [01]\.\d{4}, time \d+\.\d\d sec$"
+    )
+    assert re.search(form, (folder / "log.txt").read_text(), re.MULTILINE)
+    for record in records(folder):
+        total = record["loss_metric"] + 0.5 * record["loss_cls"]
+        assert record["loss"] == pytest.approx(total, rel=1e-5) and "recall" not in record
+    checkpoint = load_checkpoint(folder / "last.pt")
+    assert checkpoint["criterion"]["class_layer.weight"].shape == (6, 96)
+    assert len(checkpoint["optimizer"]["param_groups"]) == 2  # the network, the class layer
+    capsys.readouterr()
+    infer.main([f"--pretrained_model={folder / 'last.pt'}", "--num_workers=0"])
+    assert re.search(r"Test-0-score: \[-?\d+\.\d+\], class \[", capsys.readouterr().out)
+
+
+def test_a_run_with_memory_and_class_layer_resumes_to_the_bit(train):
+    flags = ["--loss_name=supcon", "--xbm_size=20", "--xbm_start=1", "--alpha=0.5"]
+    whole = train(*flags, "--run_name=whole", "--samples_each_class=4", steps=4)
+    half = train(*flags, "--run_name=half", "--samples_each_class=4")
+    resumed = train(
+        f"--checkpoint={half / 'last.pt'}", "--loss_name=supcon", "--run_name=half", steps=4
+    )
+    assert resumed == half
+    ours, theirs = load_checkpoint(half / "last.pt"), load_checkpoint(whole / "last.pt")
+    for part in ("model", "criterion"):
+        assert ours[part].keys() == theirs[part].keys()
+        assert all(torch.equal(ours[part][name], theirs[part][name]) for name in ours[part])
+    assert int(ours["criterion"]["metric_loss.num_remembered"]) == 24
+    assert [r["loss"] for r in records(half)] == [r["loss"] for r in records(whole)]
+
+
+def test_steps_before_the_memory_are_counted_in_updates(train):
+    folder = train(
+        *("--loss_name=circle", "--xbm_size=99", "--xbm_start=1", "--accumulation_steps=2"), steps=3
+    )
+    state = load_checkpoint(folder / "last.pt")["criterion"]
+    assert (int(state["num_batches"]), int(state["num_remembered"])) == (6, 16)
+
+
+def test_a_loss_of_the_peer_library_trains_with_its_weights(train):
+    folder = train("--loss_name=pml:ProxyAnchorLoss", "--loss_options=margin=0.2,alpha=16")
+    assert folder.name == "test_resnet_pml_ProxyAnchorLoss"
+    checkpoint = load_checkpoint(folder / "last.pt")
+    assert checkpoint["criterion"]["loss.proxies"].shape == (6, 96)
+    options = checkpoint["meta"]["loss_options"]
+    assert options == {"class_dim": 6, "embedding_size": 96, "margin": 0.2, "alpha": 16}
+    again = train(f"--checkpoint={folder / 'last.pt'}", "--loss_name=pml:ProxyAnchorLoss", steps=3)
+    assert load_checkpoint(again / "last.pt")["step"] == 3
+
+
+def test_pairs_are_drawn_for_the_siamese_loss(train):
+    assert records(train("--loss_name=siamese"))[0]["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--loss_name=eml", "--xbm_size=9"], "--xbm_size is not used by --loss_name=eml: "),
+        (["--loss_name=pml:NCALoss", "--xbm_size=9"], "--xbm_size is not used by --loss_name=pml"),
+        (["--loss_name=supcon", "--xbm_start=9"], "--xbm_start is not used without --xbm_size"),
+        (["--loss_name=supcon", "--xbm_size=7"], "8 images does not fit a memory of 7"),
+        (["--loss_name=supcon", "--loss_options=a=1"], "--loss_options is not used by"),
+        (["--loss_name=supcon", "--margin=1"], "--margin is not used by --loss_name=supcon"),
+        (["--loss_name=triplet", "--samples_each_class=2"], "--samples_each_class is not used"),
+        (["--loss_name=siamese", "--samples_each_class=2"], "--samples_each_class is not used"),
+        (["--loss_name=siamese", "--train_batch_size=10"], "multiple of 4 (a positive and a neg"),
+        (["--loss_name=pml:NCALoss", "--margin=1"], "--margin is not used by --loss_name=pml:NCA"),
+        (["--loss_name=pml:NCALoss", "--loss_options=a=1"], "pml:NCALoss has no parameter 'a'"),
+        (["--loss_name=pml:NCAloss"], "no loss 'pml:NCAloss'"),
+        (["--loss_name=batch_triplet", "--mining=easy"], "expected mining of all, hard"),
+    ],
+)
+def test_a_flag_that_the_loss_does_not_use_is_one_line(train, flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train(*flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and message in error
+
+
+def test_names_of_v1_are_those_of_today():
+    names = [
+        parse_flags("", train_pair.FLAGS, [f"--loss_name={name}"])[0].loss_name
+        for name in ("tripletloss", "quadrupletloss", "emlloss")
+    ]
+    assert names == ["triplet", "quadruplet", "eml"]
+
+
+def test_options_of_the_peer_library_are_numbers():
+    options = parse_pml_options("pml:SoftTripleLoss", "centers_per_class=3, gamma=0.2,la=20.0")
+    assert options == {"centers_per_class": 3, "gamma": 0.2, "la": 20}
+    assert isinstance(options["centers_per_class"], int)
+    for text in ("gamma=high", "embedding_size=3", "distance=1"):
+        with pytest.raises(ValueError, match="pml:SoftTripleLoss"):
+            parse_pml_options("pml:SoftTripleLoss", text)
+
+
+def test_ks_of_a_loss_are_a_list():
+    flags = ["--loss_name=recall_surrogate", "--recall_ks=1,2"]
+    assert parse_flags("", train_pair.FLAGS, flags)[0].recall_ks == (1, 2)

@@ -1,0 +1,168 @@
+"""Losses that look at labels: every option, any order of labels, odd batches, the peer library."""
+
+import pytest
+import torch
+from naive_pairs import FORMULAS
+from pytorch_metric_learning import losses as pml
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.miners import BatchHardMiner, MultiSimilarityMiner
+from pytorch_metric_learning.reducers import MeanReducer
+
+from losses import PAIR_LOSSES, build_loss, layout_of
+
+LABEL_LOSSES = [name for name in PAIR_LOSSES if layout_of(name) == "labels"]
+# Beside the defaults, which test_losses.py covers.
+VARIANTS = [
+    ("contrastive", {"positive_margin": 0.5, "negative_margin": 1.3}),
+    ("batch_triplet", {"mining": "all"}),
+    ("batch_triplet", {"mining": "semihard", "margin": 0.4}),
+    ("batch_triplet", {"mining": "all", "soft_margin": True}),
+    ("batch_triplet", {"mining": "hard", "soft_margin": True}),
+    ("batch_triplet", {"mining": "semihard", "soft_margin": True}),
+    ("chen_quadruplet", {"margin": 0.8, "weak_margin": 0.6}),
+    ("multi_similarity", {"ms_alpha": 3.0, "ms_beta": 9.0, "ms_lambda": 0.1, "ms_epsilon": 0.0}),
+    ("multi_similarity", {"ms_epsilon": 2.0}),
+    ("lifted_structure", {"lifted_margin": 0.2}),
+    ("supcon", {"temperature": 0.5}),
+    ("circle", {"circle_margin": 0.25, "circle_scale": 20.0}),
+    ("smooth_ap", {"rank_temperature": 0.1}),
+    ("recall_surrogate", {"recall_ks": (1, 3, 50), "recall_temperature": 0.5}),
+]
+# Labels of 12 images: classes of one size, of several sizes, and of single images too.
+BATCHES = {
+    "even": [3, 0, 1, 2, 2, 0, 3, 1, 0, 1, 2, 3],
+    "uneven": [9, 4, 9, 9, 4, 0, 9, 0, 9, 9, 4, 9],
+    "single": [0, 1, 2, 3, 3, 4, 5, 0, 6, 0, 0, 7],
+}
+
+
+def batch(labels, seed=0, size=6):
+    rng = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(len(labels), size, generator=rng, dtype=torch.float64)
+    return embeddings.requires_grad_(), torch.tensor(labels)
+
+
+def gradient(loss, embeddings):
+    return torch.autograd.grad(loss, embeddings)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in LABEL_LOSSES), *VARIANTS], ids=str
+)
+@pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
+def test_value_is_the_formula_s_for_any_labels(name, options, labels):
+    criterion = build_loss(name, **options)
+    for seed in range(3):
+        embeddings, truth = batch(labels, seed)
+        expected = FORMULAS[name](criterion, embeddings.detach().numpy(), labels)
+        assert criterion(embeddings, truth).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+ALL_OPTIONS = [
+    *((name, {}) for name in LABEL_LOSSES),
+    *(("batch_triplet", {"mining": mining}) for mining in ("all", "semihard", "distance")),
+    ("batch_triplet", {"soft_margin": True}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [case for case in ALL_OPTIONS if case[1].get("mining") != "distance"],  # which draws
+    ids=str,
+)
+def test_order_does_not_matter(name, options):
+    criterion = build_loss(name, **options)
+    embeddings, labels = batch(BATCHES["uneven"])
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        criterion(embeddings[order], labels[order]), criterion(embeddings, labels)
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), ALL_OPTIONS, ids=str)
+@pytest.mark.parametrize("labels", [[3] * 4, [3, 2, 1, 0], [3]], ids=["one class", "single", "one"])
+def test_nothing_to_compare_costs_nothing(name, options, labels):
+    """Without negatives, or without positives; a contrastive loss still has the others."""
+    embeddings, labels = batch(labels)
+    loss = build_loss(name, **options)(embeddings, labels)
+    slope = gradient(loss, embeddings)
+    if name == "contrastive" and len(labels) > 1:
+        assert loss > 0 and slope.isfinite().all()
+    else:
+        assert loss.item() == 0.0 and slope.eq(0).all()
+
+
+@pytest.mark.parametrize(("name", "options"), ALL_OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_repeated_and_equal_images_stay_finite(name, options, dtype):
+    """A class with too few images repeats them; two images of one class or of two may be equal."""
+    rows = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for chosen in ([0, 0, 1, 1, 0, 2], [0, 0, 0, 0, 0, 0]):
+        embeddings = rows[chosen].requires_grad_()
+        loss = build_loss(name, **options)(embeddings, torch.tensor([0, 0, 1, 1, 2, 2]))
+        assert loss.dtype == torch.float32 and loss.isfinite()
+        assert gradient(loss, embeddings).isfinite().all()
+
+
+SQUARED = LpDistance(power=2)
+PEERS = {
+    "batch_triplet all": (
+        {"mining": "all", "margin": 0.3},
+        pml.TripletMarginLoss(margin=0.3, distance=SQUARED),
+        None,
+    ),
+    "batch_triplet hard": (
+        {"margin": 0.3},
+        pml.TripletMarginLoss(margin=0.3, distance=SQUARED, reducer=MeanReducer()),
+        BatchHardMiner(distance=SQUARED),
+    ),
+    "batch_triplet soft": (
+        {"soft_margin": True},
+        pml.TripletMarginLoss(margin=0, smooth_loss=True, reducer=MeanReducer()),
+        BatchHardMiner(),
+    ),
+    "multi_similarity": (
+        {},
+        pml.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
+        MultiSimilarityMiner(epsilon=0.1),
+    ),
+    "lifted_structure": (
+        {"lifted_margin": 0.7},
+        pml.GeneralizedLiftedStructureLoss(neg_margin=0.7, pos_margin=0),
+        None,
+    ),
+    "supcon": ({"temperature": 0.2}, pml.SupConLoss(temperature=0.2), None),
+    "circle": (
+        {"circle_margin": 0.3, "circle_scale": 30.0},
+        pml.CircleLoss(m=0.3, gamma=30),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("labels", ["even", "uneven"])
+def test_value_and_gradient_are_those_of_pytorch_metric_learning(peer, labels):
+    options, theirs, miner = PEERS[peer]
+    ours = build_loss(peer.split()[0], **options)
+    embeddings, labels = batch(BATCHES[labels])
+    mined = None if miner is None else miner(embeddings, labels)
+    loss, expected = ours(embeddings, labels), theirs(embeddings, labels, mined)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient(loss, embeddings), gradient(expected, embeddings))
+
+
+def test_exact_ranks_give_the_average_precision_and_the_recall():
+    """At low temperatures the smooth ranks are the ranks; s(q, .) falls with the angle."""
+    angles = torch.tensor([0.0, 0.1, 0.3, 0.7], dtype=torch.float64)
+    embeddings = torch.stack([angles.cos(), angles.sin()], 1)
+    labels = torch.tensor([0, 1, 0, 0])
+    # Ranks of the positives of the queries: 2, 3; (the second has none); 2, 3; 1, 3.
+    precisions = [(1 / 2 + 2 / 3) / 2, (1 / 2 + 2 / 3) / 2, (1 + 2 / 3) / 2]
+    smooth_ap = build_loss("smooth_ap", rank_temperature=1e-4)
+    assert smooth_ap(embeddings, labels).item() == pytest.approx(1 - sum(precisions) / 3)
+    recall = build_loss(
+        "recall_surrogate", recall_ks=(2,), rank_temperature=1e-4, recall_temperature=0.01
+    )
+    # A rank of exactly k counts a half.
+    assert recall(embeddings, labels).item() == pytest.approx(1 - (1 / 4 + 1 / 4 + 1 / 2) / 3)
