@@ -40,7 +40,7 @@ def test_a_sharded_head_is_the_whole_one(alone, several):
 def test_the_limit_of_the_reference_is_reached(alone):
     """Without the limit some image of the first step would cost more than 64 + log C."""
     training = small_training.start_head("limited", "sgd", World(), seed=1)
-    rows, labels = small_training.share_of_batch(0, "shuffled", World())
+    rows, labels = small_training.share_of_batch(0, "labels", World())
     with torch.no_grad():
         logits = training.criterion(training.network(rows), labels)[1]
     assert (logits.amax(1) - logits[range(len(labels)), labels]).max() > 64
