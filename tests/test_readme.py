@@ -12,8 +12,8 @@ import train_elem
 import train_pair
 from engine.checkpoints import load_checkpoint
 from engine.criterion import PAIR_FLAGS
-from engine.training_flags import training_flags
 from engine.parsing import parse_flags
+from engine.training_flags import training_flags
 from losses import PAIR_LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent

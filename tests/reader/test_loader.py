@@ -1,5 +1,8 @@
 """Loaders: order, labels, independence of workers, ranks and resume, broken images."""
 
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +12,7 @@ from PIL import Image
 
 from reader.device import to_inputs
 from reader.index import ImageError, Index
-from reader.loader import eval_loader, train_loader
+from reader.loader import WorkerError, eval_loader, train_loader
 from reader.preprocessing import Preprocessing
 from reader.samplers import ClassBlockSampler, ShuffledSampler
 from reader.transforms import IMAGENET_MEAN, IMAGENET_STD, reference_eval
@@ -187,3 +190,48 @@ def test_preprocessing_rejects_bad_values(options, message):
 def test_a_batch_size_of_nothing_is_rejected(index):
     with pytest.raises(ValueError, match="batch size"):
         _eval(index, batch_size=0)
+
+
+@pytest.fixture
+def workers_of(index):
+    """Start a loader with one worker; return its iterator and the worker's process."""
+
+    def start():
+        before = set(multiprocessing.active_children())
+        loader = eval_loader(index, PREPROCESSING, batch_size=1, num_workers=1, pin_memory=False)
+        batches = iter(loader)
+        next(batches)
+        (worker,) = set(multiprocessing.active_children()) - before
+        return batches, worker
+
+    return start
+
+
+def test_a_killed_worker_is_an_error_where_the_next_batch_is_taken(workers_of):
+    """Not before: the error of PyTorch's own handler could come in the middle of an update."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches, worker = workers_of()
+    assert signal.getsignal(signal.SIGCHLD) == handler
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    with pytest.raises(WorkerError, match="was killed .*lower --num_workers"):
+        list(batches)
+
+
+def test_workers_leave_signals_to_stop_to_the_main_process(workers_of, index):
+    batches, worker = workers_of()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == len(index) - 1
+    worker.join()
+    assert worker.exitcode == 0
+
+
+def test_no_shared_memory_is_an_error_and_no_endless_wait(index, monkeypatch):
+    def fail(_):
+        raise RuntimeError("unable to allocate shared memory: No space left on device (28)\nmore")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(WorkerError, match="No space left on device.*/dev/shm"):
+        _eval(index, workers=1)
+    assert len(_eval(index)) == 5

@@ -1,0 +1,75 @@
+"""The run folder: one writer, records that no step has twice, files that cannot be written."""
+
+import json
+from argparse import Namespace
+
+import pytest
+
+from engine.run import Run
+
+RECORDS = [("train", 1), ("test", 1), ("train", 2), ("test", 2), ("train", 3)]
+
+
+def write_records(folder, torn=""):
+    lines = [json.dumps({"kind": kind, "step": step, "loss": 0.1}) + "\n" for kind, step in RECORDS]
+    folder.mkdir()
+    (folder / "stats.jsonl").write_text("".join(lines) + torn)
+
+
+def records(folder):
+    lines = (folder / "stats.jsonl").read_text().splitlines()
+    return [(record["kind"], record["step"]) for record in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize("torn", ["", '{"kind": "tr', '{"kind": "train", "step": 1', "\0\0\0"])
+@pytest.mark.parametrize(
+    ("step", "tested", "kept"), [(0, -1, 0), (1, -1, 1), (2, 1, 3), (2, 2, 4), (9, 9, 5)]
+)
+def test_no_record_is_written_twice(tmp_path, torn, step, tested, kept):
+    write_records(tmp_path / "run", torn)
+    with Run(tmp_path / "run", Namespace(), step=step, tested=tested) as run:
+        run.record("train", 10, loss=1.0)
+    assert records(tmp_path / "run") == [*RECORDS[:kept], ("train", 10)]
+
+
+def test_two_processes_never_write_to_one_folder(start, tiny_flags, tmp_path):
+    folder = tmp_path / "run"
+    leftover = folder / ".last.pt.1.tmp"
+    with Run(folder, Namespace()):
+        leftover.touch()
+        other = start(*tiny_flags, "--run_name=run", "--checkpoint=auto")
+        assert other.wait() == 2
+        assert f"another process writes to {folder}: wait for its end" in other.output
+        assert leftover.exists()
+    with Run(folder, Namespace()):
+        assert not leftover.exists()
+
+
+def fail(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "method"),
+    [
+        ("log.txt", "_log_file", "write"),
+        ("stats.jsonl", "_stats_file", "write"),
+        ("tensorboard", "_curves", "add_scalar"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, name, attribute, method):
+    with pytest.raises(OSError) as error, Run(tmp_path, Namespace()) as run:
+        monkeypatch.setattr(run, attribute, Namespace(**{method: fail, "close": fail}))
+        run.log("line")
+        run.record("train", 1, loss=0.5)
+    assert error.value.filename == str(tmp_path / name)
+    assert error.value.strerror == "No space left on device"
+
+
+def test_the_thread_that_writes_curves_fails_quietly(start, tiny_flags, tmp_path):
+    """It prints no traceback: the next record raises its error."""
+    flags = [*tiny_flags, "--total_iter_num=1000", "--test_iter_step=0", "--save_iter_step=0"]
+    short = start(*flags, "--run_name=run", max_file_size=20_000)
+    assert short.wait() == 2
+    assert short.output.splitlines()[-1].startswith(f"error: {tmp_path}/run/")
+    assert "Traceback" not in short.output
