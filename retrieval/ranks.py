@@ -67,9 +67,9 @@ def iterate_ranks(
       that duplicates of it are ordinary gallery images.
     - A zero embedding has similarity 0 to everything.
 
-    Most comparisons are decided by float32 tiles whose rounding error is bounded; what comes closer
-    to a threshold is decided again in float64. So the ranks do not depend on chunks, threads,
-    device, or how many processes share the work, as far as float64 tells a difference of
+    Most comparisons are decided by tiles of int16 or float32 whose error is bounded; what comes
+    closer to a threshold is decided again in float64. So the ranks do not depend on chunks,
+    threads, device, or how many processes share the work, as far as float64 tells a difference of
     similarities from 1e-9.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from retrieval.counting import kernels
 from retrieval.counting.bins import Bins
 from retrieval.counting.histogram import count_negatives
 from retrieval.counting.kernels import Counts
-from retrieval.counting.tiles import Visitor, for_each_tile, prepare
-from retrieval.counting.truth import MOST_UNDECIDED, Share, Truth, rounding_error
-from retrieval.counting.vectors import Tile, pair_cosines, sort_descending
+from retrieval.counting.products import ladder
+from retrieval.counting.tiles import Visitor, for_each_tile
+from retrieval.counting.truth import MOST_UNDECIDED, Share, Truth
+from retrieval.counting.vectors import Tile, pair_cosines, prepare, sort_descending
 
 
 class CpuCounter:
@@ -44,7 +45,6 @@ class CpuCounter:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See Counter; in self-retrieval of all queries half of the similarities are computed."""
         is_symmetric = self.is_self_retrieval and query_range == (0, len(self.queries.rows))
-        margin = truth.tolerance + rounding_error(self.queries.rows.shape[1], np.float32)
         queries, gallery = self.queries, self.gallery
         if is_symmetric and not is_mapped(queries.rows):  # disks like to be read in order
             queries = gallery = queries._replace(order=_by_worst_positive(truth))
@@ -54,19 +54,16 @@ class CpuCounter:
             counts = Counts(*np.zeros((2, len(truth.thresholds)), np.int32))
             all_counts.append(counts)
 
-            def visit(tile: Tile, is_two_sided: bool, in_float64: Callable[[], Tile]) -> None:
-                is_exact = kernels.undecided_share(tile, queries, truth, margin) > MOST_UNDECIDED
-                if is_exact:
-                    tile = in_float64()
-                near = truth.tolerance if is_exact else margin
-                kernels.count_tile(
-                    tile, queries, gallery, truth, near, is_exact, is_two_sided, counts
-                )
+            def visit(versions: Iterator[Tile], is_two_sided: bool) -> None:
+                for tile in versions:
+                    if kernels.undecided_share(tile, queries, truth) <= MOST_UNDECIDED:
+                        break
+                kernels.count_tile(tile, queries, gallery, truth, is_two_sided, counts)
 
             return visit
 
         columns = None if is_symmetric else gallery
-        for_each_tile(queries, columns, query_range, make_visitor, share)
+        for_each_tile(queries, columns, query_range, make_visitor, share, ladder)
         for counts in all_counts:
             kernels.add_up(truth, counts)
         ahead, level = (np.zeros(len(truth.thresholds), np.int64) for _ in range(2))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 
 from retrieval.counting.bins import NUM_BINS, Bins
 from retrieval.counting.jit import kernel
+from retrieval.counting.products import FLOAT64, Product, fastest_float32
 from retrieval.counting.tiles import Visitor, for_each_tile
 from retrieval.counting.truth import Share
 from retrieval.counting.vectors import Tile, Vectors
@@ -41,15 +42,19 @@ def count_negatives(
         counts = np.zeros(NUM_BINS, np.int64)
         histograms.append(counts)
 
-        def visit(tile: Tile, is_two_sided: bool, in_float64: Callable[[], Tile]) -> None:
-            tile = in_float64() if bins.need_float64 else tile
+        def visit(versions: Iterator[Tile], is_two_sided: bool) -> None:
+            tile = next(versions)
             number = tile.values.dtype.type  # a mixture of types would be slow
             # A pair counts once, not from both sides.
             _count_tile(tile, firsts, lasts, number(bins.centre), number(1 / bins.width), counts)
 
         return visit
 
-    for_each_tile(queries, gallery, (0, len(queries.rows)), make_visitor, share)
+    def choose_products() -> list[Product]:
+        return [FLOAT64 if bins.need_float64 else fastest_float32()]
+
+    every = 0, len(queries.rows)
+    for_each_tile(queries, gallery, every, make_visitor, share, choose_products)
     return np.sum(histograms, axis=0)
 
 

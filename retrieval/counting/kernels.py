@@ -17,9 +17,9 @@ from retrieval.counting.lanes import LANES, count_columns_reaching, count_reachi
 from retrieval.counting.vectors import cosine
 
 STRIP = 128  # rows of a tile whose columns are counted together
-BLOCK = 64  # similarities searched together for those that float32 cannot decide
+BLOCK = 64  # similarities searched together for those that are undecided
 FEW = 128  # queries with more positives are counted by bisection
-SAMPLED_ROWS = 16  # of a tile, to learn how much of it float32 cannot decide
+SAMPLED_ROWS = 16  # of a tile, to learn how much of it is not decided by its values
 
 
 class Counts(NamedTuple):
@@ -185,7 +185,7 @@ def _count_columns(tile, top, left, bounds, vectors, truth, is_exact, counts, re
 
 
 @kernel
-def count_tile(tile, queries, gallery, truth, margin, is_exact, is_two_sided, counts):
+def count_tile(tile, queries, gallery, truth, is_two_sided, counts):
     """Count the similarities of a tile for the queries that are its rows, and its columns if so.
 
     Args:
@@ -193,11 +193,11 @@ def count_tile(tile, queries, gallery, truth, margin, is_exact, is_two_sided, co
         queries: the Vectors of the queries.
         gallery: the Vectors of the gallery.
         truth: a `retrieval.counting.truth.Truth`.
-        margin: what is this near to a threshold is decided in float64.
-        is_exact: the tile holds float64 similarities, nothing is decided again.
         is_two_sided: in self-retrieval, the columns are queries too.
         counts: ahead (M,) and level (M,), added to.
     """
+    is_exact = tile.error == 0.0  # else what comes this near to a threshold is decided in float64
+    margin = truth.tolerance + tile.error
     row_queries = queries.order[tile.row : tile.row + tile.height]
     column_queries = gallery.order[tile.column : tile.column + tile.width * is_two_sided]
     row_bounds = np.empty(2, tile.values.dtype)
@@ -224,12 +224,15 @@ def count_tile(tile, queries, gallery, truth, margin, is_exact, is_two_sided, co
 
 
 @kernel
-def undecided_share(tile, queries, truth, margin):
-    """Estimate, from some rows, how many of a tile's similarities float32 leaves undecided.
+def undecided_share(tile, queries, truth):
+    """Estimate, from some rows, how many of a tile's similarities its error leaves undecided.
 
     Returns:
         Undecided comparisons per similarity; may exceed 1, as a query has several positives.
     """
+    if tile.error == 0.0:
+        return 0.0
+    margin = truth.tolerance + tile.error
     bounds = np.empty(2, tile.values.dtype)
     undecided, rows = 0, 0
     for r in range(0, tile.height, max(1, tile.height // SAMPLED_ROWS)):

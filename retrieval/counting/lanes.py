@@ -1,21 +1,54 @@
-"""Vector instructions for numba: count values against bounds, LANES at a time.
+"""Vector instructions for numba: count values against bounds, multiply integers.
 
-numba does not vectorise such loops by itself; written as LLVM vectors, the counters and bounds stay
-in registers on any CPU that LLVM knows.
+numba does not vectorise such loops by itself; written as LLVM vectors, counters, bounds and sums
+stay in registers. Values are counted on any CPU that LLVM knows, LANES at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 LANES = 16
 COUNTERS = ir.VectorType(ir.IntType(32), LANES)
+ROWS_AT_ONCE = 4  # rows that `multiply_panels` multiplies
+
+
+class PairProduct(NamedTuple):
+    """An instruction that multiplies int16 lane by lane and adds the products in pairs.
+
+    Attributes:
+        name: that LLVM knows it by. Where the CPU can add the sums to others as well (VNNI), LLVM
+            makes one instruction of it and the addition that follows.
+        lanes: int32 sums that it gives.
+        panels: vectors of columns that, with ROWS_AT_ONCE rows, make best use of the registers.
+    """
+
+    name: str
+    lanes: int
+    panels: int
+
+
+PAIR_PRODUCTS = {
+    "avx512bw": PairProduct("llvm.x86.avx512.pmaddw.d.512", 16, 4),
+    "avx2": PairProduct("llvm.x86.avx2.pmadd.wd", 8, 2),
+}
+
+
+def find_pair_product(features: str) -> PairProduct | None:
+    """Return the widest such instruction of a CPU with these features, such as "+avx2,-sse4a"."""
+    found = [p for name, p in PAIR_PRODUCTS.items() if f"+{name}" in features.split(",")]
+    return found[0] if found else None
+
+
+# Of the CPU that numba compiles for: this one, unless its environment variables say otherwise.
+PAIR_PRODUCT = find_pair_product(cpu_target.target_context.codegen().magic_tuple()[2])
 
 
 @intrinsic
@@ -37,7 +70,7 @@ def count_reaching(typing_context, data, start, count, low, high):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], args[0])
-        limits = [_splat(builder, limit) for limit in args[3:]]
+        limits = [_splat(builder, limit, LANES) for limit in args[3:]]
         step = ir.Constant(args[1].type, LANES)
         totals = _emit_count(builder, pointer, args[1], step, args[2], limits)
         sums = [_emit_sum(builder, total) for total in totals]
@@ -69,7 +102,7 @@ def count_columns_reaching(typing_context, data, start, step, count, bounds, rea
             _pointer(context, builder, signature.args[i], args[i]) for i in (0, 4, 5)
         )
         halves = [ir.Constant(ir.IntType(64), half * LANES) for half in range(2)]
-        limits = [_load(builder, builder.gep(bound_pointer, [half])) for half in halves]
+        limits = [_load(builder, builder.gep(bound_pointer, [half]), LANES) for half in halves]
         totals = _emit_count(builder, pointer, args[1], args[2], args[3], limits)
         for half, total in zip(halves, totals, strict=True):
             place = builder.bitcast(builder.gep(output, [half]), COUNTERS.as_pointer())
@@ -79,23 +112,78 @@ def count_columns_reaching(typing_context, data, start, step, count, bounds, rea
     return signature, generate
 
 
+@intrinsic
+def multiply_panels(
+    typing_context, rows, columns, panel, pairs, row_units, column_units, out, stride
+):
+    """Write the cosines of ROWS_AT_ONCE rows with the columns of PAIR_PRODUCT.panels panels.
+
+    A panel holds, pair after pair, that pair of int16 of as many vectors as PAIR_PRODUCT has lanes.
+
+    Args:
+        typing_context: numba's, not given by the caller.
+        rows: flat int32 array that starts with the first pair of the first row.
+        columns: flat int32 array that starts with the first panel.
+        panel: size of a panel.
+        pairs: number of pairs.
+        row_units: float32 array that starts with the units of the rows' integers.
+        column_units: the same for the columns.
+        out: flat float32 array that starts with the first cosine.
+        stride: distance of its rows.
+    """
+    signature = types.void(rows, columns, panel, pairs, row_units, column_units, out, stride)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        assert PAIR_PRODUCT is not None
+        lanes = PAIR_PRODUCT.lanes
+        row, column, row_units, column_units, out = (
+            _pointer(context, builder, signature.args[i], args[i]) for i in (0, 1, 4, 5, 6)
+        )
+        steps = [_number(i * lanes) for i in range(PAIR_PRODUCT.panels)]
+        panels = [
+            builder.gep(column, [builder.mul(args[2], _number(i))]) for i in range(len(steps))
+        ]
+        sums = _emit_sums(builder, row, panels, args[3])
+        units = [_load(builder, builder.gep(column_units, [step]), lanes) for step in steps]
+        for i, of_row in enumerate(sums):
+            row_unit = builder.load(builder.gep(row_units, [_number(i)]))
+            start = builder.gep(out, [builder.mul(args[7], _number(i))])
+            for step, unit, total in zip(steps, units, of_row, strict=True):
+                scaled = builder.fmul(builder.sitofp(total, unit.type), unit)
+                cosines = builder.fmul(scaled, _splat(builder, row_unit, lanes))
+                _store(builder, cosines, builder.gep(start, [step]))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 def _pointer(context: Any, builder: Any, kind: Any, array: Any) -> Any:
     return context.make_array(kind)(context, builder, array).data
 
 
-def _load(builder: Any, pointer: Any) -> Any:
-    element = pointer.type.pointee
-    vector = ir.VectorType(element, LANES).as_pointer()
-    size = 4 if isinstance(element, ir.FloatType) else 8
-    return builder.load(builder.bitcast(pointer, vector), align=size)
+def _load(builder: Any, pointer: Any, lanes: int) -> Any:
+    return builder.load(_vectors_at(builder, pointer, lanes), align=_size(pointer.type.pointee))
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    vector = ir.VectorType(value.type, LANES)
+def _store(builder: Any, values: Any, pointer: Any) -> None:
+    place = _vectors_at(builder, pointer, values.type.count)
+    builder.store(values, place, align=_size(pointer.type.pointee))
+
+
+def _vectors_at(builder: Any, pointer: Any, lanes: int) -> Any:
+    return builder.bitcast(pointer, ir.VectorType(pointer.type.pointee, lanes).as_pointer())
+
+
+def _size(element: Any) -> int:
+    return 8 if isinstance(element, ir.DoubleType) else 4
+
+
+def _splat(builder: Any, value: Any, lanes: int) -> Any:
+    vector = ir.VectorType(value.type, lanes)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
     first = builder.insert_element(
-        ir.Constant(vector, ir.Undefined), value, ir.Constant(COUNTERS.element, 0)
+        ir.Constant(vector, ir.Undefined), value, ir.Constant(zeros.type.element, 0)
     )
-    zeros = ir.Constant(COUNTERS, None)
     return builder.shuffle_vector(first, first, zeros)
 
 
@@ -105,7 +193,7 @@ def _emit_count(
     totals = [cgutils.alloca_once_value(builder, ir.Constant(COUNTERS, None)) for _ in limits]
     with cgutils.for_range(builder, count) as loop:
         position = builder.add(start, builder.mul(loop.index, step))
-        values = _load(builder, builder.gep(pointer, [position]))
+        values = _load(builder, builder.gep(pointer, [position]), LANES)
         for total, limit in zip(totals, limits, strict=True):
             # A true comparison is -1 in its lane.
             reached = builder.sext(builder.fcmp_ordered(">=", values, limit), COUNTERS)
@@ -117,3 +205,34 @@ def _emit_sum(builder: Any, counters: Any) -> Any:
     kind = ir.FunctionType(COUNTERS.element, [COUNTERS])
     name = f"llvm.vector.reduce.add.v{LANES}i32"
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [counters])
+
+
+def _number(value: int) -> Any:
+    return ir.Constant(ir.IntType(64), value)
+
+
+def _emit_sums(builder: Any, row: Any, panels: Sequence[Any], pairs: Any) -> list[list[Any]]:
+    """Emit the sums of products over all pairs, vectors of int32, of each row with each panel."""
+    assert PAIR_PRODUCT is not None
+    lanes = PAIR_PRODUCT.lanes
+    sums = ir.VectorType(ir.IntType(32), lanes)
+    shorts = ir.VectorType(ir.IntType(16), 2 * lanes)
+    kind = ir.FunctionType(sums, [shorts, shorts])
+    multiply = cgutils.get_or_insert_function(builder.module, kind, PAIR_PRODUCT.name)
+    totals = [
+        [cgutils.alloca_once_value(builder, ir.Constant(sums, None)) for _ in panels]
+        for _ in range(ROWS_AT_ONCE)
+    ]
+    with cgutils.for_range(builder, pairs) as loop:
+        position = builder.mul(loop.index, _number(lanes))
+        columns = [
+            builder.bitcast(_load(builder, builder.gep(panel, [position]), lanes), shorts)
+            for panel in panels
+        ]
+        for i, of_row in enumerate(totals):
+            pair = builder.load(builder.gep(row, [builder.add(position, _number(i))]))
+            pairs_of_row = builder.bitcast(_splat(builder, pair, lanes), shorts)
+            for total, column in zip(of_row, columns, strict=True):
+                products = builder.call(multiply, [pairs_of_row, column])
+                builder.store(builder.add(builder.load(total), products), total)
+    return [[builder.load(total) for total in of_row] for of_row in totals]

@@ -1,28 +1,26 @@
 """Similarities of all pairs on the CPU, tile by tile, by as many threads as there are cores.
 
 No matrix of all pairs exists: a thread multiplies two blocks of normalised embeddings, hands the
-tile to a visitor and forgets it. In self-retrieval the matrix is symmetric, and only the tiles on
-and above its diagonal are computed.
+tile to a visitor, again and more precisely if it asks for that, and forgets it. In self-retrieval
+the matrix is symmetric, and only the tiles on and above its diagonal are computed.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache, partial
 from queue import Empty, SimpleQueue
 from threading import Event, RLock
+from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from retrieval.counting.precision import full_precision
-from retrieval.counting.truth import Share, rounding_error
-from retrieval.counting.vectors import Tile, Vectors, normalise, row_norms
+from retrieval.counting.products import Product, cosine_error, one_thread_each, use_one_thread
+from retrieval.counting.truth import Share
+from retrieval.counting.vectors import Tile, Vectors
 
 TILE = 768  # rows and columns of a tile: large enough for a fast product
 LEAST_ROWS = 64  # of a block of queries, where few queries are shared among many threads
@@ -30,24 +28,14 @@ PADDING = 16  # columns between rows, against cache conflicts when columns are r
 BLOCK = 3 * TILE  # rows that are normalised once for all their tiles
 ONE_JOB = RLock()  # the number of threads of the BLAS libraries is one for the whole process
 
-
-# Called with each tile, whether its columns are to be seen as queries as well (the mirrored tile
-# is not computed), and a function that gives the same tile in float64.
-Visitor = Callable[[Tile, bool, Callable[[], Tile]], None]
+# Called with each tile, as an iterator that computes it by one product after the other, from fast
+# to exact, and whether its columns are to be seen as queries too (the mirrored tile is not given).
+Visitor = Callable[[Iterator[Tile], bool], None]
 
 
 def num_cores() -> int:
     """Number of threads to use: as torch was told, by OMP_NUM_THREADS or torch.set_num_threads."""
     return max(1, min(torch.get_num_threads(), os.cpu_count() or 1))
-
-
-def prepare(embeddings: np.ndarray) -> Vectors:
-    """Compute the norms of embeddings (N, D); rows of float32 or float64 are not copied."""
-    dtype = np.float64 if embeddings.dtype == np.float64 else np.float32
-    rows = np.ascontiguousarray(embeddings, dtype)
-    norms = np.empty(len(rows))
-    row_norms(rows, norms)
-    return Vectors(rows, norms, np.arange(len(rows)))
 
 
 def for_each_tile(
@@ -56,6 +44,7 @@ def for_each_tile(
     query_range: tuple[int, int],
     make_visitor: Callable[[], Visitor],
     share: Share,
+    choose_products: Callable[[], Sequence[Product]],
 ) -> None:
     """Let visitors see the similarities of queries with the gallery.
 
@@ -66,6 +55,7 @@ def for_each_tile(
         query_range: first query and the one behind the last.
         make_visitor: called once per thread.
         share: of the tiles that this process computes.
+        choose_products: returns what computes a tile, from fast to exact; it may time them.
     """
     columns = queries if gallery is None else gallery
     start, stop = query_range
@@ -80,7 +70,7 @@ def for_each_tile(
     has_stopped = Event()
 
     def work() -> None:
-        workspace = Workspace(queries, columns, gallery is None, height, product, has_stopped)
+        workspace = Workspace(queries, columns, gallery is None, height, products, has_stopped)
         visitor = make_visitor()
         while not has_stopped.is_set():
             try:
@@ -90,8 +80,8 @@ def for_each_tile(
             workspace.visit_block(*block, visitor)
 
     with ONE_JOB, one_thread_each(), full_precision():
-        product = fastest_product()
-        with ThreadPoolExecutor(cores, initializer=_use_one_thread) as pool:
+        products = choose_products()
+        with ThreadPoolExecutor(cores, initializer=use_one_thread) as pool:
             try:
                 for future in [pool.submit(work) for _ in range(cores)]:
                     future.result()
@@ -101,7 +91,7 @@ def for_each_tile(
 
 
 class Workspace:
-    """The buffers of one thread: a block of queries, some columns, a tile."""
+    """What one thread needs to compute tiles."""
 
     def __init__(
         self,
@@ -109,97 +99,79 @@ class Workspace:
         columns: Vectors,
         is_symmetric: bool,
         height: int,
-        product: Callable[[np.ndarray, np.ndarray, np.ndarray], object],
+        products: Sequence[Product],
         has_stopped: Event,
     ) -> None:
-        self.queries, self.columns, self.is_symmetric = queries, columns, is_symmetric
-        self.product, self.has_stopped = product, has_stopped
-        dim = queries.rows.shape[1]
-        self.block = np.empty((height, dim), np.float32)
-        self.factors = np.empty((TILE, dim), np.float32)
-        self.tile = np.empty((TILE, TILE + PADDING), np.float32)
+        self.num_columns, self.is_symmetric = len(columns.rows), is_symmetric
+        self.levels = [Level(product, queries, columns, height) for product in products]
+        self.has_stopped = has_stopped
 
     def visit_block(self, start: int, stop: int, visitor: Visitor) -> None:
         """Visit the tiles of queries start..stop, column after column."""
-        block = self._normalised(self.queries, start, stop, self.block)
-        num_columns = len(self.columns.rows)
-        for left in range(start if self.is_symmetric else 0, num_columns, TILE):
+        for left in range(start if self.is_symmetric else 0, self.num_columns, TILE):
             if self.has_stopped.is_set():
                 return
-            right = min(left + TILE, num_columns)
-            factors = self._normalised(self.columns, left, right, self.factors)
-            for top in range(start, stop, TILE):
+            right = min(left + TILE, self.num_columns)
+            for number, top in enumerate(range(start, stop, TILE)):
                 if self.is_symmetric and top > left:
                     break
-                bottom = min(top + TILE, stop)
-                self._multiply(block[top - start : bottom - start], factors, self.tile)
-                size = bottom - top, right - left, top, left
-                tile = Tile(self.tile.reshape(-1), self.tile.shape[1], *size)
-                is_two_sided = self.is_symmetric and top != left
-                visitor(tile, is_two_sided, partial(self._in_float64, *size))
+                versions = self._versions(number, top, min(top + TILE, stop), left, right)
+                visitor(versions, self.is_symmetric and top != left)
 
-    def _normalised(self, vectors: Vectors, start: int, stop: int, out: np.ndarray) -> np.ndarray:
-        out = out[: stop - start]
-        normalise(vectors, start, stop, out)
-        return out
-
-    def _multiply(self, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
-        self.product(rows, columns, out[: len(rows), : len(columns)])
-        out[: len(rows), len(columns) : len(columns) + PADDING] = -np.inf
-
-    def _in_float64(self, height: int, width: int, row: int, column: int) -> Tile:
-        dim = self.queries.rows.shape[1]
-        rows = self._normalised(self.queries, row, row + height, np.empty((height, dim)))
-        columns = self._normalised(self.columns, column, column + width, np.empty((width, dim)))
-        tile = np.empty((height, TILE + PADDING))
-        self._multiply(rows, columns, tile)
-        return Tile(tile.reshape(-1), tile.shape[1], height, width, row, column)
+    def _versions(self, number: int, *place: int) -> Iterator[Tile]:
+        """Compute a tile by one product after the other, as long as a better one is asked for."""
+        for level in self.levels:
+            if level.tiles_to_skip > 0:
+                level.tiles_to_skip -= 1
+                continue
+            yield level.tile(number, *place)
+            level.tiles_to_skip = level.product.pause
 
 
-def multiply_by_numpy(rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
-    """Write rows @ columns.T to `out`, by NumPy's BLAS."""
-    np.matmul(rows, columns.T, out=out)
+class Level:
+    """The tiles of one product.
 
-
-def multiply_by_torch(rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
-    """Write rows @ columns.T to `out`, by torch's BLAS."""
-    torch.mm(torch.from_numpy(rows), torch.from_numpy(columns).T, out=torch.from_numpy(out))
-
-
-@cache
-def fastest_product() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
-    """Time a tile by each BLAS at hand, on one thread, and return the faster one.
-
-    Which it is depends on the CPU. One whose error is above what is accounted for is passed over.
+    It keeps the factors of a block of queries and of the columns of the last tile, which the next
+    tiles need again; in float64, which few need, those of the last tile alone.
     """
-    dim = 256
-    rows, columns = np.random.default_rng(0).standard_normal((2, TILE, dim), np.float32)
-    exact = rows.astype(np.float64) @ columns.T.astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1)[:, None] * np.linalg.norm(columns, axis=1)
-    out = np.empty((TILE, TILE + PADDING), np.float32)[:, :TILE]
-    seconds = {}
-    _use_one_thread()
-    for product in (multiply_by_numpy, multiply_by_torch):
-        times = []
-        for _ in range(4):
-            started = time.perf_counter()
-            product(rows, columns, out)
-            times.append(time.perf_counter() - started)
-        if np.all(np.abs(out - exact) < rounding_error(dim, np.float32) * norms):
-            seconds[product] = min(times)
-    return min(seconds, key=seconds.__getitem__)
+
+    def __init__(self, product: Product, queries: Vectors, columns: Vectors, height: int) -> None:
+        self.product = product
+        num_kept = 1 if product.dtype == np.float64 else -(-height // TILE)
+        self.rows = [Factors(product, queries) for _ in range(num_kept)]
+        self.columns = Factors(product, columns)
+        self.values: np.ndarray | None = None
+        self.tiles_to_skip = 0
+
+    def tile(self, number: int, top: int, bottom: int, left: int, right: int) -> Tile:
+        """Compute rows top..bottom, the number-th of their block, times columns left..right."""
+        height, width = bottom - top, right - left
+        if self.values is None:
+            size = -(-TILE // self.product.grain) * self.product.grain
+            self.values = np.empty((size, size + PADDING), self.product.dtype)
+        rows, row_error = self.rows[number % len(self.rows)].get(top, bottom)
+        columns, column_error = self.columns.get(left, right)
+        self.product.multiply(rows, columns, height, width, self.values)
+        self.values[:height, width : width + PADDING] = -np.inf
+        error = cosine_error(self.product, self.columns.dim, row_error, column_error)
+        return Tile(self.values.reshape(-1), error, self.values.shape[1], height, width, top, left)
 
 
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)
+class Factors:
+    """Normalised vectors in the form that a product takes, made when they are asked for."""
 
+    def __init__(self, product: Product, vectors: Vectors) -> None:
+        self.product, self.vectors = product, vectors
+        self.dim = vectors.rows.shape[1]
+        self.place: tuple[int, int] | None = None
+        self.room: Any = None
+        self.error = 0.0
 
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Keep the BLAS libraries from starting threads of their own."""
-    before = torch.get_num_threads()
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    def get(self, start: int, stop: int) -> tuple[Any, float]:
+        """Return vectors start..stop, in order, and the greatest error of one of them."""
+        if self.room is None:
+            self.room = self.product.room(TILE, self.dim)
+        if self.place != (start, stop):
+            self.error = self.product.fill(self.vectors, start, stop, self.room)
+            self.place = start, stop
+        return self.room, self.error

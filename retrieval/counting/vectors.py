@@ -28,6 +28,7 @@ class Tile(NamedTuple):
 
     Attributes:
         values: flat; row r starts at r * stride. Behind each row -inf up to a multiple of LANES.
+        error: no value is further from the exact cosine; 0 where they are float64, which is exact.
         stride: distance of rows.
         height: number of rows.
         width: number of columns.
@@ -36,6 +37,7 @@ class Tile(NamedTuple):
     """
 
     values: np.ndarray
+    error: float
     stride: int
     height: int
     width: int
@@ -62,6 +64,15 @@ def row_norms(rows, norms):
     """Write the Euclidean norms of rows (N, D) to norms (N,) float64."""
     for i in range(len(rows)):
         norms[i] = np.sqrt(_dot(rows[i], rows[i]))
+
+
+def prepare(embeddings: np.ndarray) -> Vectors:
+    """Compute the norms of embeddings (N, D); rows of float32 or float64 are not copied."""
+    dtype = np.float64 if embeddings.dtype == np.float64 else np.float32
+    rows = np.ascontiguousarray(embeddings, dtype)
+    norms = np.empty(len(rows))
+    row_norms(rows, norms)
+    return Vectors(rows, norms, np.arange(len(rows)))
 
 
 @kernel

@@ -7,7 +7,8 @@ from oracle import make, oracle_ranks, unit
 
 from retrieval import ranks, score_queries
 from retrieval.counting import by_torch, choose, compiled, kernels, tiles, vectors
-from retrieval.counting.truth import Share, Truth, rounding_error
+from retrieval.counting.products import FLOAT32, FLOAT64, SCREENS
+from retrieval.counting.truth import Share, Truth
 
 KINDS = [
     "random",
@@ -20,6 +21,24 @@ KINDS = [
     "large classes",
     "one image each",
 ]
+
+LADDERS = {
+    "int16": (*SCREENS, FLOAT32[0], FLOAT64),
+    "numpy": (FLOAT32[0], FLOAT64),
+    "torch's BLAS": (FLOAT32[1], FLOAT64),
+}
+
+
+@pytest.fixture(params=[*LADDERS, "torch", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request, monkeypatch):
+    """Each way of counting, as `conftest.device`, and on the CPU from each product on."""
+    if request.param in LADDERS:
+        monkeypatch.setattr(compiled, "ladder", lambda: LADDERS[request.param])
+        return "cpu"
+    if request.param == "torch":
+        monkeypatch.setattr(choose, "CpuCounter", None)
+        return "cpu"
+    return "cuda"
 
 
 def found_ranks(queries, labels, gallery=None, gallery_labels=None, **options):
@@ -77,12 +96,12 @@ def test_small_tiles_and_pieces_change_nothing(kind, device, monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("product", [tiles.multiply_by_numpy, tiles.multiply_by_torch])
-def test_threads_and_blas_change_nothing(threads, product, monkeypatch):
+@pytest.mark.parametrize("name", LADDERS)
+def test_threads_and_products_change_nothing(threads, name, monkeypatch):
     rows, labels = make("clustered", 1500, 40)
     monkeypatch.setattr(tiles, "num_cores", lambda: threads)
     monkeypatch.setattr(tiles, "TILE", 128)
-    monkeypatch.setattr(tiles, "fastest_product", lambda: product)
+    monkeypatch.setattr(compiled, "ladder", lambda: LADDERS[name])
     assert found_ranks(rows, labels) == oracle_ranks(rows, labels)
 
 
@@ -132,22 +151,10 @@ def test_memory_mapped_embeddings_are_not_copied(tmp_path):
     rows, labels = make("clustered", 300, 16)
     np.save(tmp_path / "features.npy", rows)
     mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
-    prepared = tiles.prepare(np.asarray(mapped)).rows
+    prepared = vectors.prepare(np.asarray(mapped)).rows
     assert np.shares_memory(prepared, mapped) and compiled.is_mapped(prepared)
     assert not compiled.is_mapped(rows)
     assert found_ranks(mapped, labels) == oracle_ranks(rows, labels)
-
-
-@pytest.mark.parametrize("dim", [3, 512, 2048])
-def test_rounding_error_bounds_the_products(dim):
-    rng = np.random.default_rng(0)
-    rows = np.abs(rng.standard_normal((64, dim)))  # no cancellation: the worst case
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    exact = unit @ unit.T
-    for product in (tiles.multiply_by_numpy, tiles.multiply_by_torch):
-        out = np.empty((64, 64), np.float32)
-        product(unit.astype(np.float32), unit.astype(np.float32), out)
-        assert np.abs(out - exact).max() < rounding_error(dim, np.float32)
 
 
 def test_torch_keeps_its_threads_and_precision(monkeypatch):
@@ -162,11 +169,11 @@ def test_torch_keeps_its_threads_and_precision(monkeypatch):
 def test_the_undecided_share_is_estimated_from_some_rows():
     values = np.random.default_rng(0).standard_normal((40, 48)).astype(np.float32)
     embedded = vectors.Vectors(values, np.ones(40), np.arange(40))
-    tile = vectors.Tile(values.reshape(-1), 48, 40, 48, 0, 0)
+    tile = vectors.Tile(values.reshape(-1), 0.1, 48, 40, 48, 0, 0)
     truth = Truth(np.arange(41), values[:, 0].astype(np.float64), 1e-9)
     rows = range(0, 40, 40 // kernels.SAMPLED_ROWS)
     near = [np.abs(values[r] - values[r, 0]) <= 0.1 for r in rows]
-    found = kernels.undecided_share(tile, embedded, truth, 0.1)
+    found = kernels.undecided_share(tile, embedded, truth)
     assert found == pytest.approx(np.mean(near), abs=1e-6)
 
 
@@ -187,14 +194,21 @@ def test_an_error_in_a_thread_stops_the_others(monkeypatch):
     visited = []
 
     def make_visitor():
-        def visit(tile, is_two_sided, in_float64):
-            visited.append(tile)
+        def visit(versions, is_two_sided):
+            visited.append(next(versions))
             raise KeyError("broken")
 
         return visit
 
     with pytest.raises(KeyError):
-        tiles.for_each_tile(tiles.prepare(rows), None, (0, len(rows)), make_visitor, Share())
+        tiles.for_each_tile(
+            vectors.prepare(rows),
+            None,
+            (0, len(rows)),
+            make_visitor,
+            Share(),
+            lambda: LADDERS["numpy"],
+        )
     assert len(visited) <= 2
 
 
