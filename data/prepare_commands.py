@@ -101,12 +101,14 @@ def add_column(output: Path, images: ImageList, name: str, cells: Sequence[str])
     labels: dict[str, list[str]] = {}
     for cell, label in zip(cells, images.labels, strict=True):
         labels.setdefault(cell, []).append(label)
-    for cell in sorted(labels):
+    lines = []
+    for cell in sorted(labels, key=lambda cell: (len(cell), cell)):  # 10 comes behind 9
         sizes = Counter(labels[cell]).values()
-        print(
-            f"{name} {cell or 'none'}: {len(labels[cell]):,} images of {len(sizes):,} classes, "
+        lines.append(
+            f"{cell or 'none'}: {len(labels[cell]):,} images of {len(sizes):,} classes, "
             f"{min(sizes):,} to {max(sizes):,} of each"
         )
+    print("\n".join(section(f"values of the column {name}", lines)))
     rows = [row | {name: cell} for row, cell in zip(images.rows, cells, strict=True)]
     write_rows(output, (*images.columns, name), rows)
 

@@ -131,7 +131,7 @@ def test_split_by_number_of_samples_is_an_open_set(filtered, troubled, tmp_path,
     train = {row["label"] for row in rows if row["split"] == "train"}
     test = {row["label"] for row in rows if row["split"] == "test"}
     assert train == {CLASSES[1], CLASSES[2]} and test == {"cat", "single"}
-    assert "split train: 8 images of 2 classes, 4 to 4 of each" in capsys.readouterr().out
+    assert "  train: 8 images of 2 classes, 4 to 4 of each" in capsys.readouterr().out
     index = load_index("csv", troubled, "train", csv=tmp_path / "s")
     assert index.class_names == {0: CLASSES[1], 1: CLASSES[2]}
     assert index.read_image(0).shape == (48, 64, 3)
