@@ -41,6 +41,8 @@ DATA_FLAGS = (
     Flag("test_classes", str, None, "test classes by number, e.g. 26-50"),
     Flag("train_list", path, None, "file of `path label` lines (--dataset=list)"),
     Flag("test_list", path, None, "file of `path label` lines (--dataset=list)"),
+    Flag("csv", path, None, "file of images, from python -m data.prepare (--dataset=csv)"),
+    Flag("fold", natural, None, "fold of the file to test on, others train (--dataset=csv)"),
 )
 MACHINE_FLAGS = (
     Flag("use_gpu", boolean, True, "use a GPU if there is one"),

@@ -31,6 +31,8 @@ DATA_SET_FLAGS = (
     "test_classes",
     "train_list",
     "test_list",
+    "csv",
+    "fold",
 )
 
 
@@ -155,7 +157,8 @@ def load_split(args: Namespace, split: str) -> Index:
         args.dataset,
         args.data_dir,
         split,
-        **{name: getattr(args, name) for name in DATA_SET_FLAGS if name != "data_dir"},
+        # The flags that a dump was made with may be older than some of the names.
+        **{name: getattr(args, name, None) for name in DATA_SET_FLAGS if name != "data_dir"},
     )
 
 

@@ -157,6 +157,7 @@ def parse_flags(
     flags: Sequence[Flag],
     argv: Sequence[str] | None,
     positional: Flag | None = None,
+    prog: str | None = None,
 ) -> tuple[Namespace, set[str]]:
     """Parse the command line, and below it the YAML file of --config.
 
@@ -165,6 +166,7 @@ def parse_flags(
         flags: the flags of the script; `--config` is added.
         argv: arguments, None for those of the process.
         positional: an argument without `--name=`, which may be left out.
+        prog: what --help calls the script; None: its file name.
 
     Returns:
         A value per flag, and the names of the flags that were given by the user.
@@ -173,7 +175,7 @@ def parse_flags(
         SystemExit: with status 2 after one line on stderr, where a flag or value is wrong.
         ValueError: the config file is wrong.
     """
-    parser = _build_parser(description, flags, positional)
+    parser = _build_parser(description, flags, positional, prog)
     given: dict[str, Any] = {}
     # Plain parse_args finds no optional positional behind a flag before Python 3.12.
     named = vars(parser.parse_intermixed_args(_without_blanks(argv)))
@@ -188,9 +190,10 @@ def parse_flags(
 
 
 def _build_parser(
-    description: str | None, flags: Sequence[Flag], positional: Flag | None
+    description: str | None, flags: Sequence[Flag], positional: Flag | None, prog: str | None
 ) -> _Parser:
     parser = _Parser(
+        prog=prog,
         description=description,
         usage="%(prog)s [--flag=value ...]" + (f" {positional.name.upper()}" if positional else ""),
         allow_abbrev=False,

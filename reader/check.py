@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from reader.datasets import DATASETS, SPLITS, load_index
-from reader.index import ImageError, Index, decode_image
+from reader.datasets import DATASETS, load_index
+from reader.image_files import DEFAULT_WORKERS, map_files, read_content
+from reader.index import Index
+from reader.table import SPLITS
 
 NUM_SHOWN = 20
 
@@ -32,10 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_classes", help="classes to test on, e.g. 26-50")
     parser.add_argument("--train_list", help="file of 'path label' lines, for --dataset=list")
     parser.add_argument("--test_list", help="file of 'path label' lines, for --dataset=list")
+    parser.add_argument("--csv", help="CSV file of images, for --dataset=csv")
+    parser.add_argument("--fold", type=int, help="its fold to test on, for --dataset=csv")
     parser.add_argument(
         "--num_workers",
         type=int,
-        default=min(8, os.cpu_count() or 1),
+        default=DEFAULT_WORKERS,
         help="processes that read images; 0: this one alone (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the whole report to this file")
@@ -44,29 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_file(path: str) -> tuple[str, str, str]:
     """Read one image file: (sha256 or "", "ok" | "broken" | "missing", reason)."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        return "", "missing", "no such file"
-    except OSError as error:
-        return "", "broken", error.strerror or str(error)
-    digest = hashlib.sha256(data).hexdigest()
-    try:
-        decode_image(data, path)
-    except ImageError as error:
-        return digest, "broken", str(error).removeprefix(f"cannot read image {path}: ")
-    return digest, "ok", ""
-
-
-def check_files(paths: Sequence[str], num_workers: int) -> dict[str, tuple[str, str, str]]:
-    """Check each file once; path -> what `check_file` says."""
-    progress = partial(tqdm, total=len(paths), unit=" images", disable=None, leave=False)
-    if num_workers == 0:
-        return dict(zip(paths, progress(map(check_file, paths)), strict=True))
-    with ProcessPoolExecutor(num_workers) as pool:
-        checks = pool.map(check_file, paths, chunksize=32)
-        return dict(zip(paths, progress(checks), strict=True))
+    content = read_content(path)
+    digest = "" if content.data is None else hashlib.sha256(content.data).hexdigest()
+    return digest, content.state, content.reason
 
 
 def check_images(
@@ -74,7 +54,8 @@ def check_images(
 ) -> dict[str, dict[str, tuple[str, str, str]]]:
     """Check the images of all splits; split -> path -> what `check_file` says."""
     paths = dict.fromkeys(p for index in indexes if index.images is None for p in index.paths)
-    of_file = check_files(list(paths), num_workers) if paths else {}
+    found = map_files(check_file, list(paths), num_workers) if paths else []
+    of_file = dict(zip(paths, found, strict=True))
     checks = {}
     for index in indexes:
         if index.images is None:
@@ -220,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 test_classes=args.test_classes,
                 train_list=args.train_list,
                 test_list=args.test_list,
+                csv=args.csv,
+                fold=args.fold,
             )
             for split in SPLITS
         ]

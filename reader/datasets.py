@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from reader.cifar10 import read_cifar10
+from reader.csv_files import read_csv
 from reader.cub_cars import read_cars196, read_cub200_2010, read_cub200_2011
 from reader.folders import FOLDER_LAYOUT, read_folder, read_omniglot
 from reader.index import Index
 from reader.lists import read_inshop, read_list, read_sop
-from reader.table import Table, choose_rows
+from reader.table import SPLITS, Table, choose_rows
 
 DATA_ROOT = Path(__file__).resolve().parent.parent / "data"
-SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class DatasetSpec:
 
     Args:
         folder: default folder under data/; None: --data_dir must be given.
-        read: (data_dir, split) -> Table; None for list files, which have no layout of their own.
+        read: (data_dir, split) -> Table; None for list and CSV files, which have no folder layout.
         to_get: what to do when the data is missing.
         classes_shared: whether a class may be in both splits.
     """
@@ -65,7 +66,16 @@ DATASETS: dict[str, DatasetSpec] = {
         "expected a file of 'path label' lines; --dataset=demo needs no data",
         classes_shared=True,
     ),
+    "csv": DatasetSpec(
+        None,
+        None,
+        "write one with 'python -m data.prepare scan FOLDER'; --dataset=demo needs no data",
+        classes_shared=True,
+    ),
 }
+
+# Options that one data set alone uses.
+OWN_OPTIONS = {"train_list": "list", "test_list": "list", "csv": "csv", "fold": "csv"}
 
 
 def load_index(
@@ -77,6 +87,8 @@ def load_index(
     test_classes: str | None = None,
     train_list: str | Path | None = None,
     test_list: str | Path | None = None,
+    csv: str | Path | None = None,
+    fold: int | None = None,
 ) -> Index:
     """Open one split of a data set.
 
@@ -89,6 +101,8 @@ def load_index(
         test_classes: the same for the test split.
         train_list: file of `path label` lines, for "list" alone.
         test_list: the same for the test split.
+        csv: file of images, for "csv" alone, see `read_csv`.
+        fold: its fold to test on; None: the file's own split.
 
     Raises:
         ValueError: unknown name, option that the data set does not use, malformed list or range,
@@ -99,12 +113,14 @@ def load_index(
         raise ValueError(f"unknown dataset '{dataset}'; expected one of {', '.join(DATASETS)}")
     if split not in SPLITS:
         raise ValueError(f"unknown split '{split}'; expected train or test")
-    list_file = {"train": train_list, "test": test_list}
-    if dataset != "list" and any(list_file.values()):
-        flag = "--train_list" if train_list else "--test_list"
-        raise ValueError(f"{flag} is for --dataset=list; --dataset={dataset} does not use it")
+    options = {"train_list": train_list, "test_list": test_list, "csv": csv, "fold": fold}
+    for name, user in OWN_OPTIONS.items():
+        if options[name] not in (None, "") and dataset != user:
+            raise ValueError(
+                f"--{name} is for --dataset={user}; --dataset={dataset} does not use it"
+            )
     try:
-        table = read_table(dataset, data_dir, split, list_file[split])
+        table = read_table(dataset, data_dir, split, options)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{dataset}: {error}; {DATASETS[dataset].to_get}") from error
     ranges = {"train": train_classes, "test": test_classes}
@@ -116,18 +132,23 @@ def load_index(
 
 
 def read_table(
-    dataset: str, data_dir: str | Path | None, split: str, list_file: str | Path | None
+    dataset: str, data_dir: str | Path | None, split: str, options: dict[str, Any]
 ) -> Table:
-    """Read what a data set holds for a split."""
+    """Read what a data set holds for a split; `options` are those of OWN_OPTIONS."""
     spec = DATASETS[dataset]
-    if spec.read is None:
-        if not list_file:
-            flag = f"--{split}_list"
-            raise ValueError(f"--dataset={dataset} needs {flag}=FILE with lines 'path label'")
-        return read_list(Path(list_file), existing(data_dir or Path(list_file).parent))
-    if not data_dir and spec.folder is None:
-        raise ValueError(f"--dataset={dataset} needs --data_dir; {spec.to_get}")
-    return spec.read(existing(data_dir or DATA_ROOT / str(spec.folder)), split)
+    if spec.read is not None:
+        if not data_dir and spec.folder is None:
+            raise ValueError(f"--dataset={dataset} needs --data_dir; {spec.to_get}")
+        return spec.read(existing(data_dir or DATA_ROOT / str(spec.folder)), split)
+    name = "csv" if dataset == "csv" else f"{split}_list"
+    if not options[name]:
+        columns = "columns path,label,..." if dataset == "csv" else "lines 'path label'"
+        raise ValueError(f"--dataset={dataset} needs --{name}=FILE with {columns}")
+    file = Path(options[name])
+    folder = existing(data_dir or file.parent)
+    if dataset == "csv":
+        return read_csv(file, folder, split, options["fold"])
+    return read_list(file, folder)
 
 
 def existing(folder: str | Path) -> Path:

@@ -23,19 +23,35 @@ def list_folders(folder: Path) -> list[str]:
         return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
 
 
+def list_images(folder: Path) -> list[str]:
+    """Paths of the images that lie in a folder itself, sorted; hidden ones are left out."""
+    return [
+        os.path.join(folder, file)
+        for file in sorted(os.listdir(folder))
+        if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
+    ]
+
+
 def list_classes(folder: Path) -> dict[str, list[str]]:
     """Class name -> image paths, both sorted, of the folders that hold images."""
     classes = {}
     for name in list_folders(folder):
-        class_dir = folder / name
-        files = [
-            os.path.join(class_dir, file)
-            for file in sorted(os.listdir(class_dir))
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-        ]
+        files = list_images(folder / name)
         if files:
             classes[name] = files
     return classes
+
+
+def list_class_tree(root: Path) -> dict[str, list[str]]:
+    """Class name -> image paths, both sorted, of all folders below root that hold images.
+
+    The name of a class is the path of its folder: "cat", or "Greek/character01" deeper down.
+    """
+    classes = list_classes(root)
+    for folder in list_folders(root):
+        below = list_class_tree(root / folder)
+        classes |= {f"{folder}/{name}": files for name, files in below.items()}
+    return dict(sorted(classes.items()))
 
 
 def flatten(

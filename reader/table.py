@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SPLITS = ("train", "test")
+
 
 @dataclass(frozen=True, eq=False)
 class Table:

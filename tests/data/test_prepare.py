@@ -1,0 +1,270 @@
+"""The preparation of a data set, command by command, on a small tree with every kind of trouble."""
+
+import csv
+import os
+import re
+import runpy
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import prepare
+from reader import load_index
+
+CLASSES = ("cat", 'red, "big" sofa', "été 猫", "single")
+
+
+def save(path: Path, seed: int, size=(64, 48), mode="RGB", **options) -> Path:
+    """Write a smooth picture that depends on the seed alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    image.convert(mode).save(path, **options)
+    return path
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def run(*argv) -> None:
+    prepare.main([str(argument) for argument in argv])
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory) -> Path:
+    """A tree with a broken, an empty, a tiny, a grey and three copied images, scanned."""
+    tree = tmp_path_factory.mktemp("photos")
+    for number, name in enumerate(CLASSES):
+        for view in range(1 if name == "single" else 4):
+            save(tree / name / f"{view}, a b.png", 10 * number + view)
+    cat, sofa = tree / "cat", tree / CLASSES[1]
+    data = (cat / "3, a b.png").read_bytes()
+    (cat / "broken.png").write_bytes(data[: len(data) // 2])
+    (cat / "empty.jpg").write_bytes(b"")
+    (cat / "notes.txt").write_text("no image")
+    (tree / "no images").mkdir()
+    save(cat / "copy.jpg", 0, size=(200, 150), quality=60)  # of "cat/0, a b.png", larger
+    save(sofa / "wrong.jpg", 1, quality=90)  # of "cat/1, a b.png"
+    save(cat / "grey.png", 500, mode="L")
+    save(cat / "tiny.png", 600, size=(9, 7))
+    save(tree / "loose.png", 700)
+    run("scan", tree, "--num_workers=2")
+    return tree
+
+
+def test_scan_describes_every_image(troubled):
+    rows = {row["path"]: row for row in read(troubled / "scanned.csv")}
+    assert len(rows) == 19
+    assert Counter(row["label"] for row in rows.values()) == {
+        CLASSES[0]: 9, CLASSES[1]: 5, CLASSES[2]: 4, CLASSES[3]: 1
+    }  # fmt: skip
+    tiny, broken = rows["cat/tiny.png"], rows["cat/broken.png"]
+    assert (tiny["width"], tiny["height"], tiny["broken"]) == ("9", "7", "")
+    assert len(tiny["hash"]) == 16 and int(tiny["hash"], 16) > 0
+    assert broken["broken"] and broken["width"] == broken["height"] == broken["hash"] == ""
+    assert rows["cat/empty.jpg"]["broken"] == "the file is empty"
+    assert sum(bool(row["broken"]) for row in rows.values()) == 2
+    assert list(rows) == sorted(rows)
+
+
+def test_scan_says_what_is_broken_and_left_out(troubled, tmp_path, capsys):
+    output = tmp_path / "list.csv"
+    run("scan", troubled, f"--output={output}", "--num_workers=0")
+    text = capsys.readouterr().out
+    assert "  cat/empty.jpg: the file is empty\n" in text and "  loose.png\n" in text
+    assert f"wrote {output}, 19 images of 4 classes\n" in text
+    assert f"--data_dir={troubled}" in text
+    assert output.read_bytes() == (troubled / "scanned.csv").read_bytes()
+
+
+def test_filter_removes_and_reports(troubled, tmp_path, capsys):
+    output, scanned = tmp_path / "kept.csv", troubled / "scanned.csv"
+    run("filter", scanned, "--threshold=6", "--min_size=8", f"--output={output}")
+    removed = {row["path"]: row for row in read(tmp_path / "kept_removed.csv")}
+    kept = [row["path"] for row in read(output)]
+    assert len(kept) == 14 and not set(kept) & set(removed)
+    assert sorted(kept + list(removed)) == sorted(row["path"] for row in read(scanned))
+    reasons = {path: row["reason"] for path, row in removed.items()}
+    assert reasons == {
+        "cat/broken.png": "broken",
+        "cat/empty.jpg": "broken",
+        "cat/tiny.png": "too small",
+        "cat/0, a b.png": "duplicate",
+        f"{CLASSES[1]}/wrong.jpg": "duplicate in another class",
+    }
+    assert removed["cat/tiny.png"]["detail"] == "9 x 7"
+    assert removed["cat/0, a b.png"]["kept"] == "cat/copy.jpg"  # the larger one stays
+    wrong = removed[f"{CLASSES[1]}/wrong.jpg"]
+    assert (wrong["kept"], wrong["kept_label"]) == ("cat/1, a b.png", "cat")
+    assert 0 <= int(wrong["distance"]) <= 6
+    text = capsys.readouterr().out
+    found = re.search(r"\nduplicate in another class +1\n  (.*)\n", text)
+    assert found and found[1].startswith(f"{CLASSES[1]}/wrong.jpg of cat/1, a b.png (")
+
+
+def test_filter_alone_removes_what_is_broken_and_the_largest_side_counts(troubled, tmp_path):
+    output = tmp_path / "kept.csv"
+    run("filter", troubled / "scanned.csv", f"--output={output}")
+    assert len(read(output)) == 17
+    run("filter", troubled / "scanned.csv", f"--output={output}", "--max_size=150")
+    assert "cat/copy.jpg" not in {row["path"] for row in read(output)}
+    assert len(read(output)) == 16
+
+
+@pytest.fixture
+def filtered(troubled, tmp_path) -> Path:
+    file = tmp_path / "filtered.csv"
+    run("filter", troubled / "scanned.csv", "--threshold=6", f"--output={file}")
+    return file
+
+
+def test_split_by_number_of_samples_is_an_open_set(filtered, troubled, tmp_path, capsys):
+    run("split", filtered, "--min_n_samples=2", "--max_n_samples=4", f"--output={tmp_path / 's'}")
+    rows = read(tmp_path / "s")
+    train = {row["label"] for row in rows if row["split"] == "train"}
+    test = {row["label"] for row in rows if row["split"] == "test"}
+    assert train == {CLASSES[1], CLASSES[2]} and test == {"cat", "single"}
+    assert "  train: 8 images of 2 classes, 4 to 4 of each" in capsys.readouterr().out
+    index = load_index("csv", troubled, "train", csv=tmp_path / "s")
+    assert index.class_names == {0: CLASSES[1], 1: CLASSES[2]}
+    assert index.read_image(0).shape == (48, 64, 3)
+
+
+def test_closed_folds_hold_a_share_of_every_class(filtered, tmp_path):
+    run("split", filtered, "--min_n_samples=4", "--max_n_samples=0", f"--output={tmp_path / 's'}")
+    run("folds", tmp_path / "s", "--k=2", f"--output={tmp_path / 'f'}")
+    rows = read(tmp_path / "f")
+    sizes = Counter((row["label"], row["fold"]) for row in rows)
+    assert {sizes[label, fold] for label in CLASSES[1:3] for fold in "01"} == {2}
+    assert abs(sizes["cat", "0"] - sizes["cat", "1"]) <= 1
+    assert [row["fold"] for row in rows if row["label"] == "single"] == [""]
+
+
+def test_open_folds_hold_whole_classes(filtered, tmp_path):
+    run("folds", filtered, "--k=3", "--open_set=True", f"--output={tmp_path / 'f'}")
+    fold_of = {(row["label"], row["fold"]) for row in read(tmp_path / "f")}
+    assert len(fold_of) == len(CLASSES) and {fold for _, fold in fold_of} == set("012")
+    assert len({fold for label, fold in fold_of if label in CLASSES[:3]}) == 3
+
+
+def test_the_seed_decides_the_folds(filtered, tmp_path):
+    written = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run("split", filtered, "--min_n_samples=4", "--max_n_samples=0", f"--output={tmp_path}/s")
+        run(
+            "folds", tmp_path / "s", f"--random_seed={seed}", "--k=2", f"--output={tmp_path / name}"
+        )
+        written[name] = (tmp_path / name).read_bytes()
+    assert written["a"] == written["b"] != written["c"]
+
+
+def test_a_divided_tree_keeps_its_split_and_labels(toy_tree, tmp_path):
+    (tmp_path / "t").symlink_to(toy_tree)
+    run("scan", tmp_path / "t", f"--output={tmp_path / 'list.csv'}", "--num_workers=0")
+    for split in ("train", "test"):
+        ours = load_index("csv", toy_tree, split, csv=tmp_path / "list.csv")
+        theirs = load_index("folder", toy_tree, split)
+        assert ours.paths == theirs.paths and ours.class_names == theirs.class_names
+        assert ours.labels.tolist() == theirs.labels.tolist()
+
+
+def test_deeper_folders_give_longer_labels(tmp_path):
+    save(tmp_path / "Greek" / "alpha" / "1.png", 1)
+    save(tmp_path / "Greek" / "0.png", 2)
+    run("scan", tmp_path, "--num_workers=0")
+    assert [row["label"] for row in read(tmp_path / "scanned.csv")] == ["Greek", "Greek/alpha"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")
+def test_a_name_that_is_not_utf8_is_broken(tmp_path):
+    save(tmp_path / "cat" / "0.png", 1)
+    os.rename(tmp_path / "cat" / "0.png", os.fsencode(tmp_path / "cat") + b"/\xff.png")
+    run("scan", tmp_path, "--num_workers=0")
+    (row,) = read(tmp_path / "scanned.csv")
+    assert (row["path"], row["broken"]) == ("cat/\\xff.png", "the name is not UTF-8")
+
+
+@pytest.fixture
+def error_of(capsys):
+    def run_wrong(*argv):
+        with pytest.raises(SystemExit) as stop:
+            run(*argv)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    return run_wrong
+
+
+def test_wrong_input_is_one_line(error_of, filtered, troubled, tmp_path):
+    assert "one of scan, filter, split, folds, found nothing" in error_of()
+    assert "found scna" in error_of("scna", troubled)
+    assert "expected a path behind the command" in error_of("scan")
+    assert "no file or folder /nowhere/x" in error_of("scan", "/nowhere/x")
+    assert "no file or folder /nowhere/x.csv" in error_of("filter", "/nowhere/x.csv")
+    assert "expected one folder per class" in error_of("scan", troubled / "no images")
+    assert "no folder" in error_of("scan", filtered)
+    assert "no file" in error_of("filter", troubled)
+    assert "unknown flag --treshold: did you mean --threshold?" in error_of(
+        "filter", filtered, "--treshold=3"
+    )
+    assert "leave no image" in error_of("filter", filtered, "--min_size=9", "--max_size=8")
+    assert "--threshold=40" in error_of("filter", filtered, "--threshold=40")
+    assert "is left" in error_of("filter", filtered, "--min_size=1000")
+    assert "another file than" in error_of("filter", filtered, "--output=a", "--report=a")
+    assert "is above" in error_of("split", filtered, "--min_n_samples=9", "--max_n_samples=8")
+    assert "no class has 40 to 50" in error_of("split", filtered, "--min_n_samples=40")
+    assert "every class has 1 to 50" in error_of("split", filtered, "--min_n_samples=1")
+    assert "scanned.csv:6: cat/broken.png is broken" in error_of("split", troubled / "scanned.csv")
+    assert "at least 2 folds" in error_of("folds", filtered, "--k=1")
+    assert "--k=5, but 3 classes have fewer" in error_of("folds", filtered)
+    assert "there are 4 classes" in error_of("folds", filtered, "--k=5", "--open_set=True")
+    assert "expected a file to write" in error_of("split", filtered, f"--output={tmp_path}")
+
+
+def test_a_second_column_of_the_same_name_is_refused(error_of, filtered, tmp_path):
+    run("folds", filtered, "--k=2", "--open_set=True", f"--output={tmp_path / 'f'}")
+    assert "has a column fold already" in error_of("folds", tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (",64,", ",wide,", ":3: expected pixels as width, found 'wide'"),
+        (",hash,", ",code,", " has no column hash"),
+        (",broken\n", ",reason\n", " has no column broken"),
+    ],
+)
+def test_a_wrong_list_is_named(error_of, filtered, old, new, message):
+    text = filtered.read_text()
+    lines = text.split("\n")
+    first = 2 if old == ",64," else 0
+    lines[first] = (lines[first] + "\n").replace(old, new, 1).rstrip("\n")
+    filtered.write_text("\n".join(lines))
+    assert f"{filtered}{message}" in error_of("filter", filtered, "--threshold=1")
+
+
+def test_help_lists_the_commands_and_their_flags(capsys):
+    run("--help")
+    assert "python -m data.prepare folds" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run("folds", "--help")
+    text = capsys.readouterr().out
+    assert text.startswith("usage: python -m data.prepare folds [--flag=value ...] PATH")
+    assert "--open_set" in text and "default folds.csv" not in text
+
+
+def test_it_runs_as_a_module(tmp_path, troubled, monkeypatch, capsys):
+    shutil.copytree(troubled / "cat", tmp_path / "photos" / "cat")
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "scan", str(tmp_path / "photos")])
+    monkeypatch.delitem(sys.modules, "data.prepare")
+    runpy.run_module("data.prepare", run_name="__main__")
+    assert capsys.readouterr().out.endswith("scanned.csv, 9 images of 1 classes\n")
