@@ -70,8 +70,7 @@ def train_to_the_end(
     training: Training, run: Run, compute_loss: ComputeLoss, stop: StopRequest
 ) -> None:
     """Train, and leave a last.pt that resumes where it is stopped or an image cannot be read."""
-    last = run.folder / "last.pt"
-    resume = "the same command" if training.start.is_auto else f"--checkpoint={last}"
+    resume = "the same command" if training.start.is_auto else f"--checkpoint={run.folder}/last.pt"
     training.best = decide_on_main(training.world, lambda: best_so_far(training.best, run))
     describe(training, run)
     try:
@@ -91,9 +90,8 @@ def train_to_the_end(
 
 def is_finished(training: Training) -> bool:
     """Whether the run goes on from its last.pt, with all steps done and the last one tested."""
-    is_last = Path(training.start.checkpoint or "").name == "last.pt"
     is_done = training.step >= training.args.total_iter_num and not is_test_due(training)
-    return is_last and is_done
+    return is_done and Path(training.start.checkpoint or "").name == "last.pt"
 
 
 def describe(training: Training, run: Run) -> None:
