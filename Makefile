@@ -24,8 +24,10 @@ check: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy $(SOURCES)
 
-# Exact ranks beside FAISS, pytorch-metric-learning and the reference's method; nearly an hour.
+# Reading, training and exact ranks, each beside what others do; nearly an hour.
 bench: setup
+	$(PYTHON) -m benchmarks.bench_reader
+	$(PYTHON) -m benchmarks.bench_train
 	$(PYTHON) -m benchmarks.bench_retrieval
 
 # Arcmargin, then EML, on the built-in data set; evaluated before, between and after.

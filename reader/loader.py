@@ -79,12 +79,14 @@ class ImageLoader(Generic[B]):
                 if isinstance(batch, ImageError | WorkerError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # The last three: it was killed after it had said that a batch is there.
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if isinstance(error, RuntimeError) and not reason.startswith("DataLoader worker (pid"):
                 raise
             raise WorkerError(
-                f"a process that reads images was killed ({str(error).splitlines()[0]}), perhaps "
-                "for lack of memory: lower --num_workers or the batch size"
+                f"a process that reads images was killed ({reason}), perhaps for lack of memory: "
+                "lower --num_workers or the batch size"
             ) from error
 
 

@@ -97,7 +97,7 @@ def _quantise(vectors, start, stop, out):
             error, greatest = _round(vectors.rows[row], length * inverse, rounded[i, :dim])
             if greatest > GREATEST_INTEGER:
                 length *= GREATEST_INTEGER / (greatest + 0.5)
-                error, greatest = _round(vectors.rows[row], length * inverse, rounded[i, :dim])
+                error, _ = _round(vectors.rows[row], length * inverse, rounded[i, :dim])
             worst = max(worst, np.sqrt(error) / length)
             out.units[first - start + i] = 1.0 / length
         panel = out.panels[(first - start) // LANES]
@@ -115,17 +115,10 @@ def _multiply(rows, columns, height, width, out):
     row_pairs, column_pairs = rows.panels.reshape(-1), columns.panels.reshape(-1)
     cosines = out.reshape(-1)
     for left in range(0, width, LANES * PANELS):
-        some_columns, their_units = column_pairs[left // LANES * panel :], columns.units[left:]
+        their_pairs, their_units = column_pairs[left // LANES * panel :], columns.units[left:]
         for top in range(0, height, ROWS_AT_ONCE):
-            some_rows = row_pairs[top // LANES * panel + top % LANES :]
-            some_cosines = cosines[top * stride + left :]
+            own_pairs = row_pairs[top // LANES * panel + top % LANES :]
+            own_units, place = rows.units[top:], cosines[top * stride + left :]
             multiply_panels(
-                some_rows,
-                some_columns,
-                panel,
-                pairs,
-                rows.units[top:],
-                their_units,
-                some_cosines,
-                stride,
+                own_pairs, their_pairs, panel, pairs, own_units, their_units, place, stride
             )

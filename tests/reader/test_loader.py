@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from reader import loader as loader_module
 from reader.device import to_inputs
 from reader.index import ImageError, Index
 from reader.loader import WorkerError, eval_loader, train_loader
@@ -216,6 +217,17 @@ def test_a_killed_worker_is_an_error_where_the_next_batch_is_taken(workers_of):
     worker.join()
     with pytest.raises(WorkerError, match="was killed .*lower --num_workers"):
         list(batches)
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), EOFError()])
+def test_a_worker_killed_before_its_batch_is_taken_is_an_error(index, monkeypatch, error):
+    def hand_nothing_over(loader):
+        yield from ()
+        raise error
+
+    monkeypatch.setattr(loader_module, "_start", hand_nothing_over)
+    with pytest.raises(WorkerError, match="was killed .*(refused|EOFError)"):
+        _eval(index)
 
 
 def test_workers_leave_signals_to_stop_to_the_main_process(workers_of, index):
