@@ -9,9 +9,7 @@ import gc
 import importlib.metadata
 import json
 import platform
-import resource
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.common import clocks, memory
 
 BLOCK_ROWS = 4096  # queries that the floor and faiss are given at a time
 KS = (1, 10, 100, 1000)
@@ -275,19 +275,6 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index]
     return found | {"NumPy's BLAS": f"{blas['name']} {blas['version']}"}
-
-
-def clocks() -> np.ndarray:
-    """CPU seconds of this process and its children, and wall seconds."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu_seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
-    return np.array([cpu_seconds, time.perf_counter()])
-
-
-def memory(field: str) -> int:
-    """Bytes of memory of this process: VmRSS now, VmHWM at most."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{field}:")[1].split()[0]) * 1024  # "VmRSS:  123 kB"
 
 
 def main() -> None:

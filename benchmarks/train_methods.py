@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import train_pair
-from benchmarks.retrieval_methods import clocks, memory
+from benchmarks.common import clocks, memory
 from engine.devices import choose_amp, place
 from engine.distributed import World
 from engine.fit import fit

@@ -40,6 +40,15 @@ FIXED_FLAGS = (
 )
 
 
+def load_pretrained(model: EmbeddingModel, path: str, world: World) -> None:
+    """Load weights to start from, and log what was found."""
+    report = load_weights(model, path)
+    if world.is_main:
+        log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
+        if report.missing:
+            log(f"weights: {', '.join(report.missing)} not there, starting at random")
+
+
 def recompute_activations(model: EmbeddingModel) -> None:
     """Let the backward pass compute activations again instead of keeping them.
 
@@ -77,8 +86,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     test_index = load_split(args, "test") if args.test_iter_step else None
     set_class_dim(args, train_index)
     check_batch_flags(args, world)
-    if args.total_iter_num is None:
-        args.total_iter_num = math.ceil(args.num_epochs * len(train_index) / args.train_batch_size)
+    set_num_steps(args, train_index)
     loss_options = options_of_loss(args, given)
     vars(args).update(loss_options)
     sampler = make_sampler(train_index.labels, args, world)
@@ -88,11 +96,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     args.transform = preprocessing.transform
     check_reading(args, given, device, train_index)
     if args.pretrained_model and checkpoint is None:
-        report = load_weights(model, args.pretrained_model)
-        if world.is_main:
-            log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
-            if report.missing:
-                log(f"weights: {', '.join(report.missing)} not there, starting at random")
+        load_pretrained(model, args.pretrained_model, world)
     criterion = build_criterion(args, loss_options, model.embedding_size, world)
     if args.with_mem_opt:
         recompute_activations(model)
@@ -189,6 +193,12 @@ def set_class_dim(args: Namespace, train_index: Index) -> None:
             "training classes here: leave the flag out, it is counted"
         )
     args.class_dim = train_index.num_classes
+
+
+def set_num_steps(args: Namespace, train_index: Index) -> None:
+    """Turn --num_epochs, where it is what was given, into a number of steps."""
+    if args.total_iter_num is None:
+        args.total_iter_num = math.ceil(args.num_epochs * len(train_index) / args.train_batch_size)
 
 
 def check_batch_flags(args: Namespace, world: World) -> None:
