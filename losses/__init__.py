@@ -11,14 +11,18 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from losses.adacosloss import AdaCosLoss
 from losses.arcmarginloss import ArcMarginLoss
 from losses.batchtripletloss import BatchTripletLoss
 from losses.chenquadrupletloss import ChenQuadrupletLoss
 from losses.circleloss import CircleLoss
+from losses.combinedloss import CombinedLoss
 from losses.contrastiveloss import ContrastiveLoss
+from losses.cosfaceloss import CosFaceLoss
 from losses.emlloss import EmlLoss
 from losses.liftedstructureloss import LiftedStructureLoss
 from losses.multisimilarityloss import MultiSimilarityLoss
+from losses.normsoftmaxloss import NormSoftmaxLoss
 from losses.npairsloss import NpairsLoss
 from losses.pmlloss import PREFIX, PmlLoss, pml_options
 from losses.quadrupletloss import QuadrupletLoss
@@ -26,6 +30,8 @@ from losses.recallloss import RecallLoss
 from losses.siameseloss import SiameseLoss
 from losses.smoothaploss import SmoothApLoss
 from losses.softmaxloss import SoftmaxLoss
+from losses.spherefaceloss import SphereFaceLoss
+from losses.subcenterloss import SubCenterLoss
 from losses.supconloss import SupConLoss
 from losses.tripletloss import TripletLoss
 
@@ -33,6 +39,12 @@ from losses.tripletloss import TripletLoss
 ELEM_LOSSES: dict[str, type[nn.Module]] = {
     "softmax": SoftmaxLoss,
     "arcmargin": ArcMarginLoss,
+    "cosface": CosFaceLoss,
+    "sphereface": SphereFaceLoss,
+    "combined": CombinedLoss,
+    "normsoftmax": NormSoftmaxLoss,
+    "adacos": AdaCosLoss,
+    "subcenter": SubCenterLoss,
 }
 
 # Stage 2: compare the images of a batch; `loss = criterion(embeddings, labels)`. Batches are blocks
