@@ -22,8 +22,23 @@ VARIANTS = [
     ("normsoftmax", {"temperature": 0.3}),
     ("adacos", {"dynamic_scale": False}),
     ("subcenter", {"scale": 10.0, "arc_margin": 1.5, "sub_centers": 4}),
+    ("curricularface", {"scale": 10.0, "arc_margin": 1.2}),
+    ("adaface", {"scale": 10.0, "ada_margin": 0.9, "ada_concentration": 5.0}),
+    ("elastic_arc", {"scale": 10.0, "arc_margin": 1.6, "elastic_std": 3.0, "elastic_plus": True}),
+    ("elastic_cos", {"scale": 10.0, "cos_margin": 0.2, "elastic_std": 3.0}),
+    ("proxy_nca", {"nca_temperature": 0.5}),
+    ("proxy_anchor", {"scale": 5.0, "anchor_margin": 0.3}),
+    ("soft_triple", {"soft_centers": 1, "cos_margin": 0.2}),
+    ("soft_triple", {"soft_centers": 3, "soft_temperature": 0.5, "soft_regularizer": 4.0}),
+    ("vpl", {"scale": 10.0, "arc_margin": 0.2}),
 ]
-STATEFUL = {"adacos": ["running_scale"], "sphereface": ["num_batches"]}
+STATEFUL = {
+    "sphereface": ["num_batches"],
+    "adacos": ["running_scale"],
+    "curricularface": ["running_cosine"],
+    "adaface": ["running_mean", "running_std"],
+    "vpl": ["memory", "num_batches", "written"],
+}
 
 
 def criterion_of(name, **options):
@@ -50,11 +65,17 @@ def test_value_is_the_formula_s_with_every_option(name, options, seed):
 def test_gradient_is_the_derivative_with_every_option(name, options):
     criterion = criterion_of(name, **options).double().eval()
     embeddings, labels = batch()
-    assert torch.autograd.gradcheck(lambda rows: criterion(rows, labels)[0], (embeddings,))
+
+    def value(rows, _):
+        if name == "adaface":  # whose margin depends on the norms, but has no gradient by design
+            rows = torch.nn.functional.normalize(rows) * 3.0
+        return criterion(rows, labels)[0]
+
+    assert torch.autograd.gradcheck(value, (embeddings, criterion.weight))
 
 
-# Options that make both the same loss: arc margins are in degrees there, and SphereFace never
-# anneals.
+# Options that make both the same loss: arc margins are in degrees there, SphereFace never anneals,
+# and SoftTriple does not draw its centres together.
 PEERS = {
     "arcmargin": (
         {"arc_scale": 16.0, "arc_margin": 0.5},
@@ -78,6 +99,13 @@ PEERS = {
             sub_centers=3,
         ),
         "W",
+    ),
+    "proxy_nca": ({}, pml.ProxyNCALoss(CLASS_DIM, SIZE, softmax_scale=9), "proxies"),
+    "proxy_anchor": ({}, pml.ProxyAnchorLoss(CLASS_DIM, SIZE, margin=0.1, alpha=32), "proxies"),
+    "soft_triple": (
+        {"soft_regularizer": 0.0},
+        pml.SoftTripleLoss(CLASS_DIM, SIZE, centers_per_class=10, la=20, gamma=0.1, margin=0.01),
+        "fc",
     ),
 }
 
@@ -180,3 +208,59 @@ def test_sphereface_anneals_as_its_authors_do():
             criterion, embeddings.detach().numpy(), labels.tolist()
         )
         assert loss.item() == pytest.approx(expected)
+
+
+def test_curricularface_follows_the_target_cosines():
+    criterion, (embeddings, labels) = criterion_of("curricularface"), batch(dtype=torch.float32)
+    expected = 0.0
+    for _ in range(3):
+        cosines = criterion.cosines(embeddings).detach()
+        expected = 0.99 * expected + 0.01 * float(cosines[range(6), labels].mean())
+        criterion(embeddings, labels)
+        assert float(criterion.running_cosine) == pytest.approx(expected)
+
+
+def test_adaface_follows_the_norms():
+    criterion, (embeddings, labels) = criterion_of("adaface"), batch(dtype=torch.float32)
+    norms = embeddings.detach().norm(dim=1)
+    criterion(embeddings, labels)
+    assert float(criterion.running_mean) == pytest.approx(0.99 * 20 + 0.01 * float(norms.mean()))
+    assert float(criterion.running_std) == pytest.approx(0.99 * 100 + 0.01 * float(norms.std()))
+
+
+@pytest.mark.parametrize(("name", "mean"), [("elastic_arc", 0.5), ("elastic_cos", 0.35)])
+def test_elastic_margins_are_drawn(name, mean):
+    plain, plus = (
+        criterion_of(name, elastic_std=0.05, elastic_plus=is_plus) for is_plus in (False, True)
+    )
+    targets = torch.linspace(-0.9, 0.9, 2000)[torch.randperm(2000)][:, None]
+    torch.manual_seed(0)
+    margins = plain._draw(targets)
+    assert float(margins.mean()) == pytest.approx(mean, abs=0.005)
+    assert float(margins.std()) == pytest.approx(0.05, rel=0.05)
+    torch.manual_seed(0)
+    ordered = plus._draw(targets)
+    assert torch.equal(ordered.sort(0).values, margins.sort(0).values)
+    assert ordered[targets.argsort(0)[:, 0]].diff(dim=0).le(0).all()  # the closest, the smallest
+
+
+def test_vpl_mixes_the_newest_embedding_of_a_class_in():
+    criterion = criterion_of("vpl", vpl_lambda=0.4, vpl_start=1, vpl_age=2, arc_margin=0.0)
+    unit = torch.nn.functional.normalize
+    (first, labels), (second, _) = batch(0, torch.float32), batch(1, torch.float32)
+    last = {0: 5, 3: 3, 6: 2, 1: 4}  # rows of the classes of the batch
+    weight = unit(criterion.weight.detach())
+    mixed = weight.clone()
+    for label, row in last.items():
+        mixed[label] = 0.6 * weight[label] + 0.4 * unit(first.detach())[row]
+
+    def logits_of(weights):
+        return criterion.scale * unit(second) @ unit(weights).T
+
+    torch.testing.assert_close(criterion(first, labels)[1], criterion.class_scores(first))
+    state = {key: value.clone() for key, value in criterion.state_dict().items()}
+    for number, expected in ((1, mixed), (2, mixed), (3, weight)):  # it is too old at last
+        criterion.load_state_dict(state)
+        criterion.num_batches.fill_(number)
+        torch.testing.assert_close(criterion(second, labels)[1], logits_of(expected))
+    assert criterion.written.tolist() == [3, 3, -1, 3, -1, -1, 3]
