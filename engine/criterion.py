@@ -137,4 +137,4 @@ def load_class_layer(path: str, meta: dict[str, Any], embedding_size: int) -> nn
     layer.load_state_dict(
         {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
     )
-    return layer
+    return layer.eval()  # one with a state, such as a running scale, does not change it

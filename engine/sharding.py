@@ -146,7 +146,8 @@ def build_sharded_loss(world: World, name: str, **options: Any) -> nn.Module:
         **options: the options of the whole loss, see `losses.build_loss`.
 
     Raises:
-        ValueError: the loss cannot be split, or there are fewer classes than ranks.
+        ValueError: the loss cannot be split, not with these options, or there are fewer classes
+            than ranks.
     """
     if not issubclass(ELEM_LOSSES[name], SplittableLoss):
         able = [other for other, loss in ELEM_LOSSES.items() if issubclass(loss, SplittableLoss)]
@@ -154,6 +155,8 @@ def build_sharded_loss(world: World, name: str, **options: Any) -> nn.Module:
             f"--shard_head is not possible with --loss_name={name} (but with {', '.join(able)}): "
             "leave it out"
         )
+    if options.get("label_smoothing"):
+        raise ValueError("--shard_head is not possible with --label_smoothing: leave one out")
     if world.size == 1:
         return build_loss(name, **options)
     class_dim = options["class_dim"]
@@ -168,7 +171,7 @@ def build_sharded_loss(world: World, name: str, **options: Any) -> nn.Module:
     torch.set_rng_state(random_state)
     weight = loss.weight.data
     for start in range(0, class_dim, DRAWN_ROWS):
-        rows = weight.new_empty(min(DRAWN_ROWS, class_dim - start), weight.shape[1])
+        rows = weight.new_empty(min(DRAWN_ROWS, class_dim - start), *weight.shape[1:])
         loss.draw_weight(rows, class_dim)
         low, high = max(first, start), min(end, start + len(rows))
         if low < high:

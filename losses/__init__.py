@@ -11,28 +11,55 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from losses.adacosloss import AdaCosLoss
+from losses.adafaceloss import AdaFaceLoss
 from losses.arcmarginloss import ArcMarginLoss
 from losses.batchtripletloss import BatchTripletLoss
 from losses.chenquadrupletloss import ChenQuadrupletLoss
 from losses.circleloss import CircleLoss
+from losses.combinedloss import CombinedLoss
 from losses.contrastiveloss import ContrastiveLoss
+from losses.cosfaceloss import CosFaceLoss
+from losses.curricularfaceloss import CurricularFaceLoss
+from losses.elasticfaceloss import ElasticArcLoss, ElasticCosLoss
 from losses.emlloss import EmlLoss
 from losses.liftedstructureloss import LiftedStructureLoss
 from losses.multisimilarityloss import MultiSimilarityLoss
+from losses.normsoftmaxloss import NormSoftmaxLoss
 from losses.npairsloss import NpairsLoss
 from losses.pmlloss import PREFIX, PmlLoss, pml_options
+from losses.proxyanchorloss import ProxyAnchorLoss
+from losses.proxyncaloss import ProxyNcaLoss
 from losses.quadrupletloss import QuadrupletLoss
 from losses.recallloss import RecallLoss
 from losses.siameseloss import SiameseLoss
 from losses.smoothaploss import SmoothApLoss
 from losses.softmaxloss import SoftmaxLoss
+from losses.softtripleloss import SoftTripleLoss
+from losses.spherefaceloss import SphereFaceLoss
+from losses.subcenterloss import SubCenterLoss
 from losses.supconloss import SupConLoss
 from losses.tripletloss import TripletLoss
+from losses.vplloss import VplLoss
 
 # Stage 1: look at one image at a time; `loss, logits = criterion(embeddings, labels)`.
 ELEM_LOSSES: dict[str, type[nn.Module]] = {
     "softmax": SoftmaxLoss,
     "arcmargin": ArcMarginLoss,
+    "cosface": CosFaceLoss,
+    "sphereface": SphereFaceLoss,
+    "combined": CombinedLoss,
+    "normsoftmax": NormSoftmaxLoss,
+    "adacos": AdaCosLoss,
+    "subcenter": SubCenterLoss,
+    "curricularface": CurricularFaceLoss,
+    "adaface": AdaFaceLoss,
+    "elastic_arc": ElasticArcLoss,
+    "elastic_cos": ElasticCosLoss,
+    "proxy_nca": ProxyNcaLoss,
+    "proxy_anchor": ProxyAnchorLoss,
+    "soft_triple": SoftTripleLoss,
+    "vpl": VplLoss,
 }
 
 # Stage 2: compare the images of a batch; `loss = criterion(embeddings, labels)`. Batches are blocks

@@ -18,15 +18,16 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean softmax cross-entropy as PaddlePaddle 1.8 computes it: (B, C), (B,) -> ().
 
     Logits further than 64 below their row's largest count as 64 below it, so that one image costs
-    at most 64 + log C; the gradient is softmax minus one-hot all the same.
+    at most 64 + log C; the gradient is softmax minus one-hot all the same. With label smoothing e
+    the one-hot target is 1 - e + e / C at the label and e / C elsewhere.
     """
     shifted = logits - logits.detach().amax(1, keepdim=True)
     raised = shifted.detach().clamp(min=LOWEST_SHIFTED_LOGIT) - shifted.detach()
-    return F.cross_entropy(shifted + raised, labels)
+    return F.cross_entropy(shifted + raised, labels, label_smoothing=label_smoothing)
 
 
 def change_targets(scores: Tensor, labels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -46,8 +47,11 @@ def change_targets(scores: Tensor, labels: Tensor, change: Callable[[Tensor], Te
 
 
 def draw_xavier_uniform(rows: Tensor, class_dim: int) -> None:
-    """Fill rows (n, D) as `nn.init.xavier_uniform_` fills those of a whole layer (class_dim, D)."""
-    bound = math.sqrt(3.0) * math.sqrt(2.0 / (class_dim + rows.shape[1]))
+    """Fill rows (n, D) as `nn.init.xavier_uniform_` fills those of a whole layer (class_dim, D).
+
+    Rows (n, K, D) are filled within the same bound.
+    """
+    bound = math.sqrt(3.0) * math.sqrt(2.0 / (class_dim + rows.shape[-1]))
     nn.init.uniform_(rows, -bound, bound)
 
 

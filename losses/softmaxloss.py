@@ -12,12 +12,15 @@ from losses.functional import check_batch, check_classes, cross_entropy, full_pr
 class SoftmaxLoss(nn.Module):
     """Cross-entropy of a linear class layer with bias on the raw embedding.
 
-    L = mean_i -log softmax(x_i W^T + b)[y_i], x not normalised.
-    Stage 1 of PaddleCV/metric_learning.
+    L = mean_i -sum_j t_ij log softmax(x_i W^T + b)[j], x not normalised, t_ij = [j = y_i], smoothed
+    (1 - e) [j = y_i] + e / C.
+    Stage 1 of PaddleCV/metric_learning; smoothing: Rethinking the Inception Architecture (Szegedy
+    et al. 2016), section 7, https://arxiv.org/abs/1512.00567.
 
     Args:
         class_dim: number of training classes C.
         embedding_size: dimension D of the embeddings.
+        label_smoothing: fraction e of the target that is shared among all classes, 0 to below 1.
 
     Shape:
         embeddings: (B, D) float.
@@ -25,14 +28,17 @@ class SoftmaxLoss(nn.Module):
         returns: loss () float32, logits (B, C) float32.
 
     Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+        ValueError: a shape does not fit, a label is outside 0..C-1, or e is not below 1.
 
-    Differs from the reference: not at all (its weight is stored as D x C); its limit on a
-    cost is kept (`functional.cross_entropy`).
+    Differs from the reference: not at all without smoothing (its weight is stored as D x C); its
+    limit on a cost is kept (`functional.cross_entropy`).
     """
 
-    def __init__(self, class_dim: int, embedding_size: int) -> None:
+    def __init__(self, class_dim: int, embedding_size: int, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"expected label_smoothing of 0 to below 1, found {label_smoothing:g}")
+        self.label_smoothing = label_smoothing
         self.weight = nn.Parameter(torch.empty(class_dim, embedding_size))  # CxD
         self.bias = nn.Parameter(torch.zeros(class_dim))
         self.draw_weight(self.weight, class_dim)
@@ -55,4 +61,4 @@ class SoftmaxLoss(nn.Module):
         check_batch(embeddings, labels)
         check_classes(labels, len(self.weight))
         logits = self.logits(embeddings, labels)
-        return cross_entropy(logits, labels), logits
+        return cross_entropy(logits, labels, self.label_smoothing), logits

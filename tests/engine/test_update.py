@@ -81,7 +81,8 @@ def assert_equal_weights(one, other, **tolerance):
         torch.testing.assert_close(ours[name], theirs[name], msg=name, **tolerance)
 
 
-@pytest.mark.parametrize("loss_name", SCRIPTS)
+# An elastic loss draws its margins where the network has stopped drawing, after the last chunk.
+@pytest.mark.parametrize("loss_name", [name for name in SCRIPTS if "elastic" not in name])
 def test_chunks_of_a_batch_give_the_plain_update(training_of, loss_name):
     plain, chunked = (
         training_of(loss_name, "--freeze_bn=True", f"--chunk_size={size}") for size in (0, 5)

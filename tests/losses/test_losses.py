@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from naive_classes import CLASS_FORMULAS
 from naive_pairs import FORMULAS
 
 from losses import (
@@ -39,10 +40,10 @@ POSITIONAL = [name for name, layout in LAYOUTS.items() if layout != "labels"]
 
 def criterion_of(name, class_dim=CLASS_DIM):
     options = {"class_dim": class_dim, "embedding_size": SIZE} if name in ELEM_LOSSES else {}
-    if name == "arcmargin":
-        options["arc_scale"] = 16.0  # keeps costs below the limit of `functional.cross_entropy`
+    for scale in {"scale", "arc_scale"} & loss_options(name).keys():
+        options[scale] = 16.0  # keeps costs below the limit of `functional.cross_entropy`
     torch.manual_seed(3)
-    return build_loss(name, **options)
+    return build_loss(name, **options).eval()  # states and draws: test_class_losses.py
 
 
 def batch_of(name, dtype=torch.float32, seed=0):
@@ -102,32 +103,14 @@ def test_logits_give_the_reference_s_probabilities(fixture):
     np.testing.assert_allclose(logits.softmax(1).detach().numpy(), data["prob"], atol=2e-6)
 
 
-def naive_loss(name, criterion, rows, labels):
-    """The formula of each loss, written as loops over Python floats and NumPy rows."""
-    if name in PAIR_LOSSES:
-        return FORMULAS[name](criterion, rows, labels)
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    weight = criterion.weight.detach().numpy().astype(np.float64)
-    costs = []
-    for i in range(len(rows)):
-        if name == "softmax":
-            scores = weight @ rows[i] + criterion.bias.detach().numpy()
-        else:
-            scores = (weight / np.linalg.norm(weight, axis=1, keepdims=True)) @ unit[i]
-            angle = math.acos(scores[labels[i]])
-            scores[labels[i]] = math.cos(angle + criterion.arc_margin)
-            scores = criterion.arc_scale * scores
-        costs.append(math.log(np.exp(scores - scores[labels[i]]).sum()))
-    return np.mean(costs)
-
-
 @pytest.mark.parametrize("name", [*ELEM_LOSSES, *PAIR_LOSSES])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_value_is_the_formula_s(name, seed):
     criterion = criterion_of(name)
     embeddings, labels = batch_of(name, torch.float64, seed)
     criterion.double()
-    expected = naive_loss(name, criterion, embeddings.numpy(), labels.tolist())
+    formula = (CLASS_FORMULAS | FORMULAS)[name]
+    expected = formula(criterion, embeddings.numpy(), labels.tolist())
     assert loss_of(criterion, name, embeddings, labels).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -151,7 +134,7 @@ def test_gradient_is_the_derivative(name):
                 slope = (value(embeddings + step) - value(embeddings - step)) / 2e-6
                 numeric.view(-1)[i] = slope
         torch.testing.assert_close(embeddings.grad, 2 * numeric, rtol=1e-5, atol=1e-8)
-    elif name == "circle":  # its weights have no gradient; compared with PML in test_label_losses
+    elif name in ("circle", "adaface"):  # weights, or norms, that have no gradient by design
         assert not torch.autograd.gradcheck(value, (embeddings,), raise_exception=False)
     else:
         assert torch.autograd.gradcheck(value, (embeddings,))

@@ -1,0 +1,106 @@
+"""What the losses of stage 1 that compare cosines with class weights have in common."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.functional import (
+    change_targets,
+    check_batch,
+    check_classes,
+    cross_entropy,
+    draw_xavier_uniform,
+    full_precision,
+)
+
+
+class CosineLoss(nn.Module):
+    """Base of losses that are the cross-entropy of logits made of cosines to class weights.
+
+    A subclass says in `margined` what becomes of the cosines.
+
+    Args:
+        class_dim: number of training classes C.
+        embedding_size: dimension D of the embeddings.
+        scale: factor on the cosines.
+        num_centers: weights K that each class has; 0: one, without a dimension of its own.
+    """
+
+    def __init__(
+        self, class_dim: int, embedding_size: int, scale: float, num_centers: int = 0
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        centers = (num_centers,) if num_centers else ()
+        self.weight = nn.Parameter(torch.empty(class_dim, *centers, embedding_size))  # Cx(Kx)D
+        self.draw_weight(self.weight, class_dim)
+
+    def draw_weight(self, rows: Tensor, class_dim: int) -> None:
+        """Fill rows (n, D), or (n, K, D), of the weight of `class_dim` classes."""
+        draw_xavier_uniform(rows, class_dim)
+
+    def cosines(self, embeddings: Tensor) -> Tensor:
+        """Return the cosines (B, C) or (B, C, K) of embeddings (B, D) to the class weights."""
+        weight = F.normalize(self.weight, dim=-1)
+        flat = F.linear(F.normalize(full_precision(embeddings)), weight.flatten(0, -2))
+        return flat.view(-1, *self.weight.shape[:-1])
+
+    def class_scores(self, embeddings: Tensor) -> Tensor:
+        """Return the scaled cosines (B, C) of embeddings (B, D), without margin."""
+        return self.scale * self.cosines(embeddings)
+
+    def margined(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the logits (B, C) that the loss compares, with margin and scale."""
+        raise NotImplementedError
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the margined, scaled logits (B, C)."""
+        check_batch(embeddings, labels)
+        check_classes(labels, len(self.weight))
+        logits = self.margined(embeddings, labels)
+        return cross_entropy(logits, labels), logits
+
+
+class TargetMarginLoss(CosineLoss):
+    """Base of cosine losses whose margin looks at one image and one class, see SplittableLoss.
+
+    A subclass says in `add_margin` what becomes of the cosine of an image's own class.
+    """
+
+    def add_margin(self, targets: Tensor) -> Tensor:
+        """Cosines with margin: (B, 1) -> (B, 1)."""
+        raise NotImplementedError
+
+    def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the margined, scaled logits (B, C), see `losses.SplittableLoss`."""
+        return self.scale * change_targets(self.cosines(embeddings), labels, self.add_margin)
+
+    def margined(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the margined, scaled logits (B, C)."""
+        return self.logits(embeddings, labels)
+
+
+def add_angle(cosines: Tensor, margin: float) -> Tensor:
+    """Cosines of the angles enlarged by a margin in radians, of any shape; falling all the way.
+
+    Where the angle would pass pi (cos <= cos(pi - m)), it is cos - m sin(pi - m) instead.
+    """
+    threshold = math.cos(math.pi - margin)
+    fallback = cosines - margin * math.sin(math.pi - margin)
+    return torch.where(cosines > threshold, rotated(cosines, margin), fallback)
+
+
+def rotated(cosines: Tensor, margin: float) -> Tensor:
+    """Cosines of the angles enlarged by a margin in radians, of any shape, past pi too."""
+    sines = torch.sqrt(1.0 - cosines.square() + 1e-6)
+    return cosines * math.cos(margin) - sines * math.sin(margin)
+
+
+def angles(cosines: Tensor) -> Tensor:
+    """Angles of cosines in radians, of any shape; the gradient at 0 and pi is 0, not infinite."""
+    limit = 1.0 - 1e-6
+    return cosines.clamp(-limit, limit).acos()

@@ -1,0 +1,45 @@
+"""Proxy-NCA++ loss."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from losses.classes import TargetMarginLoss
+from losses.functional import check_above_zero
+
+
+class ProxyNcaLoss(TargetMarginLoss):
+    """Cross-entropy of negative squared distances to one proxy per class.
+
+    L = mean_i -log softmax(-d_i / t)[y_i], d_ij = |x_i - p_j|^2, both on the unit sphere.
+    ProxyNCA++ (Teh et al. 2020), eq. 6, https://arxiv.org/abs/2004.01113.
+
+    Args:
+        class_dim: number of training classes C.
+        embedding_size: dimension D of the embeddings.
+        nca_temperature: divisor t of the squared distances.
+
+    Shape:
+        embeddings: (B, D) float, normalised here.
+        labels: (B,) int64 in 0..C-1.
+        returns: loss () float32, logits (B, C) float32, -d / t.
+
+    Raises:
+        ValueError: a shape does not fit, a label is outside 0..C-1, or the temperature is 0.
+
+    The pooling, layer norm and faster proxies of the paper are not part of the loss.
+    """
+
+    def __init__(
+        self, class_dim: int, embedding_size: int, nca_temperature: float = 1.0 / 9.0
+    ) -> None:
+        check_above_zero(nca_temperature=nca_temperature)
+        super().__init__(class_dim, embedding_size, 1.0 / nca_temperature)
+
+    def cosines(self, embeddings: Tensor) -> Tensor:
+        """Return the negative squared distances (B, C) of embeddings (B, D) to the proxies."""
+        return 2.0 * super().cosines(embeddings) - 2.0
+
+    def add_margin(self, targets: Tensor) -> Tensor:
+        """Distances as they are: (B, 1) -> (B, 1)."""
+        return targets
