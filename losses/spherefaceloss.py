@@ -25,8 +25,8 @@ class SphereFaceLoss(CosineLoss):
         class_dim: number of training classes C.
         embedding_size: dimension D of the embeddings.
         sphere_margin: factor m on the angle, an integer.
-        anneal_start: weight l_start of the plain cosine at the first batch; 0: no annealing.
-        anneal_end: weight l_end that is left of it.
+        anneal_start: weight l_start of the plain cosine at the first batch.
+        anneal_end: weight l_end that is left of it; with both 0 the margin is whole at once.
 
     Shape:
         embeddings: (B, D) float, whose norm counts.
@@ -50,7 +50,7 @@ class SphereFaceLoss(CosineLoss):
         super().__init__(class_dim, embedding_size, 1.0)
         self.sphere_margin = sphere_margin
         self.anneal_start = anneal_start
-        self.anneal_end = anneal_end if anneal_start else 0.0
+        self.anneal_end = anneal_end
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
     def class_scores(self, embeddings: Tensor) -> Tensor:

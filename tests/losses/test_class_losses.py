@@ -15,8 +15,8 @@ VARIANTS = [
     ("softmax", {"label_smoothing": 0.2}),
     ("cosface", {"scale": 10.0, "cos_margin": 0.1}),
     ("arcmargin", {"arc_scale": 10.0, "arc_margin": 1.8}),
-    ("sphereface", {"anneal_start": 0.0}),
-    ("sphereface", {"anneal_start": 0.0, "sphere_margin": 3}),
+    ("sphereface", {"anneal_start": 0.0, "anneal_end": 0.0}),
+    ("sphereface", {"anneal_start": 0.0, "anneal_end": 0.0, "sphere_margin": 3}),
     ("sphereface", {"anneal_start": 2.0, "anneal_end": 3.0}),
     ("combined", {"scale": 10.0, "angle_factor": 0.9, "arc_margin": 0.4, "cos_margin": 0.15}),
     ("normsoftmax", {"temperature": 0.3}),
@@ -84,7 +84,7 @@ PEERS = {
     ),
     "cosface": ({"scale": 16.0}, pml.CosFaceLoss(CLASS_DIM, SIZE, margin=0.35, scale=16), "W"),
     "sphereface": (
-        {"anneal_start": 0.0},
+        {"anneal_start": 0.0, "anneal_end": 0.0},
         pml.SphereFaceLoss(CLASS_DIM, SIZE, margin=4, scale=1),
         "W",
     ),
@@ -129,8 +129,23 @@ def test_label_smoothing_of_zero_is_none():
     embeddings, labels = batch(dtype=torch.float32)
     plain, smoothed = criterion_of("softmax"), criterion_of("softmax", label_smoothing=0.0)
     assert torch.equal(plain(embeddings, labels)[0], smoothed(embeddings, labels)[0])
-    with pytest.raises(ValueError, match="label_smoothing of 0 to below 1, found 1"):
-        criterion_of("softmax", label_smoothing=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("softmax", {"label_smoothing": 1.0}, "label_smoothing of 0 to below 1, found 1"),
+        ("normsoftmax", {"temperature": 0.0}, "temperature above 0, found 0"),
+        ("proxy_nca", {"nca_temperature": 0.0}, "nca_temperature above 0"),
+        ("proxy_anchor", {"scale": 0.0}, "scale above 0"),
+        ("soft_triple", {"soft_temperature": 0.0}, "soft_temperature above 0"),
+        ("vpl", {"vpl_lambda": 1.0}, "vpl_lambda of 0 to below 1, found 1"),
+    ],
+)
+def test_an_option_out_of_range_is_one_line(name, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        criterion_of(name, **options)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ELEM_LOSSES)
