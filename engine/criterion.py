@@ -43,7 +43,7 @@ PAIR_FLAGS = (
 )
 
 
-def check_criterion_flags(args: Namespace, given: set[str]) -> None:
+def check_criterion_flags(args: Namespace, given: set[str], world: World) -> None:
     """Refuse flags of stage 2 that the chosen loss does not use.
 
     Raises:
@@ -57,6 +57,11 @@ def check_criterion_flags(args: Namespace, given: set[str]) -> None:
         )
     if "xbm_start" in given and not args.xbm_size:
         raise ValueError("--xbm_start is not used without --xbm_size")
+    if args.xbm_size and world.size > 1 and not args.gather:
+        raise ValueError(
+            "--xbm_size with several processes needs --gather=True: otherwise each would have a "
+            "memory of its own"
+        )
     able = [name for name, loss in PAIR_LOSSES.items() if issubclass(loss, LabelLoss)]
     if args.xbm_size and args.loss_name not in able:
         raise ValueError(

@@ -161,9 +161,10 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss, stop: StopReque
         if num_skipped:
             skip_or_stop(training, run, num_skipped)
         training.step += 1
-        window.add({**outcome.figures, "spread": outcome.spread})
+        if outcome.is_finite:
+            window.add({**outcome.figures, "spread": outcome.spread})
         progress.update()
-        if training.step % args.display_iter_step == 0:
+        if training.step % args.display_iter_step == 0 and window.num_steps:
             write_line(training, run, window, rate)
         after_step(training, run, stop)
         window.restart_clock()

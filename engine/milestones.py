@@ -61,6 +61,8 @@ def list_images(training: Training, run: Run) -> str:
     """Write the images of the present step to the run folder, and return a pointer to them."""
     rank, size = training.world.rank, training.world.size
     whose = f"_rank_{rank}" if size > 1 else ""
+    if not run.folder.is_dir():  # on another node, whose disk is another
+        return ""
     path = run.folder / f"step_{training.step + 1}_images{whose}.txt"
     images = training.sampler.batch(training.step)
     write_text(path, "".join(f"{training.train_index.paths[i]}\n" for i in images))
@@ -139,7 +141,9 @@ def save(training: Training, run: Run, *names: str) -> None:
         ValueError: the weights are not finite; nothing is written.
         OSError: a file cannot be written; the one before it is still there.
     """
-    if not all(bool(parameter.isfinite().all()) for parameter in training.model.parameters()):
+    states = [training.model.state_dict(), training.tested_model.state_dict()]
+    values = [value for state in states for value in state.values() if value.is_floating_point()]
+    if not all(bool(value.isfinite().all()) for value in values):
         raise diverged(training, run, training.step)
     if "last" in names:
         training.saved = training.step

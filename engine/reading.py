@@ -11,6 +11,7 @@ import torch
 from engine.distributed import World, merge
 from engine.inference import refuse_flags
 from engine.run import log
+from engine.signals import acting_signals
 from reader import Index
 from reader.batch import Batch
 from reader.cache_build import open_cache
@@ -72,14 +73,15 @@ def open_training_images(args: Namespace, index: Index) -> Index:
     """
     if not args.cache:
         return index
-    return open_cache(
-        index,
-        Path(args.cache),
-        args.cache_size,
-        num_workers=args.num_workers,
-        on_bad_image=args.on_bad_image,
-        log=log,
-    )
+    with acting_signals():  # building may take long, and goes on where it was
+        return open_cache(
+            index,
+            Path(args.cache),
+            args.cache_size,
+            num_workers=args.num_workers,
+            on_bad_image=args.on_bad_image,
+            log=log,
+        )
 
 
 class BrokenImages:

@@ -79,7 +79,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     checkpoint = adopt_checkpoint(args, given) if args.checkpoint else None
     device = choose_device(args, log if world.is_main else lambda line: None, world.local_rank)
     check_schedule(args, given)
-    check_criterion_flags(args, given)
+    check_criterion_flags(args, given, world)
     check_optimizer_flags(args, given)
     torch.manual_seed(args.seed)
     train_index = load_split(args, "train")
@@ -100,6 +100,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     criterion = build_criterion(args, loss_options, model.embedding_size, world)
     if args.with_mem_opt:
         recompute_activations(model)
+    check_batch_norm(args, model)
     if args.sync_bn:
         synchronise_batch_norm(model, world, device)
     place(model, device)
@@ -125,19 +126,25 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     return training
 
 
+def check_batch_norm(args: Namespace, model: nn.Module) -> None:
+    """Raise ValueError where a flag is about batch norm and the model has none."""
+    if not any(isinstance(part, _BatchNorm) for part in model.modules()):
+        for name in ("freeze_bn", "sync_bn"):
+            if getattr(args, name):
+                raise ValueError(f"--{name} is not used: {args.model} has no batch norm")
+
+
 def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
     """Let a module's batch norms take their statistics over the images of all ranks.
 
     Raises:
-        ValueError: it has none, there is one process, or the device is not a GPU.
+        ValueError: there is one process, or the device is not a GPU.
     """
     if world.size == 1 or device.type != "cuda":
         raise ValueError(
             "--sync_bn=True needs several processes with a GPU each (PyTorch has it on GPUs only), "
             f"found {world.size} on {device.type}: leave it out or set --sync_bn=False"
         )
-    if not any(isinstance(part, _BatchNorm) for part in module.modules()):
-        raise ValueError("--sync_bn is not used: the model has no batch norm, leave it out")
     convert_sync_batchnorm(module)
 
 
@@ -218,5 +225,9 @@ def check_batch_flags(args: Namespace, world: World) -> None:
             "--gather=True compares the whole batch, --accumulation_steps its parts alone: leave "
             "one of them out, or give --chunk_size to save memory"
         )
-    if args.chunk_size == 1 and not args.freeze_bn:
-        raise ValueError("--chunk_size=1: batch norm needs 2 images; or give --freeze_bn=True")
+    part = args.train_batch_size // (world.size * args.accumulation_steps)
+    if args.chunk_size and not args.freeze_bn and part // math.ceil(part / args.chunk_size) < 2:
+        raise ValueError(
+            f"--chunk_size={args.chunk_size} cuts {part} images so that a chunk has one, and batch "
+            "norm needs 2: give another, or --freeze_bn=True"
+        )

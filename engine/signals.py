@@ -80,6 +80,22 @@ class StopRequest:
 
 
 @contextlib.contextmanager
+def acting_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the process at once in the body, which can be done again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def noted_signals(world: World) -> Iterator[StopRequest]:
     """Note SIGTERM and SIGINT in the body; only the main thread can, in others nothing changes."""
     request = StopRequest(world)

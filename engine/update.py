@@ -21,7 +21,7 @@ from reader import ImageError
 from reader.batch import Batch
 from reader.device import to_inputs
 
-# Distinct from the streams of the samplers, of augmentation and of replacements.
+# Distinct from the streams of the samplers (1, 2, 3, 7), augmentation (4) and replacements (5).
 _DRAW_STREAM = 6
 
 
@@ -85,6 +85,10 @@ class Updater:
 
         They stay as they are where its loss or a gradient is not finite.
         """
+        # What overflows in float16 would stay in the statistics of batch norm for good.
+        may_overflow = self._training.scaler.is_enabled()
+        buffers = list(self._training.model.buffers()) if may_overflow else []
+        before = [buffer.clone() for buffer in buffers]
         self._training.optimizer.zero_grad()
         num_parts = self._training.args.accumulation_steps
         outcomes = []
@@ -96,7 +100,11 @@ class Updater:
             for name in outcomes[0][0]
         }
         spread = torch.stack([spread for _, spread in outcomes]).mean()
-        return Outcome(figures, spread, self._apply(figures["loss"]))
+        is_finite = self._apply(figures["loss"])
+        if not is_finite:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+        return Outcome(figures, spread, is_finite)
 
     def _backward(self, batch: Batch, part: int) -> tuple[dict[str, Tensor], Tensor]:
         """Add the gradients of a part of the batch; return its figures and its spread."""
@@ -166,7 +174,9 @@ class Updater:
             if training.ema is not None:
                 training.ema.update(training.model, training.step + 1)
         elif scaler.is_enabled():
-            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())  # on all ranks alike
+            # Not by what scaler.step finds on this rank alone: all ranks have to scale alike.
+            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+            scaler.load_state_dict(scaler.state_dict() | {"_growth_tracker": 0})
         return is_finite
 
     def _gradient_norm(self, loss: Tensor) -> Tensor:

@@ -11,12 +11,16 @@ from engine.distributed import World, average
 
 
 class Window:
-    """Means of the loss and its figures over the steps since the last log line, and their time."""
+    """Means of the loss and its figures over the steps since the last log line, and their time.
+
+    Attributes:
+        num_steps: those steps.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self.num_steps = 0
         self._seconds = 0.0
         self._mark = time.perf_counter()
 
@@ -24,7 +28,7 @@ class Window:
         """Add the scalars of one step; they stay on the device until `flush`."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-        self._steps += 1
+        self.num_steps += 1
         self._count_time()
 
     def _count_time(self) -> None:
@@ -38,9 +42,10 @@ class Window:
 
     def flush(self) -> tuple[dict[str, float], float]:
         """Return the means over all ranks and the seconds per step, and begin anew."""
-        means = average(torch.stack(list(self._sums.values())) / self._steps, self._world).tolist()
+        sums = torch.stack(list(self._sums.values()))
+        means = average(sums / self.num_steps, self._world).tolist()
         self._count_time()  # reading the sums waited for the device
         named = dict(zip(self._sums, means, strict=True))
-        seconds = self._seconds / self._steps
-        self._sums, self._steps, self._seconds = {}, 0, 0.0
+        seconds = self._seconds / self.num_steps
+        self._sums, self.num_steps, self._seconds = {}, 0, 0.0
         return named, seconds

@@ -10,7 +10,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from reader.batch import Batch, WholeImages
 from reader.index import decode_image
-from reader.loader import Preprocessing
+from reader.preprocessing import Preprocessing
 from reader.transforms import resize_bilinear, scale_and_shift
 
 
@@ -90,6 +90,8 @@ def decode_on_device(
     """
     try:
         return decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # one bad file, or one of a kind that nvJPEG lacks, fails the whole batch
         return [
             torch.from_numpy(decode_image(file.numpy().tobytes(), path)).to(device).permute(2, 0, 1)

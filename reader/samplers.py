@@ -18,7 +18,7 @@ from reader.shares import (
 
 # First word of every random key, so that streams of one seed are unrelated.
 _SHUFFLED_STREAM, _BLOCK_STREAM, _TRIPLE_STREAM = 1, 2, 3
-_PAIR_STREAM = 6  # 4 and 5 are those of augmentation and of the network's draws
+_PAIR_STREAM = 7  # 4 to 6 are those of augmentation, replacements and the network's draws
 
 
 class ShuffledSampler:

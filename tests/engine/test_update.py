@@ -199,8 +199,22 @@ def test_float16_lowers_its_scale_until_the_gradients_are_finite(training_of):
     training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     outcomes = run(training, 24)
     assert not outcomes[0].is_finite and outcomes[-1].is_finite
+    num_good = [outcome.is_finite for outcome in outcomes][::-1].index(False)
+    assert training.scaler.state_dict()["_growth_tracker"] == num_good
     assert training.scaler.get_scale() < 2.0**30
     assert all(parameter.isfinite().all() for parameter in training.model.parameters())
+
+
+def test_what_overflows_leaves_batch_norm_as_it_was(training_of):
+    training = training_of("arcmargin", "--amp=float16")
+    training.model.train()
+    [batch] = batches_of(training, 1)
+    training.model.backbone.get_submodule("conv1")[0].weight.data.fill_(6e4)
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    outcome = Updater(training, train_elem.compute_loss).update(batch)
+    assert not outcome.is_finite
+    after = training.model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
@@ -259,6 +273,19 @@ def test_spread_is_zero_where_all_embeddings_point_the_same_way():
     directions = torch.tensor([[1.0, 2, 3], [2, 4, 6], [0.5, 1, 1.5]])
     assert float(spread_of(directions)) == pytest.approx(0, abs=1e-6)
     assert float(spread_of(torch.eye(4))) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--chunk_size=1"], "--chunk_size=1 cuts 12 images"),
+        (["--chunk_size=2", "--train_batch_size=6", "--accumulation_steps=2"], "cuts 3 images"),
+        (["--freeze_bn=True", "--model=test_vit", "--image_shape=3,160,160"], "no batch norm"),
+    ],
+)
+def test_what_batch_norm_cannot_do_is_refused(training_of, flags, message):
+    with pytest.raises(ValueError, match=message):
+        training_of("softmax", *flags)
 
 
 def test_step_flags_reach_the_sampler(training_of):
