@@ -85,7 +85,8 @@ def assert_equal_weights(one, other, **tolerance):
 @pytest.mark.parametrize("loss_name", [name for name in SCRIPTS if "elastic" not in name])
 def test_chunks_of_a_batch_give_the_plain_update(training_of, loss_name):
     plain, chunked = (
-        training_of(loss_name, "--freeze_bn=True", f"--chunk_size={size}") for size in (0, 5)
+        training_of(loss_name, "--freeze_bn=True", "--lr=0.005", f"--chunk_size={size}")
+        for size in (0, 5)
     )
     start = {name: value.clone() for name, value in weights_of(plain).items()}
     outcomes = [run(training) for training in (plain, chunked)]
