@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import train_elem
 import train_pair
 from engine.checkpoints import load_checkpoint
 from engine.distributed import World
-from engine.setup import synchronise_batch_norm
+from engine.setup import check_batch_norm, synchronise_batch_norm
 from models import build_model
 
 SCRIPTS = {script: Path(script.__file__) for script in (train_elem, train_pair)}
@@ -133,8 +134,9 @@ def test_batch_norm_is_synchronised_on_several_gpus_only():
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     assert norms and all(isinstance(module, torch.nn.SyncBatchNorm) for module in norms)
     assert list(model.state_dict()) == names and torch.equal(model(images), embeddings)
-    with pytest.raises(ValueError, match="has no batch norm"):
-        synchronise_batch_norm(torch.nn.Linear(2, 2), World(0, 2), gpu)
+    args = Namespace(freeze_bn=False, sync_bn=True, model="linear")
+    with pytest.raises(ValueError, match="--sync_bn is not used: linear has no batch norm"):
+        check_batch_norm(args, torch.nn.Linear(2, 2))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
