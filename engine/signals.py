@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from engine.distributed import World, first_error, largest
 from reader import ImageError, WorkerError
@@ -79,32 +80,31 @@ class StopRequest:
             yield batch
 
 
-@contextlib.contextmanager
-def acting_signals() -> Iterator[None]:
+def acting_signals() -> contextlib.AbstractContextManager[None]:
     """Let SIGTERM and SIGINT end the process at once in the body, which can be done again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    return _handled_by(signal.SIG_DFL, signal.default_int_handler)
 
 
 @contextlib.contextmanager
 def noted_signals(world: World) -> Iterator[StopRequest]:
     """Note SIGTERM and SIGINT in the body; only the main thread can, in others nothing changes."""
     request = StopRequest(world)
+    with _handled_by(request.receive, request.receive):
+        yield request
+
+
+@contextlib.contextmanager
+def _handled_by(*handlers: Any) -> Iterator[None]:
+    """Let a handler per signal of SIGNALS handle it in the body; in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield
         return
-    handlers = {number: signal.signal(number, request.receive) for number in SIGNALS}
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in zip(SIGNALS, handlers, strict=True)
+    }
     try:
-        yield request
+        yield
     finally:
-        for number, handler in handlers.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
