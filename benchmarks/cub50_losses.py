@@ -1,0 +1,114 @@
+"""Train every loss with equal means on the first 50 classes of CUB-200-2011, and print the table.
+
+python -m benchmarks.cub50_losses
+
+Every loss starts from the ImageNet weights and sees the same number of images with the same
+optimizer. Its learning rate is the one of RATES that does best when it trains on classes 1-15 and
+is tested on 16-25; with it, it trains on classes 1-25, once per seed, and is tested on 26-50.
+Results that are in the output folder are not computed again, so that a run can be broken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import eval as evaluation
+import train_elem
+import train_pair
+from benchmarks.seed_table import seed_table
+from engine.cli import user_errors
+from losses import ELEM_LOSSES, PAIR_LOSSES, layout_of
+
+CONFIG = "configs/cub50_losses.yaml"
+RATES = ("5e-5", "2e-4")
+METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r")
+# What is counted in batches is made to fit a run of 70 of them.
+OPTIONS = {
+    "sphereface": ["--anneal_start=50"],
+    "vpl": ["--vpl_start=20", "--vpl_age=20"],
+}
+# Rows beside the losses by themselves: the loss and its flags.
+VARIANTS = {
+    "contrastive, xbm": ("contrastive", ["--xbm_size=1024", "--xbm_start=20"]),
+    "batch_triplet, semihard": ("batch_triplet", ["--mining=semihard"]),
+    "batch_triplet, distance": ("batch_triplet", ["--mining=distance"]),
+    "batch_triplet, soft margin": ("batch_triplet", ["--soft_margin=True"]),
+    "triplet, alpha 0.1": ("triplet", ["--alpha=0.1"]),
+}
+ROWS = {name: (name, OPTIONS.get(name, [])) for name in ELEM_LOSSES | PAIR_LOSSES} | VARIANTS
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Train and evaluate what is missing, then print and return the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=Path("output/cub50_losses"))
+    parser.add_argument("--seeds", default="0,1,2", help="seeds of the final runs")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
+    args, flags = parser.parse_known_args(argv)  # other flags go to every script
+    with user_errors():
+        frozen = args.output / "frozen.json"
+        if not frozen.exists():
+            evaluate(
+                ["--config=configs/cub50_frozen.yaml", "--image_shape=3,96,96", *flags], frozen
+            )
+        chosen = {}
+        for row in args.rows:
+            chosen[row] = choose_rate(row, args.output, flags)
+            for seed in args.seeds.split(","):
+                run(row, chosen[row], seed, "1-25", "26-50", args.output, flags)
+        table = seed_table(args.output, ["frozen", *args.rows], METRICS)
+        print(table)
+        print("\nRates: " + ", ".join(f"{row} {rate}" for row, rate in chosen.items()))
+        return table
+
+
+def choose_rate(row: str, output: Path, flags: Sequence[str]) -> str:
+    """Return the learning rate with the best Recall@1 on classes 16-25 after training on 1-15."""
+    recalls = {
+        rate: run(row, rate, "0", "1-15", "16-25", output / f"rate_{rate}", flags) for rate in RATES
+    }
+    return max(recalls, key=recalls.__getitem__)
+
+
+def run(
+    row: str,
+    rate: str,
+    seed: str,
+    train_classes: str,
+    test_classes: str,
+    output: Path,
+    flags: Sequence[str],
+) -> float:
+    """Train and evaluate one loss, unless its result is there; return its Recall@1."""
+    result = output / f"{row}_{seed}.json"
+    if not result.exists():
+        loss_name, options = ROWS[row]
+        script = train_elem if loss_name in ELEM_LOSSES else train_pair
+        is_blocks = loss_name in PAIR_LOSSES and layout_of(loss_name) in ("blocks", "labels")
+        if is_blocks and loss_name != "npairs":  # which takes pairs
+            options = [*options, "--samples_each_class=3"]
+        folder = script.main(
+            [
+                *(f"--config={CONFIG}", f"--loss_name={loss_name}", f"--lr={rate}", *options),
+                *(f"--seed={seed}", f"--train_classes={train_classes}"),
+                *(f"--model_save_dir={output}", f"--run_name={row}_{seed}", *flags),
+            ]
+        )
+        weights = f"--pretrained_model={folder / 'last.pt'}"
+        options = [f"--test_classes={test_classes}", "--batch_size=50", "--ks=2,4,8"]
+        evaluate([weights, *options, *flags], result)
+        shutil.rmtree(folder)  # 27 MB each
+    return float(json.loads(result.read_text("utf-8"))["recall@1"])
+
+
+def evaluate(flags: Sequence[str], result: Path) -> None:
+    """Evaluate a checkpoint and write its metrics."""
+    evaluation.main([*flags, f"--json={result}"])
+
+
+if __name__ == "__main__":
+    main()
