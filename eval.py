@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         check_flags(args, given)
         world = join_world()
         say = log if world.is_main else lambda line: None
-        device = choose_device(args, say, world.local_rank)
+        device = choose_device(args, say, world)
         job = Job(args, given, device, world, say)
         result = compare_checkpoints(job) if args.compare else evaluate_checkpoint(job)
         leave_world()

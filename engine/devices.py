@@ -8,33 +8,42 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from engine.distributed import World
+
 AMP_CHOICES = ("auto", "off", "bfloat16", "float16")
 
 
 def choose_device(
-    args: Namespace, log: Callable[[str], object], local_rank: int = 0
+    args: Namespace, log: Callable[[str], object], world: World | None = None
 ) -> torch.device:
     """Choose the device from --device and --use_gpu; says so where a wanted GPU is absent.
 
     The GPU of the rank becomes the current one.
 
     Raises:
-        ValueError: --device names a device that this machine does not have, or there are fewer
-            GPUs than processes.
+        ValueError: --device names a device that this machine does not have, or one for several
+            processes, or there are fewer GPUs than processes.
     """
+    world = world or World()
     if args.use_gpu and args.device != "cpu" and torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
+        if world.local_rank >= torch.cuda.device_count():
             raise ValueError(
                 f"expected a GPU per process, found {torch.cuda.device_count()} on this node: "
                 "lower --nproc_per_node of torchrun, or compute with --use_gpu=False"
             )
-        torch.cuda.set_device(local_rank)  # NCCL needs it
+        torch.cuda.set_device(world.local_rank)  # NCCL needs it
     if args.device != "auto":
-        return _existing(args.device)
+        device = _existing(args.device)
+        if device.index is not None and world.size > 1:
+            raise ValueError(
+                f"--device={args.device} is one device for {world.size} processes: leave it out, "
+                "each process takes a GPU of its own"
+            )
+        return device
     if not args.use_gpu:
         return torch.device("cpu")
     if torch.cuda.is_available():
-        return torch.device("cuda", local_rank)
+        return torch.device("cuda", world.local_rank)
     log("--use_gpu=True, but PyTorch finds no GPU here: running on the CPU")
     return torch.device("cpu")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def build_optimizer(
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give an optimizer the state of a checkpoint; its rates, decays and so on are flags.
+    """Give an optimizer a copy of a checkpoint's state; its rates, decays and so on are flags.
 
     Raises:
         ValueError: the state is of other weights.
@@ -76,7 +77,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         for group in optimizer.param_groups
     ]
     try:
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(deepcopy(state))
     except ValueError as error:
         raise ValueError(
             f"the optimizer of the checkpoint is of another kind or version ({error}): give the "

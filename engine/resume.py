@@ -54,10 +54,11 @@ def find_start(args: Namespace) -> Start:
 def load_start(path: str) -> dict[str, Any]:
     """Read the checkpoint that a run goes on from, see `load_checkpoint`.
 
+    Its tensors stay in the file, for of a split class layer a process takes its own rows alone.
     Where it is damaged, the error names the newest good one beside it.
     """
     try:
-        return load_checkpoint(path)
+        return load_checkpoint(path, in_file=True)
     except DamagedError as error:
         good = newest_good(Path(path).parent).path
         if good is None:

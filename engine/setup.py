@@ -77,7 +77,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     start = decide_on_main(world, lambda: find_start(args))
     args.checkpoint = start.checkpoint
     checkpoint = adopt_checkpoint(args, given) if args.checkpoint else None
-    device = choose_device(args, log if world.is_main else lambda line: None, world.local_rank)
+    device = choose_device(args, log if world.is_main else lambda line: None, world)
     check_schedule(args, given)
     check_criterion_flags(args, given, world)
     check_optimizer_flags(args, given)

@@ -63,22 +63,24 @@ def test_all_ranks_test_the_network_that_is_saved(toy_flags, torchrun, tmp_path)
 
 
 def test_two_nodes_that_gather_train_and_test_as_one_process(flags, torchrun, tmp_path):
-    """Loss and recall are those of the whole batch, though each node has half of it."""
+    """Loss and recall are those of the whole batch, though each node has half of it, in chunks."""
     flags += ["--loss_name=eml", "--total_iter_num=5", "--test_iter_step=5", "--lr=0.001"]
     flags += ["--gather=True"]
-    torchrun([SCRIPTS[train_pair], *flags, "--run_name=two"], num_processes=1, num_nodes=2)
+    chunked = ["--run_name=two", "--chunk_size=2"]
+    torchrun([SCRIPTS[train_pair], *flags, *chunked], num_processes=1, num_nodes=2)
     one, two = train_pair.main([*flags, "--run_name=one"]), tmp_path / "two"
     assert_same_run(two, one)
     assert [records(folder, "test")[-1]["queries"] for folder in (one, two)] == [16, 16]
 
 
 def test_a_run_goes_on_sharded_and_then_whole_again(flags, torchrun, tmp_path):
-    """Steps 1, 2 and 3, and 4 of one run, against a run that is never sharded."""
+    """Steps 1, 2 and 3 in parts and chunks, and 4, against a run that is never sharded."""
     flags += ["--loss_name=arcmargin", "--lr=0.01", "--test_iter_step=3"]
     whole = train_elem.main([*flags, "--total_iter_num=4", "--run_name=whole"])
     folder = train_elem.main([*flags, "--total_iter_num=1", "--run_name=parts"])
     resume = ["--loss_name=arcmargin", f"--checkpoint={folder / 'last.pt'}"]
-    torchrun([SCRIPTS[train_elem], *resume, "--total_iter_num=3", "--shard_head=True"])
+    sharded = ["--shard_head=True", "--accumulation_steps=2", "--chunk_size=1"]
+    torchrun([SCRIPTS[train_elem], *resume, "--total_iter_num=3", *sharded])
     evaluated = eval_script.main([f"--pretrained_model={folder / 'last.pt'}", "--num_workers=0"])
     train_elem.main([*resume, "--total_iter_num=4"])  # --shard_head of one process
     assert_same_run(folder, whole)
