@@ -1,0 +1,55 @@
+"""The comparison of all losses: which rate is chosen, what is kept, and the flags of each run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cub50_losses
+from engine.parsing import parse_flags
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Flags of the trainings, which take no time; a rate of 2e-4 is the better one."""
+    runs = []
+
+    def train(script):
+        def main(argv):
+            args, _ = parse_flags("", script.FLAGS, argv)
+            runs.append(args)
+            folder = Path(args.model_save_dir) / args.run_name
+            folder.mkdir(parents=True)
+            return folder
+
+        return main
+
+    def evaluate(argv):
+        file = Path(next(flag for flag in argv if flag.startswith("--json=")).partition("=")[2])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        recall = 0.2 if not runs else 0.5 + 1000 * runs[-1].lr + 0.01 * runs[-1].seed
+        file.write_text(json.dumps(dict.fromkeys(cub50_losses.METRICS, recall)))
+
+    for script in (cub50_losses.train_elem, cub50_losses.train_pair):
+        monkeypatch.setattr(script, "main", train(script))
+    monkeypatch.setattr(cub50_losses.evaluation, "main", evaluate)
+    return runs
+
+
+def test_the_better_rate_trains_the_final_runs_which_are_kept(trained, tmp_path):
+    flags = [f"--output={tmp_path}", "--seeds=0,1", "--rows", "softmax"]
+    table = cub50_losses.main(flags)
+    assert [(run.train_classes, run.lr, run.seed) for run in trained] == [
+        *(("1-15", 5e-5, 0), ("1-15", 2e-4, 0), ("1-25", 2e-4, 0), ("1-25", 2e-4, 1)),
+    ]
+    lines = table.splitlines()
+    assert lines[2].startswith("| frozen | 20.0 |") and lines[2].endswith("| 1 |")
+    assert lines[3].startswith("| softmax | 70.5 ± 0.7 |") and lines[3].endswith("| 2 |")
+    assert cub50_losses.main(flags) == table and len(trained) == 4
+    assert not list(tmp_path.glob("*/*.pt"))
+
+
+def test_every_row_trains_with_flags_that_its_script_knows(trained, tmp_path):
+    cub50_losses.main([f"--output={tmp_path}", "--seeds=0"])
+    assert len(trained) == 3 * len(cub50_losses.ROWS)
+    assert {(run.train_batch_size, run.total_iter_num) for run in trained} == {(30, 70)}
