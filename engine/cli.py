@@ -16,6 +16,7 @@ LOST_PEER = (
     "Connection reset by peer",
     "Broken pipe",
     "Timed out waiting",
+    "gloo/transport",
     "remote process exited",
     "communicator was aborted",
     "client socket has timed out",
