@@ -109,7 +109,7 @@ def train_bare(work: Work, stamp: Stamp, *more: str) -> None:
     place(model, device)
     model.train()
     criterion = build_loss("eml", samples_each_class=work.samples_each_class)
-    optimizer = build_optimizer(model, model.embedding, criterion, args)
+    optimizer = build_optimizer(model, model.head, criterion, args)
     network: Any = torch.compile(model) if args.compile else model
     dtype = choose_amp(args.amp, device)
     images = torch.randn(work.batch_size, 3, work.image_size, work.image_size, device=device)

@@ -13,6 +13,7 @@ import torch
 from engine.files import fingerprint, prepare_output
 from engine.inference import Embedder
 from engine.run import versions
+from models import MODEL_OPTIONS
 from models.atomic import write_json
 from reader import Index
 from retrieval.index_kinds import INDEX_OPTIONS, choose_options
@@ -27,7 +28,7 @@ from retrieval.options import parse_options
 
 RECALL_QUERIES, RECALL_K = 1000, 10
 # What embeddings depend on beside the weights; a query has to be embedded as the index was.
-EMBEDDING_FLAGS = ("model", "embedding_size", "image_shape", "transform")
+EMBEDDING_FLAGS = ("model", "embedding_size", *MODEL_OPTIONS, "image_shape", "transform")
 
 
 def prepare_index(args: Namespace) -> None:
@@ -117,7 +118,8 @@ def open_index(args: Namespace, given: set[str]) -> SearchIndex:
                 f" than --pretrained_model={args.pretrained_model}: give those, or build the index "
                 "again"
             )
-    for name, value in made.get("flags", {}).items():
+    flags = made.get("flags", {})
+    for name, value in (MODEL_OPTIONS | flags if flags else {}).items():
         value = tuple(value) if isinstance(value, list) else value
         if name in given and getattr(args, name) != value:
             raise ValueError(f"{args.index} was built with another --{name}: leave the flag out")

@@ -14,6 +14,7 @@ import torch
 
 from engine.devices import choose_amp
 from engine.files import fingerprint, prepare_output
+from models import changed_options
 from models.atomic import write_atomically, write_json
 from reader import Index
 
@@ -134,11 +135,12 @@ def open_features(job: Job, embedder: Embedder, index: Index) -> FeatureFile:
     path = prepare_output("features", args.features)
     if path.suffix != ".npy":
         raise ValueError(f"--features={path}: expected a name that ends in .npy")
+    changed = changed_options(model.options)
     paths = hashlib.sha256("\n".join(index.paths).encode()).hexdigest()
     about = {
         "weights": fingerprint(args.pretrained_model, args.seed),
         "images": f"{len(index)} of {index.name}, {index.split}, paths sha256:{paths}",
-        "model": model.name,
+        "model": ", ".join([model.name, *(f"{name} {value}" for name, value in changed.items())]),
         "preprocessing": (
             f"{embedder.preprocessing.transform}, {args.image_shape[1]} px, mean {model.mean}, "
             f"std {model.std}"

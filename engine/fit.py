@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ from engine.signals import Stopped, StopRequest, noted_signals
 from engine.training import Training
 from engine.update import Updater
 from engine.window import Window
+from models import EmbeddingModel
 from reader import ImageError, WorkerError
 from reader.loader import train_loader
 
@@ -173,10 +173,13 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss, stop: StopReque
     save_last(training, run)
 
 
-def set_train_mode(model: nn.Module, freeze_bn: bool) -> None:
-    """Put a model in training mode; with `freeze_bn` batch norm keeps its statistics."""
+def set_train_mode(model: EmbeddingModel, freeze_bn: bool) -> None:
+    """Put a model in training mode; with `freeze_bn` batch norm of its backbone does not learn.
+
+    That of --feature_norm=bnneck learns its statistics nevertheless, since it starts without any.
+    """
     model.train()
     if freeze_bn:
-        for module in model.modules():
+        for module in model.backbone.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()

@@ -14,16 +14,53 @@ from engine.parsing import (
     integers,
     natural,
     path,
+    positive,
     whitening,
 )
+from models.feature_norm import FEATURE_NORMS
+from models.pooling import POOLINGS
 from reader import DATASETS
 from reader.transforms import TRANSFORMS
 from retrieval.scores import TIES
 
 MODEL_FLAGS = (
-    Flag("model", str, "ResNet50", "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d or a timm name"),
+    Flag(
+        "model",
+        str,
+        "ResNet50",
+        "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d, Xception or a timm name",
+    ),
     Flag("embedding_size", natural, 0, "size of a linear layer on the feature; 0: the feature"),
-    Flag("image_shape", image_shape, (3, 224, 224), "network input: channels, height, width"),
+    Flag(
+        "pooling",
+        str,
+        "own",
+        "what makes a feature of the feature map: avg, max, avg_max (their sum), gem (generalised "
+        "mean, its exponent learned from 3) or own, the backbone's",
+        ("own", *POOLINGS),
+    ),
+    Flag(
+        "last_stride",
+        positive,
+        2,
+        "1: the last stage of a ResNet keeps the size of its feature map, which costs time; 2: as "
+        "the model has it",
+    ),
+    Flag(
+        "feature_norm",
+        str,
+        "none",
+        "between the pooling and the embedding layer: layernorm (without weights), bnneck (batch "
+        "norm whose bias stays zero) or none",
+        tuple(FEATURE_NORMS),
+    ),
+    Flag(
+        "image_shape",
+        image_shape,
+        None,
+        "network input: channels, height, width; default: 3,224,224 for reference models, the "
+        "size of their published weights for others",
+    ),
     Flag(
         "transform",
         str,

@@ -16,13 +16,14 @@ from engine.devices import choose_amp, place
 from engine.distributed import World, decide_on_main, gather_rows, wait_for_all
 from engine.features import FeatureFile, FeatureWriter
 from engine.files import RANDOM
+from engine.network import model_of
 from engine.run import log
 from engine.signals import StopRequest
-from models import REFERENCE_MODELS, EmbeddingModel, build_model, load_weights, read_metadata
+from models import REFERENCE_MODELS, EmbeddingModel, load_weights, options_of, read_metadata
 from reader import Index, load_index
 from reader.loader import Preprocessing, eval_loader
 from retrieval import extract
-from retrieval.extract import evaluation_mode, extract_to
+from retrieval.extract import extract_to
 from retrieval.inputs import first_not_finite
 
 DATA_SET_FLAGS = (
@@ -68,22 +69,6 @@ def preprocessing_of(args: Namespace, model: EmbeddingModel) -> Preprocessing:
     )
 
 
-def check_image_size(model: EmbeddingModel, size: int) -> None:
-    """Embed one black image, so that a size that the model cannot take is an error at once.
-
-    Raises:
-        ValueError: the model fails on images of that size.
-    """
-    with evaluation_mode(model), torch.inference_mode():
-        try:
-            model(torch.zeros(1, 3, size, size))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise ValueError(
-                f"{model.name} cannot take --image_shape=3,{size},{size}: choose another size "
-                f"({str(error).splitlines()[0]})"
-            ) from error
-
-
 def refuse_flags(given: set[str], names: Sequence[str], reason: str) -> None:
     """Raise ValueError where the user gave a flag that nothing would use."""
     unused = [f"--{name}" for name in names if name in given]
@@ -97,13 +82,14 @@ def adopt_metadata(args: Namespace, given: set[str], meta: dict[str, Any]) -> No
     Raises:
         ValueError: a given flag contradicts the checkpoint.
     """
-    for name in ("model", "embedding_size"):
-        if name in given and getattr(args, name) != meta[name]:
+    described = {name: meta[name] for name in ("model", "embedding_size")} | options_of(meta)
+    for name, value in described.items():
+        if name in given and getattr(args, name) != value:
             raise ValueError(
-                f"{args.pretrained_model} holds {meta['model']} with --embedding_size="
-                f"{meta['embedding_size']}, not --{name}={getattr(args, name)}: leave the flag out"
+                f"{args.pretrained_model} holds {meta['model']} with --{name}={value}, not "
+                f"--{name}={getattr(args, name)}: leave the flag out"
             )
-        setattr(args, name, meta[name])
+        setattr(args, name, value)
     flags = meta.get("flags", {})  # converted weights have none
     inherited = ["image_shape", "transform"]
     if "dataset" not in given or args.dataset == flags.get("dataset"):
@@ -130,13 +116,16 @@ def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Emb
     if meta:
         adopt_metadata(args, given, meta)
     torch.manual_seed(args.seed)
-    model = build_model(args.model, args.embedding_size, image_size=args.image_shape[1])
+    model = model_of(args)
     source = f"{args.model} with random weights"
     if path != RANDOM:
         report = load_weights(model, path)
-        if report.missing:
+        # The exponent of gem is part of the backbone, and as good at 3 as it starts.
+        lacking = [name for name in report.missing if not name.startswith("backbone.")]
+        if lacking:
             raise ValueError(
-                f"{path} lacks {', '.join(report.missing)}: give the --embedding_size it has"
+                f"{path} lacks {', '.join(lacking)}: give the --embedding_size and --feature_norm "
+                "it has"
             )
         left_out = f", left out: {', '.join(report.unexpected)}" if report.unexpected else ""
         source = f"{args.model}, {len(report.loaded)} tensors of {path} ({report.source}){left_out}"
@@ -145,7 +134,6 @@ def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Emb
         class_layer.to(device).eval()
     if meta:
         model.mean, model.std = tuple(meta["mean"]), tuple(meta["std"])
-    check_image_size(model, args.image_shape[1])
     preprocessing = preprocessing_of(args, model)
     place(model, device)
     return Embedder(model.eval(), preprocessing, meta, class_layer, source)

@@ -27,7 +27,8 @@ def build_optimizer(
 
     Args:
         model: the network, embedding layer included.
-        head: the embedding layer of the model; its rate is multiplied by `args.lr_head_mult`.
+        head: the parts of the model that are new beside the backbone, such as the embedding
+            layer; their rate is multiplied by `args.lr_head_mult`.
         criterion: the loss; the rate of its weights (class weights, proxies), if any, is multiplied
             by `args.lr_loss_mult`, which is `args.lr_head_mult` where it is None.
         args: flags `optimizer`, `lr`, `lr_head_mult`, `lr_loss_mult`, `momentum`, `nesterov`,
@@ -44,8 +45,8 @@ def build_optimizer(
     has_head, has_weights = _has_parameters(head), _has_parameters(criterion)
     if head_mult != 1.0 and not (has_head or (has_weights and args.lr_loss_mult is None)):
         raise ValueError(
-            "--lr_head_mult is not used: neither an embedding layer (--embedding_size) nor a loss "
-            "with class weights is trained"
+            "--lr_head_mult is not used: neither a head (--embedding_size, --pooling=gem, "
+            "--feature_norm=bnneck) nor a loss with class weights is trained"
         )
     if args.lr_loss_mult is not None and not has_weights:
         raise ValueError(f"--lr_loss_mult is not used: --loss_name={args.loss_name} has no weights")

@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from engine.criterion import build_criterion, check_criterion_flags
 from engine.devices import choose_device, place
 from engine.distributed import World, decide_on_main
-from engine.inference import check_image_size, load_split, preprocessing_of
+from engine.inference import load_split, preprocessing_of
+from engine.network import model_of
 from engine.optimizers import build_optimizer, check_optimizer_flags
 from engine.reading import check_reading, open_training_images
 from engine.resume import find_start, load_start
@@ -25,7 +26,7 @@ from engine.run import log
 from engine.training import Training
 from engine.training_flags import options_of_loss
 from losses import ELEM_LOSSES
-from models import EmbeddingModel, build_model, load_weights
+from models import MODEL_OPTIONS, EmbeddingModel, load_weights
 from reader import Index
 from reader.loader import Sampler
 
@@ -34,7 +35,7 @@ MakeSampler = Callable[[np.ndarray, Namespace, World], Sampler]
 
 # Flags that a resumed run must have as its checkpoint has them.
 FIXED_FLAGS = (
-    *("model", "embedding_size", "loss_name", "class_dim"),
+    *("model", "embedding_size", *MODEL_OPTIONS, "loss_name", "class_dim"),
     *("optimizer", "decay_norm_and_bias"),
     *("alpha", "xbm_size", "loss_options"),
 )
@@ -46,7 +47,7 @@ def load_pretrained(model: EmbeddingModel, path: str, world: World) -> None:
     if world.is_main:
         log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
         if report.missing:
-            log(f"weights: {', '.join(report.missing)} not there, starting at random")
+            log(f"weights: {', '.join(report.missing)} not there, starting as new")
 
 
 def recompute_activations(model: EmbeddingModel) -> None:
@@ -90,8 +91,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     loss_options = options_of_loss(args, given)
     vars(args).update(loss_options)
     sampler = make_sampler(train_index.labels, args, world)
-    model = build_model(args.model, args.embedding_size, image_size=args.image_shape[1])
-    check_image_size(model, args.image_shape[1])
+    model = model_of(args)
     preprocessing = preprocessing_of(args, model)
     args.transform = preprocessing.transform
     check_reading(args, given, device, train_index)
@@ -117,7 +117,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
         loss_options=loss_options,
         sampler=sampler,
         preprocessing=preprocessing,
-        optimizer=build_optimizer(model, model.embedding, criterion, args),
+        optimizer=build_optimizer(model, model.head, criterion, args),
         scaler=torch.amp.GradScaler(device.type, enabled=args.amp == "float16"),
         ema=ModelEmaV3(model, args.ema_decay, use_warmup=True) if args.ema_decay else None,
     )
@@ -126,12 +126,11 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     return training
 
 
-def check_batch_norm(args: Namespace, model: nn.Module) -> None:
-    """Raise ValueError where a flag is about batch norm and the model has none."""
-    if not any(isinstance(part, _BatchNorm) for part in model.modules()):
-        for name in ("freeze_bn", "sync_bn"):
-            if getattr(args, name):
-                raise ValueError(f"--{name} is not used: {args.model} has no batch norm")
+def check_batch_norm(args: Namespace, model: EmbeddingModel) -> None:
+    """Raise ValueError where a flag is about batch norm and its part of the model has none."""
+    for name, part in (("freeze_bn", model.backbone), ("sync_bn", model)):
+        if getattr(args, name) and not any(isinstance(m, _BatchNorm) for m in part.modules()):
+            raise ValueError(f"--{name} is not used: {args.model} has no batch norm")
 
 
 def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
@@ -163,10 +162,11 @@ def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
             f"{args.checkpoint} was written by {script} (--loss_name={flags['loss_name']}): "
             "resume it there, or give it as --pretrained_model to start from its weights"
         )
+    fixed = MODEL_OPTIONS | flags  # checkpoints of earlier versions lack some
     for name in FIXED_FLAGS:
-        if name in given and getattr(args, name) != flags.get(name):
+        if name in given and getattr(args, name) != fixed.get(name):
             raise ValueError(
-                f"{args.checkpoint} was trained with --{name}={flags.get(name)}, found "
+                f"{args.checkpoint} was trained with --{name}={fixed.get(name)}, found "
                 f"--{name}={getattr(args, name)}: leave the flag out to resume"
             )
     kept = given | {"checkpoint", "config"}
@@ -226,8 +226,9 @@ def check_batch_flags(args: Namespace, world: World) -> None:
             "one of them out, or give --chunk_size to save memory"
         )
     part = args.train_batch_size // (world.size * args.accumulation_steps)
-    if args.chunk_size and not args.freeze_bn and part // math.ceil(part / args.chunk_size) < 2:
+    learns_statistics = not args.freeze_bn or args.feature_norm == "bnneck"
+    if args.chunk_size and learns_statistics and part // math.ceil(part / args.chunk_size) < 2:
         raise ValueError(
             f"--chunk_size={args.chunk_size} cuts {part} images so that a chunk has one, and batch "
-            "norm needs 2: give another, or --freeze_bn=True"
+            "norm needs 2: give another, or --freeze_bn=True without --feature_norm=bnneck"
         )

@@ -81,6 +81,7 @@ class Training:
         return {
             "model": args.model,
             "embedding_size": args.embedding_size,
+            **self.model.options,
             "image_shape": args.image_shape,
             "mean": self.model.mean,
             "std": self.model.std,

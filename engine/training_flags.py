@@ -51,7 +51,7 @@ TRAIN_FLAGS = (
         "lr_head_mult",
         non_negative,
         1.0,
-        "learning rate of class and embedding layers, as a factor",
+        "learning rate of class and embedding layers, bnneck and gem, as a factor",
     ),
     Flag(
         "lr_loss_mult",
@@ -106,7 +106,12 @@ TRAIN_FLAGS = (
     ),
     Flag("model_save_dir", path, "output", "folder of run folders"),
     Flag("run_name", str, None, "run folder below it; default: MODEL_LOSS, numbered if taken"),
-    Flag("freeze_bn", boolean, False, "batch norm keeps its statistics (small data sets)"),
+    Flag(
+        "freeze_bn",
+        boolean,
+        False,
+        "batch norm of the backbone keeps its statistics (small data sets)",
+    ),
     Flag(
         "sync_bn",
         boolean,

@@ -1,14 +1,19 @@
 """Networks that map images (B, 3, H, W) to embeddings (B, D), and their weights in and out."""
 
-from models.embedder import REFERENCE_MODELS, EmbeddingModel, build_model
+from models.embedder import REFERENCE_MODELS, EmbeddingModel, build_model, timm_name
+from models.options import MODEL_OPTIONS, changed_options, options_of
 from models.weights import WeightsReport, load_weights, read_metadata, save_weights
 
 __all__ = [
+    "MODEL_OPTIONS",
     "REFERENCE_MODELS",
     "EmbeddingModel",
     "WeightsReport",
     "build_model",
+    "changed_options",
     "load_weights",
+    "options_of",
     "read_metadata",
     "save_weights",
+    "timm_name",
 ]

@@ -15,13 +15,13 @@ from timm.layers import resample_abs_pos_embed
 from models import paddle
 from models.atomic import write_atomically
 from models.files import WeightsFile, identify, read_weights
+from models.options import changed_options, options_of
 
 if TYPE_CHECKING:
     from models.embedder import EmbeddingModel
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 CLASSIFIERS = ("fc", "classifier", "head", "heads", "head_dist", "last_linear", "logits")
-EMBEDDING = ("embedding.weight", "embedding.bias")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class WeightsReport:
 
     Attributes:
         loaded: the model's keys that were filled.
-        missing: the model's keys that the file lacks: none, or the embedding layer's.
+        missing: the model's keys that the file lacks: none but those of `new_parts`.
         unexpected: the file's keys that were left out: class layers and loss heads.
         source: the form of the file, for people.
     """
@@ -69,6 +69,7 @@ def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsRep
     _resample_positions(model, matched)
     missing = [k for k in own if k not in matched and not k.endswith("num_batches_tracked")]
     _check_embedding(model, file, matched, tensors, unexpected)
+    _check_options(model, file)
     _check_backbone(model, file, matched, missing, unexpected)
     model.load_state_dict(matched, strict=False)
     return WeightsReport(list(matched), missing, list(unexpected.values()), file.source)
@@ -168,6 +169,17 @@ def _check_embedding(
         )
 
 
+def _check_options(model: EmbeddingModel, file: WeightsFile) -> None:
+    """Refuse weights that were trained with an option that the model lacks or has otherwise."""
+    for name, value in changed_options(options_of(file.metadata or {})).items():
+        own = model.options[name]
+        if own != value:
+            raise ValueError(
+                f"{file.path}: these weights were trained with --{name}={value}, the model has "
+                f"--{name}={own}; pass --{name}={value}"
+            )
+
+
 def _check_backbone(
     model: EmbeddingModel,
     file: WeightsFile,
@@ -175,10 +187,14 @@ def _check_backbone(
     missing: list[str],
     unexpected: dict[str, str],
 ) -> None:
-    """Refuse weights that do not fill the backbone, or fill more than it."""
+    """Refuse weights that do not fill the backbone, fill a new part by half, or fill more."""
     own = model.state_dict()
-    has_embedding = any(key in matched for key in EMBEDDING)
-    needed = [key for key in missing if has_embedding or key not in EMBEDDING]
+    empty = tuple(
+        f"{path}."
+        for path in model.new_parts()
+        if not any(key.startswith(f"{path}.") for key in matched)
+    )
+    needed = [key for key in missing if not key.startswith(empty)]
     strange = [key for bare, key in unexpected.items() if not _is_classifier(bare, model)]
     misfits = [
         f"{key} {tuple(tensor.shape)} for {tuple(own[key].shape)}"

@@ -22,8 +22,12 @@ from models import (  # noqa: E402
     REFERENCE_MODELS,
     EmbeddingModel,
     build_model,
+    changed_options,
     load_weights,
+    options_of,
+    read_metadata,
     save_weights,
+    timm_name,
 )
 
 TORCHVISION_MODELS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
@@ -90,7 +94,7 @@ def fetch_torchvision(model: EmbeddingModel, sha256: str | None) -> str:
 
 def fetch_timm(model: EmbeddingModel) -> str:
     """Load the weights that timm publishes for the model."""
-    name = REFERENCE_MODELS.get(model.name, model.name)
+    name = timm_name(model.name)
     if not timm.is_model_pretrained(name):
         raise ValueError(f"timm has no pretrained weights for {name}; convert a file of your own")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every retry
@@ -116,7 +120,8 @@ def offline_hint(model: EmbeddingModel) -> str:
 def convert(args: argparse.Namespace) -> Path:
     """Convert a readable weights file; return the file written."""
     check_sha256(args.convert, args.sha256)
-    model = build_model(args.model, args.embedding_size)
+    options = options_of(read_metadata(args.convert) or {})
+    model = build_model(args.model, args.embedding_size, **options)
     report = load_weights(model, args.convert)
     if report.missing:
         raise ValueError(f"{args.convert}: has no embedding layer; leave --embedding_size out")
@@ -135,6 +140,7 @@ def write(model: EmbeddingModel, output: Path, source: str) -> Path:
     metadata = {
         "model": model.name,
         "embedding_size": model.embedding_size if has_layer else 0,
+        **changed_options(model.options),
         "mean": model.mean,
         "std": model.std,
         "source": source,

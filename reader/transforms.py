@@ -94,7 +94,8 @@ def standard_eval(
 ) -> np.ndarray:
     """Return the central crop after antialiased bicubic resizing of the short side to S.
 
-    Arguments and result are those of `reference_eval`.
+    Arguments and result are those of `reference_eval`. The whole short side is kept, whatever
+    timm's `crop_pct` of a model is: what its classifiers cut off a border, a search may need.
     """
     rgb = _limit_aspect(rgb)
     image = _resize_bicubic(rgb, resized_shape(rgb.shape[0], rgb.shape[1], crop_size))

@@ -76,6 +76,7 @@ def test_two_nodes_that_gather_train_and_test_as_one_process(flags, torchrun, tm
 def test_a_run_goes_on_sharded_and_then_whole_again(flags, torchrun, tmp_path):
     """Steps 1, 2 and 3 in parts and chunks, and 4, against a run that is never sharded."""
     flags += ["--loss_name=arcmargin", "--lr=0.01", "--test_iter_step=3"]
+    flags += ["--pooling=gem", "--last_stride=1", "--feature_norm=layernorm", "--embedding_size=8"]
     whole = train_elem.main([*flags, "--total_iter_num=4", "--run_name=whole"])
     folder = train_elem.main([*flags, "--total_iter_num=1", "--run_name=parts"])
     resume = ["--loss_name=arcmargin", f"--checkpoint={folder / 'last.pt'}"]
@@ -138,7 +139,10 @@ def test_batch_norm_is_synchronised_on_several_gpus_only():
     assert list(model.state_dict()) == names and torch.equal(model(images), embeddings)
     args = Namespace(freeze_bn=False, sync_bn=True, model="linear")
     with pytest.raises(ValueError, match="--sync_bn is not used: linear has no batch norm"):
-        check_batch_norm(args, torch.nn.Linear(2, 2))
+        check_batch_norm(args, build_model("test_vit"))
+    args = Namespace(freeze_bn=True, sync_bn=False, model="linear")
+    with pytest.raises(ValueError, match="--freeze_bn is not used"):
+        check_batch_norm(args, build_model("test_vit", feature_norm="bnneck"))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -26,7 +26,7 @@ def parse(script, *argv):
                 "embedding_size": 0,
                 "train_batch_size": 256,
                 "test_batch_size": 50,
-                "image_shape": (3, 224, 224),
+                "image_shape": None,
                 "lr": 0.01,
                 "lr_strategy": "piecewise_decay",
                 "lr_steps": (15000, 25000),

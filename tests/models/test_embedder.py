@@ -43,15 +43,60 @@ def test_feature_of_a_model_whose_head_has_a_hidden_layer():
     assert model.embedding_size != model.backbone.num_features
 
 
-def test_mean_and_std_are_those_of_the_weights():
-    assert build_model("ResNet18").mean == (0.485, 0.456, 0.406)
-    vit = build_model("vit_tiny_patch16_224")
-    assert (vit.mean, vit.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@pytest.mark.parametrize(
+    ("name", "own_size", "statistics", "size"),
+    [
+        ("ResNet18", 224, IMAGENET, 64),
+        ("SE_ResNeXt50_32x4d", 224, IMAGENET, 64),
+        ("Xception", 299, HALF, 64),
+        ("test_resnet", 160, HALF, 64),
+        ("seresnet33ts", 256, IMAGENET, 64),
+        ("densenet121", 224, IMAGENET, 64),
+        ("inception_v3", 299, HALF, 96),
+        ("mobilenetv2_035", 224, IMAGENET, 64),
+        ("efficientnet_b0", 224, IMAGENET, 64),
+        ("regnetx_002", 224, IMAGENET, 64),
+        ("convnext_atto", 224, IMAGENET, 64),
+        ("vit_tiny_patch16_224", 224, HALF, 64),
+        ("vit_small_patch14_dinov2", 518, IMAGENET, 56),
+        ("vit_medium_patch32_clip_224", 224, CLIP, 64),
+        ("resnet50_clip", 224, CLIP, 64),
+        ("swin_tiny_patch4_window7_224", 224, IMAGENET, 56),
+        ("mixer_s32_224", 224, HALF, 64),
+        ("coatnet_nano_rw_224", 224, HALF, 64),
+    ],
+)
+def test_a_model_of_every_family(name, own_size, statistics, size):
+    model = build_model(name, 16, image_size=size).eval()
+    assert (model.mean, model.std) == statistics
+    with torch.inference_mode():
+        embeddings = model(torch.zeros(2, 3, size, size))
+    assert embeddings.shape == (2, 16) and embeddings.isfinite().all()
+    with torch.device("meta"):  # no time for weights
+        assert build_model(name).image_size == own_size
+
+
+def test_xception_is_chollet_s():
+    model = build_model("Xception")
+    blocks = [name for name, _ in model.backbone.named_children() if name.startswith("block")]
+    assert len(blocks) == 12 and model.embedding_size == 2048
+    # Of 22.9 million parameters (Chollet 2017, table 3) 2.0 are the class layer's.
+    assert sum(p.numel() for p in model.parameters()) == 22_855_952 - 2048 * 1000 - 1000
 
 
 def test_vision_transformer_at_another_size():
     model = build_model("vit_tiny_patch16_224", 16, image_size=96).eval()
     assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 16)
+
+
+def test_a_model_that_takes_no_size_can_be_had_at_its_own():
+    with torch.device("meta"):
+        assert build_model("levit_128s", image_size=224).image_size == 224
 
 
 def test_image_size_is_not_needed_by_convolutional_models():

@@ -129,6 +129,18 @@ def test_convert_keeps_the_embedding_layer(folder, tmp_path):
     assert torch.equal(loaded.embedding.weight, model.embedding.weight)
 
 
+def test_convert_keeps_the_options_of_a_trained_model(folder, tmp_path):
+    options = {"pooling": "gem", "feature_norm": "layernorm"}
+    model = build_model("test_resnet", **options)
+    meta = {"model": "test_resnet", "embedding_size": 0, "flags": {}, **options}
+    torch.save({"model": model.state_dict(), "meta": meta}, tmp_path / "last.pt")
+    output = tmp_path / "bare.safetensors"
+    argv = ["--model=test_resnet", f"--convert={tmp_path / 'last.pt'}", f"--output={output}"]
+    assert fetch_weights.main(argv) == 0
+    assert read_metadata(output).items() >= options.items()
+    assert "last_stride" not in read_metadata(output)
+
+
 def test_user_errors(weights, folder, tmp_path, capsys):
     convert = ["--model=ResNet18", f"--convert={weights}"]
     assert "unknown model ResNet19" in failed(capsys, ["--model=ResNet19"])
