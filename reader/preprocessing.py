@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reader.transforms import TRANSFORMS
+from reader.transforms import MAX_ASPECT, TRANSFORMS
+
+# What is said of a transform of test images: how it resizes, and from where it crops.
+WORDS = {
+    "reference": (
+        "Lanczos interpolation over 8 x 8 pixels without antialiasing (OpenCV's INTER_LANCZOS4)",
+        "rounded down",
+    ),
+    "standard": (
+        "antialiased bicubic interpolation (torchvision's of a uint8 tensor; Pillow's BICUBIC "
+        "rounds a little differently)",
+        "rounded half to even",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -46,3 +59,18 @@ class Preprocessing:
                 "expected a smallest crop area above 0 and up to 1 (a fraction of the image), "
                 f"got {self.min_crop_area}: change --min_crop_area"
             )
+
+    def steps(self) -> list[str]:
+        """Say how a test image becomes a network input, for who does it without this project."""
+        size = self.crop_size
+        resizing, rounding = WORDS[self.transform]
+        return [
+            "decode the image to 8-bit RGB; drop alpha, do not apply the EXIF orientation",
+            f"where one side is more than {MAX_ASPECT} times the other, keep {MAX_ASPECT} times "
+            "the other of it, at its centre (first pixel: half of the rest, rounded down)",
+            f"resize to a short side of {size} pixels and a long side in proportion, rounded half "
+            f"to even, with {resizing}, to 8-bit values",
+            f"crop the central {size} x {size} pixels (first pixel: half of the rest, {rounding})",
+            f"divide by 255, subtract {list(self.mean)}, divide by {list(self.std)} (R, G, B)",
+            f"stack as float32 of (batch, 3, {size}, {size}): NCHW, channels R, G, B",
+        ]

@@ -24,7 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Longer images are cut to this ratio around their centre before the short side is resized:
 # a 1 x 5000 strip enlarged in full would take hundreds of megabytes and be cropped anyway.
-_MAX_ASPECT = 16
+MAX_ASPECT = 16
 
 
 class Crop(NamedTuple):
@@ -161,7 +161,7 @@ def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
 def _limit_aspect(rgb: np.ndarray) -> np.ndarray:
     """Return the image, or its centre where one side is far longer than the other."""
     height, width = rgb.shape[:2]
-    longest = _MAX_ASPECT * min(height, width)
+    longest = MAX_ASPECT * min(height, width)
     top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
     return rgb[top : top + longest, left : left + longest]
 

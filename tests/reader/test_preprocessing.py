@@ -1,0 +1,58 @@
+"""Tests of reader.preprocessing: the steps that it tells are those that are taken."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from reader.preprocessing import WORDS, Preprocessing
+from reader.transforms import IMAGENET_MEAN, IMAGENET_STD, MAX_ASPECT, TRANSFORMS
+
+SIZE = 24
+
+
+def follow_steps(rgb, resize, rounded):
+    """Do what `Preprocessing.steps` says, up to the division by 255: (S, S, 3)."""
+    longest = MAX_ASPECT * min(rgb.shape[:2])
+    top, left = (max(side - longest, 0) // 2 for side in rgb.shape[:2])
+    rgb = rgb[top : top + longest, left : left + longest]
+    short = min(rgb.shape[:2])
+    height, width = (round(side * (SIZE / short)) for side in rgb.shape[:2])
+    resized = resize(rgb, (width, height))
+    top, left = (rounded((side - SIZE) / 2) for side in (height, width))
+    return resized[top : top + SIZE, left : left + SIZE]
+
+
+def lanczos(rgb, size):
+    return cv2.resize(rgb, size, interpolation=cv2.INTER_LANCZOS4)
+
+
+def bicubic(rgb, size):
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("shape", [(37, 61), (90, 41), (24, 25), (3, 70), (11, 24)])
+@pytest.mark.parametrize(
+    ("transform", "resize", "rounded", "levels"),
+    [("reference", lanczos, int, 0), ("standard", bicubic, round, 1)],
+)
+def test_the_steps_lead_to_the_input(shape, transform, resize, rounded, levels):
+    rgb = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    image = TRANSFORMS[transform][1](rgb, SIZE)
+    values = (image.transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN) * 255
+    differences = np.abs(values - follow_steps(rgb, resize, rounded))
+    # Pillow and torchvision round what overshoots, as noise does, at different moments.
+    assert np.quantile(differences, 0.99 if levels else 1) <= levels + 1e-3
+
+
+@pytest.mark.parametrize("transform", list(TRANSFORMS))
+def test_the_steps_name_their_numbers(transform):
+    steps = Preprocessing(transform, SIZE, (0.5, 0.4, 0.3), (0.2, 0.1, 0.3)).steps()
+    text = " ".join(steps)
+    assert "short side of 24 pixels" in text and "16 times" in text
+    assert "subtract [0.5, 0.4, 0.3], divide by [0.2, 0.1, 0.3]" in text
+    assert all(words in text for words in WORDS[transform])
+
+
+def test_every_transform_has_words():
+    assert set(WORDS) == set(TRANSFORMS)
