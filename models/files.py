@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,6 +20,7 @@ from models import paddle
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh")
 TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+ONNX = b"\x08"  # its first field, the version of the form
 IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 
 
@@ -100,6 +102,8 @@ def _describe(head: bytes) -> str:
         return "an image"
     if b"<html" in head.lower() or b"<!doctype" in head.lower():
         return "a web page (fetch the file itself)"
+    if head.startswith(ONNX):
+        return "an ONNX network (give the checkpoint that it was made of)"
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS (run git lfs pull)"
     return "of an unknown format" if b"\0" in head else "text"
@@ -133,6 +137,11 @@ def _own_metadata(found: Any) -> dict[str, Any] | None:
 def _read_torch(path: Path) -> WeightsFile:
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
+    if is_zip and _is_torchscript(path):
+        raise ValueError(
+            f"{path}: a TorchScript network, whose weights are not read; give the checkpoint that "
+            "it was made of"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
@@ -155,6 +164,14 @@ def _read_torch(path: Path) -> WeightsFile:
         {},
         _own_metadata(metadata),
     )
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any(name.endswith("/constants.pkl") for name in file.namelist())
+    except zipfile.BadZipFile:  # torch.load says what is wrong
+        return False
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, torch.Tensor]:

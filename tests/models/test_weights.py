@@ -230,6 +230,7 @@ def test_missing_file(name, tmp_path):
         ("w.pth", b"\x89PNG\r\n\x1a\n\0\0", "not a weights file but an image"),
         ("w.pth", b"<!DOCTYPE html><html>", "not a weights file but a web page"),
         ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        ("w.onnx", b"\x08\x08\x12\x07pytorch", "an ONNX network"),
         ("w.pth", b"\x07\0\x08", "unknown format"),
         ("conv1_weights", bytes(20), "one variable of a Paddle checkpoint"),
         ("w.tar.gz", b"\x1f\x8b" + bytes(20), "not a readable archive"),
