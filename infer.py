@@ -6,6 +6,10 @@ With --index, build a search index of the images instead; with --query as well, 
 
 python infer.py --pretrained_model=output/ResNet50_eml/best.pt --images=photos/ --index=photos.index
 python infer.py --pretrained_model=output/ResNet50_eml/best.pt --index=photos.index --query=a.jpg
+
+With --export, write the model as one file that is used without this project:
+
+python infer.py --pretrained_model=output/ResNet50_eml/best.pt --export=onnx --output=photos.onnx
 """
 
 from __future__ import annotations
@@ -15,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine.answer import (
     answer_queries,
     build_from,
     describe_recall,
+    embed,
     index_options,
     open_index,
     prepare_index,
@@ -29,14 +33,14 @@ from engine.answer import (
     write_answers,
 )
 from engine.cli import user_errors
-from engine.devices import choose_amp, choose_device
+from engine.devices import choose_device
 from engine.dump import dump_features
+from engine.export import EXPORT_FLAGS, export_model
 from engine.files import prepare_output
 from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
 from engine.inference import (
     DATA_SET_FLAGS,
     Embedder,
-    embed_index,
     load_embedder,
     load_split,
     refuse_flags,
@@ -59,6 +63,7 @@ FLAGS = (
     Flag("query", path, None, "an image or a folder of images to search for in --index"),
     Flag("topk", positive, 10, "neighbours per query"),
     Flag("json", path, None, "file to write the neighbours to"),
+    *EXPORT_FLAGS,
     *DATA_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),
 )
@@ -66,9 +71,11 @@ DATA_SOURCE_FLAGS = ("split", "dataset", *DATA_SET_FLAGS)
 
 
 def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
-    """Return the folder of the dump, the file of the index, or the answers to the queries."""
+    """Return the folder of the dump, the file of the index or export, or the answers to queries."""
     with user_errors():
         args, given = parse_flags(__doc__, FLAGS, argv)
+        if args.export is not None:
+            return export_model(args, given)
         check_flags(args, given)
         if args.query is not None:
             return search(args, given)
@@ -85,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
 
 def check_flags(args: Namespace, given: set[str]) -> None:
     """Raise ValueError where a flag was given that nothing would use."""
+    refuse_flags(given, ("output", "normalize"), "without --export")
     if args.query is not None:
         if args.index is None:
             raise ValueError("--query searches an index: give it as --index=FILE")
@@ -128,19 +136,6 @@ def search(args: Namespace, given: set[str]) -> list[dict[str, Any]]:
     if file is not None:
         write_answers(file, answers, args)
     return answers
-
-
-def embed(args: Namespace, embedder: Embedder, images: Index, device: torch.device) -> np.ndarray:
-    """Embed the images: (N, D) float32."""
-    return embed_index(
-        embedder.model,
-        images,
-        embedder.preprocessing,
-        batch_size=args.batch_size,
-        num_workers=min(args.num_workers, len(images) // args.batch_size),
-        device=device,
-        amp_dtype=choose_amp(args.amp, device),
-    )
 
 
 if __name__ == "__main__":

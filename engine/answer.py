@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.devices import choose_amp
 from engine.files import fingerprint, prepare_output
-from engine.inference import Embedder
+from engine.inference import Embedder, embed_index
 from engine.run import versions
 from models import MODEL_OPTIONS
 from models.atomic import write_json
@@ -77,6 +78,19 @@ def build_from(
             "versions": versions(),
         },
         options=options,
+    )
+
+
+def embed(args: Namespace, embedder: Embedder, images: Index, device: torch.device) -> np.ndarray:
+    """Embed the images: (N, D) float32."""
+    return embed_index(
+        embedder.model,
+        images,
+        embedder.preprocessing,
+        batch_size=args.batch_size,
+        num_workers=min(args.num_workers, len(images) // args.batch_size),
+        device=device,
+        amp_dtype=choose_amp(args.amp, device),
     )
 
 
