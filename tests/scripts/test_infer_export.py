@@ -198,6 +198,15 @@ def test_foreign_weights_are_described_by_the_flags(exported):
     assert not {"loss", "dataset", "class_names"} & set(about)
 
 
+def test_options_of_the_model_are_exported(sources, exported, dump, toy_tree):
+    options = ["--pooling=gem", "--feature_norm=layernorm"]
+    features = dump(*sources["ResNet18"], *options)
+    network, weights = (exported(form, "ResNet18", *options) for form in ("onnx", "safetensors"))
+    images = inputs_of(metadata_of(network), toy_tree)
+    np.testing.assert_allclose(network_of(network)(images), features, rtol=0, atol=1e-4)
+    assert np.array_equal(dump(f"--pretrained_model={weights}"), features)
+
+
 @pytest.mark.parametrize("name", ["checkpoint", "test_vit"])
 def test_exported_weights_need_no_flags(name, sources, exported, dump):
     file = exported("safetensors", name, "--transform=reference")
