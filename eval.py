@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.classification import class_numbers, classify
 from engine.cli import user_errors
 from engine.compare import compare_checkpoints
 from engine.devices import choose_device
@@ -24,13 +23,21 @@ from engine.evaluation import (
     log_metrics,
     log_super_classes,
     measure,
+    measure_accuracy,
     score_split,
     whiten,
     write_class_table,
 )
 from engine.features import open_features
 from engine.files import prepare_output
-from engine.flags import DATA_FLAGS, MACHINE_FLAGS, METRIC_FLAGS, MODEL_FLAGS, with_defaults
+from engine.flags import (
+    CLASS_FLAGS,
+    DATA_FLAGS,
+    MACHINE_FLAGS,
+    METRIC_FLAGS,
+    MODEL_FLAGS,
+    with_defaults,
+)
 from engine.inference import Job, embed_split, open_split, refuse_flags
 from engine.parsing import Flag, parse_flags, path, positive
 from engine.run import log, versions
@@ -39,6 +46,7 @@ from retrieval.rerank import parse_rerank
 
 FLAGS = (
     *MODEL_FLAGS,
+    *CLASS_FLAGS,
     Flag("compare", path, None, "two checkpoints: does the second beat the first?", num_values=2),
     Flag("batch_size", positive, 10, "images per batch"),
     Flag("split", str, "test", "images to evaluate", ("test", "train")),
@@ -76,7 +84,7 @@ def check_flags(args: Namespace, given: set[str]) -> None:
         refuse_flags(given, ("train_classes", "train_list"), "with --split=test")
     if args.compare:
         alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
-        refuse_flags(given, alone, "with --compare")
+        refuse_flags(given, (*alone, "class_dim"), "with --compare")
     if args.rerank is not None:
         parse_rerank(args.rerank)
     for name in ("json", "class_table"):
@@ -92,17 +100,8 @@ def evaluate_checkpoint(job: Job) -> dict[str, Any]:
     file = open_features(job, embedder, index) if args.features else None
     embeddings = embed_split(job, embedder, index, file)
     result: dict[str, Any] = {}
-    numbers = class_numbers(args, embedder, index)
-    if numbers is not None:
-        result = classify(
-            embedder.class_layer,
-            embeddings,
-            numbers,
-            args.batch_size,
-            job.say,
-            args.display_iter_step,
-        )
-        job.say(", ".join(f"{name} {value:.5f}" for name, value in result.items()))
+    if embedder.class_layer is not None:
+        result = measure_accuracy(job, embedder, index, embeddings)
     if args.whiten is not None:
         embeddings = whiten(job, embedder, embeddings)
     scores = score_split(job, index, embeddings)

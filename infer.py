@@ -37,7 +37,7 @@ from engine.devices import choose_device
 from engine.dump import dump_features
 from engine.export import EXPORT_FLAGS, export_model
 from engine.files import prepare_output
-from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
+from engine.flags import CLASS_FLAGS, DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
 from engine.inference import (
     DATA_SET_FLAGS,
     Embedder,
@@ -53,6 +53,7 @@ from retrieval.index_kinds import INDEX_OPTIONS
 
 FLAGS = (
     *MODEL_FLAGS,
+    *CLASS_FLAGS,
     Flag("batch_size", positive, 1, "images per batch"),
     Flag("images", path, None, "an image or a folder of images, instead of a data set"),
     Flag("split", str, "test", "split of the data set", ("test", "train")),
@@ -99,13 +100,13 @@ def check_flags(args: Namespace, given: set[str]) -> None:
         if not args.query:  # an empty path would be the working directory
             raise ValueError("expected an image or a folder behind --query=, found nothing")
         unused = ("images", *DATA_SOURCE_FLAGS, "output_dir", "index_type", "index_options")
-        refuse_flags(given, unused, "--query searches the images of --index")
+        refuse_flags(given, (*unused, "class_dim"), "--query searches the images of --index")
         return
     refuse_flags(given, ("topk", "json"), "without --query")
     if args.index is None:
         refuse_flags(given, ("index_type", "index_options"), "without --index")
     else:
-        refuse_flags(given, ("output_dir",), "--index is all that is written")
+        refuse_flags(given, ("output_dir", "class_dim"), "--index is all that is written")
     if args.images is not None:
         refuse_flags(given, DATA_SOURCE_FLAGS, "--images is used instead of a data set")
 

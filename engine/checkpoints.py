@@ -17,7 +17,8 @@ import torch
 from models.atomic import write_atomically
 
 PARTS = ("model", "criterion", "optimizer", "step", "best", "meta")
-OPTIONAL_PARTS = ("live_model", "scaler", "tested")  # checkpoints of earlier versions lack them
+# Checkpoints of earlier versions lack them.
+OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch")
 FORMER_PARTS = ("random_state",)  # checkpoints of earlier versions have them; not used
 
 

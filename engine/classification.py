@@ -1,38 +1,42 @@
-"""Top-1 and top-5 accuracy, where a checkpoint has a class layer for the classes of the images."""
+"""Top-1 and top-5 accuracy, where a class layer knows the classes of the images."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.inference import Embedder, load_split
 from reader import Index
 
 
-def class_numbers(args: Namespace, embedder: Embedder, index: Index) -> np.ndarray | None:
-    """Return the class layer's numbers of the classes of an index, (N,) int64.
+def class_numbers(
+    index: Index, num_classes: int, class_names: Sequence[str] | None
+) -> np.ndarray | None:
+    """Return a class layer's numbers of the classes of the images of an index, (N,) int64.
+
+    Args:
+        index: N images.
+        num_classes: C, those of the class layer.
+        class_names: their C names; None where they are unknown, as those of a file from elsewhere:
+            then the data set's own numbers are meant.
 
     Returns:
-        None where there is no class layer, or an image is of a class that it was not trained on, as
-        in the test split of the retrieval benchmarks.
+        None where an image is of a class that the layer does not know, as in the test split of the
+        retrieval benchmarks.
     """
-    if embedder.class_layer is None:
+    names = index.class_names
+    if class_names is None:
+        # Training labels are counted anew from 0, so some of the classes would get wrong numbers.
+        is_known = max(names) < num_classes if index.split == "test" else len(names) == num_classes
+        return index.labels if is_known else None
+    number_of = {name: number for number, name in enumerate(class_names)}
+    if not set(names.values()) <= set(number_of) or len(number_of) != num_classes:
         return None
-    try:
-        train = index if index.split == "train" else load_split(args, "train")
-    except (OSError, ValueError):
-        return None  # the training images are not here, so what the layer's numbers mean is unknown
-    number_of = {name: label for label, name in train.class_names.items()}
-    names = [index.class_names[label] for label in index.labels.tolist()]
-    is_known = all(name in number_of for name in set(names))
-    if not is_known or len(number_of) != len(embedder.class_layer.weight):
-        return None
-    return np.array([number_of[name] for name in names], dtype=np.int64)
+    return np.array([number_of[names[label]] for label in index.labels.tolist()], dtype=np.int64)
 
 
 @torch.inference_mode()
@@ -41,25 +45,28 @@ def classify(
     embeddings: np.ndarray,
     labels: np.ndarray,
     batch_size: int,
-    log: Callable[[str], object],
-    log_every: int,
+    log: Callable[[str], object] = lambda line: None,
+    log_every: int = 1,
 ) -> dict[str, float]:
-    """Score the classes of a class layer, with the reference's line every `log_every` batches.
+    """Score the classes of a class layer, with v1's line every `log_every` batches.
 
     Args:
-        class_layer: a stage-1 loss with its class weights.
+        class_layer: a stage-1 loss with its class weights, in evaluation mode.
         embeddings: (N, D) float32.
         labels: (N,) int64, numbers of the classes of the layer.
         batch_size: images per line.
-        log: receives `Testbatch N,loss L, acc1 A,acc5 B`, means of the batch.
+        log: receives `Testbatch N,loss L, acc1 A,acc5 B,time T sec`: means of the batch, and the
+            seconds that its classes took, without the network.
         log_every: in batches.
 
     Returns:
-        `loss`, `acc1` and `acc5` over all images; acc5 counts the five best classes, or all.
+        `loss`, with its margin, and `acc1` and `acc5`, without, over all images; acc5 counts the
+        five best classes, or all.
     """
     device = class_layer.weight.device
     totals = np.zeros(3)
     for number, start in enumerate(range(0, len(labels), batch_size)):
+        begin = time.perf_counter()
         rows = slice(start, start + batch_size)
         truth = torch.from_numpy(labels[rows]).to(device)
         batch = torch.from_numpy(np.array(embeddings[rows])).to(device)
@@ -68,7 +75,13 @@ def classify(
         figures = np.array([float(loss), *(float((ahead < k).double().mean()) for k in (1, 5))])
         totals += figures * len(truth)
         if number % log_every == 0:
-            log("Testbatch {},loss {:.6g}, acc1 {:.6g},acc5 {:.6g}".format(number, *figures))
+            shown = [float(f"{figure:.12g}") for figure in figures]
+            seconds = time.perf_counter() - begin
+            log(
+                "Testbatch {},loss {}, acc1 {},acc5 {},time {:.2f} sec".format(
+                    number, *shown, seconds
+                )
+            )
     return dict(zip(("loss", "acc1", "acc5"), (totals / len(labels)).tolist(), strict=True))
 
 

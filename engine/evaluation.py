@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.classification import class_numbers, classify
 from engine.distributed import share_of
 from engine.inference import Embedder, Job, embed_split, load_split
 from engine.scoring import by_role, score_index, with_float64
@@ -101,6 +102,26 @@ def log_metrics(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
     say(f"queries {metrics['queries']}, without a positive {metrics['queries_without_positive']}")
     say_all(("auc", "eer", *(name for name in metrics if name.startswith("tar@"))))
     say_all(("nmi", "ami", "ari", "f1"))
+
+
+def measure_accuracy(
+    job: Job, embedder: Embedder, index: Index, embeddings: np.ndarray
+) -> dict[str, float]:
+    """Measure and log what the class layer says of the images, see `classify`.
+
+    Returns:
+        Nothing where it does not know their classes.
+    """
+    layer = embedder.class_layer
+    numbers = class_numbers(index, len(layer.weight), embedder.meta.get("class_names"))
+    args = job.args
+    if numbers is None:
+        if args.class_dim:
+            job.say("no accuracy: the class layer does not know the classes of these images")
+        return {}
+    found = classify(layer, embeddings, numbers, args.batch_size, job.say, args.display_iter_step)
+    job.say(", ".join(f"{name} {value:.5f}" for name, value in found.items()))
+    return found
 
 
 def write_class_table(index: Index, scores: QueryScores, file: Path) -> None:

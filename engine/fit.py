@@ -163,6 +163,8 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss, stop: StopReque
         training.step += 1
         if outcome.is_finite:
             window.add({**outcome.figures, "spread": outcome.spread})
+            if args.log_epochs:
+                training.epoch.add(outcome.figures)
         progress.update()
         if training.step % args.display_iter_step == 0 and window.num_steps:
             write_line(training, run, window, rate)

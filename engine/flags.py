@@ -71,6 +71,21 @@ MODEL_FLAGS = (
     ),
     Flag("pretrained_model", path, None, "weights to start from: a file or folder of any kind"),
 )
+CLASS_FLAGS = (
+    Flag(
+        "class_dim",
+        positive,
+        None,
+        "classes of the class layer: of weights from elsewhere, one of that size is used for "
+        "scores and accuracy; that of a checkpoint is used anyway, and checked",
+    ),
+    Flag(
+        "with_mem_opt",
+        boolean,
+        False,
+        "as in v1; changes nothing here: it is training that keeps activations",
+    ),
+)
 DATA_FLAGS = (
     Flag("dataset", str, "sop", "data set", tuple(DATASETS)),
     Flag("data_dir", path, None, "its folder; default: its usual place under data/"),

@@ -129,9 +129,9 @@ def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Emb
             )
         left_out = f", left out: {', '.join(report.unexpected)}" if report.unexpected else ""
         source = f"{args.model}, {len(report.loaded)} tensors of {path} ({report.source}){left_out}"
-    class_layer = load_class_layer(path, meta, model.embedding_size)
+    class_layer = load_class_layer(path, meta, model, getattr(args, "class_dim", None))
     if class_layer is not None:
-        class_layer.to(device).eval()
+        class_layer.to(device)
     if meta:
         model.mean, model.std = tuple(meta["mean"]), tuple(meta["std"])
     preprocessing = preprocessing_of(args, model)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from engine.checkpoints import prune, save_checkpoint
+from engine.classification import class_numbers, classify
+from engine.criterion import class_layer_of
 from engine.distributed import decide_on_main, share_buffers
 from engine.inference import embed_index
 from engine.run import Run
@@ -14,8 +18,11 @@ from engine.training import Training
 from engine.window import Window
 from models import save_weights
 from models.atomic import write_text
+from retrieval.extract import evaluation_mode
 from retrieval.metrics import summarise
 
+# Of the figures of training steps and tests, those in the line of an epoch, and their names there.
+EPOCH_NAMES = {"acc1": "acc", "recall": "recall", "recall@1": "recall", "loss": "loss"}
 COLLAPSED = 1e-4  # spread of the embeddings below which they are all but one point
 MOST_SKIPPED = 20  # steps in a row, after which no scale of float16 will help
 
@@ -81,18 +88,32 @@ def diverged(training: Training, run: Run, step: int, images: str = "") -> Value
 
 
 def after_step(training: Training, run: Run, stop: StopRequest) -> None:
-    """Test and save the step that is done, where that is due."""
+    """Test, log the epoch of and save the step that is done, where that is due."""
     if is_test_due(training):
-        test(training, run, stop)
-    if is_due(training.step, training.args.save_iter_step):
-        save(training, run, f"step_{training.step}", "last")
+        metrics = test(training, run, stop)
+        if ends_epoch(training):
+            write_epoch(training, run, metrics)
+        keep_best(training, run, metrics["recall@1"])
+    name = f"step_{training.step}"
+    if ends_epoch(training) or is_due(training.step, training.args.save_iter_step):
+        save(training, run, name, "last")
+    if ends_epoch(training):
+        run.log(f"Saved a model checkpoint at {run.folder / name}.pt")
 
 
 def is_test_due(training: Training) -> bool:
     """Whether the step is one that is tested, such as the last, and has not been."""
     args, step = training.args, training.step
     is_last = bool(args.test_iter_step) and step >= args.total_iter_num
-    return training.tested < step and (is_last or is_due(step, args.test_iter_step))
+    is_one = is_last or is_due(step, args.test_iter_step) or ends_epoch(training)
+    return training.tested < step and is_one
+
+
+def ends_epoch(training: Training) -> bool:
+    """Whether the step that is done is the last of an epoch, with --log_epochs."""
+    step = training.step
+    is_last = step > 0 and training.num_epochs(step) > training.num_epochs(step - 1)
+    return training.args.log_epochs and is_last
 
 
 def is_due(step: int, every: int) -> bool:
@@ -100,8 +121,8 @@ def is_due(step: int, every: int) -> bool:
     return bool(every) and step > 0 and step % every == 0
 
 
-def test(training: Training, run: Run, stop: StopRequest) -> None:
-    """Evaluate the test split; where Recall@1 is the best so far, save it as best.pt.
+def test(training: Training, run: Run, stop: StopRequest) -> dict[str, float]:
+    """Evaluate the test split: retrieval, and accuracy where the class layer knows its classes.
 
     Raises:
         Stopped: the run is to stop; nothing of the test is written.
@@ -122,11 +143,53 @@ def test(training: Training, run: Run, stop: StopRequest) -> None:
         stop=stop,
     )
     scores = score_index(index, embeddings, training.device, world=training.world)
-    metrics = decide_on_main(training.world, lambda: summarise(scores))
+    metrics = decide_on_main(
+        training.world, lambda: summarise(scores) | score_classes(training, embeddings)
+    )
     training.tested = training.step
     recall = metrics["recall@1"]
     run.log(f"test_img_num {len(index)}, trainbatch {training.step}, test_recall {recall:.5f}")
     run.record("test", training.step, **metrics)
+    return metrics
+
+
+def score_classes(training: Training, embeddings: np.ndarray) -> dict[str, float]:
+    """Return loss and accuracies of the test split, see `classify`, or nothing."""
+    layer, index = class_layer_of(training.criterion), training.test_index
+    assert index is not None
+    if layer is None:
+        return {}
+    names = list(training.train_index.class_names.values())
+    numbers = class_numbers(index, len(names), names)
+    if numbers is None:
+        return {}
+    with evaluation_mode(layer):
+        return classify(layer, embeddings, numbers, training.args.test_batch_size)
+
+
+def write_epoch(training: Training, run: Run, metrics: dict[str, float]) -> None:
+    """Write the line of the epoch that is done: the means over its steps, and its test.
+
+    A test without classes that are known has its Recall@1 instead of accuracy and loss.
+    """
+    means = training.epoch.flush()[0] if training.epoch.num_steps else {}
+    names = ("acc1", "loss") if "acc1" in metrics else ("recall@1",)
+    tested = {name: metrics[name] for name in names}
+    figures = {
+        f"{when} {shown}": found[name]
+        for when, found in (("train", means), ("test", tested))
+        for name, shown in EPOCH_NAMES.items()
+        if name in found
+    }
+    epoch = training.num_epochs(training.step)
+    line = ", ".join(f"{name}: {round(value, 6):<8}" for name, value in figures.items())
+    run.log(f"epoch: {epoch:>3}, {line}")
+    named = {name.replace(" ", "_"): value for name, value in figures.items()}
+    run.record("epoch", training.step, epoch=epoch, **named)
+
+
+def keep_best(training: Training, run: Run, recall: float) -> None:
+    """Save best.pt where the Recall@1 of the present step is the best so far."""
     if recall > training.best.get("recall@1", -1.0):
         training.best = {"recall@1": recall, "step": training.step}
         save(training, run, "best")

@@ -127,7 +127,8 @@ def _integers(text: str) -> tuple[int, ...]:
 class Flag:
     """One flag: `--name`, how its value is parsed, its default and its help.
 
-    With `num_values` it takes so many values behind its name, `--name A B`.
+    With `num_values` it takes so many values behind its name, `--name A B`; `alias` is another name
+    of it.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Flag:
     help: str
     choices: Sequence[str] | None = None
     num_values: int | None = None
+    alias: str | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -203,7 +205,7 @@ def _build_parser(
     for flag in (*flags, config_flag):
         default = "" if flag.default in (None, ()) else f" (default {_shown(flag.default)})"
         parser.add_argument(
-            f"--{flag.name}",
+            *(f"--{name}" for name in (flag.name, flag.alias) if name),
             type=flag.parse,
             choices=flag.choices,
             nargs=flag.num_values,
@@ -240,7 +242,8 @@ def _config_arguments(path: str, flags: Sequence[Flag]) -> list[str]:
             raise ValueError(f"config {path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"config {path}: expected lines of `flag: value`")
-    names = [flag.name for flag in flags if flag.num_values is None]
+    named = [(flag.name, flag.alias) for flag in flags if flag.num_values is None]
+    names = [name for pair in named for name in pair if name]
     unknown = [str(name) for name in settings if name not in names]
     if unknown:
         close = difflib.get_close_matches(unknown[0], names, n=1)

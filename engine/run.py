@@ -109,7 +109,7 @@ def _describe_call(path: Path, args: Namespace) -> None:
 def _drop_later_records(path: Path, step: int, tested: int) -> None:
     """Drop the records that a resumed run will write again, and a torn last line."""
     if path.exists():
-        last_steps = {"train": step, "test": tested}
+        last_steps = {"train": step, "test": tested, "epoch": tested}
         lines = [
             json.dumps(record) + "\n"
             for record in read_records(path)

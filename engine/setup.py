@@ -25,13 +25,16 @@ from engine.resume import find_start, load_start
 from engine.run import log
 from engine.training import Training
 from engine.training_flags import options_of_loss
-from losses import ELEM_LOSSES
+from engine.window import Window
+from losses import ELEM_LOSSES, LOSS_ALIASES
 from models import MODEL_OPTIONS, EmbeddingModel, load_weights
 from reader import Index
 from reader.loader import Sampler
 
 # Maps (labels, args, world) to the sampler of the stage.
 MakeSampler = Callable[[np.ndarray, Namespace, World], Sampler]
+
+IMAGES_PER_TRIPLE = 3
 
 # Flags that a resumed run must have as its checkpoint has them.
 FIXED_FLAGS = (
@@ -75,17 +78,19 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
         ValueError: flags contradict each other, the data or the checkpoint.
         OSError: a file cannot be read.
     """
+    say = log if world.is_main else lambda line: None
+    adopt_v1(args, say)
     start = decide_on_main(world, lambda: find_start(args))
     args.checkpoint = start.checkpoint
     checkpoint = adopt_checkpoint(args, given) if args.checkpoint else None
-    device = choose_device(args, log if world.is_main else lambda line: None, world)
+    device = choose_device(args, say, world)
     check_schedule(args, given)
     check_criterion_flags(args, given, world)
     check_optimizer_flags(args, given)
     torch.manual_seed(args.seed)
     train_index = load_split(args, "train")
-    test_index = load_split(args, "test") if args.test_iter_step else None
-    set_class_dim(args, train_index)
+    test_index = load_split(args, "test") if args.test_iter_step or args.log_epochs else None
+    set_sizes(args, train_index)
     check_batch_flags(args, world)
     set_num_steps(args, train_index)
     loss_options = options_of_loss(args, given)
@@ -120,6 +125,7 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
         optimizer=build_optimizer(model, model.head, criterion, args),
         scaler=torch.amp.GradScaler(device.type, enabled=args.amp == "float16"),
         ema=ModelEmaV3(model, args.ema_decay, use_warmup=True) if args.ema_decay else None,
+        epoch=Window(world),
     )
     if checkpoint is not None:
         training.restore(checkpoint)
@@ -145,6 +151,21 @@ def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device
             f"found {world.size} on {device.type}: leave it out or set --sync_bn=False"
         )
     convert_sync_batchnorm(module)
+
+
+def adopt_v1(args: Namespace, say: Callable[[str], object]) -> None:
+    """Give a loss with a name of v1 that of today, and make the batch of v1's README whole triples.
+
+    Args:
+        args: a value per flag; changed in place.
+        say: logs a line.
+    """
+    is_whole = args.train_batch_size % IMAGES_PER_TRIPLE == 0
+    if args.loss_name == "tripletloss" and not is_whole:
+        number = math.ceil(args.train_batch_size / IMAGES_PER_TRIPLE)
+        args.train_batch_size = IMAGES_PER_TRIPLE * number
+        say(f"--train_batch_size={args.train_batch_size}, for {number} whole triples")
+    args.loss_name = LOSS_ALIASES.get(args.loss_name, args.loss_name)
 
 
 def adopt_checkpoint(args: Namespace, given: set[str]) -> dict[str, Any]:
@@ -192,13 +213,17 @@ def check_schedule(args: Namespace, given: set[str]) -> None:
         raise ValueError("--sync_bn=True is not used with --freeze_bn=True: leave one of them out")
 
 
-def set_class_dim(args: Namespace, train_index: Index) -> None:
-    """Count the training classes; a --class_dim that differs is an error."""
-    if args.class_dim not in (None, train_index.num_classes):
-        raise ValueError(
-            f"--class_dim={args.class_dim}, but {args.dataset} has {train_index.num_classes} "
-            "training classes here: leave the flag out, it is counted"
-        )
+def set_sizes(args: Namespace, train_index: Index) -> None:
+    """Count the training classes and images; a --class_dim or --total_images that differs fails."""
+    for name, what, count in (
+        ("class_dim", "classes", train_index.num_classes),
+        ("total_images", "images", len(train_index)),
+    ):
+        if getattr(args, name) not in (None, count):
+            raise ValueError(
+                f"--{name}={getattr(args, name)}, but {args.dataset} has {count} training {what} "
+                "here: leave the flag out, it is counted"
+            )
     args.class_dim = train_index.num_classes
 
 

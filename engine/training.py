@@ -14,6 +14,7 @@ from engine.distributed import World
 from engine.resume import Start
 from engine.run import versions
 from engine.sharding import collect_state, restore_state
+from engine.window import Window
 from models import EmbeddingModel
 from reader import Index
 from reader.loader import Sampler
@@ -27,6 +28,7 @@ class Training:
     Attributes:
         scaler: of the loss, against underflow in float16; does nothing with other types.
         ema: moving average of the network, or None.
+        epoch: the steps of the present epoch so far, with --log_epochs.
         step: completed updates.
         best: Recall@1 and step of the best test so far; empty before the first.
         tested: the last step that was tested; -1 before the first test.
@@ -47,10 +49,15 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
+    epoch: Window
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     tested: int = -1
     saved: int = -1
+
+    def num_epochs(self, step: int) -> int:
+        """Return how many epochs are done after a step: whole numbers of training images."""
+        return step * self.args.train_batch_size // len(self.train_index)
 
     @property
     def tested_model(self) -> EmbeddingModel:
@@ -72,6 +79,7 @@ class Training:
             "step": self.step,
             "best": self.best,
             "tested": self.tested,
+            "epoch": self.epoch.state(),
             "meta": self._meta(),
         }
 
@@ -107,3 +115,4 @@ class Training:
         self.step = checkpoint["step"]
         self.best = checkpoint["best"]
         self.tested = checkpoint.get("tested", self.step)
+        self.epoch.restore(checkpoint.get("epoch", {}), self.device)

@@ -40,9 +40,12 @@ PLACES = ("workers", "device")
 DERIVED_OPTIONS = ("class_dim", "embedding_size")
 
 TRAIN_FLAGS = (
-    Flag("train_batch_size", positive, None, "images per step over all devices"),
+    Flag(
+        "train_batch_size", positive, None, "images per step over all devices", alias="batch_size"
+    ),
     Flag("test_batch_size", positive, 50, "images per test batch"),
     Flag("class_dim", positive, None, "number of training classes; default: counted (SOP: 11318)"),
+    Flag("total_images", positive, None, "number of training images; default: counted"),
     Flag("lr", non_negative, None, "initial learning rate"),
     Flag("lr_strategy", str, "piecewise_decay", "learning-rate schedule", LR_STRATEGIES),
     Flag("lr_steps", integers, None, "steps at which piecewise_decay divides the rate by 10"),
@@ -96,6 +99,13 @@ TRAIN_FLAGS = (
     Flag("display_iter_step", positive, 10, "steps between log lines"),
     Flag("test_iter_step", natural, None, "steps between tests; 0: never test"),
     Flag("save_iter_step", natural, None, "steps between checkpoints; 0: only at the end"),
+    Flag(
+        "log_epochs",
+        boolean,
+        False,
+        "test and save at the end of every epoch too, and log the means over it: loss and accuracy "
+        "of training and test",
+    ),
     Flag("keep", natural, 3, "numbered checkpoints to keep; 0: all"),
     Flag(
         "checkpoint",
@@ -222,11 +232,9 @@ def training_flags(
 
 
 def _loss_of(losses: dict[str, type[nn.Module]], text: str) -> str:
-    """Parse the name of a loss of one stage; stage 2 also has aliases and `pml:` names."""
-    if text in losses:
+    """Parse the name of a loss of one stage; stage 2 also has names of v1 and `pml:` names."""
+    if text in losses or (losses is PAIR_LOSSES and text in LOSS_ALIASES):
         return text
-    if losses is PAIR_LOSSES and text in LOSS_ALIASES:
-        return LOSS_ALIASES[text]
     if losses is PAIR_LOSSES and is_pml(text):
         try:
             loss_options(text)

@@ -1,4 +1,4 @@
-"""What a log line says of the steps since the last one."""
+"""What a log line says of the steps since the last one, or of an epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.distributed import World, average
 
 
 class Window:
-    """Means of the loss and its figures over the steps since the last log line, and their time.
+    """Means of the loss and its figures over the steps since the last `flush`, and their time.
 
     Attributes:
         num_steps: those steps.
@@ -39,6 +39,22 @@ class Window:
     def restart_clock(self) -> None:
         """Leave out the time since the last step: it was spent on tests and checkpoints."""
         self._mark = time.perf_counter()
+
+    def state(self) -> dict[str, float]:
+        """Return `num_steps` and the sums so far, averaged over all ranks, for `restore`.
+
+        All ranks call it together. It is empty where there are no steps.
+        """
+        if not self.num_steps:
+            return {}
+        sums = average(torch.stack(list(self._sums.values())), self._world).tolist()
+        return {"num_steps": self.num_steps, **dict(zip(self._sums, sums, strict=True))}
+
+    def restore(self, state: dict[str, float], device: torch.device) -> None:
+        """Go on from what `state` returned; the time is not restored."""
+        sums = dict(state)
+        self.num_steps = int(sums.pop("num_steps", 0))
+        self._sums = {name: torch.tensor(value, device=device) for name, value in sums.items()}
 
     def flush(self) -> tuple[dict[str, float], float]:
         """Return the means over all ranks and the seconds per step, and begin anew."""

@@ -2,7 +2,13 @@
 
 from models.embedder import REFERENCE_MODELS, EmbeddingModel, build_model, timm_name
 from models.options import MODEL_OPTIONS, changed_options, options_of
-from models.weights import WeightsReport, load_weights, read_metadata, save_weights
+from models.weights import (
+    WeightsReport,
+    load_classifier,
+    load_weights,
+    read_metadata,
+    save_weights,
+)
 
 __all__ = [
     "MODEL_OPTIONS",
@@ -11,6 +17,7 @@ __all__ = [
     "WeightsReport",
     "build_model",
     "changed_options",
+    "load_classifier",
     "load_weights",
     "options_of",
     "read_metadata",

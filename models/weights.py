@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 CLASSIFIERS = ("fc", "classifier", "head", "heads", "head_dist", "last_linear", "logits")
+CLASSIFIER_PARTS = {"weight": "bias", "w_0": "b_0"}  # of a linear layer: torch's, Paddle's
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,48 @@ def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsRep
     _check_backbone(model, file, matched, missing, unexpected)
     model.load_state_dict(matched, strict=False)
     return WeightsReport(list(matched), missing, list(unexpected.values()), file.source)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A linear class layer on the embedding, as image classifiers end with.
+
+    Attributes:
+        weight: (C, D) float32.
+        bias: (C,) float32.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def load_classifier(model: EmbeddingModel, path: str | PathLike[str]) -> Classifier | None:
+    """Read the class layer that weights of others hold beside those of a model.
+
+    Returns:
+        None where the file has none, or it does not take the model's embeddings.
+
+    Raises:
+        ValueError: there are several.
+    """
+    file = read_weights(path)
+    own = model.state_dict()
+    tensors = _paddle_tensors(model, file) if file.arrays else file.tensors
+    named = {_normalise(key, own): tensor for key, tensor in tensors.items()}
+    found: dict[str, Classifier] = {}
+    for key, tensor in named.items():
+        layer, _, part = key.rpartition(".")
+        if key in own or part not in CLASSIFIER_PARTS or not _is_classifier(key, model):
+            continue
+        weight = tensor.T if part == "w_0" else tensor
+        if weight.ndim < 2 or weight[0].numel() != model.embedding_size:
+            continue
+        weight = weight.flatten(1).float()
+        bias = named.get(f"{layer}.{CLASSIFIER_PARTS[part]}", torch.zeros(len(weight)))
+        found[layer] = Classifier(weight, bias.float())
+    if len(found) > 1:
+        raise ValueError(f"{file.path}: expected one class layer, found {', '.join(found)}")
+    return next(iter(found.values()), None)
 
 
 def save_weights(

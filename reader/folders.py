@@ -66,7 +66,8 @@ def flatten(
 
 def read_train_test(data_dir: Path, split: str) -> Table:
     """Read train/CLASS/* and test/CLASS/*; classes are the sorted union of both."""
-    files_of = {name: list_classes(data_dir / name) for name in ("train", "test")}
+    folders = {"train": data_dir / "train", "test": folder_of_tests(data_dir)}
+    files_of = {name: list_classes(folder) for name, folder in folders.items()}
     names = sorted({*files_of["train"], *files_of["test"]})
     number_of = {name: number for number, name in enumerate(names)}
     paths, classes = flatten(files_of[split], number_of)
@@ -74,8 +75,14 @@ def read_train_test(data_dir: Path, split: str) -> Table:
 
 
 def has_train_test(data_dir: Path) -> bool:
-    """Whether a folder is divided into train/ and test/."""
-    return (data_dir / "train").is_dir() and (data_dir / "test").is_dir()
+    """Whether a folder is divided into train/ and test/ (or val/)."""
+    return (data_dir / "train").is_dir() and folder_of_tests(data_dir).is_dir()
+
+
+def folder_of_tests(data_dir: Path) -> Path:
+    """Return the folder of test images: test/, or val/ as ImageNet calls it."""
+    test = data_dir / "test"
+    return test if test.is_dir() else data_dir / "val"
 
 
 def read_folder(data_dir: Path, split: str) -> Table:

@@ -1,10 +1,10 @@
-"""Pictures of what a run learned: loss curves, and queries with their first neighbours."""
+"""Pictures of what a run learned: loss curves, queries and neighbours, a map of embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -13,10 +13,14 @@ from PIL import Image
 from retrieval.records import read_records
 from retrieval.search import nearest
 
+if TYPE_CHECKING:
+    from retrieval.report.embedding_map import EmbeddingMap
+
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402
 
+MAX_NAMED = 20  # classes that a picture names; of more the colours cannot be told apart
 RIGHT, WRONG, NEUTRAL = "#1a7f37", "#cf222e", "#57606a"
 
 
@@ -86,6 +90,33 @@ def plot_neighbours(
             title = f"{mark}: {labels[found]}, {cosines[row, column]:.2f}"
             _draw(axes[row, column + 1], paths[found], title, RIGHT if is_right else WRONG)
     figure.suptitle("queries and their nearest images: class, cosine similarity")
+    _save(figure, picture)
+
+
+def plot_map(
+    layout: EmbeddingMap, labels: np.ndarray, class_names: dict[int, str], picture: Path
+) -> None:
+    """Draw the images of a map as dots in the colour of their class.
+
+    Args:
+        layout: where M of the images lie.
+        labels: (N,) integer.
+        class_names: label -> name; up to 20 are written beside the map.
+        picture: PNG file to write.
+    """
+    present, numbers = np.unique(labels[layout.rows], return_inverse=True)
+    colours = plt.get_cmap("tab20" if len(present) > 10 else "tab10")
+    figure, axis = plt.subplots(figsize=(10, 7))
+    for number, label in enumerate(present.tolist()):
+        x, y = layout.centres[numbers == number].T
+        colour = colours(number % colours.N)
+        axis.scatter(x, y, s=12, color=colour, linewidths=0, label=class_names[label])
+    axis.invert_yaxis()  # y counts from the top
+    axis.set_aspect("equal")
+    axis.set_axis_off()
+    axis.set_title(f"{layout.method} of {len(layout.rows)} embeddings")
+    if len(present) <= MAX_NAMED:
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
     _save(figure, picture)
 
 

@@ -1,5 +1,7 @@
 """Write a report on a run: numbers, curves, queries, classes and a map in one HTML file.
 
+The map of the embeddings (t-SNE) is also written as a picture, map.png.
+
 python -m retrieval.report output/ResNet50_eml
 python -m retrieval.report --features=features
 """
@@ -58,9 +60,13 @@ def main(argv: Sequence[str] | None = None) -> Path:
         else:
             subject = subject_of_checkpoint(source, args, given, device)
         log(f"{len(subject.labels)} embeddings; now the queries, the classes and the map")
-        page = render(subject, with_float64(device), args.seed)
+        picture = folder / "map.png"
+        picture.unlink(missing_ok=True)  # of an earlier report
+        page = render(subject, with_float64(device), args.seed, picture)
         file = folder / "index.html"
         write_text(file, page)
+        if picture.is_file():
+            log(f"map of the embeddings: {picture}")
         log(f"report: {file}, {file.stat().st_size / 1e6:.1f} MB, opens in any browser")
         return file
 

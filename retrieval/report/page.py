@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from retrieval.metrics import DEFAULT_KS, summarise
+from retrieval.plots import plot_map
 from retrieval.report import embedding_map
 from retrieval.report.data import (
     Found,
@@ -52,13 +53,19 @@ METRIC_NAMES = {
 }
 
 
-def render(subject: Subject, device: str | torch.device = "cpu", seed: int = 0) -> str:
+def render(
+    subject: Subject,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    picture: Path | None = None,
+) -> str:
     """Return the HTML of a report, one file that needs nothing else.
 
     Args:
         subject: what to report on.
         device: where similarities are computed.
         seed: of everything that is drawn at random.
+        picture: a PNG file to draw the map of the embeddings to as well, where there can be one.
 
     Raises:
         ValueError: no query has a positive, an embedding is not finite, or an image that is shown
@@ -67,6 +74,9 @@ def render(subject: Subject, device: str | torch.device = "cpu", seed: int = 0) 
     found = find(subject, device)
     curve = recall_curve(found, seed)
     thumbnail = _thumbnails(subject.read_image)
+    layout = embedding_map.map_embeddings(subject.embeddings, subject.labels, seed)
+    if picture is not None and layout is not None:
+        plot_map(layout, subject.labels, subject.class_names, picture)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -89,7 +99,7 @@ def render(subject: Subject, device: str | torch.device = "cpu", seed: int = 0) 
         has_tests=any(record["kind"] == "test" for record in subject.records),
         class_rows=_class_rows(subject, found),
         confused=_confused(subject, found, thumbnail),
-        map=_map(subject, thumbnail, seed),
+        map=None if layout is None else _map(subject, layout, thumbnail),
     )
 
 
@@ -241,12 +251,11 @@ def _confused(
 
 
 def _map(
-    subject: Subject, thumbnail: Callable[[int, int], str], seed: int
-) -> dict[str, Any] | None:
-    """The map of the embeddings, its images grouped by class; None where there can be none."""
-    layout = embedding_map.map_embeddings(subject.embeddings, subject.labels, seed)
-    if layout is None:
-        return None
+    subject: Subject,
+    layout: embedding_map.EmbeddingMap,
+    thumbnail: Callable[[int, int], str],
+) -> dict[str, Any]:
+    """The map of the embeddings, its images grouped by class."""
     labels = subject.labels[layout.rows]
     classes = []
     for number, label in enumerate(np.unique(labels).tolist()):

@@ -118,12 +118,20 @@ def test_a_flag_that_the_loss_does_not_use_is_one_line(train, flags, message, ca
     assert stop.value.code == 2 and error.count("\n") == 1 and message in error
 
 
-def test_names_of_v1_are_those_of_today():
-    names = [
-        parse_flags("", train_pair.FLAGS, [f"--loss_name={name}"])[0].loss_name
-        for name in ("tripletloss", "quadrupletloss", "emlloss")
-    ]
-    assert names == ["triplet", "quadruplet", "eml"]
+@pytest.mark.parametrize("name", ["quadruplet", "eml"])
+def test_names_of_v1_are_those_of_today(train, name):
+    folder = train(f"--loss_name={name}loss", steps=0)
+    flags = load_checkpoint(folder / "last.pt")["meta"]["flags"]
+    assert (flags["loss_name"], flags["train_batch_size"]) == (name, 8)
+
+
+def test_the_command_of_v1_trains_whole_triples(train, capsys):
+    folder = train(
+        *("--loss_name=tripletloss", "--batch_size=20", "--total_images=24", "--class_dim=6"),
+        *("--with_mem_opt=True", "--lr_strategy=piecewise_decay"),
+    )
+    assert "--train_batch_size=21, for 7 whole triples" in capsys.readouterr().out
+    assert load_checkpoint(folder / "last.pt")["meta"]["flags"]["train_batch_size"] == 21
 
 
 def test_options_of_the_peer_library_are_numbers():

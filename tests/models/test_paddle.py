@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import build_model, load_weights
+from models import build_model, load_classifier, load_weights
 from models.array_pickle import read_array_pickle
 from models.paddle import BATCH_NORM, to_state_dict
 
@@ -177,6 +177,15 @@ def test_class_layer_is_not_taken_for_an_embedding(num_classes, embedding_size, 
     report = load_weights(model, write_folder(tmp_path / "vars", arrays))
     assert report.unexpected == ["fc_0.b_0", "fc_0.w_0"]
     assert report.missing == (["embedding.weight", "embedding.bias"] if embedding_size else [])
+
+
+def test_class_layer_is_transposed(resnet18, tmp_path):
+    arrays = paddle_arrays(resnet18)
+    arrays["fc_0.w_0"] = np.arange(512 * 1000, dtype=np.float32).reshape(512, 1000)
+    arrays["fc_0.b_0"] = np.arange(1000, dtype=np.float32)
+    found = load_classifier(build_model("ResNet18"), write_folder(tmp_path / "vars", arrays))
+    np.testing.assert_array_equal(found.weight, arrays["fc_0.w_0"].T)
+    np.testing.assert_array_equal(found.bias, arrays["fc_0.b_0"])
 
 
 def test_layer_before_a_class_layer_is_the_embedding(resnet18, tmp_path):

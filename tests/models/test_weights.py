@@ -11,7 +11,14 @@ import timm
 import torch
 import torchvision
 
-from models import WeightsReport, build_model, load_weights, read_metadata, save_weights
+from models import (
+    WeightsReport,
+    build_model,
+    load_classifier,
+    load_weights,
+    read_metadata,
+    save_weights,
+)
 
 METADATA = {"model": "ResNet18", "embedding_size": 8, "mean": [0.5, 0.5, 0.5], "flags": {"lr": 0.1}}
 
@@ -294,3 +301,23 @@ def test_foreign_pickle_and_json(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps({"a": 1}))
     refused(build_model("ResNet18"), tmp_path / "a.pkl", "holds no arrays")
     refused(build_model("ResNet18"), tmp_path / "b.json", "not a weights file but text")
+
+
+def test_a_classifier_is_found_beside_the_backbone(tmp_path):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=7)
+    model = build_model("ResNet18")
+    wrapped = {f"module.{key}": value for key, value in network.half().state_dict().items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "wrapped.pth")
+    found = load_classifier(model, tmp_path / "wrapped.pth")
+    assert torch.equal(found.weight, network.fc.weight.float())
+    assert torch.equal(found.bias, network.fc.bias.float())
+    assert load_classifier(build_model("ResNet18", 8), tmp_path / "wrapped.pth") is None
+    del wrapped["module.fc.bias"]
+    torch.save(wrapped, tmp_path / "plain.pth")
+    assert torch.equal(load_classifier(model, tmp_path / "plain.pth").bias, torch.zeros(7))
+    torch.save({**wrapped, "head.weight": torch.ones(3, 512)}, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match="one class layer, found fc, head"):
+        load_classifier(model, tmp_path / "two.pth")
+    torch.save({k: v for k, v in wrapped.items() if "fc" not in k}, tmp_path / "none.pth")
+    assert load_classifier(model, tmp_path / "none.pth") is None

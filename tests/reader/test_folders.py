@@ -19,6 +19,15 @@ def test_folder_with_train_and_test(tmp_path, draw):
     assert only.class_names == {2: "fox"} and only.labels.tolist() == [2, 2]
 
 
+def test_val_is_the_test_folder_of_imagenet(tmp_path, draw):
+    for folder in ("train", "val"):
+        write_tree(tmp_path / folder, draw, ["n02", "n01"], images_per_class=1)
+    test = load_index("folder", tmp_path, "test")
+    assert test.class_names == {0: "n01", 1: "n02"} and "/val/n01/" in test.paths[0]
+    write_tree(tmp_path / "test", draw, ["n02"])
+    assert "/test/n02/" in load_index("folder", tmp_path, "test").paths[0]
+
+
 def test_folder_of_classes_is_halved_or_chosen(tmp_path, draw):
     write_tree(tmp_path, draw, ["e", "d", "c", "b", "a"])
     (tmp_path / "a" / "notes.txt").write_text("no image")

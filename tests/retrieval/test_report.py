@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from report_subject import Page, make_subject, split_roles
 
 import infer
@@ -147,7 +148,11 @@ def test_a_run_folder_gets_its_report(run, capsys):
     assert "ResNet18 with eml on folder" in text and "samples_each_class 2" in text
     assert "no training run" not in text and "--total_iter_num" in text
     assert "class_8" in text and "32 × 32 px" in text
-    assert re.search(r"report: \S+index.html, \d+\.\d MB", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert re.search(r"report: \S+index.html, \d+\.\d MB", out)
+    with Image.open(run / "report" / "map.png") as picture:
+        assert picture.format == "PNG" and picture.width > 500
+    assert f"map of the embeddings: {run / 'report' / 'map.png'}" in out
 
 
 def test_a_checkpoint_alone_is_enough(run, tmp_path):

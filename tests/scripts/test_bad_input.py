@@ -50,6 +50,7 @@ def test_missing_data_folder_says_how_to_get_the_data(fails):
         (["--train_classes=3-2"], ["--train_classes=3-2"]),
         (["--train_classes=40-50"], ["--train_classes=40-50"]),
         (["--class_dim=11318"], ["--class_dim=11318", "6 training classes"]),
+        (["--total_images=59551"], ["--total_images=59551", "24 training images"]),
         (["--model=ResNet5"], ["unknown model ResNet5", "ResNet50"]),
         (["--image_shape=1,32,32"], ["--image_shape", "3,SIZE,SIZE"]),
         (["--loss_name=eml"], ["softmax", "arcmargin", "train_pair.py has eml"]),
