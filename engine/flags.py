@@ -21,7 +21,12 @@ from reader.transforms import TRANSFORMS
 from retrieval.scores import TIES
 
 MODEL_FLAGS = (
-    Flag("model", str, "ResNet50", "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d or a timm name"),
+    Flag(
+        "model",
+        str,
+        "ResNet50",
+        "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d, a timm name or open_clip:NAME",
+    ),
     Flag("embedding_size", natural, 0, "size of a linear layer on the feature; 0: the feature"),
     Flag("image_shape", image_shape, (3, 224, 224), "network input: channels, height, width"),
     Flag(

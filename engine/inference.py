@@ -19,6 +19,7 @@ from engine.files import RANDOM
 from engine.run import log
 from engine.signals import StopRequest
 from models import REFERENCE_MODELS, EmbeddingModel, build_model, load_weights, read_metadata
+from models.weights import first_keys
 from reader import Index, load_index
 from reader.loader import Preprocessing, eval_loader
 from retrieval import extract
@@ -138,7 +139,8 @@ def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Emb
             raise ValueError(
                 f"{path} lacks {', '.join(report.missing)}: give the --embedding_size it has"
             )
-        left_out = f", left out: {', '.join(report.unexpected)}" if report.unexpected else ""
+        rest = report.unexpected
+        left_out = f", {len(rest)} left out: {first_keys(rest)}" if rest else ""
         source = f"{args.model}, {len(report.loaded)} tensors of {path} ({report.source}){left_out}"
     class_layer = load_class_layer(path, meta, model.embedding_size)
     if class_layer is not None:

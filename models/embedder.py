@@ -11,6 +11,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from models.clip import ImageTower, is_clip
 from models.weights import load_weights
 
 REFERENCE_MODELS = {
@@ -24,11 +25,11 @@ REFERENCE_MODELS = {
 
 
 class EmbeddingModel(nn.Module):
-    """Pooled feature of a timm backbone, through one linear layer if `embedding_size` > 0.
+    """Pooled feature of a backbone, through one linear layer if `embedding_size` > 0.
 
     Args:
-        name: reference or timm name, kept for checkpoints.
-        backbone: timm model with `num_classes=0`.
+        name: of the model, kept for checkpoints.
+        backbone: timm model with `num_classes=0`, or `ImageTower`.
         embedding_size: width of the linear layer; 0 returns the pooled feature itself.
 
     Attributes:
@@ -71,7 +72,8 @@ def build_model(
     """Build the named model, with random weights or those of a file.
 
     Args:
-        name: a key of `REFERENCE_MODELS` or any timm model name.
+        name: a key of `REFERENCE_MODELS`, any timm model name, or that of an image tower of
+            open_clip, see `models.clip.find_clip`.
         embedding_size: width of the linear layer on top; 0 for none.
         pretrained_model: weights to load, see `load_weights`.
         image_size: side of the square images in pixels. Only models built for one size
@@ -82,18 +84,7 @@ def build_model(
     """
     if embedding_size < 0:
         raise ValueError(f"embedding_size is 0 (no embedding layer) or more, not {embedding_size}")
-    timm_name = _timm_name(name)
-    options: dict[str, Any] = {}
-    try:
-        config = timm.get_pretrained_cfg(timm_name)
-        if image_size is not None and config is not None and config.fixed_input_size:
-            options["img_size"] = image_size
-        backbone = timm.create_model(timm_name, pretrained=False, num_classes=0, **options)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        size = f" for images of {image_size} px" if options else ""
-        reason = " ".join(str(error).split())
-        raise ValueError(f"cannot build model {name}{size}: {reason}") from error
-    model = EmbeddingModel(name, backbone, embedding_size)
+    model = EmbeddingModel(name, _build_backbone(name, image_size), embedding_size)
     if pretrained_model is not None:
         load_weights(model, pretrained_model)
     return model
@@ -109,5 +100,23 @@ def _timm_name(name: str) -> str:
     close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=4)]
     hint = f"close to it: {', '.join(close)}; " if close else ""
     raise ValueError(
-        f"unknown model {name}; {hint}expected {', '.join(REFERENCE_MODELS)} or a timm model name"
+        f"unknown model {name}; {hint}expected {', '.join(REFERENCE_MODELS)}, a timm model name "
+        "or open_clip:NAME"
     )
+
+
+def _build_backbone(name: str, image_size: int | None) -> nn.Module:
+    """Build the model of a name without a class layer."""
+    if is_clip(name):
+        return ImageTower(name, image_size)
+    timm_name = _timm_name(name)
+    options: dict[str, Any] = {}
+    try:
+        config = timm.get_pretrained_cfg(timm_name)
+        if image_size is not None and config is not None and config.fixed_input_size:
+            options["img_size"] = image_size
+        return timm.create_model(timm_name, pretrained=False, num_classes=0, **options)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        size = f" for images of {image_size} px" if options else ""
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot build model {name}{size}: {reason}") from error
