@@ -6,6 +6,8 @@ With --index, build a search index of the images instead; with --query as well, 
 
 python infer.py --pretrained_model=output/ResNet50_eml/best.pt --images=photos/ --index=photos.index
 python infer.py --pretrained_model=output/ResNet50_eml/best.pt --index=photos.index --query=a.jpg
+
+With weights of a CLIP model, --query_text="a red sofa" searches an index for what words describe.
 """
 
 from __future__ import annotations
@@ -15,28 +17,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine.answer import (
-    answer_queries,
     build_from,
     describe_recall,
+    embed,
     index_options,
-    open_index,
     prepare_index,
-    print_answers,
-    write_answers,
+    search,
 )
 from engine.cli import user_errors
-from engine.devices import choose_amp, choose_device
+from engine.devices import choose_device
 from engine.dump import dump_features
-from engine.files import prepare_output
 from engine.flags import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
 from engine.inference import (
     DATA_SET_FLAGS,
     Embedder,
-    embed_index,
     load_embedder,
     load_split,
     refuse_flags,
@@ -53,16 +50,24 @@ FLAGS = (
     Flag("images", path, None, "an image or a folder of images, instead of a data set"),
     Flag("split", str, "test", "split of the data set", ("test", "train")),
     Flag("output_dir", path, "features", "folder for features.npy, paths.txt and so on"),
-    Flag("index", path, None, "search index: built of the images, or searched by --query"),
+    Flag("index", path, None, "search index: built of the images, or searched by a query"),
     Flag("index_type", str, "exact", "kind of index that is built", tuple(INDEX_OPTIONS)),
     Flag("index_options", str, "", "its parameters, e.g. nlist=1000,nprobe=32"),
     Flag("query", path, None, "an image or a folder of images to search for in --index"),
+    Flag(
+        "query_text",
+        str,
+        (),
+        "words to search for in an --index of a CLIP model; may be given several times",
+        repeats=True,
+    ),
     Flag("topk", positive, 10, "neighbours per query"),
     Flag("json", path, None, "file to write the neighbours to"),
     *DATA_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),
 )
 DATA_SOURCE_FLAGS = ("split", "dataset", *DATA_SET_FLAGS)
+QUERY_FLAGS = ("query", "query_text")
 
 
 def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
@@ -70,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
     with user_errors():
         args, given = parse_flags(__doc__, FLAGS, argv)
         check_flags(args, given)
-        if args.query is not None:
+        if given.intersection(QUERY_FLAGS):
             return search(args, given)
         if args.index is not None:
             prepare_index(args)
@@ -85,21 +90,34 @@ def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
 
 def check_flags(args: Namespace, given: set[str]) -> None:
     """Raise ValueError where a flag was given that nothing would use."""
-    if args.query is not None:
-        if args.index is None:
-            raise ValueError("--query searches an index: give it as --index=FILE")
-        if not args.query:  # an empty path would be the working directory
-            raise ValueError("expected an image or a folder behind --query=, found nothing")
-        unused = ("images", *DATA_SOURCE_FLAGS, "output_dir", "index_type", "index_options")
-        refuse_flags(given, unused, "--query searches the images of --index")
+    queries = [name for name in QUERY_FLAGS if name in given]
+    if queries:
+        check_query_flags(args, given, queries)
         return
-    refuse_flags(given, ("topk", "json"), "without --query")
+    refuse_flags(given, ("topk", "json"), "without --query or --query_text")
     if args.index is None:
         refuse_flags(given, ("index_type", "index_options"), "without --index")
     else:
         refuse_flags(given, ("output_dir",), "--index is all that is written")
     if args.images is not None:
         refuse_flags(given, DATA_SOURCE_FLAGS, "--images is used instead of a data set")
+
+
+def check_query_flags(args: Namespace, given: set[str], queries: Sequence[str]) -> None:
+    """Raise ValueError where a search lacks something, or was given what nothing would use."""
+    if len(queries) > 1:
+        raise ValueError("expected --query or --query_text, found both: leave one of them out")
+    query = f"--{queries[0]}"
+    if args.index is None:
+        raise ValueError(f"{query} searches an index: give it as --index=FILE")
+    if args.query == "":  # would be the working directory
+        raise ValueError("expected an image or a folder behind --query=, found nothing")
+    if not all(text.strip() for text in args.query_text):
+        raise ValueError("expected words behind --query_text=, found nothing")
+    unused = ("images", *DATA_SOURCE_FLAGS, "output_dir", "index_type", "index_options")
+    refuse_flags(given, unused, f"{query} searches the images of --index")
+    if args.query is None:
+        refuse_flags(given, ("batch_size", "num_workers", "amp"), f"{query} reads no images")
 
 
 def build(args: Namespace, embedder: Embedder, images: Index, device: torch.device) -> Path:
@@ -113,34 +131,6 @@ def build(args: Namespace, embedder: Embedder, images: Index, device: torch.devi
     if args.index_type != "exact":
         log(describe_recall(search_index, features, device))
     return Path(args.index)
-
-
-def search(args: Namespace, given: set[str]) -> list[dict[str, Any]]:
-    """Print the neighbours of the images of --query and return them."""
-    file = prepare_output("json", args.json) if args.json else None
-    images = index_images(args.query)
-    search_index = open_index(args, given)
-    device = choose_device(args, log)
-    embedder = load_embedder(args, given, device)
-    features = embed(args, embedder, images, device)
-    answers = answer_queries(search_index, features, images.paths, args.topk, device)
-    print_answers(answers)
-    if file is not None:
-        write_answers(file, answers, args)
-    return answers
-
-
-def embed(args: Namespace, embedder: Embedder, images: Index, device: torch.device) -> np.ndarray:
-    """Embed the images: (N, D) float32."""
-    return embed_index(
-        embedder.model,
-        images,
-        embedder.preprocessing,
-        batch_size=args.batch_size,
-        num_workers=min(args.num_workers, len(images) // args.batch_size),
-        device=device,
-        amp_dtype=choose_amp(args.amp, device),
-    )
 
 
 if __name__ == "__main__":
