@@ -10,6 +10,8 @@ python infer.py --pretrained_model=output/ResNet50_eml/best.pt --index=photos.in
 With --export, write the model as one file that is used without this project:
 
 python infer.py --pretrained_model=output/ResNet50_eml/best.pt --export=onnx --output=photos.onnx
+
+With weights of a CLIP model, --query_text="a red sofa" searches an index for what words describe.
 """
 
 from __future__ import annotations
@@ -22,21 +24,17 @@ from typing import Any
 import torch
 
 from engine.answer import (
-    answer_queries,
     build_from,
     describe_recall,
     embed,
     index_options,
-    open_index,
     prepare_index,
-    print_answers,
-    write_answers,
+    search,
 )
 from engine.cli import user_errors
 from engine.devices import choose_device
 from engine.dump import dump_features
 from engine.export import EXPORT_FLAGS, export_model
-from engine.files import prepare_output
 from engine.flags import CLASS_FLAGS, DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
 from engine.inference import (
     DATA_SET_FLAGS,
@@ -58,10 +56,17 @@ FLAGS = (
     Flag("images", path, None, "an image or a folder of images, instead of a data set"),
     Flag("split", str, "test", "split of the data set", ("test", "train")),
     Flag("output_dir", path, "features", "folder for features.npy, paths.txt and so on"),
-    Flag("index", path, None, "search index: built of the images, or searched by --query"),
+    Flag("index", path, None, "search index: built of the images, or searched by a query"),
     Flag("index_type", str, "exact", "kind of index that is built", tuple(INDEX_OPTIONS)),
     Flag("index_options", str, "", "its parameters, e.g. nlist=1000,nprobe=32"),
     Flag("query", path, None, "an image or a folder of images to search for in --index"),
+    Flag(
+        "query_text",
+        str,
+        (),
+        "words to search for in an --index of a CLIP model; may be given several times",
+        repeats=True,
+    ),
     Flag("topk", positive, 10, "neighbours per query"),
     Flag("json", path, None, "file to write the neighbours to"),
     *EXPORT_FLAGS,
@@ -69,6 +74,7 @@ FLAGS = (
     *with_defaults(MACHINE_FLAGS, amp="off"),
 )
 DATA_SOURCE_FLAGS = ("split", "dataset", *DATA_SET_FLAGS)
+QUERY_FLAGS = ("query", "query_text")
 
 
 def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
@@ -78,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
         if args.export is not None:
             return export_model(args, given)
         check_flags(args, given)
-        if args.query is not None:
+        if given.intersection(QUERY_FLAGS):
             return search(args, given)
         if args.index is not None:
             prepare_index(args)
@@ -94,21 +100,34 @@ def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
 def check_flags(args: Namespace, given: set[str]) -> None:
     """Raise ValueError where a flag was given that nothing would use."""
     refuse_flags(given, ("output", "normalize"), "without --export")
-    if args.query is not None:
-        if args.index is None:
-            raise ValueError("--query searches an index: give it as --index=FILE")
-        if not args.query:  # an empty path would be the working directory
-            raise ValueError("expected an image or a folder behind --query=, found nothing")
-        unused = ("images", *DATA_SOURCE_FLAGS, "output_dir", "index_type", "index_options")
-        refuse_flags(given, (*unused, "class_dim"), "--query searches the images of --index")
+    queries = [name for name in QUERY_FLAGS if name in given]
+    if queries:
+        check_query_flags(args, given, queries)
         return
-    refuse_flags(given, ("topk", "json"), "without --query")
+    refuse_flags(given, ("topk", "json"), "without --query or --query_text")
     if args.index is None:
         refuse_flags(given, ("index_type", "index_options"), "without --index")
     else:
         refuse_flags(given, ("output_dir", "class_dim"), "--index is all that is written")
     if args.images is not None:
         refuse_flags(given, DATA_SOURCE_FLAGS, "--images is used instead of a data set")
+
+
+def check_query_flags(args: Namespace, given: set[str], queries: Sequence[str]) -> None:
+    """Raise ValueError where a search lacks something, or was given what nothing would use."""
+    if len(queries) > 1:
+        raise ValueError("expected --query or --query_text, found both: leave one of them out")
+    query = f"--{queries[0]}"
+    if args.index is None:
+        raise ValueError(f"{query} searches an index: give it as --index=FILE")
+    if args.query == "":  # would be the working directory
+        raise ValueError("expected an image or a folder behind --query=, found nothing")
+    if not all(text.strip() for text in args.query_text):
+        raise ValueError("expected words behind --query_text=, found nothing")
+    unused = ("images", *DATA_SOURCE_FLAGS, "output_dir", "index_type", "index_options")
+    refuse_flags(given, (*unused, "class_dim"), f"{query} searches the images of --index")
+    if args.query is None:
+        refuse_flags(given, ("batch_size", "num_workers", "amp"), f"{query} reads no images")
 
 
 def build(args: Namespace, embedder: Embedder, images: Index, device: torch.device) -> Path:
@@ -122,21 +141,6 @@ def build(args: Namespace, embedder: Embedder, images: Index, device: torch.devi
     if args.index_type != "exact":
         log(describe_recall(search_index, features, device))
     return Path(args.index)
-
-
-def search(args: Namespace, given: set[str]) -> list[dict[str, Any]]:
-    """Print the neighbours of the images of --query and return them."""
-    file = prepare_output("json", args.json) if args.json else None
-    images = index_images(args.query)
-    search_index = open_index(args, given)
-    device = choose_device(args, log)
-    embedder = load_embedder(args, given, device)
-    features = embed(args, embedder, images, device)
-    answers = answer_queries(search_index, features, images.paths, args.topk, device)
-    print_answers(answers)
-    if file is not None:
-        write_answers(file, answers, args)
-    return answers
 
 
 if __name__ == "__main__":

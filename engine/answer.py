@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.devices import choose_amp
-from engine.files import fingerprint, prepare_output
-from engine.inference import Embedder, embed_index
-from engine.run import versions
+from engine.devices import choose_amp, choose_device
+from engine.files import RANDOM, fingerprint, prepare_output
+from engine.inference import Embedder, embed_index, load_embedder
+from engine.run import log, versions
 from models import MODEL_OPTIONS
 from models.atomic import write_json
+from models.clip_text import embed_texts
 from reader import Index
+from reader.images import index_images
 from retrieval.index_kinds import INDEX_OPTIONS, choose_options
 from retrieval.indexes import (
     SearchIndex,
@@ -142,49 +144,89 @@ def open_index(args: Namespace, given: set[str]) -> SearchIndex:
     return search_index
 
 
-def answer_queries(
-    search_index: SearchIndex,
-    features: np.ndarray,
-    paths: Sequence[str],
-    k: int,
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """Find the neighbours of query images.
+def search(args: Namespace, given: set[str]) -> list[dict[str, Any]]:
+    """Print the neighbours of the images of --query or the texts of --query_text and return them.
+
+    Returns:
+        Per query its `path` or `text`, and `neighbours`, see `find_neighbours`.
+
+    Raises:
+        ValueError: the index does not fit the weights, or see `load_embedder` and `embed_texts`.
+        OSError: a file cannot be read or written.
+    """
+    file = prepare_output("json", args.json) if args.json else None
+    images = index_images(args.query) if args.query else None
+    search_index = open_index(args, given)
+    device = choose_device(args, log)
+    queries: list[dict[str, Any]]
+    if images is not None:
+        queries = [{"path": path} for path in images.paths]
+        features = embed(args, load_embedder(args, given, device), images, device)
+    else:
+        queries = [{"text": text} for text in args.query_text]
+        features = embed_query_texts(args, device)
+    neighbours = find_neighbours(search_index, features, args.topk, device)
+    answers = [
+        query | {"neighbours": found} for query, found in zip(queries, neighbours, strict=True)
+    ]
+    print_answers(answers)
+    if file is not None:
+        write_answers(file, answers, args)
+    return answers
+
+
+def embed_query_texts(args: Namespace, device: torch.device) -> np.ndarray:
+    """Embed the texts of --query_text by the text tower beside the image tower of the index.
+
+    Returns:
+        (Q, D) float32.
+
+    Raises:
+        ValueError: no weights were named, or see `embed_texts`.
+    """
+    if args.pretrained_model in (None, RANDOM):
+        raise ValueError(
+            "expected --pretrained_model=FILE, weights of both towers of the CLIP model that "
+            "--index was built with"
+        )
+    return embed_texts(args.model, args.pretrained_model, args.query_text, device)
+
+
+def find_neighbours(
+    search_index: SearchIndex, features: np.ndarray, k: int, device: torch.device
+) -> list[list[dict[str, Any]]]:
+    """Find the nearest images of an index.
 
     Args:
         search_index: what is searched.
         features: (Q, D) float embeddings of the queries.
-        paths: Q image files.
         k: neighbours per query.
         device: where the search computes.
 
     Returns:
-        Per query its `path` and `neighbours`, each with `rank` (from 1), `row` in the index,
-        `cosine`, `path` and `class_name` (None where it is not known).
+        Per query its neighbours, each with `rank` (from 1), `row` in the index, `cosine`, `path`
+        and `class_name` (None where it is not known).
     """
     rows, cosines = search_index.search(features, k, device)
     return [
-        {
-            "path": path,
-            "neighbours": [
-                {
-                    "rank": n + 1,
-                    "row": int(row),
-                    "cosine": float(cosine),
-                    "path": search_index.paths[row],
-                    "class_name": search_index.class_name(int(row)),
-                }
-                for n, (row, cosine) in enumerate(zip(found, similar, strict=True))
-            ],
-        }
-        for path, found, similar in zip(paths, rows, cosines, strict=True)
+        [
+            {
+                "rank": n + 1,
+                "row": int(row),
+                "cosine": float(cosine),
+                "path": search_index.paths[row],
+                "class_name": search_index.class_name(int(row)),
+            }
+            for n, (row, cosine) in enumerate(zip(found, similar, strict=True))
+        ]
+        for found, similar in zip(rows, cosines, strict=True)
     ]
 
 
 def print_answers(answers: Sequence[dict[str, Any]]) -> None:
     """Print a line per query, and below it a line per neighbour: rank, cosine, path, class."""
     for answer in answers:
-        print(f"query {answer['path']}")
+        print(f"query {answer.get('text') or answer['path']}")
         for found in answer["neighbours"]:
             name = "" if found["class_name"] is None else f"  {found['class_name']}"
             print(f"{found['rank']:>4}  {found['cosine']:7.4f}  {found['path']}{name}")

@@ -28,7 +28,7 @@ MODEL_FLAGS = (
         "model",
         str,
         "ResNet50",
-        "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d, Xception or a timm name",
+        "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d, Xception, a timm name or open_clip:NAME",
     ),
     Flag("embedding_size", natural, 0, "size of a linear layer on the feature; 0: the feature"),
     Flag(

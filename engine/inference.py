@@ -20,6 +20,7 @@ from engine.network import model_of
 from engine.run import log
 from engine.signals import StopRequest
 from models import REFERENCE_MODELS, EmbeddingModel, load_weights, options_of, read_metadata
+from models.weights import first_keys
 from reader import Index, load_index
 from reader.loader import Preprocessing, eval_loader
 from retrieval import extract
@@ -127,7 +128,8 @@ def load_embedder(args: Namespace, given: set[str], device: torch.device) -> Emb
                 f"{path} lacks {', '.join(lacking)}: give the --embedding_size and --feature_norm "
                 "it has"
             )
-        left_out = f", left out: {', '.join(report.unexpected)}" if report.unexpected else ""
+        rest = report.unexpected
+        left_out = f", {len(rest)} left out: {first_keys(rest)}" if rest else ""
         source = f"{args.model}, {len(report.loaded)} tensors of {path} ({report.source}){left_out}"
     class_layer = load_class_layer(path, meta, model, getattr(args, "class_dim", None))
     if class_layer is not None:

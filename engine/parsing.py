@@ -127,8 +127,8 @@ def _integers(text: str) -> tuple[int, ...]:
 class Flag:
     """One flag: `--name`, how its value is parsed, its default and its help.
 
-    With `num_values` it takes so many values behind its name, `--name A B`; `alias` is another name
-    of it.
+    With `num_values` it takes so many values behind its name, `--name A B`. If it `repeats`, it may
+    be given several times, and its value is the list of them. `alias` is another name of it.
     """
 
     name: str
@@ -138,6 +138,7 @@ class Flag:
     choices: Sequence[str] | None = None
     num_values: int | None = None
     alias: str | None = None
+    repeats: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -206,6 +207,7 @@ def _build_parser(
         default = "" if flag.default in (None, ()) else f" (default {_shown(flag.default)})"
         parser.add_argument(
             *(f"--{name}" for name in (flag.name, flag.alias) if name),
+            action="append" if flag.repeats else "store",
             type=flag.parse,
             choices=flag.choices,
             nargs=flag.num_values,
@@ -249,8 +251,10 @@ def _config_arguments(path: str, flags: Sequence[Flag]) -> list[str]:
         close = difflib.get_close_matches(unknown[0], names, n=1)
         hint = f", did you mean {close[0]}?" if close else ""
         raise ValueError(f"config {path}: unknown flag {', '.join(unknown)}{hint}")
+    repeated = [flag.name for flag in flags if flag.repeats]
     return [
         f"--{name}={_shown(tuple(value) if isinstance(value, list) else value)}"
-        for name, value in settings.items()
+        for name, values in settings.items()
+        for value in (values if name in repeated and isinstance(values, list) else [values])
         if value is not None
     ]

@@ -51,7 +51,7 @@ def versions() -> dict[str, str]:
 
 def own_folder(args: Namespace) -> Path:
     """Return the run folder that the flags name, whether or not a run is in it."""
-    base = f"{args.model.replace('/', '_')}_{args.loss_name.replace(':', '_')}"
+    base = f"{re.sub('[/:]', '_', args.model)}_{args.loss_name.replace(':', '_')}"
     return Path(args.model_save_dir) / (args.run_name or base)
 
 

@@ -11,6 +11,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from models.clip import ImageTower, is_clip
 from models.feature_norm import FEATURE_NORMS
 from models.last_stride import remove_last_stride
 from models.options import MODEL_OPTIONS
@@ -32,11 +33,12 @@ TIMM_NAMES = REFERENCE_MODELS | {"Xception": "legacy_xception"}
 
 
 class EmbeddingModel(nn.Module):
-    """Pooled feature of a timm backbone, normalised, through a linear layer, as the options say.
+    """Pooled feature of a backbone, normalised, through a linear layer, as the options say.
 
     Args:
-        name: reference or timm name, kept for checkpoints.
-        backbone: timm model with `num_classes=0`; its pooling and strides are changed in place.
+        name: of the model, kept for checkpoints.
+        backbone: timm model with `num_classes=0`, or `ImageTower`; its pooling and strides are
+            changed in place.
         embedding_size: width of the linear layer; 0 returns the normalised feature itself.
         image_size: side of the images in pixels; None for that of the published weights.
         **options: those of `build_model` that differ from MODEL_OPTIONS.
@@ -114,7 +116,8 @@ def build_model(
     """Build the named model, with random weights or those of a file.
 
     Args:
-        name: a key of `TIMM_NAMES` or any timm model name.
+        name: a key of `TIMM_NAMES`, any timm model name, or that of an image tower of open_clip,
+            see `models.clip.find_clip`.
         embedding_size: width of the linear layer on top; 0 for none.
         pretrained_model: weights to load, see `load_weights`.
         image_size: side of the square images in pixels; None for that of the published weights.
@@ -155,12 +158,15 @@ def timm_name(name: str) -> str:
     close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=4)]
     hint = f"close to it: {', '.join(close)}; " if close else ""
     raise ValueError(
-        f"unknown model {name}; {hint}expected {', '.join(TIMM_NAMES)} or a timm model name"
+        f"unknown model {name}; {hint}expected {', '.join(TIMM_NAMES)}, a timm model name or "
+        "open_clip:NAME"
     )
 
 
 def _build_backbone(name: str, image_size: int | None) -> nn.Module:
-    """Build the timm model of a name without a class layer."""
+    """Build the model of a name without a class layer."""
+    if is_clip(name):
+        return ImageTower(name, image_size)
     architecture = timm_name(name)
     options: dict[str, Any] = {}
     try:

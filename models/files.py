@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from models import paddle
+from models.torchscript import is_torchscript, read_torchscript
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh")
@@ -135,6 +136,8 @@ def _own_metadata(found: Any) -> dict[str, Any] | None:
 
 
 def _read_torch(path: Path) -> WeightsFile:
+    if is_torchscript(path):
+        return WeightsFile(path, "torchscript", read_torchscript(path), {})
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
     if is_zip and _is_torchscript(path):

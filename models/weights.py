@@ -14,6 +14,13 @@ from timm.layers import resample_abs_pos_embed
 
 from models import paddle
 from models.atomic import write_atomically
+from models.clip import (
+    PREFIX,
+    ImageTower,
+    check_activation,
+    is_beside_images,
+    resample_clip_positions,
+)
 from models.files import WeightsFile, identify, read_weights
 from models.options import changed_options, options_of
 
@@ -32,7 +39,7 @@ class WeightsReport:
     Attributes:
         loaded: the model's keys that were filled.
         missing: the model's keys that the file lacks: none but those of `new_parts`.
-        unexpected: the file's keys that were left out: class layers and loss heads.
+        unexpected: the file's keys that were left out: class layers, loss heads, text towers.
         source: the form of the file, for people.
     """
 
@@ -46,9 +53,9 @@ def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsRep
     """Load a weights file into a model; the model is changed only if everything fits.
 
     Reads this project's checkpoints, torch state dicts (plain or under a usual key, with or
-    without wrapper prefixes; so torchvision's ResNets and timm's models), .safetensors and
-    Paddle's two forms. The absolute position embedding of a vision transformer is resampled to
-    the model's image size.
+    without wrapper prefixes; so torchvision's ResNets, timm's models and both towers of
+    open_clip's), TorchScript, .safetensors and Paddle's two forms. The absolute position
+    embedding of a vision transformer is resampled to the model's image size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -177,6 +184,8 @@ def _normalise(key: str, own: dict[str, torch.Tensor]) -> str:
 
 def _resample_positions(model: EmbeddingModel, matched: dict[str, torch.Tensor]) -> None:
     """Fit the position embedding of weights trained at another image size."""
+    if isinstance(model.backbone, ImageTower):
+        resample_clip_positions(model.backbone, matched, "backbone.")
     key = "backbone.pos_embed"
     positions = matched.get(key)
     wanted = getattr(model.backbone, "pos_embed", None)
@@ -231,6 +240,8 @@ def _check_backbone(
     unexpected: dict[str, str],
 ) -> None:
     """Refuse weights that do not fill the backbone, fill a new part by half, or fill more."""
+    if isinstance(model.backbone, ImageTower):
+        check_activation(model.backbone, file)
     own = model.state_dict()
     empty = tuple(
         f"{path}."
@@ -238,7 +249,7 @@ def _check_backbone(
         if not any(key.startswith(f"{path}.") for key in matched)
     )
     needed = [key for key in missing if not key.startswith(empty)]
-    strange = [key for bare, key in unexpected.items() if not _is_classifier(bare, model)]
+    strange = [key for bare, key in unexpected.items() if not _may_be_left_out(bare, model)]
     misfits = [
         f"{key} {tuple(tensor.shape)} for {tuple(own[key].shape)}"
         for key, tensor in matched.items()
@@ -246,20 +257,28 @@ def _check_backbone(
         or tensor.is_floating_point() != own[key].is_floating_point()
     ]
     problems = {"missing": needed, "unexpected": strange, "of another shape or type": misfits}
-    found = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in problems.items() if keys]
+    found = [f"{len(keys)} {what} ({first_keys(keys)})" for what, keys in problems.items() if keys]
     if not found:
         return
     name = (file.metadata or {}).get("model")
     hint = f"pass --model={name}" if name and name != model.name else "check --model"
+    if "logit_scale" in unexpected and not isinstance(model.backbone, ImageTower):
+        hint = f"weights of CLIP's two towers need --model={PREFIX}NAME"
     raise ValueError(
         f"{file.path}: these look like weights of another model than {model.name}: "
         f"{', '.join(found)}; {hint}"
     )
 
 
-def _first(keys: list[str], limit: int = 5) -> str:
+def first_keys(keys: list[str], limit: int = 5) -> str:
     """Join the first keys, with dots where there are more."""
     return ", ".join([*keys[:limit], *["..."] * (len(keys) > limit)])
+
+
+def _may_be_left_out(key: str, model: EmbeddingModel) -> bool:
+    """Tell whether a key without prefixes belongs to something beside the backbone."""
+    is_clip = isinstance(model.backbone, ImageTower)
+    return _is_classifier(key, model) or (is_clip and is_beside_images(key))
 
 
 def _is_classifier(key: str, model: EmbeddingModel) -> bool:

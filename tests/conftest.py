@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,32 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+TINY_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+TINY_VIT = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
+TINY_COCA = {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+TINY_CLIPS = {
+    "tiny": {"vision_cfg": TINY_VIT, "text_cfg": TINY_TEXT},
+    "tiny-quickgelu": {"vision_cfg": TINY_VIT, "text_cfg": TINY_TEXT, "quick_gelu": True},
+    "tiny-resnet": {
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
+        "text_cfg": TINY_TEXT,
+    },
+    "tiny-timm": {
+        "vision_cfg": {"timm_model_name": "test_vit", "image_size": 160},
+        "text_cfg": {**TINY_TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+        "custom_text": True,
+    },
+    "tiny-coca": {
+        "vision_cfg": TINY_VIT | TINY_COCA,
+        "text_cfg": {**TINY_TEXT, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": TINY_TEXT,
+        "custom_text": True,
+    },
+    "tiny-hf": {
+        "vision_cfg": TINY_VIT,
+        "text_cfg": {"hf_model_name": "roberta-base", "hf_tokenizer_name": "roberta-base"},
+    },
+}
 
 
 @pytest.fixture
@@ -47,3 +74,14 @@ def toy_flags(toy_tree) -> list[str]:
         "--use_gpu=False",
         "--num_workers=0",
     ]
+
+
+@pytest.fixture(scope="session")
+def tiny_clips(tmp_path_factory) -> list[str]:
+    """Names of tiny CLIP models that open_clip then knows."""
+    open_clip = pytest.importorskip("open_clip")
+    folder = tmp_path_factory.mktemp("clips")
+    for name, config in TINY_CLIPS.items():
+        (folder / f"{name}.json").write_text(json.dumps({"embed_dim": 24, **config}))
+    open_clip.add_model_config(folder)
+    return list(TINY_CLIPS)

@@ -193,3 +193,17 @@ def test_help_describes_every_flag(script, capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert all(f"--{flag.name}" in text and flag.help for flag in SCRIPTS[script].FLAGS)
+
+
+def test_a_flag_that_repeats_lists_its_values(tmp_path):
+    flags = [Flag("word", str, (), "a word", repeats=True)]
+    (tmp_path / "one.yaml").write_text("word: a, b")
+    (tmp_path / "two.yaml").write_text("word: ['a, b', c]")
+    for argv, expected in (
+        ([], ()),
+        (["--word=a, b", "--word=c"], ["a, b", "c"]),
+        ([f"--config={tmp_path / 'one.yaml'}"], ["a, b"]),
+        ([f"--config={tmp_path / 'two.yaml'}"], ["a, b", "c"]),
+        ([f"--config={tmp_path / 'two.yaml'}", "--word=d"], ["d"]),
+    ):
+        assert parse_flags(None, flags, argv)[0].word == expected

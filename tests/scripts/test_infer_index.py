@@ -193,8 +193,8 @@ def test_a_query_that_cannot_be_answered_is_one_line(fails, built, weights, toy_
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--topk=3"], "--topk is not used (without --query)"),
-        (["--json=a.json"], "--json is not used (without --query)"),
+        (["--topk=3"], "--topk is not used (without --query or --query_text)"),
+        (["--json=a.json"], "--json is not used (without --query or --query_text)"),
         (["--index_type=ivf"], "--index_type is not used (without --index)"),
         (["--index_options=m=3"], "--index_options is not used (without --index)"),
         (["--index=a.index", "--output_dir=out"], "--output_dir is not used (--index"),

@@ -1,0 +1,222 @@
+"""Image towers of CLIP models, built by open_clip, whose embeddings compare with those of texts."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import nn
+
+from models.files import WeightsFile
+
+PREFIX = "open_clip:"
+# How the keys of weights of both towers begin that are not the image tower's: those of the text
+# tower, under `text` in newer models, and those of neither.
+TEXT_PARTS = (
+    *("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"),
+    "text",
+)
+OPENAI_PARTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's own files
+NEITHER_PARTS = ("logit_scale", "logit_bias", "attn_mask", "text_decoder", *OPENAI_PARTS)
+POSITIONS = ("positional_embedding", "pos_embed")
+# The smallest text tower; open_clip builds one beside the image tower.
+NO_TEXTS = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How the two towers of a model are built, and what images they expect.
+
+    Attributes:
+        architecture: open_clip's name of it.
+        config: open_clip's description of it.
+        quick_gelu: whether the activation is x sigmoid(1.702 x), as in OpenAI's weights.
+        mean, std: per channel, of images in 0..1.
+        image_size: side of the images in pixels.
+    """
+
+    architecture: str
+    config: dict[str, Any]
+    quick_gelu: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+
+
+class ImageTower(nn.Module):
+    """The image tower of one of open_clip's models, with its projection to D dimensions.
+
+    Args:
+        name: the model, see `find_clip`.
+        image_size: side of the images in pixels; None for the architecture's own.
+
+    Attributes:
+        num_features: D.
+        pretrained_cfg: what images the published weights expect, as timm's models say it.
+        quick_gelu: see `Clip`.
+
+    Shape:
+        images: (B, 3, H, W) float.
+        returns: (B, D) float, not normalised.
+
+    Raises:
+        ValueError: as `find_clip`, or the tower cannot be had for that size.
+    """
+
+    def __init__(self, name: str, image_size: int | None = None) -> None:
+        super().__init__()
+        clip = find_clip(name)
+        size = image_size or clip.image_size
+        config = {**clip.config["vision_cfg"], "image_size": size, "timm_model_pretrained": False}
+        self.visual = build_towers(clip, config, NO_TEXTS).visual
+        self.num_features: int = clip.config["embed_dim"]
+        self.pretrained_cfg = {
+            "input_size": (3, clip.image_size, clip.image_size),
+            "mean": clip.mean,
+            "std": clip.std,
+        }
+        self.quick_gelu = clip.quick_gelu
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings (B, D) of images (B, 3, H, W)."""
+        return without_tokens(self.visual(images))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute activations again in the backward pass.
+
+        Raises:
+            AttributeError, AssertionError: the tower cannot.
+        """
+        if hasattr(self.visual, "trunk"):  # a timm model
+            self.visual.trunk.set_grad_checkpointing(enable)
+        else:  # open_clip's ResNets have no transformer; their own method does nothing
+            self.visual.transformer.grad_checkpointing = enable
+
+
+def is_clip(name: str) -> bool:
+    """Whether a model's name is that of an open_clip model."""
+    return name.startswith(PREFIX)
+
+
+def find_clip(name: str) -> Clip:
+    """Describe the model of a name, from open_clip's lists alone.
+
+    Args:
+        name: `open_clip:NAME` with a name of `open_clip.list_models()`, or `open_clip:NAME.TAG`,
+            where TAG names published weights of it. These differ in activation, mean and std:
+            without a tag the activation is the architecture's, and mean and std are those of all
+            its weights, where they agree, else OpenAI's.
+
+    Raises:
+        ValueError: open_clip is not installed, or does not know the name or tag.
+    """
+    open_clip = import_open_clip()
+    known = open_clip.list_models()
+    architecture, tag = name.removeprefix(PREFIX), ""
+    if architecture not in known:
+        architecture, _, tag = architecture.rpartition(".")
+    if architecture not in known:
+        close = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=4)
+        hint = f"close to it: {', '.join(close)}; " if close else ""
+        raise ValueError(
+            f"unknown model {name}; {hint}expected {PREFIX}NAME with a name of "
+            "open_clip.list_models()"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag and tag not in tags:
+        raise ValueError(
+            f"unknown model {name}: the weights of {architecture} are {', '.join(tags) or 'none'}"
+        )
+    weights = [open_clip.get_pretrained_cfg(architecture, one) for one in tags if tag in ("", one)]
+    norms = {(tuple(config["mean"]), tuple(config["std"])) for config in weights}
+    openai = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    mean, std = norms.pop() if len(norms) == 1 else openai
+    config = open_clip.get_model_config(architecture)
+    needs_quick_gelu = bool(tag) and weights[0].get("quick_gelu", False)
+    quick_gelu = config.get("quick_gelu", False) or needs_quick_gelu
+    image_size = open_clip.CLIPVisionCfg(**config["vision_cfg"]).image_size
+    return Clip(architecture, config, quick_gelu, mean, std, image_size)
+
+
+def build_towers(clip: Clip, vision: dict[str, Any], text: dict[str, Any]) -> Any:
+    """Build two towers with random weights, `visual` and `text`, as these configs describe them.
+
+    Raises:
+        ValueError: they cannot be built.
+    """
+    kind = import_open_clip().CustomTextCLIP
+    size = vision["image_size"]
+    try:
+        towers = kind(clip.config["embed_dim"], vision, text, quick_gelu=clip.quick_gelu)
+        if size != clip.image_size and hasattr(towers.visual, "set_input_size"):  # a timm model
+            towers.visual.set_input_size(size)
+        return towers
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot build model {PREFIX}{clip.architecture} for images of {size} px: {reason}"
+        ) from error
+
+
+def without_tokens(output: Any) -> torch.Tensor:
+    """Return the embeddings of a tower's output; CoCa's has those of all tokens behind them."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def import_open_clip() -> Any:
+    """Import open_clip.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ValueError(
+            f"{PREFIX} models need a package that is not installed: pip install open_clip_torch"
+        ) from error
+    return open_clip
+
+
+def is_beside_images(key: str) -> bool:
+    """Whether a key of weights of both towers, without prefixes, is not the image tower's."""
+    return key.partition(".")[0] in (*TEXT_PARTS, *NEITHER_PARTS)
+
+
+def check_activation(tower: ImageTower, file: WeightsFile) -> None:
+    """Raise ValueError where weights are OpenAI's, and the tower has another activation."""
+    if set(OPENAI_PARTS) <= set(file.tensors) and not tower.quick_gelu:
+        raise ValueError(
+            f"{file.path}: OpenAI's weights need quick GELU: add .openai to the name of the model, "
+            f"as in --model={PREFIX}ViT-B-32.openai"
+        )
+
+
+def resample_clip_positions(
+    tower: ImageTower, tensors: dict[str, torch.Tensor], prefix: str
+) -> None:
+    """Fit the position embedding of weights trained at another image size, in place.
+
+    Args:
+        tower: what the weights are for.
+        tensors: weights by their names in the tower, behind `prefix`.
+        prefix: of the names.
+    """
+    for name, own in tower.state_dict().items():
+        positions = tensors.get(f"{prefix}{name}")
+        if not name.endswith(POSITIONS) or positions is None or positions.ndim != own.ndim:
+            continue
+        side = math.isqrt(own.shape[-2])
+        num_prefix = own.shape[-2] - side**2  # 1 with a class token
+        num_patches = max(positions.shape[-2] - num_prefix, 0)
+        is_grid = math.isqrt(num_patches) ** 2 == num_patches > 0
+        if is_grid and positions.shape[-1] == own.shape[-1]:
+            tensors[f"{prefix}{name}"] = resample_abs_pos_embed(
+                positions.reshape(1, *positions.shape[-2:]),
+                [side, side],
+                num_prefix_tokens=num_prefix,
+            ).reshape(own.shape)
