@@ -11,6 +11,7 @@ from retrieval.counting import kernels
 from retrieval.counting.bins import Bins
 from retrieval.counting.histogram import count_negatives
 from retrieval.counting.kernels import Counts
+from retrieval.counting.many import add_up, make_guides
 from retrieval.counting.products import ladder
 from retrieval.counting.tiles import Visitor, for_each_tile
 from retrieval.counting.truth import MOST_UNDECIDED, Share, Truth
@@ -48,6 +49,7 @@ class CpuCounter:
         queries, gallery = self.queries, self.gallery
         if is_symmetric and not is_mapped(queries.rows):  # disks like to be read in order
             queries = gallery = queries._replace(order=_by_worst_positive(truth))
+        guides = make_guides(truth)
         all_counts: list[Counts] = []
 
         def make_visitor() -> Visitor:
@@ -58,14 +60,14 @@ class CpuCounter:
                 for tile in versions:
                     if kernels.undecided_share(tile, queries, truth) <= MOST_UNDECIDED:
                         break
-                kernels.count_tile(tile, queries, gallery, truth, is_two_sided, counts)
+                kernels.count_tile(tile, queries, gallery, truth, guides, is_two_sided, counts)
 
             return visit
 
         columns = None if is_symmetric else gallery
         for_each_tile(queries, columns, query_range, make_visitor, share, ladder)
         for counts in all_counts:
-            kernels.add_up(truth, counts)
+            add_up(truth, counts)
         ahead, level = (np.zeros(len(truth.thresholds), np.int64) for _ in range(2))
         for counts in all_counts:
             ahead += counts.ahead

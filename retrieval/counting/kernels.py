@@ -14,11 +14,11 @@ import numpy as np
 
 from retrieval.counting.jit import kernel
 from retrieval.counting.lanes import LANES, count_columns_reaching, count_reaching
+from retrieval.counting.many import FEW, count_many, has_many
 from retrieval.counting.vectors import cosine
 
 STRIP = 128  # rows of a tile whose columns are counted together
 BLOCK = 64  # similarities searched together for those that are undecided
-FEW = 128  # queries with more positives are counted by bisection
 SAMPLED_ROWS = 16  # of a tile, to learn how much of it is not decided by its values
 
 
@@ -36,50 +36,6 @@ def _decide(q, g, p, queries, gallery, truth, counts):
         counts.ahead[p] += 1
     elif exact >= truth.thresholds[p] - truth.tolerance:
         counts.level[p] += 1
-
-
-@kernel
-def _first_below(thresholds, first, last, bound, or_equal):
-    """First position in [first, last) whose threshold is below the bound; `last` if none is."""
-    while first < last:
-        middle = (first + last) // 2
-        if thresholds[middle] < bound or (or_equal and thresholds[middle] == bound):
-            last = middle
-        else:
-            first = middle + 1
-    return first
-
-
-@kernel
-def _tally_by_bisection(value, q, g, queries, gallery, truth, margin, is_exact, counts):
-    """Count one similarity; the counts hold differences until `add_up` has been called."""
-    first, last = truth.offsets[q], truth.offsets[q + 1]
-    if value < truth.thresholds[last - 1] - margin:
-        return
-    passed = _first_below(truth.thresholds, first, last, value - margin, True)
-    if is_exact or passed != _first_below(truth.thresholds, first, last, value + margin, True):
-        exact = value
-        if not is_exact:
-            exact = cosine(queries.rows[q], gallery.rows[g], queries.norms[q] * gallery.norms[g])
-        passed = _first_below(truth.thresholds, first, last, exact - truth.tolerance, False)
-        tied = _first_below(truth.thresholds, first, last, exact + truth.tolerance, True)
-        if tied < passed:
-            counts.level[tied] += 1
-            if passed < last:
-                counts.level[passed] -= 1
-    if passed < last:
-        counts.ahead[passed] += 1
-
-
-@kernel
-def add_up(truth, counts):
-    """Turn the differences of queries with many positives into counts."""
-    for q in range(len(truth.offsets) - 1):
-        first, last = truth.offsets[q], truth.offsets[q + 1]
-        if last - first > FEW:
-            for p in range(first + 1, last):
-                counts.ahead[p] += counts.ahead[p - 1]
-                counts.level[p] += counts.level[p - 1]
 
 
 @kernel
@@ -102,7 +58,7 @@ def _padded(width):
 def _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, bounds):
     """Count row r of a tile for its query, the worst positive first, unless it has many."""
     q, start, width = queries.order[tile.row + r], r * tile.stride, _padded(tile.width)
-    if truth.offsets[q + 1] - truth.offsets[q] > FEW:
+    if has_many(q, truth):
         return
     for p in range(truth.offsets[q + 1] - 1, truth.offsets[q] - 1, -1):
         # Through an array of the tile's type: bounds are rounded to it.
@@ -150,7 +106,7 @@ def _column_bounds(tile, queries, truth, margin, is_exact):
     bounds = np.empty((groups, _most_positives(queries, truth), 2 * LANES), tile.values.dtype)
     bounds[:] = np.inf
     for c, q in enumerate(queries):
-        if truth.offsets[q + 1] - truth.offsets[q] <= FEW:
+        if not has_many(q, truth):
             for p in range(truth.offsets[q], truth.offsets[q + 1]):
                 low, high = _bounds_of(truth.thresholds[p], truth.tolerance, margin, is_exact)
                 place = truth.offsets[q + 1] - 1 - p
@@ -185,7 +141,7 @@ def _count_columns(tile, top, left, bounds, vectors, truth, is_exact, counts, re
 
 
 @kernel
-def count_tile(tile, queries, gallery, truth, is_two_sided, counts):
+def count_tile(tile, queries, gallery, truth, guides, is_two_sided, counts):
     """Count the similarities of a tile for the queries that are its rows, and its columns if so.
 
     Args:
@@ -193,12 +149,12 @@ def count_tile(tile, queries, gallery, truth, is_two_sided, counts):
         queries: the Vectors of the queries.
         gallery: the Vectors of the gallery.
         truth: a `retrieval.counting.truth.Truth`.
+        guides: those of `make_guides` for it.
         is_two_sided: in self-retrieval, the columns are queries too.
         counts: ahead (M,) and level (M,), added to.
     """
     is_exact = tile.error == 0.0  # else what comes this near to a threshold is decided in float64
     margin = truth.tolerance + tile.error
-    row_queries = queries.order[tile.row : tile.row + tile.height]
     column_queries = gallery.order[tile.column : tile.column + tile.width * is_two_sided]
     row_bounds = np.empty(2, tile.values.dtype)
     reached = np.empty(2 * LANES, np.int32)
@@ -210,17 +166,7 @@ def count_tile(tile, queries, gallery, truth, is_two_sided, counts):
             _count_columns(
                 tile, top, left, bounds[left // LANES], gallery, truth, is_exact, counts, reached
             )
-    for queries_of, is_row in ((row_queries, True), (column_queries, False)):
-        for i, q in enumerate(queries_of):
-            if truth.offsets[q + 1] - truth.offsets[q] <= FEW:
-                continue
-            for j in range(tile.width if is_row else tile.height):
-                r, c = (i, j) if is_row else (j, i)
-                other = gallery.order[tile.column + c] if is_row else queries.order[tile.row + r]
-                value = np.float64(tile.values[r * tile.stride + c])
-                _tally_by_bisection(
-                    value, q, other, queries, gallery, truth, margin, is_exact, counts
-                )
+    count_many(tile, queries, gallery, truth, guides, is_two_sided, margin, is_exact, counts)
 
 
 @kernel
