@@ -27,7 +27,8 @@ from engine.update import Updater
 from engine.window import Window
 from models import EmbeddingModel
 from reader import ImageError, WorkerError
-from reader.loader import train_loader
+from reader.batch import Batch
+from reader.loader import ImageLoader, train_loader
 
 
 def train(
@@ -129,28 +130,12 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss, stop: StopReque
     """
     args, world = training.args, training.world
     updater = Updater(training, compute_loss)
-    loader = train_loader(
-        training.train_index,
-        training.sampler,
-        training.preprocessing,
-        start_step=training.step,
-        end_step=args.total_iter_num,
-        seed=args.seed,
-        num_workers=args.num_workers,
-        pin_memory=training.device.type == "cuda",
-        reading=reading_of(args),
-    )
+    loader = load_batches(training)
     broken = BrokenImages(training.train_index, run.log)
     set_train_mode(training.model, args.freeze_bn)
     window = Window(world)
     num_skipped = 0
-    progress = tqdm(
-        total=args.total_iter_num,
-        initial=training.step,
-        disable=None if world.is_main else True,
-        unit="step",
-        leave=False,
-    )
+    progress = progress_bar(training)
     if is_test_due(training):  # the run was stopped in this test, or there is no step to do
         after_step(training, run, stop)
     for batch in stop.agreed(broken.noted(loader), len(loader)):
@@ -173,6 +158,33 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss, stop: StopReque
     progress.close()
     broken.report(world)
     save_last(training, run)
+
+
+def load_batches(training: Training) -> ImageLoader[Batch]:
+    """Return the loader of the batches of this process, from the present step to the last."""
+    args = training.args
+    return train_loader(
+        training.train_index,
+        training.sampler,
+        training.preprocessing,
+        start_step=training.step,
+        end_step=args.total_iter_num,
+        seed=args.seed,
+        num_workers=args.num_workers,
+        pin_memory=training.device.type == "cuda",
+        reading=reading_of(args),
+    )
+
+
+def progress_bar(training: Training) -> tqdm:
+    """Return a bar of the steps, on the first process and a terminal."""
+    return tqdm(
+        total=training.args.total_iter_num,
+        initial=training.step,
+        disable=None if training.world.is_main else True,
+        unit="step",
+        leave=False,
+    )
 
 
 def set_train_mode(model: EmbeddingModel, freeze_bn: bool) -> None:

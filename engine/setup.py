@@ -96,20 +96,11 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     loss_options = options_of_loss(args, given)
     vars(args).update(loss_options)
     sampler = make_sampler(train_index.labels, args, world)
-    model = model_of(args)
+    model = build_network(args, world, device, is_new=checkpoint is None)
     preprocessing = preprocessing_of(args, model)
     args.transform = preprocessing.transform
     check_reading(args, given, device, train_index)
-    if args.pretrained_model and checkpoint is None:
-        load_pretrained(model, args.pretrained_model, world)
-    criterion = build_criterion(args, loss_options, model.embedding_size, world)
-    if args.with_mem_opt:
-        recompute_activations(model)
-    check_batch_norm(args, model)
-    if args.sync_bn:
-        synchronise_batch_norm(model, world, device)
-    place(model, device)
-    criterion.to(device)
+    criterion = build_criterion(args, loss_options, model.embedding_size, world).to(device)
     training = Training(
         args=args,
         world=world,
@@ -130,6 +121,27 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     if checkpoint is not None:
         training.restore(checkpoint)
     return training
+
+
+def build_network(
+    args: Namespace, world: World, device: torch.device, is_new: bool
+) -> EmbeddingModel:
+    """Build the network of the flags on its device, with --pretrained_model if the run `is_new`.
+
+    Raises:
+        ValueError: there is no such model, a flag does not fit it, or the weights do not.
+        OSError: the weights cannot be read.
+    """
+    model = model_of(args)
+    if args.pretrained_model and is_new:
+        load_pretrained(model, args.pretrained_model, world)
+    if args.with_mem_opt:
+        recompute_activations(model)
+    check_batch_norm(args, model)
+    if args.sync_bn:
+        synchronise_batch_norm(model, world, device)
+    place(model, device)
+    return model
 
 
 def check_batch_norm(args: Namespace, model: EmbeddingModel) -> None:
