@@ -1,6 +1,8 @@
 """From a folder of images to a trained and evaluated model through CSV files."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ import train_elem
 import train_pair
 from data import prepare
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--model=ResNet18", "--image_shape=3,32,32", "--use_gpu=False", "--num_workers=0")
 SHORT = ("--total_iter_num=2", "--test_iter_step=2", "--display_iter_step=1")
 
@@ -45,6 +48,18 @@ def test_train_and_evaluate(kind, script, flags, lists, toy_tree, tmp_path):
     assert ("acc1" in result) == is_classified
     other = eval_script.main([f"--pretrained_model={run / 'last.pt'}", "--fold=1", *SMALL[2:]])
     assert other["evaluated"]["images"] == 12 and other["evaluated"]["flags"]["fold"] == 1
+
+
+def test_a_config_and_a_list_are_enough(lists, toy_tree, tmp_path):
+    run = train_elem.main(
+        [f"--config={ROOT / 'configs' / 'folder.yaml'}", f"--csv={lists / 'closed.csv'}", *SMALL]
+        + [f"--data_dir={toy_tree / 'train'}", "--num_epochs=2", "--train_batch_size=6"]
+        + [f"--model_save_dir={tmp_path}"]
+    )
+    epochs = re.findall(r"epoch: +(\d), .*test acc: [01]\.\d", (run / "log.txt").read_text())
+    assert epochs == ["1", "2"]
+    result = eval_script.main([f"--pretrained_model={run / 'last.pt'}", *SMALL[2:]])
+    assert result["evaluated"]["images"] == 12 and "acc1" in result
 
 
 def test_a_list_without_its_flags_is_one_line(error_of, lists, toy_tree):
