@@ -23,7 +23,13 @@ from benchmarks.seed_table import seed_table
 from engine.cli import user_errors
 from losses import ELEM_LOSSES, PAIR_LOSSES, layout_of
 
-CONFIG = "configs/cub50_losses.yaml"
+WEIGHTS = "--pretrained_model=pretrained/mobilenetv2_100_imagenet.safetensors"
+FLAGS = (
+    *(WEIGHTS, "--dataset=cub200_2011", "--model=mobilenetv2_100", "--image_shape=3,96,96"),
+    *("--min_crop_area=0.2", "--train_batch_size=30", "--total_iter_num=70", "--freeze_bn=True"),
+    *("--optimizer=adam", "--lr_strategy=cosine_decay", "--lr_loss_mult=100"),
+    *("--test_iter_step=0", "--save_iter_step=0"),
+)
 RATES = ("5e-5", "2e-4")
 METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r")
 # What is counted in batches is made to fit a run of 70 of them.
@@ -93,7 +99,7 @@ def run(
             options = [*options, "--samples_each_class=3"]
         folder = script.main(
             [
-                *(f"--config={CONFIG}", f"--loss_name={loss_name}", f"--lr={rate}", *options),
+                *(*FLAGS, f"--loss_name={loss_name}", f"--lr={rate}", *options),
                 *(f"--seed={seed}", f"--train_classes={train_classes}"),
                 *(f"--model_save_dir={output}", f"--run_name={row}_{seed}", *flags),
             ]
