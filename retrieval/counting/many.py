@@ -14,6 +14,7 @@ from retrieval.counting.jit import kernel
 from retrieval.counting.vectors import cosine
 
 FEW = 128  # queries with more positives are counted here
+LEAST_WIDTH = 1e-12  # of what is cut into bins: the number of bins in 1 stays finite
 
 
 class Guides(NamedTuple):
@@ -49,9 +50,9 @@ def make_guides(truth):
 
 @kernel
 def _bins_per_unit(thresholds):
-    """How many bins a similarity of 1 has; 0 where all thresholds are the same."""
-    best, worst = thresholds[0], thresholds[-1]
-    return len(thresholds) / (best - worst) if best > worst else 0.0
+    """How many bins a similarity of 1 has; 0, which leaves all in one, where thresholds agree."""
+    width = thresholds[0] - thresholds[-1]
+    return len(thresholds) / width if width > LEAST_WIDTH else 0.0
 
 
 @kernel
