@@ -5,7 +5,8 @@ python -m benchmarks.cub50_losses
 Every loss starts from the ImageNet weights and sees the same number of images with the same
 optimizer. Its learning rate is the one of RATES that does best when it trains on classes 1-15 and
 is tested on 16-25; with it, it trains on classes 1-25, once per seed, and is tested on 26-50.
-Results that are in the output folder are not computed again, so that a run can be broken off.
+Results that are in the output folder are not computed again, so that a run can be broken off; other
+flags than before need another folder.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ WEIGHTS = "--pretrained_model=pretrained/mobilenetv2_100_imagenet.safetensors"
 FLAGS = (
     *(WEIGHTS, "--dataset=cub200_2011", "--model=mobilenetv2_100", "--image_shape=3,96,96"),
     *("--min_crop_area=0.2", "--train_batch_size=30", "--total_iter_num=70", "--freeze_bn=True"),
-    *("--optimizer=adam", "--lr_strategy=cosine_decay", "--lr_loss_mult=100"),
+    *("--optimizer=adam", "--lr_strategy=cosine_decay"),
     *("--test_iter_step=0", "--save_iter_step=0"),
 )
 RATES = ("5e-5", "2e-4")
 METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r")
-# What is counted in batches is made to fit a run of 70 of them.
+CLASS_RATE = "--lr_loss_mult=100"  # of class weights and proxies, which start at random
+# What changes with the number of batches is made to fit a run of 70 of them.
 OPTIONS = {
     "sphereface": ["--anneal_start=50"],
     "vpl": ["--vpl_start=20", "--vpl_age=20"],
@@ -43,14 +45,21 @@ VARIANTS = {
     "batch_triplet, semihard": ("batch_triplet", ["--mining=semihard"]),
     "batch_triplet, distance": ("batch_triplet", ["--mining=distance"]),
     "batch_triplet, soft margin": ("batch_triplet", ["--soft_margin=True"]),
-    "triplet, alpha 0.1": ("triplet", ["--alpha=0.1"]),
+    "triplet, alpha 0.1": ("triplet", ["--alpha=0.1", CLASS_RATE]),
 }
-ROWS = {name: (name, OPTIONS.get(name, [])) for name in ELEM_LOSSES | PAIR_LOSSES} | VARIANTS
+ROWS = {
+    **{name: (name, [CLASS_RATE, *OPTIONS.get(name, [])]) for name in ELEM_LOSSES},
+    **{name: (name, []) for name in PAIR_LOSSES},
+    **VARIANTS,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Train and evaluate what is missing, then print and return the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        allow_abbrev=False,  # --seed is a flag of the scripts
+    )
     parser.add_argument("--output", type=Path, default=Path("output/cub50_losses"))
     parser.add_argument("--seeds", default="0,1,2", help="seeds of the final runs")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
@@ -97,6 +106,7 @@ def run(
         is_blocks = loss_name in PAIR_LOSSES and layout_of(loss_name) in ("blocks", "labels")
         if is_blocks and loss_name != "npairs":  # which takes pairs
             options = [*options, "--samples_each_class=3"]
+        shutil.rmtree(output / f"{row}_{seed}", ignore_errors=True)  # of a run that was broken off
         folder = script.main(
             [
                 *(*FLAGS, f"--loss_name={loss_name}", f"--lr={rate}", *options),

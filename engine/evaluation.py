@@ -119,6 +119,13 @@ def measure_accuracy(
         if args.class_dim:
             job.say("no accuracy: the class layer does not know the classes of these images")
         return {}
+    if "class_names" not in embedder.meta:
+        first, last = numbers.min(), numbers.max()
+        names = index.class_names
+        job.say(
+            f"classes of the classifier by number, taken to be those of {index.name}: {first} is "
+            f"{names[first]}, {last} is {names[last]}"
+        )
     found = classify(layer, embeddings, numbers, args.batch_size, job.say, args.display_iter_step)
     job.say(", ".join(f"{name} {value:.5f}" for name, value in found.items()))
     return found

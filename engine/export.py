@@ -78,7 +78,7 @@ def export_model(args: Namespace, given: set[str]) -> Path:
 
 def check_flags(args: Namespace, given: set[str]) -> Path:
     """Return the file of --output; ValueError where a flag is wrong or nothing would use it."""
-    used = {"seed", *(flag.name for flag in (*MODEL_FLAGS, *EXPORT_FLAGS))}
+    used = {"config", "seed", *(flag.name for flag in (*MODEL_FLAGS, *EXPORT_FLAGS))}
     refuse_flags(given, [name for name in vars(args) if name not in used], "with --export")
     if args.export == "safetensors":
         refuse_flags(given, ("normalize",), "--export=safetensors writes weights alone")

@@ -91,7 +91,8 @@ def adopt_metadata(args: Namespace, given: set[str], meta: dict[str, Any]) -> No
                 f"--{name}={getattr(args, name)}: leave the flag out"
             )
         setattr(args, name, value)
-    flags = meta.get("flags", {})  # converted weights have none
+    flags = meta.get("flags", {})  # converted weights have none, exported ones those of the model
+    flags = {"dataset": meta["dataset"], **flags} if "dataset" in meta else flags
     inherited = ["image_shape", "transform"]
     if "dataset" not in given or args.dataset == flags.get("dataset"):
         inherited += ["dataset", *DATA_SET_FLAGS]

@@ -173,6 +173,8 @@ def write_epoch(training: Training, run: Run, metrics: dict[str, float]) -> None
     A test without classes that are known has its Recall@1 instead of accuracy and loss.
     """
     means = training.epoch.flush()[0] if training.epoch.num_steps else {}
+    if "loss_cls" in means and "loss" in metrics:  # of a joint loss, the part that is tested
+        means["loss"] = means["loss_cls"]
     names = ("acc1", "loss") if "acc1" in metrics else ("recall@1",)
     tested = {name: metrics[name] for name in names}
     figures = {

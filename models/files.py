@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from models import paddle
-from models.torchscript import is_torchscript, read_torchscript
+from models.torchscript import is_torchscript, read_extras, read_torchscript
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh")
@@ -137,14 +136,10 @@ def _own_metadata(found: Any) -> dict[str, Any] | None:
 
 def _read_torch(path: Path) -> WeightsFile:
     if is_torchscript(path):
-        return WeightsFile(path, "torchscript", read_torchscript(path), {})
+        tensors = read_torchscript(path)
+        return WeightsFile(path, "torchscript", tensors, {}, _parse_metadata(read_extras(path)))
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
-    if is_zip and _is_torchscript(path):
-        raise ValueError(
-            f"{path}: a TorchScript network, whose weights are not read; give the checkpoint that "
-            "it was made of"
-        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
@@ -167,14 +162,6 @@ def _read_torch(path: Path) -> WeightsFile:
         {},
         _own_metadata(metadata),
     )
-
-
-def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as file:
-            return any(name.endswith("/constants.pkl") for name in file.namelist())
-    except zipfile.BadZipFile:  # torch.load says what is wrong
-        return False
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, torch.Tensor]:

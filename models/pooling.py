@@ -34,7 +34,8 @@ class AvgPooling(nn.Module):
 class MaxPooling(AvgPooling):
     """Maximum of each channel over the feature map; positions that tie share the gradient.
 
-    Arguments and shapes are those of `AvgPooling`.
+    Args:
+        dims, keepdim: see `AvgPooling`, and so the shapes.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -47,7 +48,8 @@ class AvgMaxPooling(AvgPooling):
 
     Proxy-Anchor (Kim et al. 2020), authors' code, https://github.com/tjddus9597/Proxy-Anchor-CVPR2020.
 
-    Arguments and shapes are those of `AvgPooling`.
+    Args:
+        dims, keepdim: see `AvgPooling`, and so the shapes.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -64,7 +66,8 @@ class GeMPooling(AvgPooling):
 
     It computes in float32 at least: x^3 leaves the range of float16 at x = 40.
 
-    Arguments are those of `AvgPooling`, and
+    Args:
+        dims, keepdim: see `AvgPooling`.
         p: the exponent at first.
         eps: least value of the map, which makes the power and its gradient finite.
 
@@ -117,8 +120,8 @@ def replace_pooling(backbone: nn.Module, pooling: str) -> None:
     ]
     if len(layers) != 1:
         raise ValueError(
-            f"--pooling={pooling} replaces the layer that averages a feature map, and this model "
-            "has none (vision transformers end in tokens): leave the flag out"
+            f"--pooling={pooling} replaces the layer that averages a feature map, in which this "
+            "model, like vision transformers, does not end: leave the flag out"
         )
     [layer] = layers
     own = layer.pool

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 DATA, CONSTANTS = "data.pkl", "constants.pkl"  # torch.save writes no file of the second name
+EXTRAS = "extra/"
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -22,6 +23,8 @@ STORAGES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
 }
 
 
@@ -58,6 +61,17 @@ def read_torchscript(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"{path}: not readable as TorchScript ({reason}); copy or fetch it again"
         ) from error
+
+
+def read_extras(path: Path) -> dict[str, str]:
+    """Return the extra files of a TorchScript archive that are text, by name."""
+    with zipfile.ZipFile(path) as archive:
+        start = f"{_folder_of(CONSTANTS, archive)}{EXTRAS}"
+        names = [name for name in archive.namelist() if name.startswith(start)]
+        return {
+            name.removeprefix(start): archive.read(name).decode("utf-8", "replace")
+            for name in names
+        }
 
 
 def _folder_of(name: str, archive: zipfile.ZipFile) -> str | None:

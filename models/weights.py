@@ -100,11 +100,14 @@ def load_classifier(model: EmbeddingModel, path: str | PathLike[str]) -> Classif
     """Read the class layer that weights of others hold beside those of a model.
 
     Returns:
-        None where the file has none, or it does not take the model's embeddings.
+        None where the file has none, or it does not take the model's embeddings: those of a head
+        with options are not the ones it was trained on.
 
     Raises:
         ValueError: there are several.
     """
+    if changed_options(model.options):
+        return None
     file = read_weights(path)
     own = model.state_dict()
     tensors = _paddle_tensors(model, file) if file.arrays else file.tensors
@@ -121,7 +124,10 @@ def load_classifier(model: EmbeddingModel, path: str | PathLike[str]) -> Classif
         bias = named.get(f"{layer}.{CLASSIFIER_PARTS[part]}", torch.zeros(len(weight)))
         found[layer] = Classifier(weight, bias.float())
     if len(found) > 1:
-        raise ValueError(f"{file.path}: expected one class layer, found {', '.join(found)}")
+        raise ValueError(
+            f"{file.path}: holds the class layers {', '.join(found)}, expected one: leave "
+            "--class_dim out"
+        )
     return next(iter(found.values()), None)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import cub50_losses
 from engine.parsing import parse_flags
+from losses import ELEM_LOSSES
 
 
 @pytest.fixture
@@ -53,3 +54,6 @@ def test_every_row_trains_with_flags_that_its_script_knows(trained, tmp_path):
     cub50_losses.main([f"--output={tmp_path}", "--seeds=0"])
     assert len(trained) == 3 * len(cub50_losses.ROWS)
     assert {(run.train_batch_size, run.total_iter_num) for run in trained} == {(30, 70)}
+    for run in trained:  # the rate of weights is refused where a loss has none
+        has_weights = run.loss_name in ELEM_LOSSES or run.alpha > 0
+        assert (run.lr_loss_mult is not None) == has_weights

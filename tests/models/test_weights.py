@@ -317,7 +317,7 @@ def test_a_classifier_is_found_beside_the_backbone(tmp_path):
     torch.save(wrapped, tmp_path / "plain.pth")
     assert torch.equal(load_classifier(model, tmp_path / "plain.pth").bias, torch.zeros(7))
     torch.save({**wrapped, "head.weight": torch.ones(3, 512)}, tmp_path / "two.pth")
-    with pytest.raises(ValueError, match="one class layer, found fc, head"):
+    with pytest.raises(ValueError, match="the class layers fc, head, expected one"):
         load_classifier(model, tmp_path / "two.pth")
     torch.save({k: v for k, v in wrapped.items() if "fc" not in k}, tmp_path / "none.pth")
     assert load_classifier(model, tmp_path / "none.pth") is None

@@ -47,6 +47,7 @@ def test_eval_gives_top_1_and_top_5(classifier, toy_tree, toy_flags, capsys):
     log = capsys.readouterr().out
     form = r"\] Testbatch (\d),loss \d+\.\d+, acc1 [01]\.\d+,acc5 [01]\.\d+,time \d+\.\d\d sec$"
     assert re.findall(form, log, re.M) == ["0", "1"]
+    assert "by number, taken to be those of folder: 6 is class_6, 9 is class_9" in log
     embeddings = run_infer(path, toy_tree / "test", toy_tree.parent / "features")
     logits = network.fc(torch.from_numpy(embeddings))
     labels = torch.arange(6, 10).repeat_interleave(4)  # the numbers of class_6 to class_9

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch.nn.functional import normalize
 
+import eval as eval_script
 import infer
 import train_elem
 from engine import export
@@ -280,10 +281,29 @@ def test_weights_that_are_not_finite_are_not_exported(error_of, checkpoint, tmp_
     assert not (tmp_path / "a.safetensors").exists()
 
 
-@pytest.mark.parametrize("form", ["onnx", "torchscript"])
-def test_networks_are_no_weights(form, error_of, exported):
-    file = exported(form, "checkpoint")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        error = error_of(infer.main, [f"--pretrained_model={file}", *MACHINE])
+def test_an_onnx_network_is_no_weights_file(error_of, exported):
+    file = exported("onnx", "checkpoint")
+    error = error_of(infer.main, [f"--pretrained_model={file}", *MACHINE])
     assert str(file) in error and "give the checkpoint that it was made of" in error
+
+
+@pytest.mark.parametrize("flag", ["--normalize=False", "--normalize=True"])
+def test_torchscript_is_loaded_as_the_weights_it_was_made_of(flag, exported, sources, dump):
+    file = exported("torchscript", "checkpoint", flag)
+    again = dump(f"--pretrained_model={file}")
+    np.testing.assert_array_equal(again, dump(*sources["checkpoint"]))
+
+
+def test_exported_weights_know_their_data_set(exported, sources, toy_tree):
+    results = [
+        eval_script.main([f"--pretrained_model={file}", f"--data_dir={toy_tree}", *MACHINE])
+        for file in (exported("safetensors", "checkpoint"), sources["checkpoint"][0].split("=")[1])
+    ]
+    assert results[0]["map@r"] == results[1]["map@r"]
+    assert results[0]["evaluated"]["flags"]["dataset"] == "folder"
+
+
+def test_a_config_may_name_what_is_exported(sources, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    (tmp_path / "export.yaml").write_text(f"export: safetensors\noutput: {file}\n")
+    assert infer.main([*sources["checkpoint"], f"--config={tmp_path / 'export.yaml'}"]) == file
