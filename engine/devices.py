@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from argparse import Namespace
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from engine.distributed import World
 
+# glibc's mallopt: size of free memory that is given back, number of blocks that are mapped apart.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 AMP_CHOICES = ("auto", "off", "bfloat16", "float16")
 
 
@@ -75,3 +78,20 @@ def choose_amp(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     return None
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that a training step frees, for the next step.
+
+    Otherwise glibc gives large blocks back and the system clears every page of them anew, which is
+    a fifth of the time of a step of ResNet50 on a CPU.
+
+    Returns:
+        Whether it does; only glibc (Linux) can be told.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    never = -1
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, never))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.criterion import build_criterion, check_criterion_flags
-from engine.devices import choose_device, place
+from engine.devices import choose_device, keep_freed_memory, place
 from engine.distributed import World, decide_on_main
 from engine.inference import load_split, preprocessing_of
 from engine.network import model_of
@@ -84,6 +84,8 @@ def set_up(args: Namespace, given: set[str], make_sampler: MakeSampler, world: W
     args.checkpoint = start.checkpoint
     checkpoint = adopt_checkpoint(args, given) if args.checkpoint else None
     device = choose_device(args, say, world)
+    if device.type == "cpu":
+        keep_freed_memory()
     check_schedule(args, given)
     check_criterion_flags(args, given, world)
     check_optimizer_flags(args, given)

@@ -1,11 +1,14 @@
-"""Which device a run computes on."""
+"""Which device a run computes on, and what becomes of its memory."""
 
+import platform
+import subprocess
+import sys
 from argparse import Namespace
 
 import pytest
 import torch
 
-from engine.devices import choose_device
+from engine.devices import choose_device, keep_freed_memory
 from engine.distributed import World
 
 
@@ -39,3 +42,25 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="expected a GPU per process, found 1 on this node"):
         choose(rank=1, size=2, local_rank=1)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_is_used_again_without_a_page_fault():
+    program = """
+import resource, torch
+from engine.devices import keep_freed_memory
+assert keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for step in range(6):
+    before = faults()
+    torch.ones(2**25)
+    print(faults() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    faults = [int(line) for line in done.stdout.split()]
+    assert faults[0] > 1000 and max(faults[3:]) < 100, done
+
+
+def test_elsewhere_memory_is_left_alone(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert not keep_freed_memory()
