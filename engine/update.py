@@ -102,8 +102,7 @@ class Updater:
         spread = torch.stack([spread for _, spread in outcomes]).mean()
         is_finite = self._apply(figures["loss"])
         if not is_finite:
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+            copy_all(before, buffers)
         return Outcome(figures, spread, is_finite)
 
     def _backward(self, batch: Batch, part: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -222,8 +221,13 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.copy_(value)
+        copy_all(values, buffers)
+
+
+def copy_all(values: Iterable[Tensor], buffers: Iterable[Tensor]) -> None:
+    """Copy values into as many buffers, in place."""
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
 
 
 def norm_of(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -33,6 +33,7 @@ class AdaCosLoss(CosineLoss):
 
     Raises:
         ValueError: a shape does not fit, or a label is outside 0..C-1.
+
     Differs from the paper: the scale is never below 1, which it would be for few classes.
     """
 

@@ -84,6 +84,7 @@ class ElasticArcLoss(ElasticLoss):
 
     Raises:
         ValueError: a shape does not fit, or a label is outside 0..C-1.
+
     Differs from the authors' code, whose sorted margins of the + form reach the classes of other
     images: here they reach the images that the paper says. The gradient is 0 where
     |cos| > 1 - 1e-6 and where the angle would pass 0 or pi.
@@ -128,6 +129,7 @@ class ElasticCosLoss(ElasticLoss):
 
     Raises:
         ValueError: a shape does not fit, or a label is outside 0..C-1.
+
     Differs from the authors' code as ElasticArcLoss.
     """
 

@@ -88,9 +88,8 @@ def _most_positives(queries, truth):
     """Most positives of one of the queries, of those that are counted one by one."""
     most = 0
     for q in queries:
-        count = truth.offsets[q + 1] - truth.offsets[q]
-        if count <= FEW:
-            most = max(most, count)
+        if not has_many(q, truth):
+            most = max(most, truth.offsets[q + 1] - truth.offsets[q])
     return most
 
 

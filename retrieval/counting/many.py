@@ -31,6 +31,12 @@ class Guides(NamedTuple):
 
 
 @kernel
+def has_many(q, truth):
+    """Whether a query is counted here."""
+    return truth.offsets[q + 1] - truth.offsets[q] > FEW
+
+
+@kernel
 def make_guides(truth):
     """Make the guides of all queries with many positives."""
     sizes = np.diff(truth.offsets)
@@ -38,7 +44,7 @@ def make_guides(truth):
     starts = np.cumsum(lengths) - lengths
     places = np.empty(lengths.sum(), np.int32)
     for q in range(len(sizes)):
-        if sizes[q] > FEW:
+        if has_many(q, truth):
             thresholds = truth.thresholds[truth.offsets[q] : truth.offsets[q + 1]]
             scale, place = _bins_per_unit(thresholds), 0
             for b in range(sizes[q] - 1, -2, -1):
@@ -114,17 +120,10 @@ def _count_query(q, values, others, queries, gallery, truth, guides, margin, is_
 def add_up(truth, counts):
     """Turn the differences of queries with many positives into counts."""
     for q in range(len(truth.offsets) - 1):
-        first, last = truth.offsets[q], truth.offsets[q + 1]
-        if last - first > FEW:
-            for p in range(first + 1, last):
+        if has_many(q, truth):
+            for p in range(truth.offsets[q] + 1, truth.offsets[q + 1]):
                 counts.ahead[p] += counts.ahead[p - 1]
                 counts.level[p] += counts.level[p - 1]
-
-
-@kernel
-def has_many(q, truth):
-    """Whether a query is counted here."""
-    return truth.offsets[q + 1] - truth.offsets[q] > FEW
 
 
 @kernel
