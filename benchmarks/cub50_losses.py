@@ -34,10 +34,12 @@ FLAGS = (
 RATES = ("5e-5", "2e-4")
 METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r")
 CLASS_RATE = "--lr_loss_mult=100"  # of class weights and proxies, which start at random
-# What changes with the number of batches is made to fit a run of 70 of them.
+# What changes with the number of batches is made to fit a run of 70 of them, and a batch that must
+# be made of two pairs of pairs has 28 images instead of 30, 75 times.
 OPTIONS = {
     "sphereface": ["--anneal_start=50"],
     "vpl": ["--vpl_start=20", "--vpl_age=20"],
+    "siamese": ["--train_batch_size=28", "--total_iter_num=75"],
 }
 # Rows beside the losses by themselves: the loss and its flags.
 VARIANTS = {
@@ -49,7 +51,7 @@ VARIANTS = {
 }
 ROWS = {
     **{name: (name, [CLASS_RATE, *OPTIONS.get(name, [])]) for name in ELEM_LOSSES},
-    **{name: (name, []) for name in PAIR_LOSSES},
+    **{name: (name, OPTIONS.get(name, [])) for name in PAIR_LOSSES},
     **VARIANTS,
 }
 

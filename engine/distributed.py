@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,6 +25,8 @@ ComputeLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tens
 STEP_TIMEOUT = timedelta(minutes=10)
 # Ranks may wait long for one that reads images, counts ranks, writes a checkpoint or decides.
 PATIENCE = timedelta(hours=2)
+# In which gloo's threads let go of the tensors of the last collective, in seconds.
+RELEASE_TIME = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,14 @@ def leave_world() -> None:
 
     Only a run that went well leaves it: NCCL would wait for the others, and after an error the
     process has to end, so that torchrun ends the others too.
+
+    A thread of gloo that frees a tensor of Python waits for the interpreter's lock. The group waits
+    for its threads where nothing refers to it any more, but DistributedDataParallel never lets go
+    of it, and a process whose interpreter ends first is aborted. So the lock is given away here.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(RELEASE_TIME)
 
 
 def wrap(module: nn.Module, world: World, device: torch.device) -> nn.Module:

@@ -145,6 +145,31 @@ def test_batch_norm_is_synchronised_on_several_gpus_only():
         check_batch_norm(args, build_model("test_vit", feature_norm="bnneck"))
 
 
+LEAVE_AT_ONCE = f"""
+import sys
+
+sys.path.insert(0, {str(SCRIPTS[train_pair].parent)!r})
+sys.setswitchinterval(10)  # seconds for which no other thread gets the interpreter's lock unasked
+
+import torch
+
+from engine.distributed import gather_batch, join_world, leave_world, wrap
+
+world = join_world()
+module = wrap(torch.nn.Linear(1, 1), world, torch.device("cpu"))
+for _ in range(20):
+    gather_batch(torch.ones(1, 30_000), torch.ones(1), world)
+leave_world()
+"""
+
+
+def test_ranks_may_end_right_after_their_last_collective(torchrun, tmp_path):
+    """Threads of gloo are done with the interpreter before it ends."""
+    script = tmp_path / "leave_at_once.py"
+    script.write_text(LEAVE_AT_ONCE)
+    torchrun([script])
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_with_synchronised_batch_norm_train_as_one(flags, torchrun, tmp_path):
     flags += ["--loss_name=eml", "--total_iter_num=5", "--lr=0.001", "--gather=True"]
