@@ -28,6 +28,14 @@ def test_val_is_the_test_folder_of_imagenet(tmp_path, draw):
     assert "/test/n02/" in load_index("folder", tmp_path, "test").paths[0]
 
 
+def test_the_test_folder_alone_can_be_tested(tmp_path, draw):
+    write_tree(tmp_path / "val", draw, ["n02", "n01"])
+    test = load_index("folder", tmp_path, "test")
+    assert test.class_names == {0: "n01", 1: "n02"} and test.labels.tolist() == [0, 0, 1, 1]
+    with pytest.raises(FileNotFoundError, match="no class folders with images"):
+        load_index("folder", tmp_path, "train")
+
+
 def test_folder_of_classes_is_halved_or_chosen(tmp_path, draw):
     write_tree(tmp_path, draw, ["e", "d", "c", "b", "a"])
     (tmp_path / "a" / "notes.txt").write_text("no image")
