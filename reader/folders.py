@@ -65,7 +65,7 @@ def flatten(
 
 
 def read_train_test(data_dir: Path, split: str) -> Table:
-    """Read train/CLASS/* and test/CLASS/*; classes are the sorted union of what is there of both."""
+    """Read train/CLASS/* and test/CLASS/*, or one of them; classes are the sorted union of both."""
     folders = {"train": data_dir / "train", "test": folder_of_tests(data_dir)}
     files_of = {
         name: list_classes(folder) if folder.is_dir() else {} for name, folder in folders.items()
