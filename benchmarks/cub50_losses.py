@@ -37,7 +37,6 @@ CLASS_RATE = "--lr_loss_mult=100"  # of class weights and proxies, which start a
 # What changes with the number of batches is made to fit a run of 70 of them, and a batch that must
 # be made of two pairs of pairs has 28 images instead of 30, 75 times.
 OPTIONS = {
-    "sphereface": ["--anneal_start=50"],
     "vpl": ["--vpl_start=20", "--vpl_age=20"],
     "siamese": ["--train_batch_size=28", "--total_iter_num=75"],
 }
