@@ -31,7 +31,7 @@ FLAGS = (
     *("--optimizer=adam", "--lr_strategy=cosine_decay"),
     *("--test_iter_step=0", "--save_iter_step=0"),
 )
-RATES = ("5e-5", "2e-4")
+RATES = ("3e-6", "1.2e-5", "5e-5", "2e-4")
 METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r")
 CLASS_RATE = "--lr_loss_mult=100"  # of class weights and proxies, which start at random
 # What changes with the number of batches is made to fit a run of 70 of them, and a batch that must

@@ -41,18 +41,19 @@ def test_the_better_rate_trains_the_final_runs_which_are_kept(trained, tmp_path)
     flags = [f"--output={tmp_path}", "--seeds=0,1", "--rows", "softmax"]
     table = cub50_losses.main(flags)
     assert [(run.train_classes, run.lr, run.seed) for run in trained] == [
-        *(("1-15", 5e-5, 0), ("1-15", 2e-4, 0), ("1-25", 2e-4, 0), ("1-25", 2e-4, 1)),
+        *(("1-15", float(rate), 0) for rate in cub50_losses.RATES),
+        *(("1-25", 2e-4, seed) for seed in (0, 1)),
     ]
     lines = table.splitlines()
     assert lines[2].startswith("| frozen | 20.0 |") and lines[2].endswith("| 1 |")
     assert lines[3].startswith("| softmax | 70.5 ± 0.7 |") and lines[3].endswith("| 2 |")
-    assert cub50_losses.main(flags) == table and len(trained) == 4
+    assert cub50_losses.main(flags) == table and len(trained) == 6
     assert not list(tmp_path.glob("*/*.pt"))
 
 
 def test_every_row_trains_with_flags_that_its_script_knows(trained, tmp_path):
     cub50_losses.main([f"--output={tmp_path}", "--seeds=0"])
-    assert len(trained) == 3 * len(cub50_losses.ROWS)
+    assert len(trained) == (len(cub50_losses.RATES) + 1) * len(cub50_losses.ROWS)
     assert {run.train_batch_size * run.total_iter_num for run in trained} == {2100}
     for run in trained:  # the rate of weights is refused where a loss has none
         has_weights = run.loss_name in ELEM_LOSSES or run.alpha > 0
