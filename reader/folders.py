@@ -65,11 +65,9 @@ def flatten(
 
 
 def read_train_test(data_dir: Path, split: str) -> Table:
-    """Read train/CLASS/* and test/CLASS/*, or one of them; classes are the sorted union of both."""
+    """Read train/CLASS/* and test/CLASS/*; classes are the sorted union of both."""
     folders = {"train": data_dir / "train", "test": folder_of_tests(data_dir)}
-    files_of = {
-        name: list_classes(folder) if folder.is_dir() else {} for name, folder in folders.items()
-    }
+    files_of = {name: list_classes(folder) for name, folder in folders.items()}
     names = sorted({*files_of["train"], *files_of["test"]})
     number_of = {name: number for number, name in enumerate(names)}
     paths, classes = flatten(files_of[split], number_of)
@@ -95,11 +93,12 @@ def read_folder(data_dir: Path, split: str) -> Table:
     if has_train_test(data_dir):
         return read_train_test(data_dir, split)
     files_of = list_classes(data_dir)
-    if files_of:
-        return table_by_class(files_of, (len(files_of) + 1) // 2, split)
-    if split == "test" and folder_of_tests(data_dir).is_dir():
-        return read_train_test(data_dir, split)
-    raise FileNotFoundError(f"no class folders with images in {data_dir}")
+    num_train_classes = (len(files_of) + 1) // 2
+    if not files_of and split == "test" and folder_of_tests(data_dir).is_dir():
+        files_of = list_classes(folder_of_tests(data_dir))  # none of them for training
+    if not files_of:
+        raise FileNotFoundError(f"no class folders with images in {data_dir}")
+    return table_by_class(files_of, num_train_classes, split)
 
 
 def table_by_class(files_of: dict[str, list[str]], num_train_classes: int, split: str) -> Table:

@@ -34,6 +34,9 @@ def test_the_test_folder_alone_can_be_tested(tmp_path, draw):
     assert test.class_names == {0: "n01", 1: "n02"} and test.labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(FileNotFoundError, match="no class folders with images"):
         load_index("folder", tmp_path, "train")
+    (tmp_path / "test").mkdir()  # empty, and preferred to val/
+    with pytest.raises(FileNotFoundError, match="no class folders .*expected train/CLASS"):
+        load_index("folder", tmp_path, "test")
 
 
 def test_folder_of_classes_is_halved_or_chosen(tmp_path, draw):
