@@ -3,17 +3,16 @@
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-SOURCES := train_elem.py train_pair.py eval.py infer.py losses models reader retrieval engine data pretrained benchmarks
-
 .PHONY: setup demo test check bench
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements-base.txt requirements.txt requirements-dev.txt
+$(VENV)/.installed: requirements-base.txt requirements.txt requirements-dev.txt pyproject.toml setup.py
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet uv==0.13.9
 	$(PYTHON) -m uv pip install --python $(PYTHON) \
 		$(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) --requirement requirements-dev.txt
+	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --no-deps --editable .
 	touch $@
 
 test: setup
@@ -22,7 +21,7 @@ test: setup
 check: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy $(SOURCES)
+	$(PYTHON) -m mypy --package metric_learning --package benchmarks
 
 # Reading, training and exact ranks, each beside what others do; nearly an hour.
 bench: setup
@@ -43,5 +42,5 @@ demo: setup
 	$(PYTHON) eval.py --pretrained_model=$(DEMO)/eml/last.pt --batch_size=50 --json=$(DEMO)/eml.json
 	$(PYTHON) infer.py --pretrained_model=$(DEMO)/eml/last.pt --batch_size=50 \
 		--output_dir=$(DEMO)/features > $(DEMO)/features.txt
-	$(PYTHON) -m retrieval.report $(DEMO)/eml/last.pt --report_dir=$(DEMO)/report
-	$(PYTHON) -m retrieval.summary $(DEMO) untrained arcmargin eml
+	$(PYTHON) -m metric_learning report $(DEMO)/eml/last.pt --report_dir=$(DEMO)/report
+	$(PYTHON) -m metric_learning summary $(DEMO) untrained arcmargin eml

@@ -14,11 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.cli import user_errors
-from engine.compare import compare_checkpoints
-from engine.devices import choose_device
-from engine.distributed import join_world, leave_world
-from engine.evaluation import (
+from metric_learning.common.atomic import write_json
+from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import Flag, parse_flags, path, positive
+from metric_learning.common.log import log, versions
+from metric_learning.common.outputs import prepare_output
+from metric_learning.engine.embed.features import open_features
+from metric_learning.engine.embed.inference import Job, embed_split, open_split, refuse_flags
+from metric_learning.engine.evaluate.compare import compare_checkpoints
+from metric_learning.engine.evaluate.evaluation import (
     check_sizes,
     log_metrics,
     log_super_classes,
@@ -28,9 +32,7 @@ from engine.evaluation import (
     whiten,
     write_class_table,
 )
-from engine.features import open_features
-from engine.files import prepare_output
-from engine.flags import (
+from metric_learning.engine.options.flags import (
     CLASS_FLAGS,
     DATA_FLAGS,
     MACHINE_FLAGS,
@@ -38,11 +40,9 @@ from engine.flags import (
     MODEL_FLAGS,
     with_defaults,
 )
-from engine.inference import Job, embed_split, open_split, refuse_flags
-from engine.parsing import Flag, parse_flags, path, positive
-from engine.run import log, versions
-from models.atomic import write_json
-from retrieval.rerank import parse_rerank
+from metric_learning.engine.parallel.devices import choose_device
+from metric_learning.engine.parallel.distributed import join_world, leave_world
+from metric_learning.retrieval.rerank import parse_rerank
 
 FLAGS = (
     *MODEL_FLAGS,

@@ -23,7 +23,19 @@ from typing import Any
 
 import torch
 
-from engine.answer import (
+from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import Flag, parse_flags, path, positive
+from metric_learning.common.log import log
+from metric_learning.engine.embed.dump import dump_features
+from metric_learning.engine.embed.export import EXPORT_FLAGS, export_model
+from metric_learning.engine.embed.inference import (
+    DATA_SET_FLAGS,
+    Embedder,
+    load_embedder,
+    load_split,
+    refuse_flags,
+)
+from metric_learning.engine.embed.search import (
     build_from,
     describe_recall,
     embed,
@@ -31,23 +43,17 @@ from engine.answer import (
     prepare_index,
     search,
 )
-from engine.cli import user_errors
-from engine.devices import choose_device
-from engine.dump import dump_features
-from engine.export import EXPORT_FLAGS, export_model
-from engine.flags import CLASS_FLAGS, DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS, with_defaults
-from engine.inference import (
-    DATA_SET_FLAGS,
-    Embedder,
-    load_embedder,
-    load_split,
-    refuse_flags,
+from metric_learning.engine.options.flags import (
+    CLASS_FLAGS,
+    DATA_FLAGS,
+    MACHINE_FLAGS,
+    MODEL_FLAGS,
+    with_defaults,
 )
-from engine.parsing import Flag, parse_flags, path, positive
-from engine.run import log
-from reader import Index
-from reader.images import index_images
-from retrieval.index_kinds import INDEX_OPTIONS
+from metric_learning.engine.parallel.devices import choose_device
+from metric_learning.reader import ImageSet
+from metric_learning.reader.sets.plain_images import index_images
+from metric_learning.retrieval.index_kinds import INDEX_OPTIONS
 
 FLAGS = (
     *MODEL_FLAGS,
@@ -130,7 +136,7 @@ def check_query_flags(args: Namespace, given: set[str], queries: Sequence[str]) 
         refuse_flags(given, ("batch_size", "num_workers", "amp"), f"{query} reads no images")
 
 
-def build(args: Namespace, embedder: Embedder, images: Index, device: torch.device) -> Path:
+def build(args: Namespace, embedder: Embedder, images: ImageSet, device: torch.device) -> Path:
     """Build the search index of the images and return its file."""
     options = index_options(args, len(images), embedder.model.embedding_size)
     features = embed(args, embedder, images, device)

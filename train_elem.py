@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from engine.classification import accuracies, classes_ahead
-from engine.cli import user_errors
-from engine.distributed import World
-from engine.fit import train
-from engine.parsing import Flag, boolean, parse_flags
-from engine.sharding import ShardedHead
-from engine.training_flags import training_flags
-from losses import ELEM_LOSSES
-from reader.samplers import ShuffledSampler
+from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import Flag, boolean, parse_flags
+from metric_learning.engine.evaluate.classification import accuracies, classes_ahead
+from metric_learning.engine.options.training_flags import training_flags
+from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.parallel.sharded_head import ShardedHead
+from metric_learning.engine.train.fit import train
+from metric_learning.losses import ELEM_LOSSES
+from metric_learning.reader.batches.samplers import ShuffledSampler
 
 SHARD_HEAD = Flag(
     "shard_head",

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import machine, names_among
 from benchmarks.reader_paths import QUALITY, WAYS, Batches, Work, index_of, write_images
-from engine.cli import user_errors
-from engine.parsing import Flag, integers, natural, parse_flags, path, positive
+from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import Flag, integers, natural, parse_flags, path, positive
 
 BASELINE = "pillow_v1"
 DISTRIBUTIONS = ("torch", "torchvision", "pillow", "opencv-python-headless", "numpy")

@@ -28,11 +28,11 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.bench_retrieval import machine
-from engine.cli import user_errors
-from engine.distributed import World, join_world, leave_world
-from engine.parsing import Flag, parse_flags, positive
-from engine.sharding import build_sharded_loss
-from losses import ELEM_LOSSES
+from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import Flag, parse_flags, positive
+from metric_learning.engine.parallel.distributed import World, join_world, leave_world
+from metric_learning.engine.parallel.sharded_head import build_sharded_loss
+from metric_learning.losses import ELEM_LOSSES
 
 FLAGS = (
     Flag("loss_name", str, "softmax", "stage-1 loss", tuple(ELEM_LOSSES)),

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import machine, names_among
 from benchmarks.reader_paths import write_images
 from benchmarks.train_methods import METHODS, WARM_UP, Work
-from engine.cli import user_errors
-from engine.parsing import Flag, integers, natural, parse_flags, path, positive
+from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import Flag, integers, natural, parse_flags, path, positive
 
 BASELINE = "bare"
 FLAGS = (

@@ -21,8 +21,8 @@ import eval as evaluation
 import train_elem
 import train_pair
 from benchmarks.seed_table import seed_table
-from engine.cli import user_errors
-from losses import ELEM_LOSSES, PAIR_LOSSES, layout_of
+from metric_learning.common.cli import user_errors
+from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES, layout_of
 
 WEIGHTS = "--pretrained_model=pretrained/mobilenetv2_100_imagenet.safetensors"
 FLAGS = (

@@ -19,13 +19,13 @@ from torchvision import transforms as v1
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from reader.cache_build import open_cache
-from reader.device import to_inputs
-from reader.index import Index
-from reader.loader import train_loader
-from reader.preprocessing import Preprocessing
-from reader.training import Reading
-from reader.transforms import IMAGENET_MEAN, IMAGENET_STD
+from metric_learning.reader.batches.cache_build import open_cache
+from metric_learning.reader.batches.device import to_inputs
+from metric_learning.reader.batches.loader import train_loader
+from metric_learning.reader.batches.training import Reading
+from metric_learning.reader.preprocessing import Preprocessing
+from metric_learning.reader.sets.image_set import ImageSet
+from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 # Octaves of noise: distance of its points in pixels -> strength in grey levels; at 400 x 500
 # pixels and quality 90 a file has about 56 KB, as photographs of that size have.
@@ -46,7 +46,7 @@ class Work:
         cache_size: short side of its images in pixels.
     """
 
-    index: Index
+    index: ImageSet
     batch_size: int
     crop_size: int
     folder: Path
@@ -186,11 +186,11 @@ class InOrder:
         return np.arange(start, min(start + self.batch_size, self.num_images))
 
 
-def index_of(paths: Sequence[str]) -> Index:
+def index_of(paths: Sequence[str]) -> ImageSet:
     """Return an index of these files, all of one class."""
     everything = np.ones(len(paths), bool)
     labels = np.zeros(len(paths), np.int64)
-    return Index("benchmark", "train", list(paths), labels, {0: "0"}, everything, everything)
+    return ImageSet("benchmark", "train", list(paths), labels, {0: "0"}, everything, everything)
 
 
 WAYS: dict[str, Way] = {

@@ -67,7 +67,7 @@ def prepare_floor(embeddings: np.ndarray, labels: np.ndarray) -> Search:
 
 def prepare_this(embeddings: np.ndarray, labels: np.ndarray) -> Search:
     """Evaluate with this project."""
-    from retrieval import evaluate
+    from metric_learning.retrieval import evaluate
 
     def search(num_queries: int) -> dict[str, float]:
         found = evaluate(embeddings, labels, range(1, min(max(KS), len(labels)) + 1))

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.cli import user_errors
+from metric_learning.common.cli import user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> str:

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 import train_pair
 from benchmarks.common import clocks, memory
-from engine.devices import choose_amp, place
-from engine.distributed import World
-from engine.fit import fit
-from engine.optimizers import build_optimizer
-from engine.parsing import parse_flags
-from engine.run import Run
-from engine.setup import set_up
-from engine.signals import StopRequest
-from losses import build_loss
-from models import build_model
-from reader.transforms import IMAGENET_MEAN, IMAGENET_STD
+from metric_learning.common.flags import parse_flags
+from metric_learning.engine.parallel.devices import choose_amp, place
+from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.run.folder import Run
+from metric_learning.engine.run.signals import StopRequest
+from metric_learning.engine.train.fit import fit
+from metric_learning.engine.train.optimizers import build_optimizer
+from metric_learning.engine.train.setup import set_up
+from metric_learning.losses import build_loss
+from metric_learning.models import build_model
+from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 WARM_UP = 3  # steps before the clock starts
 DISTRIBUTIONS = ("torch", "torchvision", "pillow", "opencv-python-headless", "numpy")

@@ -25,7 +25,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-DATA_ROOT = Path(__file__).resolve().parent
+from metric_learning.common.places import data_root
+
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60
 
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fetch one data set; 0: it is in place, 1: steps are left to do by hand, 2: error."""
     parser = argparse.ArgumentParser(prog="python data/download.py", description=__doc__)
     parser.add_argument("name", help=f"one of {', '.join([*SOURCES, *MANUAL])}")
-    parser.add_argument("--dir", default=str(DATA_ROOT), help="where its folder goes")
+    parser.add_argument("--dir", default=str(data_root()), help="where its folder goes")
     args = parser.parse_args(argv)
     try:
         if args.name in MANUAL:

@@ -20,8 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.demo_products import KINDS, Product, draw_product, draw_products
-from data.demo_views import draw_view
+from metric_learning.data.draw.products import KINDS, Product, draw_product, draw_products
+from metric_learning.data.draw.views import draw_view
 
 MARKER = "demo.json"
 _VERSION = 1  # raise it when the drawing changes, so that folders of older versions are redrawn

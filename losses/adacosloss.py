@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from losses.classes import CosineLoss
-from losses.functional import change_targets
+from metric_learning.losses.classes import CosineLoss
+from metric_learning.losses.functional import change_targets
 
 LOWEST_SCALE = 1.0
 

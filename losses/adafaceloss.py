@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from losses.classes import CosineLoss, angles
-from losses.functional import change_targets, full_precision
+from metric_learning.losses.classes import CosineLoss, angles
+from metric_learning.losses.functional import change_targets, full_precision
 
 MOMENTUM = 0.01  # of the newest batch in the running statistics
 NORM_RANGE = (0.001, 100.0)

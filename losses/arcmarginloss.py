@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses.classes import TargetMarginLoss, add_angle, rotated
+from metric_learning.losses.classes import TargetMarginLoss, add_angle, rotated
 
 
 class ArcMarginLoss(TargetMarginLoss):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.functional import euclidean, mean_or_zero, mean_where
-from losses.mining import MINERS
-from losses.pairs import LabelLoss, Pairs
+from metric_learning.losses.functional import euclidean, mean_or_zero, mean_where
+from metric_learning.losses.mining import MINERS
+from metric_learning.losses.pairs import LabelLoss, Pairs
 
 DEFAULT_MARGIN = 0.1
 

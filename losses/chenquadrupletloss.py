@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import check_batch, full_precision, mean_where
-from losses.pairs import pairs_with
+from metric_learning.losses.functional import check_batch, full_precision, mean_where
+from metric_learning.losses.pairs import pairs_with
 
 
 class ChenQuadrupletLoss(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.functional import log_sum_exp, mean_or_zero
-from losses.pairs import LabelLoss, Pairs
+from metric_learning.losses.functional import log_sum_exp, mean_or_zero
+from metric_learning.losses.pairs import LabelLoss, Pairs
 
 
 class CircleLoss(LabelLoss):

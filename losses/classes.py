@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import (
+from metric_learning.losses.functional import (
     change_targets,
     check_batch,
     check_classes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from losses.classes import TargetMarginLoss, angles
+from metric_learning.losses.classes import TargetMarginLoss, angles
 
 
 class CombinedLoss(TargetMarginLoss):

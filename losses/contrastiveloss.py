@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.functional import euclidean, mean_where
-from losses.pairs import LabelLoss, Pairs
+from metric_learning.losses.functional import euclidean, mean_where
+from metric_learning.losses.pairs import LabelLoss, Pairs
 
 
 class ContrastiveLoss(LabelLoss):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from losses.classes import TargetMarginLoss
+from metric_learning.losses.classes import TargetMarginLoss
 
 
 class CosFaceLoss(TargetMarginLoss):

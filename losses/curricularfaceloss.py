@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses.classes import CosineLoss, add_angle, rotated
+from metric_learning.losses.classes import CosineLoss, add_angle, rotated
 
 MOMENTUM = 0.01  # of the newest batch in the running mean
 

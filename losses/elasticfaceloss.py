@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses.classes import CosineLoss, angles
-from losses.functional import change_targets
+from metric_learning.losses.classes import CosineLoss, angles
+from metric_learning.losses.functional import change_targets
 
 
 class ElasticLoss(CosineLoss):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from losses.functional import (
+from metric_learning.losses.functional import (
     block_pairs,
     check_batch,
     check_blocks,

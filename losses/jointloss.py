@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from losses.softmaxloss import SoftmaxLoss
+from metric_learning.losses.softmaxloss import SoftmaxLoss
 
 
 class JointLoss(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from losses.functional import full_precision
-from losses.pairs import LabelLoss, pairs_with
+from metric_learning.losses.functional import full_precision
+from metric_learning.losses.pairs import LabelLoss, pairs_with
 
 
 class CrossBatchMemory(nn.Module):

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from losses.functional import euclidean
-from losses.pairs import Pairs
+from metric_learning.losses.functional import euclidean
+from metric_learning.losses.pairs import Pairs
 
 # Of the distance-weighted draw, Euclidean: closer negatives are drawn as if they were at CLOSEST,
 # farther ones than FARTHEST are not drawn (the authors' values).

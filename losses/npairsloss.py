@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from losses.functional import check_batch, check_blocks, cross_entropy, full_precision
+from metric_learning.losses.functional import (
+    check_batch,
+    check_blocks,
+    cross_entropy,
+    full_precision,
+)
 
 
 class NpairsLoss(nn.Module):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import check_batch, full_precision
+from metric_learning.losses.functional import check_batch, full_precision
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from losses.functional import check_batch, check_classes, full_precision
+from metric_learning.losses.functional import check_batch, check_classes, full_precision
 
 PREFIX = "pml:"
 CLASS_DIM = "num_classes"  # what the package calls class_dim

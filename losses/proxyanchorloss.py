@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.classes import CosineLoss
-from losses.functional import check_above_zero, check_batch, check_classes, log_one_plus_sum_exp
+from metric_learning.losses.classes import CosineLoss
+from metric_learning.losses.functional import (
+    check_above_zero,
+    check_batch,
+    check_classes,
+    log_one_plus_sum_exp,
+)
 
 
 class ProxyAnchorLoss(CosineLoss):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from losses.classes import TargetMarginLoss
-from losses.functional import check_above_zero
+from metric_learning.losses.classes import TargetMarginLoss
+from metric_learning.losses.functional import check_above_zero
 
 
 class ProxyNcaLoss(TargetMarginLoss):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import (
+from metric_learning.losses.functional import (
     block_pairs,
     check_batch,
     check_blocks,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses.functional import check_above_zero, mean_or_zero
-from losses.pairs import LabelLoss, Pairs, soft_ranks
+from metric_learning.losses.functional import check_above_zero, mean_or_zero
+from metric_learning.losses.pairs import LabelLoss, Pairs, soft_ranks
 
 
 class RecallLoss(LabelLoss):

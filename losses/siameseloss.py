@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import check_batch, check_pairs, euclidean, full_precision
+from metric_learning.losses.functional import check_batch, check_pairs, euclidean, full_precision
 
 
 class SiameseLoss(nn.Module):

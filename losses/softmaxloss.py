@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import check_batch, check_classes, cross_entropy, full_precision
+from metric_learning.losses.functional import (
+    check_batch,
+    check_classes,
+    cross_entropy,
+    full_precision,
+)
 
 
 class SoftmaxLoss(nn.Module):

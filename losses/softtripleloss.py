@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.classes import CosineLoss
-from losses.functional import (
+from metric_learning.losses.classes import CosineLoss
+from metric_learning.losses.functional import (
     change_targets,
     check_above_zero,
     euclidean,

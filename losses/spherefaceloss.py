@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from losses.classes import CosineLoss
-from losses.functional import change_targets, full_precision
+from metric_learning.losses.classes import CosineLoss
+from metric_learning.losses.functional import change_targets, full_precision
 
 
 class SphereFaceLoss(CosineLoss):

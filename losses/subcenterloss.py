@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from losses.classes import TargetMarginLoss, add_angle
+from metric_learning.losses.classes import TargetMarginLoss, add_angle
 
 
 class SubCenterLoss(TargetMarginLoss):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.functional import check_batch, check_triples, full_precision
+from metric_learning.losses.functional import check_batch, check_triples, full_precision
 
 
 class TripletLoss(nn.Module):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.classes import CosineLoss, add_angle
-from losses.functional import change_targets, full_precision
+from metric_learning.losses.classes import CosineLoss, add_angle
+from metric_learning.losses.functional import change_targets, full_precision
 
 
 class VplLoss(CosineLoss):

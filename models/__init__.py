@@ -1,8 +1,9 @@
 """Networks that map images (B, 3, H, W) to embeddings (B, D), and their weights in and out."""
 
-from models.embedder import REFERENCE_MODELS, EmbeddingModel, build_model, timm_name
-from models.options import MODEL_OPTIONS, changed_options, options_of
-from models.weights import (
+from metric_learning.models.build import build_model, timm_name
+from metric_learning.models.embedder import REFERENCE_MODELS, EmbeddingModel
+from metric_learning.models.options import MODEL_OPTIONS, changed_options, options_of
+from metric_learning.models.weights.load import (
     WeightsReport,
     load_classifier,
     load_weights,

@@ -11,7 +11,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from models.files import WeightsFile
+from metric_learning.models.weights.files import WeightsFile
 
 PREFIX = "open_clip:"
 # How the keys of weights of both towers begin that are not the image tower's: those of the text

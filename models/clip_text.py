@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.clip import (
+from metric_learning.models.clip import (
     PREFIX,
     TEXT_PARTS,
     Clip,
@@ -19,7 +19,7 @@ from models.clip import (
     is_clip,
     without_tokens,
 )
-from models.files import read_weights
+from metric_learning.models.weights.files import read_weights
 
 WRAPPERS = ("module.", "_orig_mod.")
 # The smallest image tower; open_clip builds one beside the text tower.

@@ -1,22 +1,17 @@
-"""Build a backbone, the options of its head and an optional linear embedding layer on top."""
+"""A backbone, the options of its head and an optional linear embedding layer on top."""
 
 from __future__ import annotations
 
-import difflib
-from os import PathLike
 from typing import Any
 
-import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from models.clip import ImageTower, is_clip
-from models.feature_norm import FEATURE_NORMS
-from models.last_stride import remove_last_stride
-from models.options import MODEL_OPTIONS
-from models.pooling import GeMPooling, replace_pooling
-from models.weights import load_weights
+from metric_learning.models.feature_norm import FEATURE_NORMS
+from metric_learning.models.last_stride import remove_last_stride
+from metric_learning.models.options import MODEL_OPTIONS
+from metric_learning.models.pooling import GeMPooling, replace_pooling
 
 # Names of the reference; these models take images as the reference prepares them.
 REFERENCE_MODELS = {
@@ -28,8 +23,6 @@ REFERENCE_MODELS = {
     "SE_ResNeXt50_32x4d": "seresnext50_32x4d",
 }
 REFERENCE_IMAGE_SIZE = 224
-# All names that are not timm's own. This Xception is Chollet's, timm's other ones are DeepLab's.
-TIMM_NAMES = REFERENCE_MODELS | {"Xception": "legacy_xception"}
 
 
 class EmbeddingModel(nn.Module):
@@ -101,84 +94,6 @@ class EmbeddingModel(nn.Module):
     def head(self) -> nn.Module:
         """All of `new_parts` in one module, for who trains them at another rate."""
         return nn.ModuleList(self.new_parts().values())
-
-
-def build_model(
-    name: str,
-    embedding_size: int = 0,
-    pretrained_model: str | PathLike[str] | None = None,
-    *,
-    image_size: int | None = None,
-    pooling: str = "own",
-    last_stride: int = 2,
-    feature_norm: str = "none",
-) -> EmbeddingModel:
-    """Build the named model, with random weights or those of a file.
-
-    Args:
-        name: a key of `TIMM_NAMES`, any timm model name, or that of an image tower of open_clip,
-            see `models.clip.find_clip`.
-        embedding_size: width of the linear layer on top; 0 for none.
-        pretrained_model: weights to load, see `load_weights`.
-        image_size: side of the square images in pixels; None for that of the published weights.
-            Models built for one size (vision transformers) are built for this one; others take
-            any size and do not look at it.
-        pooling: what makes a feature of the feature map, a key of `POOLINGS`; "own" leaves it to
-            the backbone, an average in nearly all convolutional ones.
-        last_stride: 1 doubles the sides of a ResNet's feature map; 2 leaves it as it is.
-        feature_norm: what lies between pooling and linear layer, a key of `FEATURE_NORMS`.
-
-    Raises:
-        ValueError: the name is unknown, a size or an option cannot be had, or the weights do not
-            fit.
-    """
-    if embedding_size < 0:
-        raise ValueError(f"embedding_size is 0 (no embedding layer) or more, not {embedding_size}")
-    model = EmbeddingModel(
-        name,
-        _build_backbone(name, image_size),
-        embedding_size,
-        image_size,
-        pooling=pooling,
-        last_stride=last_stride,
-        feature_norm=feature_norm,
-    )
-    if pretrained_model is not None:
-        load_weights(model, pretrained_model)
-    return model
-
-
-def timm_name(name: str) -> str:
-    """Return timm's name of a model; ValueError names close matches."""
-    if name in TIMM_NAMES:
-        return TIMM_NAMES[name]
-    if timm.is_model(name):
-        return name
-    known = {model.lower(): model for model in [*timm.list_models(), *TIMM_NAMES]}
-    close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=4)]
-    hint = f"close to it: {', '.join(close)}; " if close else ""
-    raise ValueError(
-        f"unknown model {name}; {hint}expected {', '.join(TIMM_NAMES)}, a timm model name or "
-        "open_clip:NAME"
-    )
-
-
-def _build_backbone(name: str, image_size: int | None) -> nn.Module:
-    """Build the model of a name without a class layer."""
-    if is_clip(name):
-        return ImageTower(name, image_size)
-    architecture = timm_name(name)
-    options: dict[str, Any] = {}
-    try:
-        config: Any = timm.get_pretrained_cfg(architecture)
-        # Models that can be had in their own size alone know no such option.
-        if config and config.fixed_input_size and image_size not in (None, config.input_size[1]):
-            options["img_size"] = image_size
-        return timm.create_model(architecture, pretrained=False, num_classes=0, **options)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        size = f" for images of {image_size} px" if options else ""
-        reason = " ".join(str(error).split())
-        raise ValueError(f"cannot build model {name}{size}: {reason}") from error
 
 
 def _apply_options(backbone: nn.Module, options: dict[str, Any]) -> None:

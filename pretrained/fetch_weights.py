@@ -18,7 +18,7 @@ from torchvision.models import get_model_weights
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
 
-from models import (  # noqa: E402
+from metric_learning.models import (  # noqa: E402
     REFERENCE_MODELS,
     EmbeddingModel,
     build_model,

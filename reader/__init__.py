@@ -1,7 +1,7 @@
 """Data sets: the index of images and labels of a split, samplers, transforms and loaders."""
 
-from reader.datasets import DATASETS, load_index
-from reader.index import ImageError, Index
-from reader.loader import WorkerError
+from metric_learning.reader.batches.loader import WorkerError
+from metric_learning.reader.sets.datasets import DATASETS, load_index
+from metric_learning.reader.sets.image_set import ImageError, ImageSet
 
-__all__ = ["DATASETS", "ImageError", "Index", "WorkerError", "load_index"]
+__all__ = ["DATASETS", "ImageError", "ImageSet", "WorkerError", "load_index"]

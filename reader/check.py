@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from reader.datasets import DATASETS, load_index
-from reader.image_files import DEFAULT_WORKERS, map_files, read_content
-from reader.index import Index
-from reader.table import SPLITS
+from metric_learning.reader.sets.datasets import DATASETS, load_index
+from metric_learning.reader.sets.image_files import DEFAULT_WORKERS, map_files, read_content
+from metric_learning.reader.sets.image_set import ImageSet
+from metric_learning.reader.sets.table import SPLITS
 
 NUM_SHOWN = 20
 
@@ -50,7 +50,7 @@ def check_file(path: str) -> tuple[str, str, str]:
 
 
 def check_images(
-    indexes: Sequence[Index], num_workers: int
+    indexes: Sequence[ImageSet], num_workers: int
 ) -> dict[str, dict[str, tuple[str, str, str]]]:
     """Check the images of all splits; split -> path -> what `check_file` says."""
     paths = dict.fromkeys(p for index in indexes if index.images is None for p in index.paths)
@@ -68,7 +68,7 @@ def check_images(
     return checks
 
 
-def describe_split(index: Index) -> dict[str, int | float]:
+def describe_split(index: ImageSet) -> dict[str, int | float]:
     """Counts of images and classes and the distribution of class sizes."""
     sizes = np.unique(index.labels, return_counts=True)[1]
     return {
@@ -101,7 +101,7 @@ def repeated(paths: Iterable[str]) -> list[str]:
     return [path for path, count in counts.items() if count > 1]
 
 
-def check(indexes: Sequence[Index], num_workers: int) -> dict[str, Any]:
+def check(indexes: Sequence[ImageSet], num_workers: int) -> dict[str, Any]:
     """Read all images of the splits; the report as written to --json."""
     start = time.perf_counter()
     checks = check_images(indexes, num_workers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reader.transforms import MAX_ASPECT, TRANSFORMS
+from metric_learning.reader.transforms import MAX_ASPECT, TRANSFORMS
 
 # What is said of a transform of test images: how it resizes, and from where it crops.
 WORDS = {

@@ -1,7 +1,6 @@
-"""Retrieval: features of a whole data set, exact ranks, and the metrics that follow from them."""
+"""Retrieval: exact ranks of embeddings, the metrics that follow from them, and search."""
 
-from retrieval.extract import extract, iterate_embeddings
-from retrieval.metrics import evaluate, score_queries
-from retrieval.search import nearest
+from metric_learning.retrieval.metrics import evaluate, score_queries
+from metric_learning.retrieval.search import nearest
 
-__all__ = ["evaluate", "extract", "iterate_embeddings", "nearest", "score_queries"]
+__all__ = ["evaluate", "nearest", "score_queries"]

@@ -11,8 +11,8 @@ from sklearn.metrics import (
 )
 from sklearn.metrics.cluster import pair_confusion_matrix
 
-from retrieval.inputs import checked
-from retrieval.unit import unit_rows
+from metric_learning.retrieval.inputs import checked
+from metric_learning.retrieval.unit import unit_rows
 
 
 def cluster_scores(

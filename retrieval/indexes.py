@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.atomic import write_atomically
-from retrieval.index_kinds import build_vectors, choose_options, import_faiss
-from retrieval.inputs import first_not_finite
-from retrieval.search import nearest
-from retrieval.unit import unit_rows
+from metric_learning.common.atomic import write_atomically
+from metric_learning.retrieval.index_kinds import build_vectors, choose_options, import_faiss
+from metric_learning.retrieval.inputs import first_not_finite
+from metric_learning.retrieval.search import nearest
+from metric_learning.retrieval.unit import unit_rows
 
 GPU_KINDS = ("exact", "ivf")  # faiss has no HNSW for GPUs, and limits the code sizes of IVFPQ
 MOST_NEIGHBOURS_ON_GPU = 2048

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval.counting.truth import Share
-from retrieval.inputs import checked_sets
-from retrieval.ranks import iterate_ranks, ranks_of_similarities
-from retrieval.scores import TIES, QueryScores, score_ranks
+from metric_learning.retrieval.counting.thresholds import Share
+from metric_learning.retrieval.inputs import checked_sets
+from metric_learning.retrieval.ranks import iterate_ranks, ranks_of_similarities
+from metric_learning.retrieval.scores import TIES, QueryScores, score_ranks
 
 DEFAULT_KS = (1, 10, 100, 1000)  # of the papers, whatever the size of the gallery
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from retrieval.counting.choose import choose_counter
-from retrieval.counting.truth import Counter, Share, Truth
+from metric_learning.retrieval.counting.choose import choose_counter
+from metric_learning.retrieval.counting.thresholds import Counter, Share, Truth
 
 TIE_TOLERANCE = 1e-9  # similarities this close are equal
 BYTES_PER_POSITIVE = 64  # about what is held per positive while ranks are counted

@@ -9,7 +9,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from retrieval.unit import unit_rows
+from metric_learning.retrieval.unit import unit_rows
 
 SMALLEST_SCALE = 1e-12  # a collapsed model has no distances but rounding, which stays small
 CHUNK_ELEMENTS = 2**24  # float64 distances held at once: 128 MiB

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from retrieval.options import parse_options
-from retrieval.reciprocal import k_reciprocal_similarities
-from retrieval.search import nearest
-from retrieval.unit import unit_rows
+from metric_learning.common.parameters import parse_options
+from metric_learning.retrieval.reciprocal import k_reciprocal_similarities
+from metric_learning.retrieval.search import nearest
+from metric_learning.retrieval.unit import unit_rows
 
 RERANK_OPTIONS: dict[str, dict[str, float]] = {  # method -> parameter -> default
     "qe": {"k": 10, "alpha": 3.0},

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.ranks import Ranks
-from retrieval.ties import expected_scores
+from metric_learning.retrieval.ranks import Ranks
+from metric_learning.retrieval.ties import expected_scores
 
 TIES = ("pessimistic", "expected")
 

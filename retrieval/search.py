@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from retrieval.unit import unit_rows
+from metric_learning.retrieval.unit import unit_rows
 
 CHUNK_ELEMENTS = 2**25  # float32 similarities held at once: 128 MiB
 

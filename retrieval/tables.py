@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.atomic import write_atomically
-from retrieval.scores import QueryScores
+from metric_learning.common.atomic import write_atomically
+from metric_learning.retrieval.scores import QueryScores
 
 METRICS = ("recall@1", "r_precision", "map@r", "map")  # fractions; the rest are numbers
 SCORES = (*METRICS, "mean_first_rank", "median_first_rank")

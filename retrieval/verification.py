@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval.counting.bins import NUM_BINS, Bins
-from retrieval.counting.choose import choose_counter
-from retrieval.counting.truth import Counter, Share
-from retrieval.inputs import checked_sets
+from metric_learning.retrieval.counting.bins import NUM_BINS, Bins
+from metric_learning.retrieval.counting.choose import choose_counter
+from metric_learning.retrieval.counting.thresholds import Counter, Share
+from metric_learning.retrieval.inputs import checked_sets
 
 PAIRS_AT_ONCE = 2**20  # positive pairs whose cosines are held together
 FAR_EXPONENTS = (1, 2, 3, 4)  # false accept rates 0.1 … 0.0001

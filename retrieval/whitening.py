@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from retrieval.unit import unit_rows
+from metric_learning.retrieval.unit import unit_rows
 
 SMALLEST_VARIANCE = 1e-10  # of the largest: what is below is rounding of float32, not a direction
 CHUNK_ROWS = 2**13  # rows held in float64 at once

@@ -10,11 +10,11 @@ import eval as eval_script
 import infer
 import train_elem
 import train_pair
-from engine.checkpoints import load_checkpoint
-from engine.criterion import PAIR_FLAGS
-from engine.parsing import parse_flags
-from engine.training_flags import training_flags
-from losses import PAIR_LOSSES
+from metric_learning.common.flags import parse_flags
+from metric_learning.engine.options.training_flags import training_flags
+from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.engine.train.criterion import PAIR_FLAGS
+from metric_learning.losses import PAIR_LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {

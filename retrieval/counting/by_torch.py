@@ -6,9 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval.counting.bins import HALF, NUM_BINS, Bins
-from retrieval.counting.precision import full_precision
-from retrieval.counting.truth import MOST_UNDECIDED, Share, Truth, rounding_error
+from metric_learning.retrieval.counting.bins import HALF, NUM_BINS, Bins
+from metric_learning.retrieval.counting.full_precision import full_precision
+from metric_learning.retrieval.counting.thresholds import (
+    MOST_UNDECIDED,
+    Share,
+    Truth,
+    rounding_error,
+)
 
 TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # most similarities at once, by type of device
 BYTES_PER_ELEMENT = 64  # that a GPU should have free for each of them

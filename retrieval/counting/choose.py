@@ -7,11 +7,11 @@ import warnings
 import numpy as np
 import torch
 
-from retrieval.counting.by_torch import TorchCounter
-from retrieval.counting.truth import Counter
+from metric_learning.retrieval.counting.by_torch import TorchCounter
+from metric_learning.retrieval.counting.thresholds import Counter
 
 try:
-    from retrieval.counting.compiled import CpuCounter
+    from metric_learning.retrieval.counting.cpu.compiled import CpuCounter
 except (ImportError, RuntimeError) as error:  # no numba, or no folder for what it compiles
     CpuCounter = None  # type: ignore[assignment, misc]
     warnings.warn(f"ranks are counted by torch, which takes longer: {error}", stacklevel=2)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cub50_losses
-from engine.parsing import parse_flags
-from losses import ELEM_LOSSES
+from metric_learning.common.flags import parse_flags
+from metric_learning.losses import ELEM_LOSSES
 
 
 @pytest.fixture

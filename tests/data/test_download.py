@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data import download
-from reader import DATASETS, load_index
+from metric_learning.data import download
+from metric_learning.reader import DATASETS, load_index
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {

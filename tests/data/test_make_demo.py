@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import make_demo
-from data.demo_products import KINDS, draw_products
+from metric_learning.data import make_demo
+from metric_learning.data.draw.products import KINDS, draw_products
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ["--num_classes=20", "--views=3", "--size=32"]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import prepare
-from reader import load_index
+from metric_learning.data.prepare import __main__ as prepare
+from metric_learning.reader import load_index
 
 CLASSES = ("cat", 'red, "big" sofa', "été 猫", "single")
 
@@ -265,6 +265,6 @@ def test_help_lists_the_commands_and_their_flags(capsys):
 def test_it_runs_as_a_module(tmp_path, troubled, monkeypatch, capsys):
     shutil.copytree(troubled / "cat", tmp_path / "photos" / "cat")
     monkeypatch.setattr(sys, "argv", ["prepare.py", "scan", str(tmp_path / "photos")])
-    monkeypatch.delitem(sys.modules, "data.prepare")
+    monkeypatch.delitem(sys.modules, "data.prepare", raising=False)
     runpy.run_module("data.prepare", run_name="__main__")
     assert capsys.readouterr().out.endswith("scanned.csv, 9 images of 1 classes\n")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.prepare_hashes import find_near_duplicates, perceptual_hash
+from metric_learning.data.prepare.hashes import find_near_duplicates, perceptual_hash
 
 
 def picture(seed: int, width: int = 96, height: int = 80) -> Image.Image:

@@ -16,7 +16,7 @@ from torch import nn
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from engine.distributed import (
+from metric_learning.engine.parallel.distributed import (
     average,
     gather_batch,
     join_world,
@@ -24,8 +24,13 @@ from engine.distributed import (
     over_all_ranks,
     wrap,
 )
-from engine.sharding import ShardedHead, build_sharded_loss, collect_state, restore_state
-from losses import PAIR_LOSSES, build_loss
+from metric_learning.engine.parallel.sharded_head import (
+    ShardedHead,
+    build_sharded_loss,
+    collect_state,
+    restore_state,
+)
+from metric_learning.losses import PAIR_LOSSES, build_loss
 
 BATCH, INPUT, SIZE, CLASSES, STEPS = 36, 7, 5, 11, 5
 PAIRS = (*PAIR_LOSSES, "weighted")

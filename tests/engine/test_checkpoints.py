@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.checkpoints import (
+from metric_learning.common.atomic import remove_leftovers, write_atomically
+from metric_learning.engine.run.checkpoints import (
     PARTS,
     DamagedError,
     load_checkpoint,
@@ -16,7 +17,6 @@ from engine.checkpoints import (
     prune,
     save_checkpoint,
 )
-from models.atomic import remove_leftovers, write_atomically
 
 
 def checkpoint():

@@ -8,9 +8,9 @@ import torch
 
 import infer
 import train_pair
-from engine.checkpoints import load_checkpoint
-from engine.criterion import parse_pml_options
-from engine.parsing import parse_flags
+from metric_learning.common.flags import parse_flags
+from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.engine.train.criterion import parse_pml_options
 
 SHORT = [
     *("--model=test_resnet", "--train_batch_size=8", "--lr=0.001"),

@@ -8,8 +8,8 @@ from argparse import Namespace
 import pytest
 import torch
 
-from engine.devices import choose_device, keep_freed_memory
-from engine.distributed import World
+from metric_learning.engine.parallel.devices import choose_device, keep_freed_memory
+from metric_learning.engine.parallel.distributed import World
 
 
 def choose(device="auto", use_gpu=True, **world):
@@ -48,7 +48,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 def test_freed_memory_is_used_again_without_a_page_fault():
     program = """
 import resource, torch
-from engine.devices import keep_freed_memory
+from metric_learning.engine.parallel.devices import keep_freed_memory
 assert keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for step in range(6):

@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import eval as eval_script
 import train_elem
 import train_pair
-from engine.checkpoints import load_checkpoint
-from engine.distributed import World
-from engine.setup import check_batch_norm, synchronise_batch_norm
-from models import build_model
+from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.engine.train.setup import check_batch_norm, synchronise_batch_norm
+from metric_learning.models import build_model
 
 SCRIPTS = {script: Path(script.__file__) for script in (train_elem, train_pair)}
 
@@ -153,7 +153,7 @@ sys.setswitchinterval(10)  # seconds for which no other thread gets the interpre
 
 import torch
 
-from engine.distributed import gather_batch, join_world, leave_world, wrap
+from metric_learning.engine.parallel.distributed import gather_batch, join_world, leave_world, wrap
 
 world = join_world()
 module = wrap(torch.nn.Linear(1, 1), world, torch.device("cpu"))

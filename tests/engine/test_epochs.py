@@ -9,7 +9,7 @@ import pytest
 import eval as eval_script
 import train_elem
 import train_pair
-from engine.checkpoints import load_checkpoint
+from metric_learning.engine.run.checkpoints import load_checkpoint
 
 SHORT = ["--test_iter_step=0", "--save_iter_step=0", "--display_iter_step=1", "--log_epochs=True"]
 NUMBER = r"\d+\.\d{1,6} *"

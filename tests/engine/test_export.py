@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import infer
-from engine import export
+from metric_learning.engine.embed import export
 
 METADATA = {"model": "small", "image_shape": [3, 8, 8]}
 

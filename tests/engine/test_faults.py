@@ -12,7 +12,7 @@ from processes import children_of
 from safetensors.torch import load_file
 from test_fit import parts_equal
 
-from engine.checkpoints import load_checkpoint
+from metric_learning.engine.run.checkpoints import load_checkpoint
 
 STATE = ("model", "criterion", "optimizer", "step", "best", "tested")
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 import eval as eval_script
 import train_elem
 import train_pair
-from engine.checkpoints import load_checkpoint
-from engine.classification import classes_ahead
+from metric_learning.engine.evaluate.classification import classes_ahead
+from metric_learning.engine.run.checkpoints import load_checkpoint
 
 STAGES = {
     "elem": (train_elem, ["--loss_name=arcmargin", "--train_batch_size=8", "--lr=0.01"]),

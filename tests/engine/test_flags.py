@@ -6,8 +6,8 @@ import eval as eval_script
 import infer
 import train_elem
 import train_pair
-from engine.parsing import Flag, parse_flags, positive
-from engine.training_flags import options_of_loss
+from metric_learning.common.flags import Flag, parse_flags, positive
+from metric_learning.engine.options.training_flags import options_of_loss
 
 SCRIPTS = {"elem": train_elem, "pair": train_pair, "eval": eval_script, "infer": infer}
 

@@ -6,12 +6,12 @@ from torch import nn
 import eval as eval_script
 import train_elem
 import train_pair
-from engine.distributed import World
-from engine.fit import set_train_mode
-from engine.network import check_image_size, model_of
-from engine.parsing import parse_flags
-from engine.setup import set_up
-from models import build_model
+from metric_learning.common.flags import parse_flags
+from metric_learning.engine.embed.network import check_image_size, model_of
+from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.train.fit import set_train_mode
+from metric_learning.engine.train.setup import set_up
+from metric_learning.models import build_model
 
 HEAD = ["--pooling=gem", "--feature_norm=bnneck", "--embedding_size=8"]
 GEM = "backbone.global_pool.pool.p"

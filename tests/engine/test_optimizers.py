@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 import train_elem
-from engine.optimizers import build_optimizer, check_optimizer_flags
-from engine.parsing import parse_flags
-from engine.schedules import learning_rate, set_learning_rate
-from losses import build_loss
+from metric_learning.common.flags import parse_flags
+from metric_learning.engine.train.optimizers import build_optimizer, check_optimizer_flags
+from metric_learning.engine.train.schedules import learning_rate, set_learning_rate
+from metric_learning.losses import build_loss
 
 
 def flags(*argv):

@@ -8,9 +8,9 @@ import torch
 
 import train_elem
 import train_pair
-from engine.checkpoints import load_checkpoint
-from engine.reading import BrokenImages
-from reader import ImageError, Index
+from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.engine.train.reading import BrokenImages
+from metric_learning.reader import ImageError, ImageSet
 
 PAIR = ["--loss_name=eml", "--train_batch_size=8", "--lr=0.001", "--total_iter_num=4"]
 QUIET = ["--test_iter_step=0", "--save_iter_step=0", "--display_iter_step=1"]
@@ -102,7 +102,9 @@ def test_a_broken_test_image_is_an_error_all_the_same(train, toy_tree, tmp_path,
 
 def test_broken_images_are_counted_by_path():
     everything = np.ones(100, bool)
-    index = Index("toy", "train", ["p"] * 100, np.zeros(100, np.int64), {}, everything, everything)
+    index = ImageSet(
+        "toy", "train", ["p"] * 100, np.zeros(100, np.int64), {}, everything, everything
+    )
     lines = []
     broken = BrokenImages(index, lines.append)
     for _ in range(3):

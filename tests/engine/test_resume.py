@@ -13,7 +13,7 @@ from processes import PATIENCE, ROOT, children_of, wait_until
 from test_fit import parts_equal
 
 import train_elem
-from engine.checkpoints import load_checkpoint
+from metric_learning.engine.run.checkpoints import load_checkpoint
 
 STEPS = ["--test_iter_step=0", "--save_iter_step=1"]
 

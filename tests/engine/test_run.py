@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 
-from engine.run import Run
+from metric_learning.engine.run.folder import Run
 
 RECORDS = [("train", 1), ("test", 1), ("train", 2), ("test", 2), ("train", 3)]
 

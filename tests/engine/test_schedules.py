@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import pytest
 
-from engine.schedules import learning_rate
+from metric_learning.engine.train.schedules import learning_rate
 
 
 def flags(**values):

@@ -4,9 +4,9 @@ import pytest
 import small_training
 import torch
 
-from engine.distributed import World
-from engine.sharding import build_sharded_loss
-from losses import ELEM_LOSSES, SplittableLoss, build_loss
+from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.parallel.sharded_head import build_sharded_loss
+from metric_learning.losses import ELEM_LOSSES, SplittableLoss, build_loss
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_initial_weights_are_drawn_in_blocks_as_at_once(name, monkeypatch):
     torch.manual_seed(5)
     whole = build_loss(name, **options).weight
     following = torch.rand(1)
-    monkeypatch.setattr("engine.sharding.DRAWN_ROWS", 16)
+    monkeypatch.setattr("metric_learning.engine.parallel.sharded_head.DRAWN_ROWS", 16)
     shards = []
     for rank in range(3):
         torch.manual_seed(5)

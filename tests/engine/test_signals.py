@@ -8,11 +8,11 @@ import threading
 import pytest
 from test_fit import parts_equal
 
-import engine.inference
 import train_elem
-from engine.checkpoints import load_checkpoint
-from engine.distributed import World
-from engine.signals import SIGNALS, Stopped, StopRequest, noted_signals
+from metric_learning.engine.embed import inference
+from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.engine.run.signals import SIGNALS, Stopped, StopRequest, noted_signals
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def test_a_test_is_broken_off_and_made_up_for(train, monkeypatch, tmp_path):
         batches.append(iterations := [])
         return original(model, Watched(loader, iterations), *rest)
 
-    original = engine.inference.extract
+    original = inference.extract
     with monkeypatch.context() as patch:
-        patch.setattr(engine.inference, "extract", extract)
+        patch.setattr(inference, "extract", extract)
         folder = train("run")
     assert [len(iterations) for iterations in batches] == [1]
     assert load_checkpoint(folder / "last.pt")["step"] == 2

@@ -6,13 +6,13 @@ from torch import nn
 
 import train_elem
 import train_pair
-from engine.distributed import World
-from engine.optimizers import build_optimizer
-from engine.parsing import parse_flags
-from engine.setup import set_up
-from engine.update import Updater, seed_draws, spread_of
-from reader.device import to_inputs
-from reader.loader import train_loader
+from metric_learning.common.flags import parse_flags
+from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.train.optimizers import build_optimizer
+from metric_learning.engine.train.setup import set_up
+from metric_learning.engine.train.update import Updater, seed_draws, spread_of
+from metric_learning.reader.batches.device import to_inputs
+from metric_learning.reader.batches.loader import train_loader
 
 SCRIPTS = {name: train_elem for name in train_elem.ELEM_LOSSES} | {
     name: train_pair for name in train_pair.PAIR_LOSSES

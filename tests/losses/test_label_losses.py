@@ -8,7 +8,7 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.miners import BatchHardMiner, MultiSimilarityMiner
 from pytorch_metric_learning.reducers import MeanReducer
 
-from losses import PAIR_LOSSES, build_loss, layout_of
+from metric_learning.losses import PAIR_LOSSES, build_loss, layout_of
 
 LABEL_LOSSES = [name for name in PAIR_LOSSES if layout_of(name) == "labels"]
 # Beside the defaults, which test_losses.py covers.

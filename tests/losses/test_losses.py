@@ -10,7 +10,7 @@ import torch
 from naive_classes import CLASS_FORMULAS
 from naive_pairs import FORMULAS
 
-from losses import (
+from metric_learning.losses import (
     ELEM_LOSSES,
     PAIR_LOSSES,
     SplittableLoss,
@@ -18,7 +18,7 @@ from losses import (
     layout_of,
     loss_options,
 )
-from losses.functional import cross_entropy, squared_distances, tied_max, tied_min
+from metric_learning.losses.functional import cross_entropy, squared_distances, tied_max, tied_min
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 LOSS_FIXTURES = sorted(

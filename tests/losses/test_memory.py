@@ -4,10 +4,10 @@ import pytest
 import torch
 from pytorch_metric_learning import losses as pml
 
-from losses import PAIR_LOSSES, build_loss
-from losses.jointloss import JointLoss
-from losses.memory import CrossBatchMemory
-from losses.pairs import LabelLoss, pairs_with
+from metric_learning.losses import PAIR_LOSSES, build_loss
+from metric_learning.losses.jointloss import JointLoss
+from metric_learning.losses.memory import CrossBatchMemory
+from metric_learning.losses.pairs import LabelLoss, pairs_with
 
 COMPARABLE = [name for name, loss in PAIR_LOSSES.items() if issubclass(loss, LabelLoss)]
 SIZE = 6

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from losses.mining import CLOSEST, FARTHEST, mine_by_distance, mine_semihard
-from losses.pairs import Pairs, pairs_with
+from metric_learning.losses.mining import CLOSEST, FARTHEST, mine_by_distance, mine_semihard
+from metric_learning.losses.pairs import Pairs, pairs_with
 
 
 def pairs_at(distances, size=6):

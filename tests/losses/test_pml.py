@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_metric_learning import losses as pml
 
-from losses import build_loss, layout_of, loss_options
+from metric_learning.losses import build_loss, layout_of, loss_options
 
 
 def batch():

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from models import build_model, load_weights
-from models.clip import PREFIX, ImageTower, find_clip
-from models.clip_text import embed_texts
-from reader.transforms import standard_eval
+from metric_learning.models import build_model, load_weights
+from metric_learning.models.clip import PREFIX, ImageTower, find_clip
+from metric_learning.models.clip_text import embed_texts
+from metric_learning.reader.transforms import standard_eval
 
 open_clip = pytest.importorskip("open_clip")
 

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from models import REFERENCE_MODELS, build_model
+from metric_learning.models import REFERENCE_MODELS, build_model
 
 
 def test_every_reference_model_is_a_timm_model():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models import build_model
-from models.feature_norm import FEATURE_NORMS
+from metric_learning.models import build_model
+from metric_learning.models.feature_norm import FEATURE_NORMS
 
 
 @pytest.fixture

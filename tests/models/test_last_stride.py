@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import build_model, save_weights
+from metric_learning.models import build_model, save_weights
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

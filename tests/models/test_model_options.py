@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from models import MODEL_OPTIONS, build_model, load_weights, options_of, save_weights
+from metric_learning.models import (
+    MODEL_OPTIONS,
+    build_model,
+    load_weights,
+    options_of,
+    save_weights,
+)
 
 METADATA = {"model": "test_resnet", "embedding_size": 8}
 HEAD = {"pooling": "gem", "feature_norm": "bnneck"}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models import build_model
-from models.pooling import POOLINGS, GeMPooling
+from metric_learning.models import build_model
+from metric_learning.models.pooling import POOLINGS, GeMPooling
 
 NAIVE = {
     "avg": lambda values: sum(values) / len(values),

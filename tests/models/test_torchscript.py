@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from models import build_model, load_weights
-from models.files import read_weights
-from models.torchscript import is_torchscript
+from metric_learning.models import build_model, load_weights
+from metric_learning.models.weights.files import read_weights
+from metric_learning.models.weights.torchscript import is_torchscript
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # that TorchScript is deprecated
 

@@ -11,7 +11,7 @@ import timm
 import torch
 import torchvision
 
-from models import (
+from metric_learning.models import (
     WeightsReport,
     build_model,
     load_classifier,
@@ -134,8 +134,8 @@ def test_position_embedding_is_resampled(tmp_path):
 def test_shared_mobilenet(shared):
     model = build_model("mobilenetv2_100")
     report = load_weights(model, shared / "weights/mobilenetv2_100_imagenet.safetensors")
-    assert report.missing == []
-    assert sorted(report.unexpected) == ["classifier.bias", "classifier.weight"]
+    assert report.missing == report.unexpected == []  # a trunk of float weights alone
+    assert len(report.loaded) == 312
     torch.manual_seed(0)
     with torch.no_grad():
         embeddings = model.eval()(torch.randn(4, 3, 128, 128))

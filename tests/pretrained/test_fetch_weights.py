@@ -11,8 +11,8 @@ import timm
 import torch
 import torchvision
 
-from models import build_model, load_weights, read_metadata
-from pretrained import fetch_weights
+from metric_learning.models import build_model, load_weights, read_metadata
+from metric_learning.pretrained import fetch_weights
 
 
 @pytest.fixture(scope="module")

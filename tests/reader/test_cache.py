@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reader import cache_build
-from reader.cache import CachePaths, relative_paths
-from reader.cache_build import open_cache
-from reader.index import ImageError, Index
-from reader.transforms import reduce_image
+from metric_learning.reader.batches import cache_build
+from metric_learning.reader.batches.cache import CachePaths, relative_paths
+from metric_learning.reader.batches.cache_build import open_cache
+from metric_learning.reader.sets.image_set import ImageError, ImageSet
+from metric_learning.reader.transforms import reduce_image
 
 FORK = multiprocessing.get_context("fork")
 
@@ -25,7 +25,7 @@ def make_index(folder):
     labels = np.arange(len(paths)) // 4
     everything = np.ones(len(paths), dtype=bool)
     names = {label: str(label) for label in range(labels.max() + 1)}
-    return Index("toy", "train", paths, labels, names, everything, everything)
+    return ImageSet("toy", "train", paths, labels, names, everything, everything)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_complete_cache_is_opened_without_decoding_or_writing(images, folder, 
     index, lines = make_index(images), []
     build(index, folder)
     expected = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    monkeypatch.setattr(Index, "read_image", None)
+    monkeypatch.setattr(ImageSet, "read_image", None)
     monkeypatch.setattr(cache_build, "locked", None)
     cached = build(index, folder, lines=lines)
     assert cached.read_image(3).dtype == np.uint8 and lines == []
@@ -113,7 +113,7 @@ def test_the_data_set_may_move(images, folder):
     assert relative_paths(["/a/b/c.png"]) == ["c.png"]
 
 
-class SlowIndex(Index):
+class SlowIndex(ImageSet):
     """Images that take some seconds each, so that a build can be caught in the middle."""
 
     def read_image(self, i):
@@ -273,7 +273,7 @@ def test_a_folder_of_something_else_is_left_alone(images, folder):
 
 
 def test_images_in_memory_are_refused(images, folder):
-    index = Index(**vars(make_index(images)) | {"images": np.zeros((24, 4, 4, 3), np.uint8)})
+    index = ImageSet(**vars(make_index(images)) | {"images": np.zeros((24, 4, 4, 3), np.uint8)})
     with pytest.raises(ValueError, match="--cache is not used by --dataset=toy"):
         build(index, folder)
 

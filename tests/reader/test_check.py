@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from reader import check
+from metric_learning.reader import check
 
 
 def run(capsys, *argv):

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from reader import load_index
-from reader.cifar10 import ArrayUnpickler
+from metric_learning.reader import load_index
+from metric_learning.reader.sets.cifar10 import ArrayUnpickler
 
 
 def write_batch(path, labels, seed=0):

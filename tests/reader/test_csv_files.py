@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from reader import ImageError, load_index
+from metric_learning.reader import ImageError, load_index
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from reader import load_index
+from metric_learning.reader import load_index
 
 
 def names(index):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from reader import DATASETS, ImageError, datasets, load_index
+from metric_learning.reader import DATASETS, ImageError, load_index
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_unknown_names_and_unused_options_are_errors(make_sop, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, spec in DATASETS.items() if spec.folder])
 def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(datasets, "DATA_ROOT", tmp_path)
+    monkeypatch.setenv("METRIC_LEARNING_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError) as caught:
         load_index(name, None, "train")
     message = str(caught.value)
@@ -75,7 +75,7 @@ def test_folder_of_another_data_set_says_what_is_missing(tmp_path):
 def test_default_folder_lies_under_data(make_sop, monkeypatch):
     folder = make_sop()
     folder.rename(folder.parent / "Stanford_Online_Products")
-    monkeypatch.setattr(datasets, "DATA_ROOT", folder.parent)
+    monkeypatch.setenv("METRIC_LEARNING_DATA", str(folder.parent))
     assert len(load_index("sop", None, "train")) == 6
 
 

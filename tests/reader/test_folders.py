@@ -1,6 +1,6 @@
 import pytest
 
-from reader import load_index
+from metric_learning.reader import load_index
 
 
 def write_tree(root, draw, classes, images_per_class=2):

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from reader.images import index_images
+from metric_learning.reader.sets.plain_images import index_images
 
 
 def test_all_images_below_a_folder_but_hidden_ones(tmp_path):

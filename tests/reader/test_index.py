@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from reader import ImageError, Index
-from reader.index import decode_image
+from metric_learning.reader import ImageError, ImageSet
+from metric_learning.reader.sets.image_set import decode_image
 
 
 def make_index(paths, images=None, is_query=None):
     n = len(paths)
-    return Index(
+    return ImageSet(
         name="demo",
         split="test",
         paths=[str(path) for path in paths],

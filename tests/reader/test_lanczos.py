@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from reader import lanczos
-from reader.lanczos import resize_lanczos
+from metric_learning.reader import lanczos
+from metric_learning.reader.lanczos import resize_lanczos
 
 
 def opencv(rgb, height, width):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from reader import loader as loader_module
-from reader.device import to_inputs
-from reader.index import ImageError, Index
-from reader.loader import WorkerError, eval_loader, train_loader
-from reader.preprocessing import Preprocessing
-from reader.samplers import ClassBlockSampler, ShuffledSampler
-from reader.transforms import IMAGENET_MEAN, IMAGENET_STD, reference_eval
+from metric_learning.reader.batches import loader as loader_module
+from metric_learning.reader.batches.device import to_inputs
+from metric_learning.reader.batches.loader import WorkerError, eval_loader, train_loader
+from metric_learning.reader.batches.samplers import ClassBlockSampler, ShuffledSampler
+from metric_learning.reader.preprocessing import Preprocessing
+from metric_learning.reader.sets.image_set import ImageError, ImageSet
+from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD, reference_eval
 
 PREPROCESSING = Preprocessing("reference", 16, IMAGENET_MEAN, IMAGENET_STD)
 
@@ -33,7 +33,7 @@ def index(tmp_path):
         paths.append(str(path))
     everything = np.ones(len(labels), dtype=bool)
     names = {label: str(label) for label in range(6)}
-    return Index("test", "train", paths, labels, names, everything, everything)
+    return ImageSet("test", "train", paths, labels, names, everything, everything)
 
 
 def _train(index, sampler, start=0, end=4, seed=0, workers=0, preprocessing=PREPROCESSING):

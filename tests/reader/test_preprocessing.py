@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reader.preprocessing import WORDS, Preprocessing
-from reader.transforms import IMAGENET_MEAN, IMAGENET_STD, MAX_ASPECT, TRANSFORMS
+from metric_learning.reader.preprocessing import WORDS, Preprocessing
+from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD, MAX_ASPECT, TRANSFORMS
 
 SIZE = 24
 

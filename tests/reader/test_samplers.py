@@ -5,7 +5,12 @@ import time
 import numpy as np
 import pytest
 
-from reader.samplers import ClassBlockSampler, PairSampler, ShuffledSampler, TripleSampler
+from metric_learning.reader.batches.samplers import (
+    ClassBlockSampler,
+    PairSampler,
+    ShuffledSampler,
+    TripleSampler,
+)
 
 SAMPLERS = {
     "shuffled": lambda labels, batch_size, **options: ShuffledSampler(

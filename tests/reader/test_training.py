@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from reader.batch import WholeImages
-from reader.device import normalise, to_inputs
-from reader.index import ImageError, Index
-from reader.loader import train_loader
-from reader.preprocessing import Preprocessing
-from reader.samplers import ClassBlockSampler, ShuffledSampler
-from reader.training import Reading, check_broken
-from reader.transforms import IMAGENET_MEAN, IMAGENET_STD
+from metric_learning.reader.batches.batch import WholeImages
+from metric_learning.reader.batches.device import normalise, to_inputs
+from metric_learning.reader.batches.loader import train_loader
+from metric_learning.reader.batches.samplers import ClassBlockSampler, ShuffledSampler
+from metric_learning.reader.batches.training import Reading, check_broken
+from metric_learning.reader.preprocessing import Preprocessing
+from metric_learning.reader.sets.image_set import ImageError, ImageSet
+from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing("standard", 24, IMAGENET_MEAN, IMAGENET_STD)
@@ -40,7 +40,7 @@ def index(tmp_path):
         paths.append(str(path))
     everything = np.ones(len(labels), dtype=bool)
     names = {label: f"class{label}" for label in range(6)}
-    return Index("test", "train", paths, labels, names, everything, everything)
+    return ImageSet("test", "train", paths, labels, names, everything, everything)
 
 
 def load(index, sampler, reading=None, start=0, end=4, workers=0, preprocessing=PREPROCESSING):

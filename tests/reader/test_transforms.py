@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from reader.transforms import (
+from metric_learning.reader.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     TRANSFORMS,

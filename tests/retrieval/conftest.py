@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from retrieval.counting import choose
+from metric_learning.retrieval.counting import choose
 
 DEVICES = ["cpu", "torch", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -7,7 +7,7 @@ from math import log
 import numpy as np
 import pytest
 
-from retrieval.clustering import cluster_scores, pair_f1
+from metric_learning.retrieval.clustering import cluster_scores, pair_f1
 
 LIBRARIES = ["faiss", "scikit-learn"]
 
@@ -73,7 +73,7 @@ def clusters_of(rows, labels, monkeypatch, **options):
     """Scores and the clusters that they are of."""
     seen = []
     monkeypatch.setattr(
-        "retrieval.clustering.adjusted_rand_score",
+        "metric_learning.retrieval.clustering.adjusted_rand_score",
         lambda labels, clusters: seen.append(clusters) or 0,
     )
     return cluster_scores(rows, labels, **options), seen[0]

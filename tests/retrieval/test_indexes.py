@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval import nearest
-from retrieval.index_kinds import INDEX_OPTIONS, choose_options
-from retrieval.indexes import (
+from metric_learning.retrieval import nearest
+from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
+from metric_learning.retrieval.indexes import (
     SearchIndex,
     build_index,
     is_search_index,

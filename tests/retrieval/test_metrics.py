@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracle import make, oracle_ranks
 
-from retrieval import evaluate
+from metric_learning.retrieval import evaluate
 
 FIXTURES = sorted((Path(__file__).parent.parent / "fixtures").glob("recall_*.npz"))
 
@@ -66,7 +66,7 @@ def test_query_gallery_equals_the_definitions(kind):
 def test_ranks_counted_in_pieces_give_the_same_scores(monkeypatch):
     rows, labels = make("tied", 200, 4)
     whole = [evaluate(rows, labels, ties=ties) for ties in ("pessimistic", "expected")]
-    monkeypatch.setattr("retrieval.ranks.LEAST_BYTES", 0)
+    monkeypatch.setattr("metric_learning.retrieval.ranks.LEAST_BYTES", 0)
     assert [evaluate(rows, labels, ties=ties) for ties in ("pessimistic", "expected")] == [
         pytest.approx(scores, rel=1e-12) for scores in whole
     ]

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.counting import products, tiles
-from retrieval.counting.lanes import PAIR_PRODUCTS, find_pair_product
-from retrieval.counting.products import FLOAT32, FLOAT64, SCREENS, cosine_error
-from retrieval.counting.truth import Share
-from retrieval.counting.vectors import prepare
+from metric_learning.retrieval.counting.cpu import products, tiles
+from metric_learning.retrieval.counting.cpu.instructions import PAIR_PRODUCTS, find_pair_product
+from metric_learning.retrieval.counting.cpu.products import FLOAT32, FLOAT64, SCREENS, cosine_error
+from metric_learning.retrieval.counting.cpu.vectors import prepare
+from metric_learning.retrieval.counting.thresholds import Share
 
 PRODUCTS = dict(
     zip(("numpy", "torch's BLAS", "float64", "int16"), (*FLOAT32, FLOAT64, *SCREENS), strict=False)

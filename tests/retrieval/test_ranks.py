@@ -5,10 +5,11 @@ import pytest
 import torch
 from oracle import make, oracle_ranks, unit
 
-from retrieval import ranks, score_queries
-from retrieval.counting import by_torch, choose, compiled, kernels, tiles, vectors
-from retrieval.counting.products import FLOAT32, FLOAT64, SCREENS
-from retrieval.counting.truth import Share, Truth
+from metric_learning.retrieval import ranks, score_queries
+from metric_learning.retrieval.counting import by_torch, choose
+from metric_learning.retrieval.counting.cpu import compiled, kernels, tiles, vectors
+from metric_learning.retrieval.counting.cpu.products import FLOAT32, FLOAT64, SCREENS
+from metric_learning.retrieval.counting.thresholds import Share, Truth
 
 KINDS = [
     "random",

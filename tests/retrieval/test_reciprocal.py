@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import retrieval.reciprocal
-from retrieval.reciprocal import k_reciprocal_similarities
+from metric_learning.retrieval import reciprocal
+from metric_learning.retrieval.reciprocal import k_reciprocal_similarities
 
 
 def naive_distances(rows, k1, k2, lambda_):
@@ -65,7 +65,7 @@ def gather(chunks, num_queries):
 )
 @pytest.mark.parametrize("chunk_elements", [1, 1000, 2**24])
 def test_self_retrieval_equals_the_paper(k1, k2, lambda_, chunk_elements, monkeypatch):
-    monkeypatch.setattr(retrieval.reciprocal, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(reciprocal, "CHUNK_ELEMENTS", chunk_elements)
     rows = make(50)
     found = gather(k_reciprocal_similarities(rows, None, k1, k2, lambda_), 50)
     np.testing.assert_allclose(-found, naive_distances(rows, k1, k2, lambda_), atol=1e-9)
@@ -73,7 +73,7 @@ def test_self_retrieval_equals_the_paper(k1, k2, lambda_, chunk_elements, monkey
 
 @pytest.mark.parametrize("chunk_elements", [1, 500, 2**24])
 def test_queries_in_a_gallery_equal_the_paper(chunk_elements, monkeypatch):
-    monkeypatch.setattr(retrieval.reciprocal, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(reciprocal, "CHUNK_ELEMENTS", chunk_elements)
     rows = make(60, seed=1)
     found = gather(k_reciprocal_similarities(3 * rows[:15], rows[15:], 8, 4, 0.3), 15)
     np.testing.assert_allclose(-found, naive_distances(rows, 8, 4, 0.3)[:15, 15:], atol=1e-9)

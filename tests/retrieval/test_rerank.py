@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-import retrieval.rerank
-from retrieval.reciprocal import k_reciprocal_similarities
-from retrieval.rerank import (
+from metric_learning.retrieval import rerank
+from metric_learning.retrieval.reciprocal import k_reciprocal_similarities
+from metric_learning.retrieval.rerank import (
     Rerank,
     augment_gallery,
     expand_queries,
@@ -112,7 +112,7 @@ def gather(chunks):
 @pytest.mark.parametrize("chunk_elements", [1, 100, 2**24])
 @pytest.mark.parametrize("has_gallery", [True, False])
 def test_similarities_are_those_of_the_new_embeddings(chunk_elements, has_gallery, monkeypatch):
-    monkeypatch.setattr(retrieval.rerank, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(rerank, "CHUNK_ELEMENTS", chunk_elements)
     queries = make(14)
     gallery = make(20, seed=1) if has_gallery else None
     searched = gallery if has_gallery else queries

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-import retrieval.search
-from retrieval import nearest
+from metric_learning.retrieval import nearest, search
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 2**25])
 def test_neighbours_are_those_of_a_full_sort(chunk_elements, monkeypatch):
-    monkeypatch.setattr(retrieval.search, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(search, "CHUNK_ELEMENTS", chunk_elements)
     rows = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     similarities = unit @ unit.T

@@ -6,8 +6,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from retrieval import significance
-from retrieval.significance import bootstrap_interval, compare_paired
+from metric_learning.retrieval import significance
+from metric_learning.retrieval.significance import bootstrap_interval, compare_paired
 
 
 def make(num_classes, per_class, seed=0, spread=1.5):

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from retrieval import score_queries
-from retrieval.tables import (
+from metric_learning.retrieval import score_queries
+from metric_learning.retrieval.tables import (
     COLUMNS,
     METRICS,
     SCORES,

@@ -6,10 +6,10 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from retrieval import evaluate
-from retrieval.ranks import Ranks
-from retrieval.scores import score_ranks
-from retrieval.ties import expected_scores
+from metric_learning.retrieval import evaluate
+from metric_learning.retrieval.ranks import Ranks
+from metric_learning.retrieval.scores import score_ranks
+from metric_learning.retrieval.ties import expected_scores
 
 KS = (1, 2, 3, 5, 40)
 PRECISION_KS = (1, 3, 7, 40)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from oracle import make, unit
 
-from retrieval import verification
-from retrieval.counting import by_torch, tiles
-from retrieval.counting.bins import HALF, NUM_BINS, Bins
-from retrieval.counting.truth import Share
-from retrieval.verification import (
+from metric_learning.retrieval import verification
+from metric_learning.retrieval.counting import by_torch, tiles
+from metric_learning.retrieval.counting.bins import HALF, NUM_BINS, Bins
+from metric_learning.retrieval.counting.thresholds import Share
+from metric_learning.retrieval.verification import (
     SimilarityHistograms,
     score_histograms,
     similarity_histograms,

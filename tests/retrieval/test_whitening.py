@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import retrieval.whitening
-from retrieval.whitening import fit_whitening
+from metric_learning.retrieval import whitening
+from metric_learning.retrieval.whitening import fit_whitening
 
 
 def make(n, d, seed=0):
@@ -20,7 +20,7 @@ def unit(rows):
 @pytest.mark.parametrize("dim", [None, 1, 5, 12])
 @pytest.mark.parametrize("chunk_rows", [7, 2**13])
 def test_similarities_are_those_of_a_singular_value_decomposition(dim, chunk_rows, monkeypatch):
-    monkeypatch.setattr(retrieval.whitening, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(whitening, "CHUNK_ROWS", chunk_rows)
     training, others = make(100, 12), make(20, 12, seed=1)
     learned = unit(training.astype(np.float64))
     _, scales, axes = np.linalg.svd(learned - learned.mean(0), full_matrices=False)

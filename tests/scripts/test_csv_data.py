@@ -9,7 +9,7 @@ import pytest
 import eval as eval_script
 import train_elem
 import train_pair
-from data import prepare
+from metric_learning.data.prepare import __main__ as prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--model=ResNet18", "--image_shape=3,32,32", "--use_gpu=False", "--num_workers=0")

@@ -10,8 +10,8 @@ import eval as eval_script
 import infer
 import train_elem
 import train_pair
-from data import make_demo
-from retrieval import summary
+from metric_learning.data import make_demo
+from metric_learning.engine.report import summary
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

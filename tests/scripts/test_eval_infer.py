@@ -11,10 +11,10 @@ import eval as eval_script
 import infer
 import train_elem
 import train_pair
-from models import build_model, load_weights
-from reader import load_index
-from reader.transforms import reference_eval
-from retrieval import evaluate
+from metric_learning.models import build_model, load_weights
+from metric_learning.reader import load_index
+from metric_learning.reader.transforms import reference_eval
+from metric_learning.retrieval import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ import torch
 
 import eval as eval_script
 import train_elem
-from losses import build_loss
-from reader import load_index
-from retrieval import evaluate, score_queries
-from retrieval.clustering import cluster_scores
-from retrieval.metrics import score_similarities, summarise
-from retrieval.rerank import parse_rerank, reranked_similarities
-from retrieval.significance import bootstrap_interval
-from retrieval.verification import verification_scores
-from retrieval.whitening import fit_whitening
+from metric_learning.losses import build_loss
+from metric_learning.reader import load_index
+from metric_learning.retrieval import evaluate, score_queries
+from metric_learning.retrieval.clustering import cluster_scores
+from metric_learning.retrieval.metrics import score_similarities, summarise
+from metric_learning.retrieval.rerank import parse_rerank, reranked_similarities
+from metric_learning.retrieval.significance import bootstrap_interval
+from metric_learning.retrieval.verification import verification_scores
+from metric_learning.retrieval.whitening import fit_whitening
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = ["--use_gpu=False", "--num_workers=0"]

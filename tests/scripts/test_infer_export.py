@@ -14,10 +14,10 @@ from torch.nn.functional import normalize
 import eval as eval_script
 import infer
 import train_elem
-from engine import export
-from models import build_model
-from reader import load_index
-from reader.transforms import TRANSFORMS
+from metric_learning.engine.embed import export
+from metric_learning.models import build_model
+from metric_learning.reader import load_index
+from metric_learning.reader.transforms import TRANSFORMS
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

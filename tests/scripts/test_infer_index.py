@@ -9,10 +9,10 @@ import torch
 
 import infer
 import train_elem
-from models import build_model
-from reader import load_index
-from retrieval import nearest
-from retrieval.indexes import load_search_index
+from metric_learning.models import build_model
+from metric_learning.reader import load_index
+from metric_learning.retrieval import nearest
+from metric_learning.retrieval.indexes import load_search_index
 
 pytest.importorskip("faiss")
 

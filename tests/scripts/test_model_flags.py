@@ -7,8 +7,8 @@ import eval as eval_script
 import infer
 import train_elem
 import train_pair
-from engine.checkpoints import load_checkpoint
-from models import MODEL_OPTIONS, build_model, read_metadata
+from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.models import MODEL_OPTIONS, build_model, read_metadata
 
 HEAD = ["--pooling=gem", "--last_stride=1", "--feature_norm=bnneck", "--embedding_size=8"]
 OPTIONS = {"pooling": "gem", "last_stride": 1, "feature_norm": "bnneck"}

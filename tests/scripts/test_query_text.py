@@ -8,10 +8,10 @@ import torch
 
 import infer
 import train_elem
-from models import build_model
-from models.clip import PREFIX
-from models.clip_text import embed_texts
-from retrieval.indexes import load_search_index
+from metric_learning.models import build_model
+from metric_learning.models.clip import PREFIX
+from metric_learning.models.clip_text import embed_texts
+from metric_learning.retrieval.indexes import load_search_index
 
 pytest.importorskip("faiss")
 open_clip = pytest.importorskip("open_clip")

@@ -1,0 +1,17 @@
+"""Where what is fetched and computed lies: never among the installed packages."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def data_root() -> Path:
+    """Return the folder of all data sets: $METRIC_LEARNING_DATA, else ./data."""
+    return Path(os.environ.get("METRIC_LEARNING_DATA") or "data").expanduser()
+
+
+def cache_root() -> Path:
+    """Return the folder of what this project compiles: below $XDG_CACHE_HOME, else ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "metric_learning"

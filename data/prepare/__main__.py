@@ -1,0 +1,130 @@
+"""Makes a data set of a folder of images: python -m data.prepare COMMAND [--flag=value ...] PATH.
+
+python -m data.prepare scan photos                             # writes photos/scanned.csv
+python -m data.prepare filter photos/scanned.csv --threshold=4 # photos/filtered.csv
+python -m data.prepare split photos/filtered.csv               # photos/split.csv
+python -m data.prepare folds photos/filtered.csv --k=5         # photos/folds.csv
+
+Each command reads the file of an earlier one; --help behind a command lists its flags.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import Flag, boolean, natural, parse_flags, path, positive
+from metric_learning.common.outputs import prepare_output
+from metric_learning.data.prepare import commands
+from metric_learning.reader.sets.image_files import DEFAULT_WORKERS
+
+
+@dataclass(frozen=True)
+class Command:
+    """One step of the preparation.
+
+    Args:
+        run: (args, output file) -> None, after the flags were parsed.
+        help: what it does, in a sentence.
+        source: what is read.
+        output: default name of the CSV file that it writes, in the folder that `source` is or
+            lies in.
+        flags: its own flags.
+    """
+
+    run: Callable[[Namespace, Path], None]
+    help: str
+    source: Flag
+    output: str
+    flags: tuple[Flag, ...]
+
+
+FILE = Flag("path", path, None, "CSV file of an earlier command")
+COMMANDS: dict[str, Command] = {
+    "scan": Command(
+        commands.scan,
+        "Describe every image of a folder of classes in a CSV file.",
+        Flag("path", path, None, "folder with one folder of images per class"),
+        "scanned.csv",
+        (Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),),
+    ),
+    "filter": Command(
+        commands.filter_images,
+        "Remove broken images, wrong sizes and near duplicates.",
+        FILE,
+        "filtered.csv",
+        (
+            Flag("min_size", natural, 0, "least pixels of the short side"),
+            Flag("max_size", natural, 0, "most pixels of the long side; 0: no limit"),
+            Flag("threshold", natural, None, "bits by which hashes of duplicates differ at most"),
+            Flag("report", path, None, "CSV of what was removed; default: OUTPUT_removed.csv"),
+        ),
+    ),
+    "split": Command(
+        commands.split,
+        "Divide the classes into train and test by their number of images.",
+        FILE,
+        "split.csv",
+        (
+            Flag("min_n_samples", natural, 3, "least images of a training class"),
+            Flag("max_n_samples", natural, 50, "most images of a training class; 0: no limit"),
+        ),
+    ),
+    "folds": Command(
+        commands.folds,
+        "Divide the training images into folds.",
+        FILE,
+        "folds.csv",
+        (
+            Flag("k", positive, 5, "number of folds, at least 2"),
+            Flag("open_set", boolean, False, "a class is in one fold, not a share of it in each"),
+            Flag("random_seed", natural, 0, "another seed, other folds"),
+        ),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command."""
+    with user_errors():
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        name = arguments.pop(0) if arguments else "nothing"
+        if name in ("-h", "--help"):
+            print(__doc__)
+            return
+        if name not in COMMANDS:
+            raise ValueError(f"expected a command, one of {', '.join(COMMANDS)}, found {name}")
+        command = COMMANDS[name]
+        help_text = f"CSV file to write; default: {command.output} in the folder of what is read"
+        flags = (*command.flags, Flag("output", path, None, help_text))
+        prog = f"python -m data.prepare {name}"
+        args, _ = parse_flags(command.help, flags, arguments, command.source, prog)
+        command.run(args, choose_output(args, command.output))
+
+
+def choose_output(args: Namespace, default: str) -> Path:
+    """Return the file to write, an error where that will not be possible.
+
+    Raises:
+        FileNotFoundError: there is nothing to read.
+        ValueError: no path was given, or the file cannot be written.
+    """
+    if not args.path:
+        raise ValueError("expected a path behind the command; --help tells more")
+    source = Path(args.path)
+    if not source.exists():
+        raise FileNotFoundError(f"no file or folder {source}")
+    folder = source if source.is_dir() else source.parent
+    output = prepare_output("output", args.output or str(folder / default))
+    if not os.access(output.parent, os.W_OK):
+        raise ValueError(f"cannot write into {output.parent}: choose another --output")
+    return output
+
+
+if __name__ == "__main__":
+    main()

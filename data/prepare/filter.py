@@ -1,0 +1,119 @@
+"""Chooses which images of a list to remove: broken ones, wrong sizes, near duplicates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from metric_learning.data.prepare.hashes import HASH_BITS, find_near_duplicates
+from metric_learning.reader.sets.csv_files import ImageList, Row, natural
+
+BROKEN = "broken"
+TOO_SMALL = "too small"
+TOO_LARGE = "too large"
+DUPLICATE = "duplicate"
+OTHER_CLASS = "duplicate in another class"
+REASONS = (BROKEN, TOO_SMALL, TOO_LARGE, DUPLICATE, OTHER_CLASS)
+REPORT_COLUMNS = ("path", "label", "reason", "detail", "kept", "kept_label", "distance")
+
+
+class Removal(NamedTuple):
+    """One image to remove.
+
+    Args:
+        row: its number.
+        reason: one of REASONS.
+        detail: what is broken, or the size.
+        kept: number of the kept image that it is a duplicate of; None: it is none.
+        distance: bits between their hashes.
+    """
+
+    row: int
+    reason: str
+    detail: str = ""
+    kept: int | None = None
+    distance: int | None = None
+
+
+def choose_removals(
+    images: ImageList, min_size: int, max_size: int, threshold: int | None
+) -> list[Removal]:
+    """Choose the images to remove, in the order of REASONS.
+
+    Args:
+        images: with columns width, height, hash and broken.
+        min_size: shortest allowed short side in pixels; 0: any.
+        max_size: longest allowed long side in pixels; 0: any.
+        threshold: bits by which the hashes of duplicates differ at most; None: keep duplicates.
+
+    Raises:
+        ValueError: a column is missing or a cell is wrong.
+    """
+    if BROKEN not in images.columns:
+        raise ValueError(f"{images.file} has no column {BROKEN}: expected a file that scan wrote")
+    removals = [Removal(i, BROKEN, row[BROKEN]) for i, row in enumerate(images.rows) if row[BROKEN]]
+    whole = np.array([i for i, row in enumerate(images.rows) if not row[BROKEN]], dtype=np.int64)
+    readable = images.select(whole)
+    sides = np.stack(
+        [readable.parse(name, natural, "pixels") for name in ("width", "height")], axis=1
+    )  # Nx2
+    is_small = sides.min(1, initial=2**62) < min_size
+    is_large = (sides.max(1, initial=0) > max_size) & (max_size > 0)
+    for reason, is_wrong in ((TOO_SMALL, is_small), (TOO_LARGE, is_large & ~is_small)):
+        removals += [
+            Removal(int(whole[i]), reason, "{} x {}".format(*sides[i]))
+            for i in np.flatnonzero(is_wrong)
+        ]
+    if threshold is not None:
+        left = np.flatnonzero(~is_small & ~is_large)
+        removals += _duplicates(images, whole[left], sides[left].prod(1), threshold)
+    return sorted(removals, key=lambda removal: REASONS.index(removal.reason))
+
+
+def _duplicates(
+    images: ImageList, rows: np.ndarray, areas: np.ndarray, threshold: int
+) -> list[Removal]:
+    """Near duplicates among some rows; of each group the largest image stays, then the first."""
+    rows = rows[np.argsort(-areas, kind="stable")]
+    # A hash has all 64 bits, which int64 holds as a negative number.
+    codes = images.select(rows).parse("hash", _parse_hash, "16 hexadecimal digits")
+    keepers, distances = find_near_duplicates(codes.view(np.uint64), threshold)
+    removals = []
+    for i in np.flatnonzero(keepers != np.arange(len(rows))):
+        row, kept = int(rows[i]), int(rows[keepers[i]])
+        is_same = images.rows[row]["label"] == images.rows[kept]["label"]
+        reason = DUPLICATE if is_same else OTHER_CLASS
+        removals.append(Removal(row, reason, "", kept, int(distances[i])))
+    return sorted(removals)
+
+
+def _parse_hash(text: str) -> int:
+    """Read a hash as a signed number of the same 64 bits."""
+    if len(text) != HASH_BITS // 4:
+        raise ValueError(f"expected {HASH_BITS // 4} digits")
+    return int.from_bytes(bytes.fromhex(text), "big", signed=True)
+
+
+def report_rows(images: ImageList, removals: list[Removal]) -> list[Row]:
+    """Lay the removals out in REPORT_COLUMNS."""
+    rows = []
+    for row, reason, detail, kept, distance in removals:
+        cells = [images.rows[row]["path"], images.rows[row]["label"], reason, detail]
+        if kept is None:
+            cells += ["", "", ""]
+        else:
+            cells += [images.rows[kept]["path"], images.rows[kept]["label"], str(distance)]
+        rows.append(dict(zip(REPORT_COLUMNS, cells, strict=True)))
+    return rows
+
+
+def describe_removals(rows: list[Row]) -> dict[str, list[str]]:
+    """Reason -> a line per removed image, for the screen; rows as of `report_rows`."""
+    lines: dict[str, list[str]] = {reason: [] for reason in REASONS}
+    for row in rows:
+        text = f"{row['path']}: {row['detail']}"
+        if row["kept"]:
+            text = f"{row['path']} of {row['kept']} ({row['distance']} bits)"
+        lines[row["reason"]].append(text)
+    return lines

@@ -1,0 +1,82 @@
+"""Scans a tree of images: what is where, how large, how it looks, and what is broken."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from metric_learning.data.prepare.hashes import HASH_BITS, perceptual_hash
+from metric_learning.reader.sets.csv_files import Row
+from metric_learning.reader.sets.folders import (
+    has_train_test,
+    list_class_tree,
+    list_folders,
+    list_images,
+)
+from metric_learning.reader.sets.image_files import map_files, read_content
+from metric_learning.reader.sets.table import SPLITS
+
+
+def scan_tree(tree: Path, num_workers: int) -> list[Row]:
+    """Read every image below a folder of classes.
+
+    The label of an image is the path of its folder. In a tree divided into train/ and test/ it is
+    the path below these, and they go to the column split.
+
+    Args:
+        tree: the folder.
+        num_workers: processes that read images; 0: this one alone.
+
+    Returns:
+        Columns path (relative to the tree, with /), label, width and height in pixels, hash (16
+        hexadecimal digits, see `perceptual_hash`), broken (the reason, else empty), and split in a
+        divided tree.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has no class folders with images.
+    """
+    if not tree.is_dir():
+        raise FileNotFoundError(f"no folder {tree}")
+    splits = SPLITS if has_train_test(tree) else ("",)
+    places = [
+        (path, label, split)
+        for split in splits
+        for label, files in list_class_tree(tree / split).items()
+        for path in files
+    ]
+    if not places:
+        raise ValueError(f"no images in folders of {tree}: expected one folder per class")
+    found = map_files(scan_file, [path for path, _, _ in places], num_workers)
+    rows = []
+    for (path, label, split), properties in zip(places, found, strict=True):
+        name = os.path.relpath(path, tree).replace(os.sep, "/")
+        row = {"path": _printable(name), "label": _printable(label), **properties}
+        if row["path"] != name:
+            row["broken"] = "the name is not UTF-8"
+        rows.append(row | ({"split": split} if split else {}))
+    return rows
+
+
+def scan_file(path: str) -> Row:
+    """Read one image: its width, height, hash and broken."""
+    content = read_content(path)
+    if content.pixels is None:
+        return {"width": "", "height": "", "hash": "", "broken": content.reason}
+    height, width = content.pixels.shape[:2]
+    code = f"{perceptual_hash(content.pixels):0{HASH_BITS // 4}x}"
+    return {"width": str(width), "height": str(height), "hash": code, "broken": ""}
+
+
+def list_ignored(tree: Path) -> list[str]:
+    """Names of what `scan_tree` leaves out: images in no class folder, folders beside train/."""
+    if not has_train_test(tree):
+        return [os.path.relpath(path, tree) for path in list_images(tree)]
+    loose = [path for place in ("", *SPLITS) for path in list_images(tree / place)]
+    folders = [f"{name}/" for name in list_folders(tree) if name not in SPLITS]
+    return [os.path.relpath(path, tree) for path in loose] + folders
+
+
+def _printable(name: str) -> str:
+    """Write the bytes of a file name that are not UTF-8 as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,276 @@
+"""What infer.py --export writes: the model in one file, for who runs it without this project."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metric_learning.common.atomic import write_atomically
+from metric_learning.common.flags import Flag, boolean, path
+from metric_learning.common.log import log, versions
+from metric_learning.common.outputs import prepare_output
+from metric_learning.engine.embed.inference import Embedder, load_embedder, refuse_flags
+from metric_learning.engine.options.flags import MODEL_FLAGS
+from metric_learning.models import save_weights
+from metric_learning.models.weights.files import identify
+from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
+
+INPUT, OUTPUT = "images", "embeddings"
+METADATA = "metadata"  # the name under which every form holds the description, as JSON
+OPSET = 17  # of ONNX: the first with layer norm, so that old runtimes read the file
+ONNX_LIMIT = 2_000_000_000  # bytes of weights; with all else an ONNX file holds 2**31
+TRACED_BATCH = 2  # images that the network is recorded with; it takes any number
+COMPARED_BATCHES = (1, 5)
+TOLERANCE = 1e-4  # of the embeddings' values, as a fraction of the largest
+SMALLEST = 1e-30  # stands for the largest value where all are zero
+# What a checkpoint says of its training and nobody needs to use the model; it may hold paths.
+TRAINING_FACTS = ("flags", "loss_options", "versions")
+
+Network = Callable[[Tensor], Tensor]
+
+
+class UnitEmbeddings(nn.Module):
+    """Divides the embeddings (B, D) of a model by their Euclidean norms."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return unit embeddings (B, D) of images (B, 3, H, W)."""
+        return functional.normalize(self.model(images))
+
+
+def export_model(args: Namespace, given: set[str]) -> Path:
+    """Write the model of --pretrained_model in the form of --export, and return the file.
+
+    A file that runs by itself gets its name only when it gives the embeddings that torch gives;
+    an ONNX file is not compared where onnxruntime is missing.
+
+    Raises:
+        ValueError: a flag is wrong, the model has no such form, or its embeddings differ.
+        OSError: a file cannot be read or written.
+    """
+    file = check_flags(args, given)
+    embedder = load_embedder(args, given, torch.device("cpu"))
+    log(embedder.source)
+    if not all(tensor.isfinite().all() for tensor in embedder.model.state_dict().values()):
+        raise ValueError(f"{args.pretrained_model} holds NaN or infinity: the model diverged")
+    model = UnitEmbeddings(embedder.model) if args.normalize else embedder.model
+    model.eval().requires_grad_(False)
+    metadata = describe(args, embedder)
+    write_atomically(file, partial(write_and_compare, args.export, model, metadata))
+    size = file.stat().st_size / 2**20
+    log(
+        f"{args.model} as {args.export}, {embedder.model.embedding_size} dimensions, "
+        f"{size:.1f} MiB, in {file}"
+    )
+    return file
+
+
+def check_flags(args: Namespace, given: set[str]) -> Path:
+    """Return the file of --output; ValueError where a flag is wrong or nothing would use it."""
+    used = {"config", "seed", *(flag.name for flag in (*MODEL_FLAGS, *EXPORT_FLAGS))}
+    refuse_flags(given, [name for name in vars(args) if name not in used], "with --export")
+    if args.export == "safetensors":
+        refuse_flags(given, ("normalize",), "--export=safetensors writes weights alone")
+    if args.export == "onnx":
+        import_onnx()
+    suffix = FORMS[args.export].suffix
+    if args.output is None:
+        raise ValueError(f"--export={args.export} needs a file to write: --output=NAME{suffix}")
+    if Path(args.output).suffix != suffix:  # others may be a checkpoint's
+        raise ValueError(f"--output={args.output}: expected a name that ends in {suffix}")
+    file = prepare_output("output", args.output)
+    weights = args.pretrained_model
+    if file.exists() and weights not in (None, RANDOM) and file.samefile(identify(weights)[0]):
+        raise ValueError(f"--output={file} is what is exported: choose another name")
+    return file
+
+
+def describe(args: Namespace, embedder: Embedder) -> dict[str, Any]:
+    """Say what is needed to use the exported model or to rebuild it, and what it comes from.
+
+    Returns:
+        The model's flags; `mean`, `std` and `preprocessing`, the steps from an image file to the
+        input in words and numbers; `input` and `output`; `weights` and `fingerprint`, the file
+        that was exported, by name and SHA-256; `versions`; and what the checkpoint knows, such as
+        `loss`, `dataset`, `step` and the `class_names` of its training images.
+    """
+    preprocessing = embedder.preprocessing
+    shape = [3, preprocessing.crop_size, preprocessing.crop_size]
+    flags = {flag.name: getattr(args, flag.name) for flag in MODEL_FLAGS}
+    flags |= {"image_shape": shape, "transform": preprocessing.transform}
+    del flags["pretrained_model"]
+    known = {name: value for name, value in embedder.meta.items() if name not in TRAINING_FACTS}
+    return {
+        **known,
+        **flags,
+        "flags": flags,  # where a checkpoint has them, so that the weights can be loaded again
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "preprocessing": preprocessing.steps(),
+        "input": {"name": INPUT, "shape": ["batch", *shape], "type": "float32"},
+        "output": {
+            "name": OUTPUT,
+            "shape": ["batch", embedder.model.embedding_size],
+            "type": "float32",
+            "normalized": args.normalize,
+        },
+        "weights": Path(args.pretrained_model).name,
+        "fingerprint": fingerprint(args.pretrained_model, args.seed),
+        "versions": versions(),
+    }
+
+
+def write_and_compare(form: str, model: nn.Module, metadata: dict[str, Any], file: Path) -> None:
+    """Write a file of a form, run it, and compare its embeddings with the model's.
+
+    Raises:
+        ValueError: the model has no such form, or its embeddings differ.
+        OSError: the file cannot be written.
+    """
+    _, write, load = FORMS[form]
+    try:
+        with warnings.catch_warnings():  # that TorchScript is deprecated, that shapes are fixed
+            warnings.simplefilter("ignore")
+            write(model, file, metadata)
+            network = None if load is None else load(file)
+            if network is None:
+                return
+            difference = largest_difference(model, network, metadata["image_shape"])
+    except OSError:
+        raise
+    except Exception as error:  # exporters and runtimes raise many types
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{metadata['model']} cannot be exported as {form} ({reason}): choose another form"
+        ) from error
+    if not difference <= TOLERANCE:  # so that NaN is too much
+        raise ValueError(
+            f"{metadata['model']} as {form} gives embeddings that differ from torch's by "
+            f"{difference:.1e} of the largest value, more than {TOLERANCE:g}: nothing was written, "
+            "choose another form"
+        )
+    batches = " and ".join(map(str, COMPARED_BATCHES))
+    log(
+        f"embeddings differ from torch's by at most {difference:.1e} of the largest value, "
+        f"in batches of {batches} images"
+    )
+
+
+def largest_difference(model: nn.Module, network: Network, image_shape: list[int]) -> float:
+    """Return by how much two networks differ on random images, a fraction of the largest value."""
+    generator = torch.Generator().manual_seed(0)
+    differences = []
+    for batch in COMPARED_BATCHES:
+        images = torch.randn(batch, *image_shape, generator=generator)
+        with torch.inference_mode():
+            expected, found = model(images), network(images)
+        largest = expected.abs().max().clamp_min(SMALLEST)
+        differences.append((found - expected).abs().max() / largest)
+    return float(torch.stack(differences).max())
+
+
+def write_onnx(model: nn.Module, file: Path, metadata: dict[str, Any]) -> None:
+    """Write a network as ONNX with the description in its metadata.
+
+    By torch's older exporter. The newer one takes ten times as long and one more package, and that
+    of torch 2.6 fails on ResNets and fixes the batch of vision transformers.
+    """
+    onnx = import_onnx()
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if size >= ONNX_LIMIT:
+        raise ValueError(f"its weights have {size / 1e9:.1f} GB, an ONNX file holds 2")
+    torch.onnx.export(
+        model,
+        (_example(metadata),),
+        str(file),
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+        opset_version=OPSET,
+        dynamo=False,
+    )
+    graph = onnx.load(file)
+    onnx.helper.set_model_props(graph, {METADATA: json.dumps(metadata)})
+    onnx.save(graph, file)
+
+
+def load_onnx(file: Path) -> Network | None:
+    """Load an ONNX file in onnxruntime, on the CPU; None where that is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        log("not compared with torch: onnxruntime is not installed")
+        return None
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+
+def write_torchscript(model: nn.Module, file: Path, metadata: dict[str, Any]) -> None:
+    """Write a network as TorchScript with the description as an extra file in it."""
+    script = torch.jit.trace(model, _example(metadata), check_trace=False)
+    with file.open("wb") as opened:
+        torch.jit.save(script, opened, _extra_files={METADATA: json.dumps(metadata)})
+
+
+def load_torchscript(file: Path) -> Network:
+    """Load a TorchScript file, on the CPU."""
+    return torch.jit.load(file, map_location="cpu")
+
+
+def import_onnx() -> Any:
+    """Import onnx.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ValueError(
+            "--export=onnx needs the package onnx, and onnxruntime to check the file: "
+            "pip install onnx onnxruntime"
+        ) from error
+    return onnx
+
+
+def _example(metadata: dict[str, Any]) -> Tensor:
+    return torch.zeros(TRACED_BATCH, *metadata["image_shape"])
+
+
+class Form(NamedTuple):
+    """How a model is written.
+
+    Args:
+        suffix: of the file.
+        write: writes a model to a file with its metadata.
+        load: makes a network of the file, None where it cannot be run here; None where the file
+            holds weights alone.
+    """
+
+    suffix: str
+    write: Callable[[Any, Path, dict[str, Any]], None]
+    load: Callable[[Path], Network | None] | None
+
+
+FORMS = {
+    "onnx": Form(".onnx", write_onnx, load_onnx),
+    "torchscript": Form(".torchscript", write_torchscript, load_torchscript),
+    "safetensors": Form(".safetensors", save_weights, None),
+}
+EXPORT_FLAGS = (
+    Flag("export", str, None, "write the model to --output, in this form", tuple(FORMS)),
+    Flag("output", path, None, "file that --export writes"),
+    Flag("normalize", boolean, False, "the exported network's embeddings have length 1"),
+)

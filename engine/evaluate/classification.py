@@ -1,0 +1,99 @@
+"""Top-1 and top-5 accuracy, where a class layer knows the classes of the images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metric_learning.reader import ImageSet
+
+
+def class_numbers(
+    index: ImageSet, num_classes: int, class_names: Sequence[str] | None
+) -> np.ndarray | None:
+    """Return a class layer's numbers of the classes of the images of an index, (N,) int64.
+
+    Args:
+        index: N images.
+        num_classes: C, those of the class layer.
+        class_names: their C names; None where they are unknown, as those of a file from elsewhere:
+            then the data set's own numbers are meant.
+
+    Returns:
+        None where an image is of a class that the layer does not know, as in the test split of the
+        retrieval benchmarks.
+    """
+    names = index.class_names
+    if class_names is None:
+        # Training labels are counted anew from 0, so some of the classes would get wrong numbers.
+        is_known = max(names) < num_classes if index.split == "test" else len(names) == num_classes
+        return index.labels if is_known else None
+    number_of = {name: number for number, name in enumerate(class_names)}
+    if not set(names.values()) <= set(number_of) or len(number_of) != num_classes:
+        return None
+    return np.array([number_of[names[label]] for label in index.labels.tolist()], dtype=np.int64)
+
+
+@torch.inference_mode()
+def classify(
+    class_layer: Any,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    log: Callable[[str], object] = lambda line: None,
+    log_every: int = 1,
+) -> dict[str, float]:
+    """Score the classes of a class layer, with v1's line every `log_every` batches.
+
+    Args:
+        class_layer: a stage-1 loss with its class weights, in evaluation mode.
+        embeddings: (N, D) float32.
+        labels: (N,) int64, numbers of the classes of the layer.
+        batch_size: images per line.
+        log: receives `Testbatch N,loss L, acc1 A,acc5 B,time T sec`: means of the batch, and the
+            seconds that its classes took, without the network.
+        log_every: in batches.
+
+    Returns:
+        `loss`, with its margin, and `acc1` and `acc5`, without, over all images; acc5 counts the
+        five best classes, or all.
+    """
+    device = class_layer.weight.device
+    totals = np.zeros(3)
+    for number, start in enumerate(range(0, len(labels), batch_size)):
+        begin = time.perf_counter()
+        rows = slice(start, start + batch_size)
+        truth = torch.from_numpy(labels[rows]).to(device)
+        batch = torch.from_numpy(np.array(embeddings[rows])).to(device)
+        loss = class_layer(batch, truth)[0]
+        ahead = classes_ahead(class_layer.class_scores(batch), truth)
+        figures = np.array([float(loss), *(float((ahead < k).double().mean()) for k in (1, 5))])
+        totals += figures * len(truth)
+        if number % log_every == 0:
+            shown = [float(f"{figure:.12g}") for figure in figures]
+            seconds = time.perf_counter() - begin
+            log(
+                "Testbatch {},loss {}, acc1 {},acc5 {},time {:.2f} sec".format(
+                    number, *shown, seconds
+                )
+            )
+    return dict(zip(("loss", "acc1", "acc5"), (totals / len(labels)).tolist(), strict=True))
+
+
+def classes_ahead(scores: Tensor, labels: Tensor) -> Tensor:
+    """Count the classes whose score is at least that of the image's own: (B, C), (B,) -> (B,).
+
+    A score that ties or is NaN counts against the image.
+    """
+    targets = scores.gather(1, labels[:, None])  # Bx1
+    return (~(scores < targets)).sum(1) - 1  # its own class is not ahead of itself
+
+
+def accuracies(ahead: Tensor) -> dict[str, Tensor]:
+    """Return `acc1` and `acc5`, () each, from `classes_ahead` of the images of a batch."""
+    return {f"acc{k}": (ahead < k).float().mean() for k in (1, 5)}

@@ -1,0 +1,74 @@
+"""Scores of the queries of an index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from metric_learning.engine.parallel.distributed import World, share_of
+from metric_learning.reader import ImageSet
+from metric_learning.retrieval.metrics import default_ks, score_queries, score_similarities
+from metric_learning.retrieval.rerank import Rerank, reranked_similarities
+from metric_learning.retrieval.scores import QueryScores
+
+
+def score_index(
+    index: ImageSet,
+    embeddings: np.ndarray,
+    device: torch.device,
+    ks: Sequence[int] = (),
+    *,
+    precision_ks: Sequence[int] = (),
+    ties: str = "pessimistic",
+    rerank: Rerank | None = None,
+    world: World | None = None,
+) -> QueryScores:
+    """Score every query of an index, in self-retrieval or query against gallery.
+
+    Args:
+        index: N images with their labels and roles.
+        embeddings: (N, D) float32 in the order of the index.
+        device: where the similarities are computed; the CPU stands in for one without float64.
+        ks: K of Recall@K beside those of 1, 10, 100, 1000 that the gallery holds.
+        precision_ks: K of precision@K.
+        ties: see `retrieval.scores.score_ranks`.
+        rerank: method of re-ranking; None ranks by cosine.
+        world: this process's place among those that share the work; all get all scores.
+
+    Raises:
+        ValueError: see `retrieval.score_queries`.
+    """
+    gallery_size = int(index.is_gallery.sum())
+    all_ks = sorted({*ks, *default_ks(gallery_size)})
+    sets = by_role(index, embeddings)
+    options: dict[str, Any] = {"precision_ks": precision_ks, "ties": ties}
+    where = with_float64(device)
+    if rerank is None:
+        share = share_of(world or World(), device)
+        return score_queries(**sets, ks=all_ks, device=where, share=share, **options)
+    chunks = reranked_similarities(
+        rerank, sets["embeddings"], sets.get("gallery_embeddings"), where
+    )
+    return score_similarities(
+        chunks, sets["labels"], all_ks, gallery_labels=sets.get("gallery_labels"), **options
+    )
+
+
+def by_role(index: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:
+    """Return the arguments of `retrieval.score_queries` that say who searches what."""
+    if index.is_self_retrieval:
+        return {"embeddings": embeddings, "labels": index.labels}
+    return {
+        "embeddings": embeddings[index.is_query],
+        "labels": index.labels[index.is_query],
+        "gallery_embeddings": embeddings[index.is_gallery],
+        "gallery_labels": index.labels[index.is_gallery],
+    }
+
+
+def with_float64(device: torch.device) -> torch.device:
+    """Return the device if it has float64, else the CPU."""
+    return device if device.type == "cuda" else torch.device("cpu")

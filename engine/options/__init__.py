@@ -1,0 +1,1 @@
+"""Flags, and the frozen options that are settled from them."""

@@ -1,0 +1,234 @@
+"""What a report shows, computed from embeddings: curves, pairs, chosen queries, confusions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from metric_learning.retrieval.metrics import DEFAULT_KS, default_ks, score_queries
+from metric_learning.retrieval.scores import QueryScores
+from metric_learning.retrieval.search import nearest
+from metric_learning.retrieval.significance import bootstrap_interval
+from metric_learning.retrieval.unit import unit_rows
+
+CURVE_POINTS = 48
+NUM_NEIGHBOURS = 6
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Embeddings of a split of a data set, and what is known of where they come from.
+
+    Attributes:
+        title: of the report.
+        facts: (name, text) of what was evaluated.
+        flags: flags of the training run; empty where there is none.
+        records: stats.jsonl of the training run; empty where there is none.
+        embeddings: (N, D) float32, not normalised.
+        labels: (N,) int64.
+        class_names: label -> name.
+        is_query: (N,) bool, images that search.
+        is_gallery: (N,) bool, images that are searched.
+        read_image: row -> (H, W, 3) uint8 RGB.
+        super_classes: label -> name of its super class; empty where there are none.
+    """
+
+    title: str
+    facts: list[tuple[str, str]]
+    flags: dict[str, Any]
+    records: list[dict[str, Any]]
+    embeddings: np.ndarray
+    labels: np.ndarray
+    class_names: dict[int, str]
+    is_query: np.ndarray
+    is_gallery: np.ndarray
+    read_image: Callable[[int], np.ndarray]
+    super_classes: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def is_self_retrieval(self) -> bool:
+        """Whether every image is both query and gallery."""
+        return bool(self.is_query.all() and self.is_gallery.all())
+
+    @cached_property
+    def query_rows(self) -> np.ndarray:
+        """Rows of the images that search, (Q,) int64."""
+        return np.flatnonzero(self.is_query)
+
+    @cached_property
+    def gallery_rows(self) -> np.ndarray:
+        """Rows of the images that are searched, (G,) int64."""
+        return np.flatnonzero(self.is_gallery)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the queries of a subject found.
+
+    Attributes:
+        scores: of the Q queries that have a positive.
+        rows: (Q,) int64, their rows in the subject.
+        neighbours: (Q, k) int64, rows of their nearest gallery images, nearest first.
+        cosines: (Q, k) float32.
+        num_findable: gallery images that a query can find: all but itself.
+    """
+
+    scores: QueryScores
+    rows: np.ndarray
+    neighbours: np.ndarray
+    cosines: np.ndarray
+    num_findable: int
+
+
+def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
+    """Score every query of a subject and look up its first neighbours.
+
+    Raises:
+        ValueError: no query has a positive, or an embedding is not finite.
+    """
+    queries, gallery = subject.query_rows, subject.gallery_rows
+    is_self = subject.is_self_retrieval
+    num_findable = len(gallery) - is_self
+    scores = score_queries(
+        subject.embeddings[queries],
+        subject.labels[queries],
+        default_ks(len(gallery)),
+        gallery_embeddings=None if is_self else subject.embeddings[gallery],
+        gallery_labels=None if is_self else subject.labels[gallery],
+        device=device,
+    )
+    rows = queries[scores.rows]
+    neighbours, cosines = nearest(
+        subject.embeddings[rows],
+        subject.embeddings[gallery],
+        min(NUM_NEIGHBOURS, num_findable),
+        own_rows=rows if is_self else None,
+        device=device,
+    )
+    return Found(scores, rows, gallery[neighbours], cosines, num_findable)
+
+
+@dataclass(frozen=True)
+class RecallCurve:
+    """Recall@K over K.
+
+    Attributes:
+        ks: (K,) int64 ascending, 1 to the number of images that can be found.
+        recalls: (K,) float64 fractions.
+        low: (K,) float64, lower end of the 95 % interval; None where there is one class only.
+        high: (K,) float64, upper end.
+    """
+
+    ks: np.ndarray
+    recalls: np.ndarray
+    low: np.ndarray | None
+    high: np.ndarray | None
+
+
+def recall_curve(found: Found, seed: int = 0) -> RecallCurve:
+    """Compute Recall@K for about 50 values of K, with 95 % intervals by bootstrap over classes."""
+    steps = np.geomspace(1, found.num_findable, CURVE_POINTS).round()
+    ks = np.union1d(steps, [k for k in DEFAULT_KS if k <= found.num_findable]).astype(np.int64)
+    is_found = found.scores.first_rank[:, None] <= ks  # QxK
+    low = high = None
+    if len(np.unique(found.scores.labels)) > 1:
+        low, high = bootstrap_interval(is_found, found.scores.labels, seed=seed)
+    return RecallCurve(ks, is_found.mean(0), low, high)
+
+
+def sample_pairs(
+    subject: Subject, is_positive: bool, num_pairs: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw pairs of a query and another gallery image, all such pairs equally likely.
+
+    Args:
+        subject: N images.
+        is_positive: pairs of one class; else pairs of two classes.
+        num_pairs: pairs to draw, with replacement.
+        seed: of the draw.
+
+    Returns:
+        Rows of the queries and of the gallery images, (num_pairs,) int64 each; both empty where
+        there is no such pair.
+    """
+    rng = np.random.default_rng(seed)
+    queries, gallery = subject.query_rows, subject.gallery_rows
+    order = np.argsort(subject.labels[gallery], kind="stable")
+    partners = gallery[order]  # rows, class after class
+    partner_labels = subject.labels[partners]
+    starts = np.searchsorted(partner_labels, subject.labels[queries], side="left")
+    sizes = np.searchsorted(partner_labels, subject.labels[queries], side="right") - starts
+    own = np.full(len(queries), len(partners))  # place of the query itself among the partners
+    if subject.is_self_retrieval:
+        own[order] = np.arange(len(order))
+    has_own = own < len(partners)
+    choices = sizes - has_own if is_positive else len(partners) - sizes
+    if choices.sum() == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    drawn = rng.choice(len(queries), num_pairs, p=choices / choices.sum())
+    places = rng.integers(choices[drawn])
+    if is_positive:
+        places += starts[drawn]
+        places += places >= own[drawn]  # step over the query itself
+    else:
+        places += np.where(places >= starts[drawn], sizes[drawn], 0)  # step over the class
+    return queries[drawn], partners[places]
+
+
+def pair_cosines(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosine similarities of pairs of rows, (P,) float32."""
+    unit = unit_rows(embeddings)
+    cosines = [
+        (unit[left] * unit[right]).sum(1)
+        for left, right in zip(
+            torch.as_tensor(first).split(4096), torch.as_tensor(second).split(4096), strict=True
+        )
+    ]
+    return torch.cat(cosines).numpy()
+
+
+def choose_queries(scores: QueryScores, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Choose queries to show: the best, some at random, and the worst.
+
+    The best have the highest average precision, the worst find their first positive last; among
+    them is one query per class as long as there are classes enough.
+
+    Args:
+        scores: of Q queries.
+        count: of each kind; at most Q are chosen.
+        seed: of the random ones and among equals.
+
+    Returns:
+        "best", "random" and "worst", each (count,) int64 places among the Q queries.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(scores))
+    best = shuffled[np.argsort(-scores.columns["map"][shuffled], kind="stable")]
+    worst = shuffled[np.argsort(-scores.first_rank[shuffled], kind="stable")]
+    return {
+        "best": _one_per_class(best, scores.labels, count),
+        "random": shuffled[:count],
+        "worst": _one_per_class(worst, scores.labels, count),
+    }
+
+
+def _one_per_class(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Return the first `count` of `order`, taking a class again only after all others."""
+    rounds: dict[int, int] = {}  # how often a class came before
+    keys = []
+    for place, label in enumerate(labels[order].tolist()):
+        rounds[label] = rounds.get(label, -1) + 1
+        keys.append((rounds[label], place))
+    chosen = sorted(sorted(keys)[:count], key=lambda key: key[1])
+    return order[[place for _, place in chosen]]
+
+
+def confusion_example(found: Found, neighbour_labels: np.ndarray, pair: tuple[int, int]) -> int:
+    """Return the place of the query that found the wrong class of a pair at the highest cosine."""
+    label, wrong = pair
+    is_confused = (found.scores.labels == label) & (neighbour_labels == wrong)
+    return int(np.argmax(np.where(is_confused, found.cosines[:, 0], -np.inf)))

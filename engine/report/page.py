@@ -1,0 +1,290 @@
+"""The page of a report: every picture and table of it, put into one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from metric_learning.engine.report import embedding_map
+from metric_learning.engine.report.data import (
+    Found,
+    RecallCurve,
+    Subject,
+    choose_queries,
+    confusion_example,
+    find,
+    pair_cosines,
+    recall_curve,
+    sample_pairs,
+)
+from metric_learning.engine.report.figures import (
+    draw_loss,
+    draw_recall,
+    draw_similarities,
+    draw_tests,
+)
+from metric_learning.engine.report.plots import plot_map
+from metric_learning.retrieval.metrics import DEFAULT_KS, summarise
+from metric_learning.retrieval.tables import ClassRow, class_table, confusions, worst_first
+
+TEMPLATES = Path(__file__).with_name("templates")
+NUM_QUERIES, NUM_PAIRS, NUM_CONFUSIONS = 8, 100_000, 12
+QUERY_PIXELS, MAP_PIXELS = 128, 48  # longer side of a thumbnail; shown smaller
+JPEG_QUALITY = 75
+QUERY_KINDS = {
+    "best": ("Best", "Those with the highest average precision, of as many classes as possible."),
+    "random": ("Random", "Drawn at random from all queries: what to expect."),
+    "worst": (
+        "Worst",
+        "Those whose first right image comes last, of as many classes as possible.",
+    ),
+}
+METRIC_NAMES = {
+    "map@r": ("MAP@R", "average precision among the first R; R: positives of a query"),
+    "r_precision": ("R-precision", "right images among the first R"),
+    "map": ("mAP", "average precision over all positives"),
+    "mrr": ("MRR", "mean of 1 / rank of the first right image"),
+}
+
+
+def render(
+    subject: Subject,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    picture: Path | None = None,
+) -> str:
+    """Return the HTML of a report, one file that needs nothing else.
+
+    Args:
+        subject: what to report on.
+        device: where similarities are computed.
+        seed: of everything that is drawn at random.
+        picture: a PNG file to draw the map of the embeddings to as well, where there can be one.
+
+    Raises:
+        ValueError: no query has a positive, an embedding is not finite, or an image that is shown
+            cannot be read.
+    """
+    found = find(subject, device)
+    curve = recall_curve(found, seed)
+    thumbnail = _thumbnails(subject.read_image)
+    layout = embedding_map.map_embeddings(subject.embeddings, subject.labels, seed)
+    if picture is not None and layout is not None:
+        plot_map(layout, subject.labels, subject.class_names, picture)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
+    environment.filters["breakable"] = _breakable
+    return environment.get_template("report.html").render(
+        subject=subject,
+        found=found,
+        tiles=_tiles(found, curve),
+        loss_chart=draw_loss(subject.records),
+        tests_chart=draw_tests(subject.records),
+        recall_chart=draw_recall(curve),
+        recall_rows=_recall_rows(curve),
+        similarities=_similarities(subject, seed),
+        query_groups=_query_groups(subject, found, thumbnail, seed),
+        has_tests=any(record["kind"] == "test" for record in subject.records),
+        class_rows=_class_rows(subject, found),
+        confused=_confused(subject, found, thumbnail),
+        map=None if layout is None else _map(subject, layout, thumbnail),
+    )
+
+
+def _breakable(name: str) -> Markup:
+    """Let the long names of classes break after their punctuation."""
+    return Markup(re.sub(r"([_./-])(?=[\w(])", r"\1<wbr>", str(escape(name))))
+
+
+def _thumbnails(read_image: Callable[[int], np.ndarray]) -> Callable[[int, int], str]:
+    """Return a function (row, pixels of the longer side) -> data URI of a small JPEG."""
+
+    @cache
+    def thumbnail(row: int, pixels: int) -> str:
+        image = Image.fromarray(read_image(row))
+        image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+    return thumbnail
+
+
+def _tiles(found: Found, curve: RecallCurve) -> list[dict[str, str]]:
+    """Name, value and explanation of the key numbers."""
+    metrics = summarise(found.scores)
+    interval = "one class: no interval"
+    if curve.low is not None and curve.high is not None:
+        interval = f"95 % interval {100 * curve.low[0]:.1f} to {100 * curve.high[0]:.1f}"
+    tiles = [
+        {
+            "name": f"Recall@{name.partition('@')[2]}",
+            "value": f"{100 * value:.2f} %",
+            "note": interval if name == "recall@1" else "",
+        }
+        for name, value in metrics.items()
+        if name.startswith("recall@")
+    ]
+    for metric, (name, note) in METRIC_NAMES.items():
+        tiles.append({"name": name, "value": f"{100 * metrics[metric]:.2f} %", "note": note})
+    tiles.append(
+        {
+            "name": "Queries without positive",
+            "value": f"{metrics['queries_without_positive']:,}",
+            "note": f"left out; {metrics['queries']:,} queries count",
+        }
+    )
+    return tiles
+
+
+def _recall_rows(curve: RecallCurve) -> list[dict[str, Any]]:
+    """K, Recall@K and interval at the powers of ten and at the end of the curve."""
+    last = int(curve.ks[-1])
+    rows = []
+    for place, k in enumerate(curve.ks.tolist()):
+        if k in (*DEFAULT_KS, last):
+            rows.append(
+                {
+                    "k": k,
+                    "recall": curve.recalls[place],
+                    "low": None if curve.low is None else curve.low[place],
+                    "high": None if curve.high is None else curve.high[place],
+                }
+            )
+    return rows
+
+
+def _similarities(subject: Subject, seed: int) -> dict[str, Any]:
+    """Chart and quantiles of the similarities of sampled pairs."""
+    cosines = {}
+    for name, is_positive in (("same class", True), ("two classes", False)):
+        pairs = sample_pairs(subject, is_positive, NUM_PAIRS, seed)
+        cosines[name] = pair_cosines(subject.embeddings, *pairs)
+    positive, negative = cosines.values()
+    return {
+        "chart": draw_similarities(positive, negative),
+        "num_pairs": NUM_PAIRS,
+        "rows": [
+            {"name": name, "quantiles": np.quantile(values, (0.05, 0.5, 0.95))}
+            for name, values in cosines.items()
+            if len(values)
+        ],
+        "order": float(np.mean(positive > negative)) if len(negative) else None,
+    }
+
+
+def _query_groups(
+    subject: Subject, found: Found, thumbnail: Callable[[int, int], str], seed: int
+) -> list[dict[str, Any]]:
+    """Best, random and worst queries with their first neighbours."""
+    groups = []
+    for kind, places in choose_queries(found.scores, NUM_QUERIES, seed).items():
+        name, sentence = QUERY_KINDS[kind]
+        queries = [_query(subject, found, thumbnail, int(place)) for place in places]
+        groups.append({"name": name, "sentence": sentence, "queries": queries})
+    return groups
+
+
+def _query(
+    subject: Subject, found: Found, thumbnail: Callable[[int, int], str], place: int
+) -> dict[str, Any]:
+    """One query with its neighbours."""
+    row = int(found.rows[place])
+    hits = [
+        {
+            "picture": thumbnail(neighbour, QUERY_PIXELS),
+            "name": subject.class_names[int(subject.labels[neighbour])],
+            "is_right": bool(subject.labels[neighbour] == subject.labels[row]),
+            "cosine": cosine,
+        }
+        for neighbour, cosine in zip(
+            found.neighbours[place].tolist(), found.cosines[place].tolist(), strict=True
+        )
+    ]
+    return {
+        "picture": thumbnail(row, QUERY_PIXELS),
+        "name": subject.class_names[int(subject.labels[row])],
+        "hits": hits,
+        "first_rank": int(found.scores.first_rank[place]),
+        "num_positives": int(found.scores.num_positives[place]),
+        "average_precision": float(found.scores.columns["map"][place]),
+    }
+
+
+def _class_rows(subject: Subject, found: Found) -> list[ClassRow]:
+    """A row per class that has queries, the lowest Recall@1 first."""
+    return worst_first(class_table(found.scores, subject.class_names, subject.super_classes))
+
+
+def _confused(
+    subject: Subject, found: Found, thumbnail: Callable[[int, int], str]
+) -> list[dict[str, Any]]:
+    """The pairs of classes that are confused most often, each with an example."""
+    neighbour_labels = subject.labels[found.neighbours[:, 0]]
+    rows = []
+    for label, wrong, count in confusions(neighbour_labels, found.scores.labels)[:NUM_CONFUSIONS]:
+        place = confusion_example(found, neighbour_labels, (label, wrong))
+        rows.append(
+            {
+                "name": subject.class_names[label],
+                "wrong": subject.class_names[wrong],
+                "count": count,
+                "share": count / int((found.scores.labels == label).sum()),
+                "query": thumbnail(int(found.rows[place]), QUERY_PIXELS),
+                "neighbour": thumbnail(int(found.neighbours[place, 0]), QUERY_PIXELS),
+                "cosine": float(found.cosines[place, 0]),
+            }
+        )
+    return rows
+
+
+def _map(
+    subject: Subject,
+    layout: embedding_map.EmbeddingMap,
+    thumbnail: Callable[[int, int], str],
+) -> dict[str, Any]:
+    """The map of the embeddings, its images grouped by class."""
+    labels = subject.labels[layout.rows]
+    classes = []
+    for number, label in enumerate(np.unique(labels).tolist()):
+        own = labels == label
+        pictures = np.flatnonzero(own & layout.is_picture)
+        classes.append(
+            {
+                "number": number,
+                "name": subject.class_names[label],
+                "hue": round(number * 137.508) % 360,  # the golden angle keeps neighbours apart
+                "dots": layout.centres[own & ~layout.is_picture].round(1).tolist(),
+                "pictures": [
+                    (*layout.centres[place].round(1), thumbnail(layout.rows[place], MAP_PIXELS))
+                    for place in pictures
+                ],
+                "count": int(own.sum()),
+            }
+        )
+    return {
+        "method": layout.method,
+        "num_images": len(layout.rows),
+        "num_pictures": int(layout.is_picture.sum()),
+        "width": embedding_map.WIDTH,
+        "height": embedding_map.HEIGHT,
+        "size": embedding_map.PICTURE,
+        "classes": classes,
+    }

@@ -1,0 +1,137 @@
+"""Pictures of what a run learned: loss curves, queries and neighbours, a map of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from metric_learning.engine.run.records import read_records
+from metric_learning.retrieval.search import nearest
+
+if TYPE_CHECKING:
+    from metric_learning.engine.report.embedding_map import EmbeddingMap
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402
+
+MAX_NAMED = 20  # classes that a picture names; of more the colours cannot be told apart
+RIGHT, WRONG, NEUTRAL = "#1a7f37", "#cf222e", "#57606a"
+
+
+def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
+    """Draw the training loss and the Recall@1 of the tests of each run, from its stats.jsonl."""
+    figure, rows = plt.subplots(2, len(run_folders), squeeze=False, figsize=(10, 6))
+    for folder, (loss_axis, recall_axis) in zip(run_folders, rows.T, strict=True):
+        records = read_records(folder / "stats.jsonl")
+        for axis, kind, name in (
+            (loss_axis, "train", "loss"),
+            (recall_axis, "test", "recall@1"),
+        ):
+            axis.plot(*curve_of(records, kind, name), marker=".")
+            axis.set_title(f"{folder.name}: {name}")
+            axis.set_ylim(bottom=0, top=1 if kind == "test" else None)
+            axis.set_xlabel("step")
+            axis.grid(alpha=0.3)
+    _save(figure, picture)
+
+
+def curve_of(
+    records: Sequence[dict[str, Any]], kind: str, name: str
+) -> tuple[list[int], list[float]]:
+    """Return the steps, ascending, and the values `name` of the records of a kind that have it."""
+    points = {
+        record["step"]: record[name]
+        for record in records
+        if record["kind"] == kind and name in record
+    }  # of a resumed run the later record counts
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]
+
+
+def plot_neighbours(
+    features: np.ndarray,
+    labels: np.ndarray,
+    paths: Sequence[str],
+    picture: Path,
+    num_queries: int = 8,
+    k: int = 6,
+    seed: int = 0,
+) -> None:
+    """Draw random queries, each with its k nearest images, right and wrong ones marked.
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) integer.
+        paths: N image files.
+        picture: PNG file to write.
+        num_queries: rows of the picture.
+        k: neighbours per query.
+        seed: of the choice of queries.
+    """
+    k = min(k, len(features) - 1)
+    rng = np.random.default_rng(seed)
+    queries = np.sort(rng.choice(len(features), min(num_queries, len(features)), replace=False))
+    neighbours, cosines = nearest(features[queries], features, k, own_rows=queries)
+    figure, axes = plt.subplots(
+        len(queries), k + 1, squeeze=False, figsize=(1.5 * (k + 1), 1.75 * len(queries))
+    )
+    for row, query in enumerate(queries):
+        _draw(axes[row, 0], paths[query], f"query: {labels[query]}", NEUTRAL)
+        for column in range(k):
+            found = neighbours[row, column]
+            is_right = labels[found] == labels[query]
+            mark = "right" if is_right else "wrong"
+            title = f"{mark}: {labels[found]}, {cosines[row, column]:.2f}"
+            _draw(axes[row, column + 1], paths[found], title, RIGHT if is_right else WRONG)
+    figure.suptitle("queries and their nearest images: class, cosine similarity")
+    _save(figure, picture)
+
+
+def plot_map(
+    layout: EmbeddingMap, labels: np.ndarray, class_names: dict[int, str], picture: Path
+) -> None:
+    """Draw the images of a map as dots in the colour of their class.
+
+    Args:
+        layout: where M of the images lie.
+        labels: (N,) integer.
+        class_names: label -> name; up to 20 are written beside the map.
+        picture: PNG file to write.
+    """
+    present, numbers = np.unique(labels[layout.rows], return_inverse=True)
+    colours = plt.get_cmap("tab20" if len(present) > 10 else "tab10")
+    figure, axis = plt.subplots(figsize=(10, 7))
+    for number, label in enumerate(present.tolist()):
+        x, y = layout.centres[numbers == number].T
+        colour = colours(number % colours.N)
+        axis.scatter(x, y, s=12, color=colour, linewidths=0, label=class_names[label])
+    axis.invert_yaxis()  # y counts from the top
+    axis.set_aspect("equal")
+    axis.set_axis_off()
+    axis.set_title(f"{layout.method} of {len(layout.rows)} embeddings")
+    if len(present) <= MAX_NAMED:
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
+    _save(figure, picture)
+
+
+def _draw(axis: plt.Axes, path: str, title: str, colour: str) -> None:
+    with Image.open(path) as image:
+        axis.imshow(image.convert("RGB"))
+    axis.set_title(title, fontsize=8, color=colour)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set(color=colour, linewidth=3)
+
+
+def _save(figure: plt.Figure, picture: Path) -> None:
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=100)
+    plt.close(figure)

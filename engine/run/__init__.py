@@ -1,0 +1,1 @@
+"""The run folder: log, records, checkpoints, where a run resumes, and signals."""

@@ -1,0 +1,148 @@
+"""Training checkpoints: everything that a run needs to go on, whole and checked.
+
+torch.save writes a zip file with a CRC-32 of every entry, which torch.load does not look at.
+Reading one here does, so that a changed byte is an error, and no second file can contradict it.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metric_learning.common.atomic import write_atomically
+
+PARTS = ("model", "criterion", "optimizer", "step", "best", "meta")
+# Checkpoints of earlier versions lack them.
+OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch")
+FORMER_PARTS = ("random_state",)  # checkpoints of earlier versions have them; not used
+
+
+class DamagedError(ValueError):
+    """A checkpoint is truncated, holds changed bytes or is no checkpoint at all."""
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint with the parts named in PARTS and OPTIONAL_PARTS, atomically.
+
+    Raises:
+        OSError: it cannot be written; what was at `path` is still there.
+    """
+    assert set(PARTS) <= set(checkpoint) <= {*PARTS, *OPTIONAL_PARTS}
+
+    def write(temporary: Path) -> None:
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:  # what torch.save makes of a full disk
+            cause = error.__context__
+            raise (cause if isinstance(cause, OSError) else OSError(str(error))) from error
+
+    write_atomically(path, write)
+
+
+def load_checkpoint(path: str | Path, in_file: bool = False) -> dict[str, Any]:
+    """Read and check a training checkpoint; a stranger's file cannot run code.
+
+    Args:
+        path: a file that `save_checkpoint` wrote.
+        in_file: leave the tensors in the file, for who wants the other parts.
+
+    Raises:
+        DamagedError: the file is damaged or not written by this project.
+        ValueError: it is no training checkpoint, or one of a newer version.
+        OSError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        with zipfile.ZipFile(path) as file:
+            changed = file.testzip()  # reads 1 MiB at a time
+        if changed is not None:
+            raise zipfile.BadZipFile(f"bytes of {changed} have changed")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=in_file)
+    except Exception as error:  # a damaged file can raise anything
+        reason = str(error).partition("\n")[0][:120] or type(error).__name__
+        raise DamagedError(
+            f"checkpoint {path} is damaged or not written by this project ({reason}): "
+            "choose another one of the run"
+        ) from error
+    if not isinstance(checkpoint, dict) or not set(PARTS) <= set(checkpoint):
+        raise ValueError(
+            f"{path} holds weights but no training state: give it as --pretrained_model, which "
+            "takes weights only; --checkpoint resumes a run from its last.pt"
+        )
+    unknown = set(checkpoint) - {*PARTS, *OPTIONAL_PARTS, *FORMER_PARTS}
+    if unknown:
+        raise ValueError(
+            f"checkpoint {path} holds {', '.join(sorted(unknown))}, which this version does not "
+            "know: resume it with the version that wrote it"
+        )
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest good checkpoint of a run.
+
+    Attributes:
+        path: the file; None where none is good.
+        passed_over: a line for each that is not good and may be newer.
+    """
+
+    path: Path | None
+    passed_over: list[str]
+
+
+def newest_good(folder: Path) -> Newest:
+    """Find the newest good checkpoint of a run folder, by their steps.
+
+    A best.pt that last.pt knows of is not newer than last.pt, even if its step is later: the run
+    went back to an earlier checkpoint in between.
+    """
+    passed_over = []
+
+    def read(path: Path) -> dict[str, Any] | None:
+        try:
+            return load_checkpoint(path, in_file=True)
+        except (ValueError, OSError) as error:
+            passed_over.append(f"passed over {path.name}: {error}")
+            return None
+
+    steps = _numbered(folder)
+    last, best = (
+        read(path) if path.exists() else None for path in (folder / "last.pt", folder / "best.pt")
+    )
+    if last is not None:
+        steps[folder / "last.pt"] = last["step"]
+    if best is not None:
+        steps[folder / "best.pt"] = best["step"]
+        if last is not None and last["best"] == best["best"]:
+            steps[folder / "best.pt"] = min(best["step"], last["step"])
+    for path in sorted(steps, key=lambda path: (steps[path], path.name == "last.pt"))[::-1]:
+        if path.name in ("last.pt", "best.pt") or read(path) is not None:
+            return Newest(path, passed_over)
+    return Newest(None, passed_over)
+
+
+def prune(folder: Path, keep: int, step: int) -> None:
+    """Delete all but the newest `keep` numbered checkpoints of a run; 0 keeps all.
+
+    Those of later steps than `step` go too: the run went back to before them.
+    """
+    steps = _numbered(folder)
+    newest_first = sorted(steps, key=lambda path: -steps[path])
+    current = [path for path in newest_first if steps[path] <= step]
+    for path in set(newest_first) - set(current[: keep or None]):
+        path.unlink()
+
+
+def _numbered(folder: Path) -> dict[Path, int]:
+    """Return the numbered checkpoints, step_N.pt, of a run folder and their N."""
+    matches = {path: re.fullmatch(r"step_(\d+)\.pt", path.name) for path in folder.glob("*.pt")}
+    return {path: int(match[1]) for path, match in matches.items() if match}

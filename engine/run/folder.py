@@ -1,0 +1,205 @@
+"""The run folder: arguments, log, statistics and TensorBoard curves of one training run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+
+from metric_learning.common.atomic import remove_leftovers, write_json, write_text
+from metric_learning.common.log import log, timestamped, versions
+from metric_learning.engine.run.records import read_records
+
+# What a run writes atomically.
+FILES = re.compile(r"(last|best|step_\d+)\.(pt|safetensors)|args\.json|stats\.jsonl")
+
+
+def own_folder(args: Namespace) -> Path:
+    """Return the run folder that the flags name, whether or not a run is in it."""
+    base = f"{re.sub('[/:]', '_', args.model)}_{args.loss_name.replace(':', '_')}"
+    return Path(args.model_save_dir) / (args.run_name or base)
+
+
+def choose_folder(args: Namespace, given: set[str]) -> Path:
+    """Choose the run folder below --model_save_dir, so that no earlier run is overwritten.
+
+    Resuming a checkpoint goes on in the folder that holds it, unless another is named.
+
+    Raises:
+        ValueError: --run_name names the folder of another run.
+    """
+    resumed = Path(args.checkpoint).resolve().parent if args.checkpoint else None
+    if resumed is not None and not given & {"model_save_dir", "run_name"}:
+        return resumed
+    base = folder = own_folder(args)
+    number = 1
+    while _holds_run(folder) and folder.resolve() != resumed:
+        if args.run_name is not None:
+            raise ValueError(
+                f"run folder {folder} holds another run: choose another --run_name, or resume it "
+                f"with --checkpoint=auto or --checkpoint={folder / 'last.pt'}"
+            )
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / "args.json").exists() or any(folder.glob("*.pt"))
+
+
+def _describe_call(path: Path, args: Namespace) -> None:
+    """Write args.json; the calls that resumed the run are listed in it under `resumed`.
+
+    Raises:
+        ValueError: what is there is not what this wrote.
+    """
+    described: dict[str, Any] = {
+        "command": sys.argv,
+        "flags": vars(args),
+        "versions": versions(),
+        "started": timestamped("")[1:-2],
+    }
+    if path.exists():
+        try:
+            first = json.loads(path.read_text(encoding="utf-8"))
+            described = first | {"resumed": [*first.get("resumed", []), described]}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it, checkpoints know their flags themselves"
+            ) from error
+    write_json(path, described)
+
+
+def _drop_later_records(path: Path, step: int, tested: int) -> None:
+    """Drop the records that a resumed run will write again, and a torn last line."""
+    if path.exists():
+        last_steps = {"train": step, "test": tested, "epoch": tested}
+        lines = [
+            json.dumps(record) + "\n"
+            for record in read_records(path)
+            if record["step"] <= last_steps.get(record["kind"], step)
+        ]
+        write_text(path, "".join(lines))
+
+
+class Run:
+    """Writes what happens in a run; on all ranks but the first it writes nothing.
+
+    The folder is locked as long as the run is open. A process that is killed leaves no lock.
+
+    Args:
+        folder: run folder, created here.
+        args: written to args.json with the versions and the command.
+        is_main: whether this process writes.
+        step: the step that the run goes on from; later records and points of curves are replaced.
+        tested: the last step that was tested; later records of tests are replaced.
+
+    Raises:
+        ValueError: another process writes to the folder, or a file of it is damaged.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        args: Namespace,
+        is_main: bool = True,
+        step: int = 0,
+        tested: int = -1,
+    ) -> None:
+        self.folder = folder
+        self.is_main = is_main
+        if not is_main:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._log_file = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
+            if _lock(self._log_file):
+                remove_leftovers(folder, FILES)
+            is_undescribed = not (folder / "args.json").exists() and _holds_run(folder)
+            _drop_later_records(folder / "stats.jsonl", step, tested)
+            _describe_call(folder / "args.json", args)
+            self._stats_file = (folder / "stats.jsonl").open("a", encoding="utf-8", buffering=1)
+            self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        except OSError as error:
+            raise OSError(
+                f"cannot write to {folder} ({error.strerror}): choose another --model_save_dir"
+            ) from error
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._report_thread
+        if is_undescribed:
+            self.log("args.json was missing: the new one tells of this call alone")
+
+    def _report_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """Keep quiet of the thread that writes the curves: `record` raises what it raised."""
+        if not isinstance(failure.exc_value, OSError):
+            self._excepthook(failure)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self.close()
+
+    def log(self, line: str) -> None:
+        """Print a line and append it to log.txt."""
+        if self.is_main:
+            with self._naming("log.txt"):
+                self._log_file.write(log(line) + "\n")
+
+    def record(self, kind: str, step: int, **values: Any) -> None:
+        """Append a record to stats.jsonl and its numbers to the TensorBoard curves."""
+        if not self.is_main:
+            return
+        with self._naming("stats.jsonl"):
+            self._stats_file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        with self._naming("tensorboard"):
+            for name, value in values.items():
+                self._curves.add_scalar(f"{kind}/{name}", value, step)
+
+    @contextlib.contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Say in an OSError which file could not be written."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder / name)) from error
+
+    def close(self) -> None:
+        """Close the files."""
+        if not self.is_main:
+            return
+        threading.excepthook = self._excepthook
+        with contextlib.ExitStack() as files:
+            files.callback(self._log_file.close)
+            files.callback(self._stats_file.close)
+            files.callback(self._curves.close)
+
+
+def _lock(file: TextIO) -> bool:
+    """Keep other processes from a file until it is closed; False where files have no locks.
+
+    Raises:
+        ValueError: another process has locked it.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(
+            f"another process writes to {Path(file.name).parent}: wait for its end, or choose "
+            "another --run_name"
+        ) from None
+    except OSError:
+        return False
+    return True

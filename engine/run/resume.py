@@ -1,0 +1,79 @@
+"""Where a training begins: from scratch, from a named checkpoint or from its newest good one."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metric_learning.engine.run.checkpoints import DamagedError, load_checkpoint, newest_good
+from metric_learning.engine.run.folder import Run, own_folder
+
+AUTO = "auto"  # --checkpoint=auto: the newest good checkpoint of the run
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins.
+
+    Attributes:
+        checkpoint: what it goes on from; None: from scratch.
+        folder: its run folder where --checkpoint=auto has settled it, else None.
+        notes: for the log: checkpoints that were passed over, and why.
+    """
+
+    checkpoint: str | None
+    folder: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the same command resumes the run."""
+        return self.folder is not None
+
+
+def find_start(args: Namespace) -> Start:
+    """Find out what --checkpoint means.
+
+    Raises:
+        ValueError: --checkpoint=auto finds checkpoints, none of them good.
+    """
+    if args.checkpoint != AUTO:
+        return Start(args.checkpoint)
+    folder = own_folder(args)
+    newest = newest_good(folder)
+    if newest.path is None and newest.passed_over:
+        raise ValueError(
+            f"no checkpoint in {folder} is good: {'; '.join(newest.passed_over)}. Delete them to "
+            "start from scratch"
+        )
+    return Start(str(newest.path) if newest.path else None, folder, newest.passed_over)
+
+
+def load_start(path: str) -> dict[str, Any]:
+    """Read the checkpoint that a run goes on from, see `load_checkpoint`.
+
+    Its tensors stay in the file, for of a split class layer a process takes its own rows alone.
+    Where it is damaged, the error names the newest good one beside it.
+    """
+    try:
+        return load_checkpoint(path, in_file=True)
+    except DamagedError as error:
+        good = newest_good(Path(path).parent).path
+        if good is None:
+            raise
+        raise DamagedError(f"{error}, the newest good one is --checkpoint={good}") from error
+
+
+def best_so_far(best: dict[str, float], run: Run) -> dict[str, float]:
+    """Return the better of `best` and what the run's best.pt says, which is not to be lost."""
+    path = run.folder / "best.pt"
+    if not path.exists():
+        return best
+    try:
+        kept = load_checkpoint(path, in_file=True)["best"]
+    except ValueError as error:
+        run.log(f"{error}; the next test writes it anew")
+        return {}
+    return max(best, kept, key=lambda test: test.get("recall@1", -1.0))

@@ -1,0 +1,110 @@
+"""SIGTERM and SIGINT stop a training between two steps, all its ranks between the same two."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from metric_learning.engine.parallel.distributed import World, first_error, largest
+from metric_learning.reader import ImageError, WorkerError
+from metric_learning.reader.batches.batch import Batch
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+FAILURE = 1000  # above the number of every signal
+
+
+class Stopped(Exception):
+    """All ranks stop, because a signal asked one of them to; says which signal."""
+
+
+class StopRequest:
+    """What signals have asked of this process, and what all ranks make of it.
+
+    Args:
+        world: this process's place among the ranks.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._received = 0  # number of the first signal
+        self._is_interrupted = False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: note it; a second SIGINT stops at once.
+
+        A SIGTERM that follows a SIGINT does not: torchrun sends one after Ctrl-C.
+        """
+        if number == signal.SIGINT:
+            if self._is_interrupted:
+                raise KeyboardInterrupt
+            self._is_interrupted = True
+        self._received = self._received or number
+
+    def is_asked(self) -> bool:
+        """Whether this process was asked to stop."""
+        return bool(self._received)
+
+    @contextlib.contextmanager
+    def agreement(self) -> Iterator[None]:
+        """End alike on all ranks what each does for itself, such as reading a batch.
+
+        Raises:
+            Stopped: one of the ranks was asked to stop.
+            ImageError: on all ranks, where one of them raised it in the body.
+            WorkerError: likewise.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except (ImageError, WorkerError) as error:
+            failure = error
+        verdict = largest(FAILURE if failure else self._received, self._world)
+        if verdict == FAILURE:
+            raise first_error(failure, self._world)
+        if verdict:
+            raise Stopped(signal.Signals(verdict).name)
+
+    def agreed(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+        """Yield `count` batches; all ranks agree to take each, see `agreement`.
+
+        They agree before the step and not after it, since a rank that could not read its batch
+        would leave the others waiting inside the step.
+        """
+        for _ in range(count):
+            with self.agreement():
+                batch = next(batches)
+            yield batch
+
+
+def acting_signals() -> contextlib.AbstractContextManager[None]:
+    """Let SIGTERM and SIGINT end the process at once in the body, which can be done again."""
+    return _handled_by(signal.SIG_DFL, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def noted_signals(world: World) -> Iterator[StopRequest]:
+    """Note SIGTERM and SIGINT in the body; only the main thread can, in others nothing changes."""
+    request = StopRequest(world)
+    with _handled_by(request.receive, request.receive):
+        yield request
+
+
+@contextlib.contextmanager
+def _handled_by(*handlers: Any) -> Iterator[None]:
+    """Let a handler per signal of SIGNALS handle it in the body; in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in zip(SIGNALS, handlers, strict=True)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,167 @@
+"""The tables of losses by name, and how one is built.
+
+A new loss is one file in this folder and one row in a table below; its flags, help and contract
+tests follow from the signature and the docstring of its class.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from metric_learning.losses.adacosloss import AdaCosLoss
+from metric_learning.losses.adafaceloss import AdaFaceLoss
+from metric_learning.losses.arcmarginloss import ArcMarginLoss
+from metric_learning.losses.batchtripletloss import BatchTripletLoss
+from metric_learning.losses.chenquadrupletloss import ChenQuadrupletLoss
+from metric_learning.losses.circleloss import CircleLoss
+from metric_learning.losses.combinedloss import CombinedLoss
+from metric_learning.losses.contrastiveloss import ContrastiveLoss
+from metric_learning.losses.cosfaceloss import CosFaceLoss
+from metric_learning.losses.curricularfaceloss import CurricularFaceLoss
+from metric_learning.losses.elasticfaceloss import ElasticArcLoss, ElasticCosLoss
+from metric_learning.losses.emlloss import EmlLoss
+from metric_learning.losses.liftedstructureloss import LiftedStructureLoss
+from metric_learning.losses.multisimilarityloss import MultiSimilarityLoss
+from metric_learning.losses.normsoftmaxloss import NormSoftmaxLoss
+from metric_learning.losses.npairsloss import NpairsLoss
+from metric_learning.losses.pmlloss import PREFIX, PmlLoss, pml_options
+from metric_learning.losses.proxyanchorloss import ProxyAnchorLoss
+from metric_learning.losses.proxyncaloss import ProxyNcaLoss
+from metric_learning.losses.quadrupletloss import QuadrupletLoss
+from metric_learning.losses.recallloss import RecallLoss
+from metric_learning.losses.siameseloss import SiameseLoss
+from metric_learning.losses.smoothaploss import SmoothApLoss
+from metric_learning.losses.softmaxloss import SoftmaxLoss
+from metric_learning.losses.softtripleloss import SoftTripleLoss
+from metric_learning.losses.spherefaceloss import SphereFaceLoss
+from metric_learning.losses.subcenterloss import SubCenterLoss
+from metric_learning.losses.supconloss import SupConLoss
+from metric_learning.losses.tripletloss import TripletLoss
+from metric_learning.losses.vplloss import VplLoss
+
+# Stage 1: look at one image at a time; `loss, logits = criterion(embeddings, labels)`.
+ELEM_LOSSES: dict[str, type[nn.Module]] = {
+    "softmax": SoftmaxLoss,
+    "arcmargin": ArcMarginLoss,
+    "cosface": CosFaceLoss,
+    "sphereface": SphereFaceLoss,
+    "combined": CombinedLoss,
+    "normsoftmax": NormSoftmaxLoss,
+    "adacos": AdaCosLoss,
+    "subcenter": SubCenterLoss,
+    "curricularface": CurricularFaceLoss,
+    "adaface": AdaFaceLoss,
+    "elastic_arc": ElasticArcLoss,
+    "elastic_cos": ElasticCosLoss,
+    "proxy_nca": ProxyNcaLoss,
+    "proxy_anchor": ProxyAnchorLoss,
+    "soft_triple": SoftTripleLoss,
+    "vpl": VplLoss,
+}
+
+# Stage 2: compare the images of a batch; `loss = criterion(embeddings, labels)`. Batches are blocks
+# of K images per class, unless a class attribute says otherwise (`layout_of`).
+PAIR_LOSSES: dict[str, type[nn.Module]] = {
+    "triplet": TripletLoss,
+    "quadruplet": QuadrupletLoss,
+    "eml": EmlLoss,
+    "npairs": NpairsLoss,
+    "siamese": SiameseLoss,
+    "contrastive": ContrastiveLoss,
+    "batch_triplet": BatchTripletLoss,
+    "chen_quadruplet": ChenQuadrupletLoss,
+    "multi_similarity": MultiSimilarityLoss,
+    "lifted_structure": LiftedStructureLoss,
+    "supcon": SupConLoss,
+    "circle": CircleLoss,
+    "smooth_ap": SmoothApLoss,
+    "recall_surrogate": RecallLoss,
+}
+
+# Names of stage-2 losses in v1 of the reference.
+LOSS_ALIASES = {"tripletloss": "triplet", "quadrupletloss": "quadruplet", "emlloss": "eml"}
+
+
+def is_pml(name: str) -> bool:
+    """Whether a name, such as `pml:NCALoss`, is that of a loss of pytorch-metric-learning."""
+    return name.startswith(PREFIX)
+
+
+def layout_of(name: str) -> str:
+    """Return how the batches of a stage-2 loss are made up.
+
+    Returns:
+        `blocks`: K images of each class in a row; `labels`: the same, but in any order, since the
+        loss looks at labels alone; `triples`: a p n a p n ...; `pairs`: a b a b ....
+    """
+    loss = PmlLoss if is_pml(name) else PAIR_LOSSES[name]
+    return getattr(loss, "layout", "blocks")
+
+
+@runtime_checkable
+class SplittableLoss(Protocol):
+    """A stage-1 loss that can be built for a part of the classes, as `--shard_head` does.
+
+    Its parameters and buffers have a row per class or are scalars, a logit depends on the image and
+    the weights of that one class (and on the label, for the margin), and its value is
+    `functional.cross_entropy` of the logits.
+    """
+
+    def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the logits (B, C) that the loss compares, with margin and scale.
+
+        Args:
+            embeddings: (B, D) float.
+            labels: (B,) int64 in 0..C-1; -1 where the class of an image is not among these C.
+        """
+
+    def draw_weight(self, rows: Tensor, class_dim: int) -> None:
+        """Fill rows (n, D) of the weight of `class_dim` classes with initial values.
+
+        Rows drawn in blocks, from the first to the last, are the same as drawn at once.
+        """
+
+
+def loss_options(name: str) -> dict[str, inspect.Parameter]:
+    """Return the options of a loss by name, in the order of its signature.
+
+    Raises:
+        ValueError: no loss has that name.
+    """
+    if is_pml(name):
+        return pml_options(name)
+    losses = ELEM_LOSSES | PAIR_LOSSES
+    if name not in losses:
+        raise ValueError(f"unknown loss {name!r}: choose from {', '.join(losses)}")
+    return dict(inspect.signature(losses[name]).parameters)
+
+
+def build_loss(name: str, **options: Any) -> nn.Module:
+    """Build a loss by name.
+
+    Args:
+        name: a key of ELEM_LOSSES or PAIR_LOSSES, or `pml:` and a class of pytorch-metric-learning.
+        **options: the options of that loss, named as the command line flags.
+
+    Raises:
+        ValueError: unknown name, an option that the loss does not take, or one that it lacks.
+    """
+    known = loss_options(name)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(
+            f"loss {name} does not use {', '.join(unknown)}: its options are {', '.join(known)}"
+        )
+    lacking = [
+        option
+        for option, parameter in known.items()
+        if parameter.default is parameter.empty and option not in options
+    ]
+    if lacking:
+        raise ValueError(f"loss {name} needs {', '.join(lacking)}")
+    if is_pml(name):
+        return PmlLoss(name, **options)
+    return (ELEM_LOSSES | PAIR_LOSSES)[name](**options)

@@ -1,0 +1,293 @@
+"""Load weights of any supported form into a model, and save them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from timm.layers import resample_abs_pos_embed
+
+from metric_learning.common.atomic import write_atomically
+from metric_learning.models.clip import (
+    PREFIX,
+    ImageTower,
+    check_activation,
+    is_beside_images,
+    resample_clip_positions,
+)
+from metric_learning.models.embedder import EmbeddingModel
+from metric_learning.models.options import changed_options, options_of
+from metric_learning.models.weights import paddle
+from metric_learning.models.weights.files import WeightsFile, identify, read_weights
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+CLASSIFIERS = ("fc", "classifier", "head", "heads", "head_dist", "last_linear", "logits")
+CLASSIFIER_PARTS = {"weight": "bias", "w_0": "b_0"}  # of a linear layer: torch's, Paddle's
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What `load_weights` did.
+
+    Attributes:
+        loaded: the model's keys that were filled.
+        missing: the model's keys that the file lacks: none but those of `new_parts`.
+        unexpected: the file's keys that were left out: class layers, loss heads, text towers.
+        source: the form of the file, for people.
+    """
+
+    loaded: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    source: str
+
+
+def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsReport:
+    """Load a weights file into a model; the model is changed only if everything fits.
+
+    Reads this project's checkpoints, torch state dicts (plain or under a usual key, with or
+    without wrapper prefixes; so torchvision's ResNets, timm's models and both towers of
+    open_clip's), TorchScript, .safetensors and Paddle's two forms. The absolute position
+    embedding of a vision transformer is resampled to the model's image size.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no weights, or those of another model.
+    """
+    file = read_weights(path)
+    tensors = _paddle_tensors(model, file) if file.arrays else file.tensors
+    own = model.state_dict()
+    matched: dict[str, torch.Tensor] = {}
+    unexpected: dict[str, str] = {}  # bare key -> the file's key
+    for key, tensor in tensors.items():
+        target = _normalise(key, own)
+        if target in matched or target in unexpected:
+            raise ValueError(f"{file.path}: holds {target} twice; keep one model's weights in it")
+        if target in own:
+            matched[target] = tensor
+        elif not target.endswith("num_batches_tracked"):
+            unexpected[target] = key
+    _resample_positions(model, matched)
+    missing = [k for k in own if k not in matched and not k.endswith("num_batches_tracked")]
+    _check_embedding(model, file, matched, tensors, unexpected)
+    _check_options(model, file)
+    _check_backbone(model, file, matched, missing, unexpected)
+    model.load_state_dict(matched, strict=False)
+    return WeightsReport(list(matched), missing, list(unexpected.values()), file.source)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A linear class layer on the embedding, as image classifiers end with.
+
+    Attributes:
+        weight: (C, D) float32.
+        bias: (C,) float32.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def load_classifier(model: EmbeddingModel, path: str | PathLike[str]) -> Classifier | None:
+    """Read the class layer that weights of others hold beside those of a model.
+
+    Returns:
+        None where the file has none, or it does not take the model's embeddings: those of a head
+        with options are not the ones it was trained on.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if changed_options(model.options):
+        return None
+    file = read_weights(path)
+    own = model.state_dict()
+    tensors = _paddle_tensors(model, file) if file.arrays else file.tensors
+    named = {_normalise(key, own): tensor for key, tensor in tensors.items()}
+    found: dict[str, Classifier] = {}
+    for key, tensor in named.items():
+        layer, _, part = key.rpartition(".")
+        if key in own or part not in CLASSIFIER_PARTS or not _is_classifier(key, model):
+            continue
+        weight = tensor.T if part == "w_0" else tensor
+        if weight.ndim < 2 or weight[0].numel() != model.embedding_size:
+            continue
+        weight = weight.flatten(1).float()
+        bias = named.get(f"{layer}.{CLASSIFIER_PARTS[part]}", torch.zeros(len(weight)))
+        found[layer] = Classifier(weight, bias.float())
+    if len(found) > 1:
+        raise ValueError(
+            f"{file.path}: holds the class layers {', '.join(found)}, expected one: leave "
+            "--class_dim out"
+        )
+    return next(iter(found.values()), None)
+
+
+def save_weights(
+    model: EmbeddingModel, path: str | PathLike[str], metadata: dict[str, Any]
+) -> None:
+    """Write a bare weights file (.safetensors) atomically.
+
+    Args:
+        model: the model whose weights are written.
+        path: file to write; it is replaced only by a complete one.
+        metadata: JSON-like facts needed to rebuild the model.
+    """
+    tensors = {
+        key: tensor.detach().cpu().contiguous().clone()
+        for key, tensor in model.state_dict().items()
+    }
+    data = save(tensors, {"format": "pt", "metadata": json.dumps(metadata)})
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(data))
+
+
+def read_metadata(path: str | PathLike[str]) -> dict[str, Any] | None:
+    """Return what this project wrote beside the weights; None for files of others."""
+    path, source = identify(path)
+    return None if source.startswith("paddle") else read_weights(path).metadata
+
+
+def _paddle_tensors(model: EmbeddingModel, file: WeightsFile) -> dict[str, torch.Tensor]:
+    """Name Paddle's variables as this project does; only its ResNets are known."""
+    if model.name not in paddle.PADDLE_MODELS:
+        raise ValueError(
+            f"{file.path}: Paddle weights are not supported for {model.name}, only for "
+            f"{', '.join(paddle.PADDLE_MODELS)}; give torch or .safetensors weights"
+        )
+    is_basic = "res2a_branch2c_weights" not in file.arrays
+    if is_basic and "res2a_branch1_weights" in file.arrays:
+        raise ValueError(
+            f"{file.path}: Paddle's ResNet18 and 34 have a convolution in their first shortcut "
+            "(res2a_branch1), torch's have none; give torch or .safetensors weights"
+        )
+    embedding_size = 0 if _has_no_embedding(model) else model.embedding_size
+    return paddle.to_state_dict(file.arrays, model.feature_size, embedding_size)
+
+
+def _has_no_embedding(model: EmbeddingModel) -> bool:
+    return isinstance(model.embedding, torch.nn.Identity)
+
+
+def _normalise(key: str, own: dict[str, torch.Tensor]) -> str:
+    """Return the model's name of a file's key, or the key without wrapper prefixes."""
+    while True:
+        for target in (key, f"backbone.{key}"):
+            if target in own:
+                return target
+        prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
+        if prefix is None:
+            return key
+        key = key.removeprefix(prefix)
+
+
+def _resample_positions(model: EmbeddingModel, matched: dict[str, torch.Tensor]) -> None:
+    """Fit the position embedding of weights trained at another image size."""
+    if isinstance(model.backbone, ImageTower):
+        resample_clip_positions(model.backbone, matched, "backbone.")
+    key = "backbone.pos_embed"
+    positions = matched.get(key)
+    wanted = getattr(model.backbone, "pos_embed", None)
+    patches: Any = getattr(model.backbone, "patch_embed", None)
+    if positions is None or wanted is None or patches is None or positions.ndim != 3:
+        return
+    if positions.shape != wanted.shape and positions.shape[-1] == wanted.shape[-1]:
+        num_prefix = wanted.shape[1] - patches.num_patches
+        matched[key] = resample_abs_pos_embed(
+            positions, list(patches.grid_size), num_prefix_tokens=num_prefix
+        )
+
+
+def _check_embedding(
+    model: EmbeddingModel,
+    file: WeightsFile,
+    matched: dict[str, torch.Tensor],
+    tensors: dict[str, torch.Tensor],
+    unexpected: dict[str, str],
+) -> None:
+    """Refuse an embedding layer of the file that the model lacks or has in another size."""
+    weight = matched.get("embedding.weight")
+    if "embedding.weight" in unexpected:
+        weight = tensors[unexpected["embedding.weight"]]
+    if weight is None:
+        return
+    size = weight.shape[0] if weight.ndim else 0
+    if _has_no_embedding(model) or size != model.embedding_size:
+        own = "none" if _has_no_embedding(model) else f"one of {model.embedding_size}"
+        raise ValueError(
+            f"{file.path}: holds an embedding layer of size {size}, the model has {own}; "
+            f"pass --embedding_size={size}"
+        )
+
+
+def _check_options(model: EmbeddingModel, file: WeightsFile) -> None:
+    """Refuse weights that were trained with an option that the model lacks or has otherwise."""
+    for name, value in changed_options(options_of(file.metadata or {})).items():
+        own = model.options[name]
+        if own != value:
+            raise ValueError(
+                f"{file.path}: these weights were trained with --{name}={value}, the model has "
+                f"--{name}={own}; pass --{name}={value}"
+            )
+
+
+def _check_backbone(
+    model: EmbeddingModel,
+    file: WeightsFile,
+    matched: dict[str, torch.Tensor],
+    missing: list[str],
+    unexpected: dict[str, str],
+) -> None:
+    """Refuse weights that do not fill the backbone, fill a new part by half, or fill more."""
+    if isinstance(model.backbone, ImageTower):
+        check_activation(model.backbone, file)
+    own = model.state_dict()
+    empty = tuple(
+        f"{path}."
+        for path in model.new_parts()
+        if not any(key.startswith(f"{path}.") for key in matched)
+    )
+    needed = [key for key in missing if not key.startswith(empty)]
+    strange = [key for bare, key in unexpected.items() if not _may_be_left_out(bare, model)]
+    misfits = [
+        f"{key} {tuple(tensor.shape)} for {tuple(own[key].shape)}"
+        for key, tensor in matched.items()
+        if tensor.shape != own[key].shape
+        or tensor.is_floating_point() != own[key].is_floating_point()
+    ]
+    problems = {"missing": needed, "unexpected": strange, "of another shape or type": misfits}
+    found = [f"{len(keys)} {what} ({first_keys(keys)})" for what, keys in problems.items() if keys]
+    if not found:
+        return
+    name = (file.metadata or {}).get("model")
+    hint = f"pass --model={name}" if name and name != model.name else "check --model"
+    if "logit_scale" in unexpected and not isinstance(model.backbone, ImageTower):
+        hint = f"weights of CLIP's two towers need --model={PREFIX}NAME"
+    raise ValueError(
+        f"{file.path}: these look like weights of another model than {model.name}: "
+        f"{', '.join(found)}; {hint}"
+    )
+
+
+def first_keys(keys: list[str], limit: int = 5) -> str:
+    """Join the first keys, with dots where there are more."""
+    return ", ".join([*keys[:limit], *["..."] * (len(keys) > limit)])
+
+
+def _may_be_left_out(key: str, model: EmbeddingModel) -> bool:
+    """Tell whether a key without prefixes belongs to something beside the backbone."""
+    is_clip = isinstance(model.backbone, ImageTower)
+    return _is_classifier(key, model) or (is_clip and is_beside_images(key))
+
+
+def _is_classifier(key: str, model: EmbeddingModel) -> bool:
+    """Tell whether a key without prefixes belongs to a class layer or a loss."""
+    config: Any = model.backbone.pretrained_cfg
+    own = config.get("classifier") or ()
+    names = (*CLASSIFIERS, *([own] if isinstance(own, str) else own))
+    return paddle.is_head(key) or key.startswith(tuple(f"{name}." for name in names))

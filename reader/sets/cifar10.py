@@ -1,0 +1,100 @@
+"""CIFAR-10, as class folders of images or as the original batches."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metric_learning.reader.sets.folders import has_train_test, read_train_test
+from metric_learning.reader.sets.table import Table
+
+CLASS_NAMES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+
+
+def read_cifar10(data_dir: Path, split: str) -> Table:
+    """Read the original batches, or train/CLASS/* and test/CLASS/*."""
+    for folder in (data_dir, data_dir / "cifar-10-batches-py"):
+        if (folder / BATCHES[split][0]).is_file():
+            return read_batches(folder, split)
+    if not has_train_test(data_dir):
+        raise FileNotFoundError(f"no train/ and test/ folders or data_batch_1 in {data_dir}")
+    return read_train_test(data_dir, split)
+
+
+def read_batches(folder: Path, split: str) -> Table:
+    """Read the original batches of a split into memory."""
+    paths: list[str] = []
+    images, classes = [], []
+    for name in BATCHES[split]:
+        pixels, labels = read_batch(folder / name)
+        paths += [f"{name}:{i:04d}" for i in range(len(labels))]
+        images.append(pixels)
+        classes.append(labels)
+    return Table(
+        paths,
+        np.concatenate(classes),
+        dict(enumerate(CLASS_NAMES)),
+        images=np.concatenate(images),
+    )
+
+
+def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read one batch: images (n, 32, 32, 3) uint8 and labels (n,) int64.
+
+    Raises:
+        ValueError: the file is not a CIFAR-10 batch.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with open(path, "rb") as file:
+            batch = ArrayUnpickler(file, encoding="bytes").load()
+        pixels = np.asarray(batch[b"data"])
+        labels = np.array(batch[b"labels"], dtype=np.int64)
+    except OSError:
+        raise
+    except Exception as error:  # a broken pickle raises many types
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a CIFAR-10 batch: {reason}") from error
+    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
+        raise ValueError(
+            f"{path}: expected ({len(labels)}, 3072) uint8, found {pixels.shape} {pixels.dtype}"
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASS_NAMES):
+        raise ValueError(f"{path}: expected labels 0-9, found {labels.min()}-{labels.max()}")
+    images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), labels
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickler of arrays, plain containers and strings; any other global is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return one of the few globals that a pickled array needs."""
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            module = "multiarray"
+        if (module, name) not in ALLOWED_GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}; only arrays are read")
+        return ALLOWED_GLOBALS[module, name]
+
+
+def encode_latin1(text: str, encoding: str) -> bytes:
+    """Give the bytes that Python 3 pickles of protocol 2 store as text."""
+    if encoding not in ("latin1", b"latin1"):
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
+    ("multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): encode_latin1,
+}

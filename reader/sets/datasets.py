@@ -1,0 +1,182 @@
+"""The table of data sets and `load_index`, the one way to open any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metric_learning.common.places import data_root
+from metric_learning.reader.sets.cifar10 import read_cifar10
+from metric_learning.reader.sets.csv_files import read_csv
+from metric_learning.reader.sets.cub_cars import read_cars196, read_cub200_2010, read_cub200_2011
+from metric_learning.reader.sets.folders import FOLDER_LAYOUT, read_folder, read_omniglot
+from metric_learning.reader.sets.image_set import ImageSet
+from metric_learning.reader.sets.lists import read_inshop, read_list, read_sop
+from metric_learning.reader.sets.table import SPLITS, Table, choose_rows
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set.
+
+    Args:
+        folder: default folder under data/; None: --data_dir must be given.
+        read: (data_dir, split) -> Table; None for list and CSV files, which have no folder layout.
+        to_get: what to do when the data is missing.
+        classes_shared: whether a class may be in both splits.
+    """
+
+    folder: str | None
+    read: Callable[[Path, str], Table] | None
+    to_get: str
+    classes_shared: bool = False
+
+
+def download(name: str) -> str:
+    """Say how to get a set that data/download.py knows."""
+    return (
+        f"get it with 'python data/download.py {name}' or give --data_dir; "
+        "--dataset=demo needs no download"
+    )
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    "sop": DatasetSpec("Stanford_Online_Products", read_sop, download("sop")),
+    "demo": DatasetSpec("demo", read_sop, "run: python data/make_demo.py"),
+    "cub200_2011": DatasetSpec("CUB_200_2011", read_cub200_2011, download("cub200_2011")),
+    "cub200_2010": DatasetSpec("CUB_200_2010", read_cub200_2010, download("cub200_2010")),
+    "cars196": DatasetSpec("cars196", read_cars196, download("cars196")),
+    "inshop": DatasetSpec("inshop", read_inshop, download("inshop")),
+    "cifar10": DatasetSpec("cifar10", read_cifar10, download("cifar10"), classes_shared=True),
+    "omniglot": DatasetSpec("omniglot", read_omniglot, download("omniglot")),
+    "folder": DatasetSpec(
+        None,
+        read_folder,
+        f"expected {FOLDER_LAYOUT} in --data_dir; --dataset=demo needs no data",
+        classes_shared=True,
+    ),
+    "list": DatasetSpec(
+        None,
+        None,
+        "expected a file of 'path label' lines; --dataset=demo needs no data",
+        classes_shared=True,
+    ),
+    "csv": DatasetSpec(
+        None,
+        None,
+        "write one with 'python -m data.prepare scan FOLDER'; --dataset=demo needs no data",
+        classes_shared=True,
+    ),
+}
+
+# Options that one data set alone uses.
+OWN_OPTIONS = {"train_list": "list", "test_list": "list", "csv": "csv", "fold": "csv"}
+
+
+def load_index(
+    dataset: str,
+    data_dir: str | Path | None,
+    split: str,
+    *,
+    train_classes: str | None = None,
+    test_classes: str | None = None,
+    train_list: str | Path | None = None,
+    test_list: str | Path | None = None,
+    csv: str | Path | None = None,
+    fold: int | None = None,
+) -> ImageSet:
+    """Open one split of a data set.
+
+    Args:
+        dataset: a name of DATASETS.
+        data_dir: the data set's folder; None: its default folder under data/.
+        split: "train" or "test".
+        train_classes: classes of the train split, e.g. "1-25" or "1-10,15", counted from 1 in the
+            data set's class order; None: the data set's own split.
+        test_classes: the same for the test split.
+        train_list: file of `path label` lines, for "list" alone.
+        test_list: the same for the test split.
+        csv: file of images, for "csv" alone, see `read_csv`.
+        fold: its fold to test on; None: the file's own split.
+
+    Raises:
+        ValueError: unknown name, option that the data set does not use, malformed list or range,
+            or a split without images.
+        FileNotFoundError: the data is not there.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown dataset '{dataset}'; expected one of {', '.join(DATASETS)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split '{split}'; expected train or test")
+    options = {"train_list": train_list, "test_list": test_list, "csv": csv, "fold": fold}
+    for name, user in OWN_OPTIONS.items():
+        if options[name] not in (None, "") and dataset != user:
+            raise ValueError(
+                f"--{name} is for --dataset={user}; --dataset={dataset} does not use it"
+            )
+    try:
+        table = read_table(dataset, data_dir, split, options)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{dataset}: {error}; {DATASETS[dataset].to_get}") from error
+    ranges = {"train": train_classes, "test": test_classes}
+    try:
+        rows = choose_rows(table, split, ranges[split])
+    except ValueError as error:
+        raise ValueError(f"{dataset}: {error}") from error
+    return build_index(dataset, split, table, rows)
+
+
+def read_table(
+    dataset: str, data_dir: str | Path | None, split: str, options: dict[str, Any]
+) -> Table:
+    """Read what a data set holds for a split; `options` are those of OWN_OPTIONS."""
+    spec = DATASETS[dataset]
+    if spec.read is not None:
+        if not data_dir and spec.folder is None:
+            raise ValueError(f"--dataset={dataset} needs --data_dir; {spec.to_get}")
+        return spec.read(existing(data_dir or data_root() / str(spec.folder)), split)
+    name = "csv" if dataset == "csv" else f"{split}_list"
+    if not options[name]:
+        columns = "columns path,label,..." if dataset == "csv" else "lines 'path label'"
+        raise ValueError(f"--dataset={dataset} needs --{name}=FILE with {columns}")
+    file = Path(options[name])
+    folder = existing(data_dir or file.parent)
+    if dataset == "csv":
+        return read_csv(file, folder, split, options["fold"])
+    return read_list(file, folder)
+
+
+def existing(folder: str | Path) -> Path:
+    """Return the folder as a path if it is there."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    return Path(folder)
+
+
+def build_index(dataset: str, split: str, table: Table, rows: np.ndarray) -> ImageSet:
+    """Take rows of a table as a split; training labels become 0..C-1 in class order."""
+    present, contiguous = np.unique(table.classes[rows], return_inverse=True)
+    is_train = split == "train"
+    everything = np.ones(len(table.paths), dtype=bool)
+    is_query = everything if table.is_query is None else table.is_query
+    is_gallery = everything if table.is_gallery is None else table.is_gallery
+    is_whole = len(rows) == len(table.paths)
+    images = table.images
+    numbers = dict(enumerate(present.tolist())) if is_train else {n: n for n in present.tolist()}
+    super_classes = table.super_classes
+    return ImageSet(
+        name=dataset,
+        split=split,
+        paths=table.paths if is_whole else [table.paths[i] for i in rows],
+        labels=(contiguous if is_train else table.classes[rows]).astype(np.int64),
+        class_names={label: table.class_names[number] for label, number in numbers.items()},
+        is_query=is_query[rows],
+        is_gallery=is_gallery[rows],
+        images=images if images is None or is_whole else images[rows],
+        super_classes=super_classes
+        and {label: super_classes[number] for label, number in numbers.items()},
+    )

@@ -1,0 +1,146 @@
+"""Data sets described by list files: Stanford Online Products' layout, In-Shop and `path label`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from metric_learning.reader.sets.table import Table
+
+SOP_COLUMNS = "image_id class_id super_class_id path"
+LIST_COLUMNS = "path label"
+INSHOP_COLUMNS = "image_name item_id evaluation_status"
+INSHOP_STATUSES = ("train", "query", "gallery")
+
+
+def read_columns(
+    path: Path,
+    expected: str,
+    *,
+    from_right: bool = False,
+    is_header: Callable[[int, str], bool] | None = None,
+) -> list[tuple[int, list[str]]]:
+    """Cut the lines of a UTF-8 list file at whitespace into the columns that `expected` names.
+
+    The first column (from_right) or the last one may hold spaces. Blank lines are skipped, and
+    lines for which is_header(line number, line) holds.
+
+    Returns:
+        (line number from 1, columns) of each line.
+
+    Raises:
+        ValueError: a line has too few columns, or the file is not UTF-8 text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a UTF-8 text file of lines '{expected}'") from error
+    cuts = len(expected.split()) - 1
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip()
+        if not line or (is_header is not None and is_header(number, line)):
+            continue
+        columns = line.rsplit(maxsplit=cuts) if from_right else line.split(maxsplit=cuts)
+        if len(columns) <= cuts:
+            raise bad_line(path, number, expected, line)
+        rows.append((number, columns))
+    return rows
+
+
+def bad_line(path: Path, number: int, expected: str, found: str) -> ValueError:
+    """Build the error for a line that is not as expected."""
+    shown = found if len(found) <= 120 else found[:117] + "..."
+    return ValueError(f"{path}:{number}: expected '{expected}', found '{shown}'")
+
+
+def parse_label(text: str) -> int:
+    """Read a label; -1 when it is not an integer from 0 to 10^18."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else -1
+
+
+def read_sop(data_dir: Path, split: str) -> Table:
+    """Read Ebay_train.txt or Ebay_test.txt; class numbers are the class ids of the file.
+
+    A super class is named by its folder (bicycle_final) if it has one of its own, else by its id.
+    """
+    path = data_dir / f"Ebay_{split}.txt"
+
+    def is_header(number: int, line: str) -> bool:
+        return number == 1 and not any(column.isdecimal() for column in line.split()[:3])
+
+    paths, ids = [], []
+    super_ids: dict[int, str] = {}
+    folders: dict[str, set[str]] = {}  # of each super class
+    for number, columns in read_columns(path, SOP_COLUMNS, is_header=is_header):
+        class_id = parse_label(columns[1])
+        if class_id < 0:
+            raise bad_line(path, number, SOP_COLUMNS, " ".join(columns))
+        paths.append(os.path.join(data_dir, columns[3]))
+        ids.append(class_id)
+        super_ids[class_id] = columns[2]
+        folders.setdefault(columns[2], set()).add(columns[3].rpartition("/")[0])
+    names = {
+        super_id: found.pop().removesuffix("_final")
+        if len(found) == 1 and "" not in found
+        else super_id
+        for super_id, found in folders.items()
+    }
+    super_classes = {class_id: names[super_id] for class_id, super_id in super_ids.items()}
+    return replace(table_of_labels(paths, ids), super_classes=super_classes)
+
+
+def read_list(path: Path, data_dir: Path) -> Table:
+    """Read a file of `path label` lines; paths are relative to data_dir."""
+    paths, labels = [], []
+    for number, columns in read_columns(path, LIST_COLUMNS, from_right=True):
+        label = parse_label(columns[1])
+        if label < 0:
+            raise bad_line(path, number, LIST_COLUMNS, " ".join(columns))
+        paths.append(os.path.join(data_dir, columns[0]))
+        labels.append(label)
+    return table_of_labels(paths, labels)
+
+
+def table_of_labels(paths: list[str], labels: list[int]) -> Table:
+    """Build the table of images whose class numbers are their labels, which also name them."""
+    classes = np.array(labels, dtype=np.int64)
+    return Table(paths, classes, {int(c): str(c) for c in np.unique(classes)})
+
+
+def read_inshop(data_dir: Path, split: str) -> Table:
+    """Read In-Shop's list_eval_partition.txt; classes are all items in sorted order."""
+    path = data_dir / "list_eval_partition.txt"
+    if not path.is_file() and (data_dir / "Eval" / path.name).is_file():
+        path = data_dir / "Eval" / path.name
+    image_dir = data_dir / "Img" if (data_dir / "Img" / "img").is_dir() else data_dir
+
+    def is_header(number: int, line: str) -> bool:
+        return number <= 2 and line.split()[-1] not in INSHOP_STATUSES
+
+    rows = read_columns(path, INSHOP_COLUMNS, from_right=True, is_header=is_header)
+    items = sorted({columns[1] for _, columns in rows})
+    number_of = {item: number for number, item in enumerate(items)}
+    paths, classes, statuses = [], [], []
+    for number, (name, item, status) in rows:
+        if status not in INSHOP_STATUSES:
+            raise bad_line(path, number, INSHOP_COLUMNS, f"{name} {item} {status}")
+        if (status == "train") == (split == "train"):
+            paths.append(os.path.join(image_dir, name))
+            classes.append(number_of[item])
+            statuses.append(status)
+    is_query = np.array([status != "gallery" for status in statuses], dtype=bool)
+    is_gallery = np.array([status != "query" for status in statuses], dtype=bool)
+    return Table(
+        paths,
+        np.array(classes, dtype=np.int64),
+        dict(enumerate(items)),
+        is_query=is_query,
+        is_gallery=is_gallery,
+    )

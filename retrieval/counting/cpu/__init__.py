@@ -1,0 +1,1 @@
+"""Counting on the CPU, compiled by numba."""

@@ -1,0 +1,182 @@
+"""Similarities of all pairs on the CPU, tile by tile, by as many threads as there are cores.
+
+No matrix of all pairs exists: a thread multiplies two blocks of normalised embeddings, hands the
+tile to a visitor, again and more precisely if it asks for that, and forgets it. In self-retrieval
+the matrix is symmetric, and only the tiles on and above its diagonal are computed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from threading import Event, RLock
+from typing import Any
+
+import numpy as np
+import torch
+
+from metric_learning.retrieval.counting.cpu.products import (
+    Product,
+    cosine_error,
+    one_thread_each,
+    use_one_thread,
+)
+from metric_learning.retrieval.counting.cpu.vectors import Tile, Vectors
+from metric_learning.retrieval.counting.full_precision import full_precision
+from metric_learning.retrieval.counting.thresholds import Share
+
+TILE = 768  # rows and columns of a tile: large enough for a fast product
+LEAST_ROWS = 64  # of a block of queries, where few queries are shared among many threads
+PADDING = 16  # columns between rows, against cache conflicts when columns are read
+BLOCK = 3 * TILE  # rows that are normalised once for all their tiles
+ONE_JOB = RLock()  # the number of threads of the BLAS libraries is one for the whole process
+
+# Called with each tile, as an iterator that computes it by one product after the other, from fast
+# to exact, and whether its columns are to be seen as queries too (the mirrored tile is not given).
+Visitor = Callable[[Iterator[Tile], bool], None]
+
+
+def num_cores() -> int:
+    """Number of threads to use: as torch was told, by OMP_NUM_THREADS or torch.set_num_threads."""
+    return max(1, min(torch.get_num_threads(), os.cpu_count() or 1))
+
+
+def for_each_tile(
+    queries: Vectors,
+    gallery: Vectors | None,
+    query_range: tuple[int, int],
+    make_visitor: Callable[[], Visitor],
+    share: Share,
+    choose_products: Callable[[], Sequence[Product]],
+) -> None:
+    """Let visitors see the similarities of queries with the gallery.
+
+    Args:
+        queries: (Q, D).
+        gallery: (G, D); None: the queries are the gallery and all are asked, so that tiles below
+            the diagonal are left out and those above it count for both sides.
+        query_range: first query and the one behind the last.
+        make_visitor: called once per thread.
+        share: of the tiles that this process computes.
+        choose_products: returns what computes a tile, from fast to exact; it may time them.
+    """
+    columns = queries if gallery is None else gallery
+    start, stop = query_range
+    cores = max(1, min(num_cores(), len(columns.rows) // (2 * TILE)))
+    unit = LEAST_ROWS if gallery is not None else TILE
+    height = -(-(stop - start) // (cores * share.size * (1 if gallery is not None else 4)))
+    height = min(BLOCK, -(-height // unit) * unit)
+    blocks = [(row, min(row + height, stop)) for row in range(start, stop, height)]
+    tasks: SimpleQueue[tuple[int, int]] = SimpleQueue()
+    for block in blocks[share.rank :: share.size]:  # those with most tiles first
+        tasks.put(block)
+    has_stopped = Event()
+
+    def work() -> None:
+        workspace = Workspace(queries, columns, gallery is None, height, products, has_stopped)
+        visitor = make_visitor()
+        while not has_stopped.is_set():
+            try:
+                block = tasks.get_nowait()
+            except Empty:
+                return
+            workspace.visit_block(*block, visitor)
+
+    with ONE_JOB, one_thread_each(), full_precision():
+        products = choose_products()
+        with ThreadPoolExecutor(cores, initializer=use_one_thread) as pool:
+            try:
+                for future in [pool.submit(work) for _ in range(cores)]:
+                    future.result()
+            except BaseException:  # an error of one thread, or Ctrl-C
+                has_stopped.set()
+                raise
+
+
+class Workspace:
+    """What one thread needs to compute tiles."""
+
+    def __init__(
+        self,
+        queries: Vectors,
+        columns: Vectors,
+        is_symmetric: bool,
+        height: int,
+        products: Sequence[Product],
+        has_stopped: Event,
+    ) -> None:
+        self.num_columns, self.is_symmetric = len(columns.rows), is_symmetric
+        self.levels = [Level(product, queries, columns, height) for product in products]
+        self.has_stopped = has_stopped
+
+    def visit_block(self, start: int, stop: int, visitor: Visitor) -> None:
+        """Visit the tiles of queries start..stop, column after column."""
+        for left in range(start if self.is_symmetric else 0, self.num_columns, TILE):
+            if self.has_stopped.is_set():
+                return
+            right = min(left + TILE, self.num_columns)
+            for number, top in enumerate(range(start, stop, TILE)):
+                if self.is_symmetric and top > left:
+                    break
+                versions = self._versions(number, top, min(top + TILE, stop), left, right)
+                visitor(versions, self.is_symmetric and top != left)
+
+    def _versions(self, number: int, *place: int) -> Iterator[Tile]:
+        """Compute a tile by one product after the other, as long as a better one is asked for."""
+        for level in self.levels:
+            if level.tiles_to_skip > 0:
+                level.tiles_to_skip -= 1
+                continue
+            yield level.tile(number, *place)
+            level.tiles_to_skip = level.product.pause
+
+
+class Level:
+    """The tiles of one product.
+
+    It keeps the factors of a block of queries and of the columns of the last tile, which the next
+    tiles need again; in float64, which few need, those of the last tile alone.
+    """
+
+    def __init__(self, product: Product, queries: Vectors, columns: Vectors, height: int) -> None:
+        self.product = product
+        num_kept = 1 if product.dtype == np.float64 else -(-height // TILE)
+        self.rows = [Factors(product, queries) for _ in range(num_kept)]
+        self.columns = Factors(product, columns)
+        self.values: np.ndarray | None = None
+        self.tiles_to_skip = 0
+
+    def tile(self, number: int, top: int, bottom: int, left: int, right: int) -> Tile:
+        """Compute rows top..bottom, the number-th of their block, times columns left..right."""
+        height, width = bottom - top, right - left
+        if self.values is None:
+            size = -(-TILE // self.product.grain) * self.product.grain
+            self.values = np.empty((size, size + PADDING), self.product.dtype)
+        rows, row_error = self.rows[number % len(self.rows)].get(top, bottom)
+        columns, column_error = self.columns.get(left, right)
+        self.product.multiply(rows, columns, height, width, self.values)
+        self.values[:height, width : width + PADDING] = -np.inf
+        error = cosine_error(self.product, self.columns.dim, row_error, column_error)
+        return Tile(self.values.reshape(-1), error, self.values.shape[1], height, width, top, left)
+
+
+class Factors:
+    """Normalised vectors in the form that a product takes, made when they are asked for."""
+
+    def __init__(self, product: Product, vectors: Vectors) -> None:
+        self.product, self.vectors = product, vectors
+        self.dim = vectors.rows.shape[1]
+        self.place: tuple[int, int] | None = None
+        self.room: Any = None
+        self.error = 0.0
+
+    def get(self, start: int, stop: int) -> tuple[Any, float]:
+        """Return vectors start..stop, in order, and the greatest error of one of them."""
+        if self.room is None:
+            self.room = self.product.room(TILE, self.dim)
+        if self.place != (start, stop):
+            self.error = self.product.fill(self.vectors, start, stop, self.room)
+            self.place = start, stop
+        return self.room, self.error

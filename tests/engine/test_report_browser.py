@@ -1,0 +1,278 @@
+"""The report in a real browser: its script, its requests, its width; needs Chromium."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metric_learning.engine.report.data import Subject
+from metric_learning.engine.report.page import render
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-pipe",
+)
+TIMEOUT = 60  # seconds
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+
+
+class Browser:
+    """One page of Chromium, driven through the pipe of its DevTools protocol."""
+
+    def __init__(self, profile: Path) -> None:
+        to_read, self._out = os.pipe()
+        self._in, to_write = os.pipe()
+        # Chromium reads descriptor 3 and writes 4, which may be anything here.
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (to_read, to_write)]
+
+        def hand_over() -> None:
+            os.dup2(moved[0], 3)
+            os.dup2(moved[1], 4)
+
+        assert CHROMIUM is not None
+        self._process = subprocess.Popen(
+            [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+            preexec_fn=hand_over,
+            close_fds=False,
+            stderr=subprocess.DEVNULL,
+        )
+        for fd in (to_read, to_write, *moved):
+            os.close(fd)
+        os.set_blocking(self._in, False)
+        self._rest, self._number, self._session = b"", 0, None
+        self.events: list[dict] = []
+        target = self.call("Target.getTargets")["targetInfos"][0]["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params):
+        """Send a command and return its result; events that come before it are kept."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def _receive(self) -> dict:
+        deadline = time.monotonic() + TIMEOUT
+        while b"\0" not in self._rest:
+            assert time.monotonic() < deadline, "the browser does not answer"
+            try:
+                self._rest += os.read(self._in, 2**20)
+            except BlockingIOError:
+                time.sleep(0.005)
+        message, _, self._rest = self._rest.partition(b"\0")
+        decoded = json.loads(message)
+        if "method" in decoded:
+            self.events.append(decoded)
+        return decoded
+
+    def open(self, file: Path, width: int = 1200, scheme: str = "light") -> None:
+        """Show a file in a window of this width."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", features=features)
+        self.events.clear()
+        self.call("Page.navigate", url=file.as_uri())
+        while "Page.loadEventFired" not in [event["method"] for event in self.events]:
+            self._receive()
+
+    def run(self, script: str):
+        """Return the value of a JavaScript expression in the page."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """Press a key on what has the focus."""
+        common = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def close(self) -> None:
+        """End the browser."""
+        self._process.kill()
+        self._process.wait()
+        os.close(self._in)
+        os.close(self._out)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    started = Browser(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """A report on 12 classes with long names, one of them on its own."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(96) % 12
+    embeddings = rng.normal(size=(96, 8)) + 1.5 * rng.normal(size=(12, 8))[labels]
+    everywhere = np.ones(96, bool)
+    subject = Subject(
+        title="ResNet50_with_a_long_name with eml on Stanford_Online_Products",
+        facts=[("Weights", "a/very/long/path/" * 8 + "best.pt")],
+        flags={"pretrained_model": "another/long/path/" * 8},
+        records=[{"kind": "train", "step": 1, "loss": 1.0, "recall": 0.5}],
+        embeddings=embeddings.astype(np.float32),
+        labels=labels,
+        class_names={label: f"{label}_" + "Anextraordinarilylongname" * 2 for label in range(12)},
+        is_query=everywhere,
+        is_gallery=everywhere,
+        read_image=lambda row: np.full((30, 40, 3), 20 * labels[row], np.uint8),
+        super_classes={label: ("bird", "boat", "car")[label % 3] for label in range(12)},
+    )
+    file = tmp_path_factory.mktemp("report") / "index.html"
+    file.write_text(render(subject), encoding="utf-8")
+    return file
+
+
+COLUMN = """[...document.querySelectorAll("#class-table tbody tr")]
+    .filter((row) => !row.hidden).map((row) => row.cells[%d].textContent)"""
+SORTED = """[...document.querySelectorAll("#class-table thead th")]
+    .map((header) => header.getAttribute("aria-sort"))"""
+
+
+def test_the_page_logs_no_error_and_asks_for_nothing(browser, file):
+    browser.open(file)
+    browser.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    browser.run("window.scrollTo(0, document.body.scrollHeight)")
+    methods = [event["method"] for event in browser.events]
+    assert "Runtime.exceptionThrown" not in methods
+    assert "Runtime.consoleAPICalled" not in methods and "Log.entryAdded" not in methods
+    requests = [
+        event["params"]["request"]["url"]
+        for event in browser.events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert file.as_uri() in requests
+    assert all(url == file.as_uri() or url.startswith("data:") for url in requests)
+    broken = "[...document.images].filter((image) => !image.naturalWidth).length"
+    assert browser.run("document.images.length") > 100 and browser.run(broken) == 0
+
+
+@pytest.mark.parametrize("width", [360, 768, 1600])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_does_not_scroll_sideways(browser, file, width, scheme):
+    browser.open(file, width, scheme)
+    browser.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    root = "document.documentElement"
+    assert browser.run("window.innerWidth") == width
+    assert browser.run(f"{root}.scrollWidth") <= browser.run(f"{root}.clientWidth")
+    outside = """[...document.querySelectorAll("main > section > *:not(.scroll)")]
+        .filter((each) => each.getBoundingClientRect().right > innerWidth + 0.5).length"""
+    assert browser.run(outside) == 0
+
+
+def test_both_schemes_have_their_colours(browser, file):
+    colours = []
+    for scheme in ("light", "dark"):
+        browser.open(file, scheme=scheme)
+        colours.append(browser.run("getComputedStyle(document.body).backgroundColor"))
+        line = "getComputedStyle(document.querySelector('#recall .chart text')).fill"
+        assert browser.run(line) == browser.run("getComputedStyle(document.body).color")
+    assert colours == ["rgb(255, 255, 255)", "rgb(20, 24, 28)"]
+
+
+def test_a_click_on_a_header_sorts_the_table(browser, file):
+    browser.open(file)
+    assert browser.run(SORTED)[3] == "ascending"
+    recalls = [float(text) for text in browser.run(COLUMN % 3)]
+    assert len(recalls) == 12 and recalls == sorted(recalls)
+    for order in ("ascending", "descending"):
+        browser.run("document.querySelectorAll('#class-table th button')[7].click()")
+        ranks = [float(text) for text in browser.run(COLUMN % 7)]
+        assert ranks == sorted(ranks, reverse=order == "descending") and len(set(ranks)) > 3
+        assert browser.run(SORTED) == [None] * 7 + [order] + [None]
+
+
+def test_the_keyboard_sorts_by_name_in_the_order_of_numbers(browser, file):
+    browser.open(file)
+    browser.run("document.querySelector('#class-table th button').focus()")
+    browser.press("Enter", 13, "\r")
+    numbers = [int(name.split("_")[0]) for name in browser.run(COLUMN % 0)]
+    assert numbers == list(range(12))
+    browser.press(" ", 32, " ")
+    assert browser.run(COLUMN % 0)[0].startswith("11_")
+
+
+def test_the_filter_hides_other_classes(browser, file):
+    browser.open(file)
+    browser.run("document.getElementById('class-filter').focus()")
+    for letter in "BOAT":
+        browser.press(letter, ord(letter), letter)
+    assert browser.run(COLUMN % 1) == ["boat"] * 4
+    status = "document.getElementById('class-status').textContent"
+    assert browser.run(status) == "4 of 12 classes shown"
+
+
+STATUS = "document.getElementById('map-status').textContent"
+SHOWN = """[...document.querySelectorAll("#map-drawing [data-class]")]
+    .filter((group) => getComputedStyle(group).opacity === "1")
+    .map((group) => group.dataset.class)"""
+DOT = """(() => {
+    const dot = document.querySelector('#map-drawing [data-class="4"] circle');
+    dot.scrollIntoView({block: "center", behavior: "instant"});
+    const box = dot.getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+})()"""
+
+
+def test_the_map_shows_where_a_class_lies(browser, file):
+    browser.open(file)
+    assert set(browser.run(SHOWN)) == {str(number) for number in range(12)}
+    browser.run("document.getElementById('map-list').focus()")
+    browser.press("ArrowDown", 40)
+    assert browser.run(STATUS).startswith("0_") and set(browser.run(SHOWN)) == {"0"}
+
+
+def test_the_map_shows_the_class_under_the_pointer(browser, file):
+    browser.open(file)
+    browser.run("document.querySelector('#map-drawing .pictures').remove()")
+    x, y = browser.run(DOT)
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    assert browser.run(STATUS).startswith("4_") and set(browser.run(SHOWN)) == {"4"}
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+    assert len(set(browser.run(SHOWN))) == 12
+
+
+def test_without_its_script_the_table_is_there(browser, file):
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(file)
+        assert len(browser.run(COLUMN % 0)) == 12
+        assert browser.run("document.querySelectorAll('#class-table button').length") == 0
+        assert browser.run("document.querySelector('.controls').offsetHeight") == 0
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
