@@ -7,8 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-
-import torch
+from typing import NoReturn
 
 # What a process finds whose peer is gone: gloo's words, then NCCL's, then those of the rendezvous.
 LOST_PEER = (
@@ -41,12 +40,12 @@ def user_errors() -> Iterator[None]:
         if os.environ.get("METRIC_LEARNING_TRACEBACK"):
             raise
         fail(_one_line(error))
-    except torch.OutOfMemoryError:
-        fail(
-            "the GPU has too little memory: lower the batch size, --image_shape or the model, or "
-            "compute with --use_gpu=False"
-        )
     except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported here
+            fail(
+                "the GPU has too little memory: lower the batch size, --image_shape or the model, "
+                "or compute with --use_gpu=False"
+            )
         is_lost = any(words in str(error) for words in LOST_PEER)
         if not is_lost or os.environ.get("METRIC_LEARNING_TRACEBACK"):
             raise
@@ -56,7 +55,7 @@ def user_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print `error: message` on stderr and exit with status 2.
 
     Of the processes that torchrun started, the first prints at once. Another one waits before it

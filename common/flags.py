@@ -7,26 +7,86 @@ import difflib
 import math
 import os
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import yaml
 
 from metric_learning.common.cli import fail
-from metric_learning.engine.parallel.devices import AMP_CHOICES
 
+AMP_CHOICES = ("auto", "off", "bfloat16", "float16")
 # Flags that mean the same: one on the command line replaces the other of a config file.
 ALTERNATIVES = ({"num_epochs", "total_iter_num"},)
+TRUE_WORDS, FALSE_WORDS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the user asked for: a value per flag, and which flags he gave. Nothing changes it.
+
+    A value is read as an attribute, `flags.lr`.
+
+    Attributes:
+        values: flag -> value, given or default.
+        given: names of the flags that stood on the command line or in the config file.
+    """
+
+    values: Mapping[str, Any]
+    given: frozenset[str] = frozenset()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("values", "given") or name not in self.values:
+            raise AttributeError(f"there is no flag {name}")
+        return self.values[name]
+
+    def replaced(self, **values: Any) -> Flags:
+        """Return flags with other values."""
+        return replace(self, values=MappingProxyType({**self.values, **values}))
+
+    def giving(self, names: Iterable[str]) -> Flags:
+        """Return flags of which these count as given too."""
+        return replace(self, given=self.given | set(names))
+
+    def adopted(
+        self,
+        source: str,
+        fixed: Mapping[str, Any],
+        others: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Flags:
+        """Return flags with what a file says in place of what was not given.
+
+        Args:
+            source: the file, for the error.
+            fixed: values that the user cannot change.
+            others: values that he can.
+
+        Raises:
+            ValueError: a given flag contradicts the file.
+        """
+        for name, value in fixed.items():
+            if name in self.given and self.values[name] != value:
+                raise ValueError(
+                    f"{source} was made with --{name}={_shown(value)}, found "
+                    f"--{name}={_shown(self.values[name])}: leave the flag out"
+                )
+        free = {name: value for name, value in others.items() if name not in self.given}
+        return self.replaced(**free, **fixed)
+
+    def refuse(self, names: Iterable[str], reason: str) -> None:
+        """Raise ValueError where the user gave a flag that nothing would use."""
+        unused = [f"--{name}" for name in names if name in self.given]
+        if unused:
+            raise ValueError(f"{', '.join(unused)} is not used ({reason}): leave it out")
 
 
 def boolean(text: str) -> bool:
     """Parse True/False, yes/no, on/off or 1/0."""
     word = text.strip().lower()
-    if word in ("true", "yes", "on", "1"):
+    if word in TRUE_WORDS:
         return True
-    if word in ("false", "no", "off", "0"):
+    if word in FALSE_WORDS:
         return False
     raise argparse.ArgumentTypeError(f"expected True or False, found {text!r}")
 
@@ -106,6 +166,21 @@ def amp(text: str) -> str:
         ) from None
 
 
+# What --help calls the value of a flag, by what parses it.
+METAVARS: dict[Callable[[str], Any], str] = {
+    boolean: "BOOL",
+    positive: "INT",
+    natural: "INT",
+    non_negative: "NUMBER",
+    fraction: "FRACTION",
+    path: "PATH",
+    image_shape: "3,S,S",
+    integers: "INT,...",
+    whitening: "INT|all",
+    amp: "|".join(AMP_CHOICES),
+}
+
+
 def _at_least(low: int, text: str) -> int:
     try:
         number = int(text)
@@ -128,7 +203,8 @@ class Flag:
     """One flag: `--name`, how its value is parsed, its default and its help.
 
     With `num_values` it takes so many values behind its name, `--name A B`. If it `repeats`, it may
-    be given several times, and its value is the list of them. `alias` is another name of it.
+    be given several times, and its value is the list of them. `alias` is another name of it, and
+    `group` the heading that --help lists it under.
     """
 
     name: str
@@ -139,6 +215,25 @@ class Flag:
     num_values: int | None = None
     alias: str | None = None
     repeats: bool = False
+    group: str = ""
+
+    @property
+    def options(self) -> list[str]:
+        """The words by which it is given."""
+        return [f"--{name}" for name in (self.name, self.alias) if name]
+
+
+def grouped(group: str, *table: Flag) -> tuple[Flag, ...]:
+    """Return flags under a heading of --help."""
+    return tuple(replace(flag, group=group) for flag in table)
+
+
+def with_defaults(table: Iterable[Flag], **defaults: Any) -> tuple[Flag, ...]:
+    """Return flags with some defaults replaced, by name."""
+    return tuple(
+        replace(flag, default=defaults[flag.name]) if flag.name in defaults else flag
+        for flag in table
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -152,21 +247,20 @@ class _Parser(argparse.ArgumentParser):
             hint = f"did you mean {close[0]}? " if close else ""
             message = f"unknown flag {wrong}: {hint}--help lists all"
         fail(message)
-        raise AssertionError("fail does not return")
 
 
 def parse_flags(
     description: str | None,
-    flags: Sequence[Flag],
+    table: Sequence[Flag],
     argv: Sequence[str] | None,
     positional: Flag | None = None,
     prog: str | None = None,
-) -> tuple[Namespace, set[str]]:
+) -> Flags:
     """Parse the command line, and below it the YAML file of --config.
 
     Args:
         description: shown by --help.
-        flags: the flags of the script; `--config` is added.
+        table: the flags of the script; `--config` is added.
         argv: arguments, None for those of the process.
         positional: an argument without `--name=`, which may be left out.
         prog: what --help calls the script; None: its file name.
@@ -178,22 +272,39 @@ def parse_flags(
         SystemExit: with status 2 after one line on stderr, where a flag or value is wrong.
         ValueError: the config file is wrong.
     """
-    parser = _build_parser(description, flags, positional, prog)
+    parser = _build_parser(description, table, positional, prog)
     given: dict[str, Any] = {}
+
     # Plain parse_args finds no optional positional behind a flag before Python 3.12.
-    named = vars(parser.parse_intermixed_args(_without_blanks(argv)))
+    named = vars(parser.parse_intermixed_args(words_of(table, argv)))
     if "config" in named:
-        given |= vars(parser.parse_args(_config_arguments(named["config"], flags)))
+        given |= vars(parser.parse_args(_config_arguments(named["config"], table)))
         for alternatives in ALTERNATIVES:
             if alternatives & set(named):
                 given = {name: value for name, value in given.items() if name not in alternatives}
     given |= named
-    described = (*flags, positional) if positional else flags
-    return Namespace(**{flag.name: flag.default for flag in described} | given), set(given)
+
+    described = (*table, positional) if positional else table
+    values = {flag.name: flag.default for flag in described} | given
+    return Flags(MappingProxyType(values), frozenset(given))
+
+
+def words_of(table: Sequence[Flag], argv: Sequence[str] | None) -> list[str]:
+    """Return the arguments of a command line, with `=True` behind a bare flag of yes or no.
+
+    The reference's README has a blank behind a line's backslash, which arrives as an argument.
+    """
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word.strip()]
+    switches = {word for flag in table if flag.parse is boolean for word in flag.options}
+    answers = (*TRUE_WORDS, *FALSE_WORDS)
+    return [
+        f"{word}=True" if word in switches and following.lower() not in answers else word
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+    ]
 
 
 def _build_parser(
-    description: str | None, flags: Sequence[Flag], positional: Flag | None, prog: str | None
+    description: str | None, table: Sequence[Flag], positional: Flag | None, prog: str | None
 ) -> _Parser:
     parser = _Parser(
         prog=prog,
@@ -202,19 +313,24 @@ def _build_parser(
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
     config_flag = Flag("config", path, None, "YAML file of flags; the command line wins")
-    for flag in (*flags, config_flag):
+    groups: dict[str, Any] = {"": parser}
+    for flag in (*table, config_flag):
+        if flag.group not in groups:
+            groups[flag.group] = parser.add_argument_group(flag.group)
         default = "" if flag.default in (None, ()) else f" (default {_shown(flag.default)})"
-        parser.add_argument(
-            *(f"--{name}" for name in (flag.name, flag.alias) if name),
+        groups[flag.group].add_argument(
+            *flag.options,
             action="append" if flag.repeats else "store",
             type=flag.parse,
             choices=flag.choices,
             nargs=flag.num_values,
             default=argparse.SUPPRESS,
-            metavar=None if flag.choices else flag.name.upper(),
+            metavar=None if flag.choices else METAVARS.get(flag.parse, "TEXT"),
             help=(flag.help + default).replace("%", "%%"),
         )
+
     if positional:
         parser.add_argument(
             positional.name,
@@ -227,16 +343,17 @@ def _build_parser(
     return parser
 
 
-def _without_blanks(argv: Sequence[str] | None) -> list[str] | None:
-    # The reference's README has a blank behind a line's backslash, which arrives as an argument.
-    return [argument for argument in (sys.argv[1:] if argv is None else argv) if argument.strip()]
-
-
 def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _config_arguments(path: str, flags: Sequence[Flag]) -> list[str]:
+def read_config(path: str) -> dict[str, Any]:
+    """Read the YAML file of --config: flag -> value.
+
+    Raises:
+        ValueError: it is no YAML file of flags.
+        OSError: it cannot be read.
+    """
     with open(path, encoding="utf-8") as file:
         try:
             settings = yaml.safe_load(file)
@@ -244,14 +361,21 @@ def _config_arguments(path: str, flags: Sequence[Flag]) -> list[str]:
             raise ValueError(f"config {path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"config {path}: expected lines of `flag: value`")
-    named = [(flag.name, flag.alias) for flag in flags if flag.num_values is None]
+    return settings
+
+
+def _config_arguments(path: str, table: Sequence[Flag]) -> list[str]:
+    settings = read_config(path)
+    named = [(flag.name, flag.alias) for flag in table if flag.num_values is None]
     names = [name for pair in named for name in pair if name]
+
     unknown = [str(name) for name in settings if name not in names]
     if unknown:
         close = difflib.get_close_matches(unknown[0], names, n=1)
         hint = f", did you mean {close[0]}?" if close else ""
         raise ValueError(f"config {path}: unknown flag {', '.join(unknown)}{hint}")
-    repeated = [flag.name for flag in flags if flag.repeats]
+
+    repeated = [flag.name for flag in table if flag.repeats]
     return [
         f"--{name}={_shown(tuple(value) if isinstance(value, list) else value)}"
         for name, values in settings.items()

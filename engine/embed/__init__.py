@@ -1,1 +1,12 @@
-"""Models ready for use, the embeddings of image sets, and what is written of them."""
+"""Models ready for use, the embeddings of image sets, and what is written of them.
+
+infer.py        what infer.py does
+embedder.py     a model with its weights and image pipeline
+network.py      a model with random weights
+class_layer.py  the class layer of a weights file
+embedding.py    the embeddings of an image set
+features.py     embeddings kept in a file, computed once
+dump.py         embeddings in files and on the screen
+search.py       search indexes, built and asked
+export.py       the model as one file that runs without this project
+"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,38 +13,32 @@ from torch import Tensor
 
 from metric_learning.common.atomic import write_atomically, write_text
 from metric_learning.common.log import log, versions
-from metric_learning.engine.embed.extract import iterate_embeddings
-from metric_learning.engine.embed.inference import Embedder
-from metric_learning.engine.parallel.devices import choose_amp
+from metric_learning.engine.embed.embedder import Embedder
+from metric_learning.engine.embed.embedding import iterate_embeddings, load_images
+from metric_learning.engine.options.evaluation import EmbeddingOptions
 from metric_learning.reader import ImageSet
-from metric_learning.reader.batches.loader import eval_loader
 
 
 def dump_features(
-    args: Namespace, embedder: Embedder, index: ImageSet, device: torch.device
+    folder: Path, work: EmbeddingOptions, embedder: Embedder, image_set: ImageSet
 ) -> Path:
-    """Write the features of all images into --output_dir, print them, and return the folder."""
-    folder = Path(args.output_dir)
+    """Write the features of all images into a folder, print them, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "features.npy").exists():
         log(f"the features in {folder} will be replaced")
-    loader = eval_loader(
-        index,
-        embedder.preprocessing,
-        batch_size=args.batch_size,
-        num_workers=min(args.num_workers, len(index) // args.batch_size),
-        pin_memory=device.type == "cuda",
-    )
-    features = np.empty((len(index), embedder.model.embedding_size), np.float32)
+
+    model, preprocessing = embedder.model, embedder.preprocessing
+    loader = load_images(image_set, preprocessing, work.machine, work.batch_size)
+    features = np.empty((len(image_set), model.embedding_size), np.float32)
     done = 0
-    for embeddings in iterate_embeddings(
-        embedder.model, loader, device, choose_amp(args.amp, device)
-    ):
+    for embeddings in iterate_embeddings(model, loader, preprocessing, work.machine):
         features[done : done + len(embeddings)] = embeddings.cpu().numpy()
         print_lines(embedder, embeddings, done)
         done += len(embeddings)
-    write_dump(folder, features, index, {"flags": vars(args), "checkpoint": embedder.meta})
-    log(f"{len(index)} features of {features.shape[1]} dimensions in {folder}")
+
+    meta = {"flags": dict(work.flags), "checkpoint": embedder.meta}
+    write_dump(folder, features, image_set, meta)
+    log(f"{len(image_set)} features of {features.shape[1]} dimensions in {folder}")
     return folder
 
 
@@ -62,15 +55,17 @@ def print_lines(embedder: Embedder, embeddings: Tensor, start: int) -> None:
             print(f"Test-{start + row}-score: [{scores[row, best]:.6f}], class [{best}]")
 
 
-def write_dump(folder: Path, features: np.ndarray, index: ImageSet, meta: dict[str, Any]) -> None:
+def write_dump(
+    folder: Path, features: np.ndarray, image_set: ImageSet, meta: dict[str, Any]
+) -> None:
     """Write features.npy (N, D), paths.txt, labels.txt where labels are known, and meta.json."""
     shape = {"images": features.shape[0], "dimensions": features.shape[1]}
     texts = {
-        "paths.txt": "".join(f"{path}\n" for path in index.paths),
-        "labels.txt": "".join(f"{label}\n" for label in index.labels),
+        "paths.txt": "".join(f"{path}\n" for path in image_set.paths),
+        "labels.txt": "".join(f"{label}\n" for label in image_set.labels),
         "meta.json": json.dumps({**shape, **meta, "versions": versions()}, indent=2) + "\n",
     }
-    if not index.class_names:
+    if not image_set.class_names:
         del texts["labels.txt"]
         (folder / "labels.txt").unlink(missing_ok=True)
     write_atomically(folder / "features.npy", partial(_save_array, features))

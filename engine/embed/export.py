@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metric_learning.common.atomic import write_atomically
-from metric_learning.common.flags import Flag, boolean, path
 from metric_learning.common.log import log, versions
 from metric_learning.common.outputs import prepare_output
-from metric_learning.engine.embed.inference import Embedder, load_embedder, refuse_flags
-from metric_learning.engine.options.flags import MODEL_FLAGS
+from metric_learning.engine.embed.embedder import Embedder, load_embedder
+from metric_learning.engine.options.evaluation import (
+    EMBEDDING_NAMES,
+    EmbeddingOptions,
+    InferenceOptions,
+)
 from metric_learning.models import save_weights
 from metric_learning.models.weights.files import identify
 from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
@@ -50,8 +52,8 @@ class UnitEmbeddings(nn.Module):
         return functional.normalize(self.model(images))
 
 
-def export_model(args: Namespace, given: set[str]) -> Path:
-    """Write the model of --pretrained_model in the form of --export, and return the file.
+def export_model(options: InferenceOptions) -> Path:
+    """Write the model in the form of --export, and return the file.
 
     A file that runs by itself gets its name only when it gives the embeddings that torch gives;
     an ONNX file is not compared where onnxruntime is missing.
@@ -60,44 +62,42 @@ def export_model(args: Namespace, given: set[str]) -> Path:
         ValueError: a flag is wrong, the model has no such form, or its embeddings differ.
         OSError: a file cannot be read or written.
     """
-    file = check_flags(args, given)
-    embedder = load_embedder(args, given, torch.device("cpu"))
+    form, work = options.export, options.work
+    assert form is not None
+    file = check_output(form, options.output, work.weights)
+    embedder = load_embedder(work)
     log(embedder.source)
     if not all(tensor.isfinite().all() for tensor in embedder.model.state_dict().values()):
-        raise ValueError(f"{args.pretrained_model} holds NaN or infinity: the model diverged")
-    model = UnitEmbeddings(embedder.model) if args.normalize else embedder.model
+        raise ValueError(f"{work.weights} holds NaN or infinity: the model diverged")
+
+    model = UnitEmbeddings(embedder.model) if options.normalize else embedder.model
     model.eval().requires_grad_(False)
-    metadata = describe(args, embedder)
-    write_atomically(file, partial(write_and_compare, args.export, model, metadata))
+    metadata = describe(work, embedder, options.normalize)
+    write_atomically(file, partial(write_and_compare, form, model, metadata))
     size = file.stat().st_size / 2**20
     log(
-        f"{args.model} as {args.export}, {embedder.model.embedding_size} dimensions, "
+        f"{work.model.model} as {form}, {embedder.model.embedding_size} dimensions, "
         f"{size:.1f} MiB, in {file}"
     )
     return file
 
 
-def check_flags(args: Namespace, given: set[str]) -> Path:
-    """Return the file of --output; ValueError where a flag is wrong or nothing would use it."""
-    used = {"config", "seed", *(flag.name for flag in (*MODEL_FLAGS, *EXPORT_FLAGS))}
-    refuse_flags(given, [name for name in vars(args) if name not in used], "with --export")
-    if args.export == "safetensors":
-        refuse_flags(given, ("normalize",), "--export=safetensors writes weights alone")
-    if args.export == "onnx":
+def check_output(form: str, output: str | None, weights: str) -> Path:
+    """Return the file of --output; ValueError where it cannot be that of this form."""
+    if form == "onnx":
         import_onnx()
-    suffix = FORMS[args.export].suffix
-    if args.output is None:
-        raise ValueError(f"--export={args.export} needs a file to write: --output=NAME{suffix}")
-    if Path(args.output).suffix != suffix:  # others may be a checkpoint's
-        raise ValueError(f"--output={args.output}: expected a name that ends in {suffix}")
-    file = prepare_output("output", args.output)
-    weights = args.pretrained_model
-    if file.exists() and weights not in (None, RANDOM) and file.samefile(identify(weights)[0]):
+    suffix = FORMS[form].suffix
+    if output is None:
+        raise ValueError(f"--export={form} needs a file to write: --output=NAME{suffix}")
+    if Path(output).suffix != suffix:  # others may be a checkpoint's
+        raise ValueError(f"--output={output}: expected a name that ends in {suffix}")
+    file = prepare_output("output", output)
+    if file.exists() and weights != RANDOM and file.samefile(identify(weights)[0]):
         raise ValueError(f"--output={file} is what is exported: choose another name")
     return file
 
 
-def describe(args: Namespace, embedder: Embedder) -> dict[str, Any]:
+def describe(work: EmbeddingOptions, embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
     """Say what is needed to use the exported model or to rebuild it, and what it comes from.
 
     Returns:
@@ -108,9 +108,7 @@ def describe(args: Namespace, embedder: Embedder) -> dict[str, Any]:
     """
     preprocessing = embedder.preprocessing
     shape = [3, preprocessing.crop_size, preprocessing.crop_size]
-    flags = {flag.name: getattr(args, flag.name) for flag in MODEL_FLAGS}
-    flags |= {"image_shape": shape, "transform": preprocessing.transform}
-    del flags["pretrained_model"]
+    flags = {name: work.flags[name] for name in EMBEDDING_NAMES} | {"image_shape": shape}
     known = {name: value for name, value in embedder.meta.items() if name not in TRAINING_FACTS}
     return {
         **known,
@@ -124,10 +122,10 @@ def describe(args: Namespace, embedder: Embedder) -> dict[str, Any]:
             "name": OUTPUT,
             "shape": ["batch", embedder.model.embedding_size],
             "type": "float32",
-            "normalized": args.normalize,
+            "normalized": is_normalized,
         },
-        "weights": Path(args.pretrained_model).name,
-        "fingerprint": fingerprint(args.pretrained_model, args.seed),
+        "weights": Path(work.weights).name,
+        "fingerprint": fingerprint(work.weights, work.machine.seed),
         "versions": versions(),
     }
 
@@ -269,8 +267,3 @@ FORMS = {
     "torchscript": Form(".torchscript", write_torchscript, load_torchscript),
     "safetensors": Form(".safetensors", save_weights, None),
 }
-EXPORT_FLAGS = (
-    Flag("export", str, None, "write the model to --output, in this form", tuple(FORMS)),
-    Flag("output", path, None, "file that --export writes"),
-    Flag("normalize", boolean, False, "the exported network's embeddings have length 1"),
-)

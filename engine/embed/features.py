@@ -7,20 +7,18 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from metric_learning.common.atomic import write_atomically, write_json
 from metric_learning.common.outputs import prepare_output
-from metric_learning.engine.parallel.devices import choose_amp
-from metric_learning.models import changed_options
+from metric_learning.engine.options.evaluation import EmbeddingOptions
+from metric_learning.models import EmbeddingModel, changed_options
 from metric_learning.models.weights.fingerprint import fingerprint
 from metric_learning.reader import ImageSet
-
-if TYPE_CHECKING:
-    from metric_learning.engine.embed.inference import Embedder, Job
+from metric_learning.reader.preprocessing import Preprocessing
 
 SYNC_SECONDS = 5.0  # between writes of rows that are computed to the disk
 
@@ -126,26 +124,32 @@ class FeatureWriter:
         self.num_synced, self.synced_at = self.num_written, time.monotonic()
 
 
-def open_features(job: Job, embedder: Embedder, index: ImageSet) -> FeatureFile:
-    """Return the file of --features for the images of an index, not prepared yet.
+def open_features(
+    file: str,
+    work: EmbeddingOptions,
+    preprocessing: Preprocessing,
+    model: EmbeddingModel,
+    image_set: ImageSet,
+) -> FeatureFile:
+    """Return the file of --features for the embeddings of an image set, not prepared yet.
 
     Raises:
         ValueError: the file cannot be written, or its name does not end in .npy.
     """
-    args, model = job.args, embedder.model
-    path = prepare_output("features", args.features)
+    path = prepare_output("features", file)
     if path.suffix != ".npy":
         raise ValueError(f"--features={path}: expected a name that ends in .npy")
+
     changed = changed_options(model.options)
-    paths = hashlib.sha256("\n".join(index.paths).encode()).hexdigest()
+    paths = hashlib.sha256("\n".join(image_set.paths).encode()).hexdigest()
     about = {
-        "weights": fingerprint(args.pretrained_model, args.seed),
-        "images": f"{len(index)} of {index.name}, {index.split}, paths sha256:{paths}",
+        "weights": fingerprint(work.weights, work.machine.seed),
+        "images": f"{len(image_set)} of {image_set.name}, {image_set.split}, paths sha256:{paths}",
         "model": ", ".join([model.name, *(f"{name} {value}" for name, value in changed.items())]),
         "preprocessing": (
-            f"{embedder.preprocessing.transform}, {args.image_shape[1]} px, mean {model.mean}, "
+            f"{preprocessing.transform}, {preprocessing.crop_size} px, mean {model.mean}, "
             f"std {model.std}"
         ),
-        "precision": str(choose_amp(args.amp, job.device) or torch.float32),
+        "precision": str(work.machine.amp_dtype or torch.float32),
     }
-    return FeatureFile(path, about, (len(index), model.embedding_size))
+    return FeatureFile(path, about, (len(image_set), model.embedding_size))

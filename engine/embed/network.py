@@ -1,27 +1,42 @@
-"""From flags to a model with random weights, at a size of images that it can take."""
+"""From options to a model with random weights and the image pipeline that it takes."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-
 import torch
 
-from metric_learning.engine.embed.extract import evaluation_mode
-from metric_learning.models import MODEL_OPTIONS, EmbeddingModel, build_model
+from metric_learning.engine.embed.embedding import evaluation_mode
+from metric_learning.engine.options.parts import ModelOptions
+from metric_learning.models import EmbeddingModel, build_model
+from metric_learning.reader.preprocessing import Preprocessing
 
 
-def model_of(args: Namespace) -> EmbeddingModel:
-    """Build the model that the flags describe, with random weights; it settles --image_shape.
+def build_network(options: ModelOptions) -> EmbeddingModel:
+    """Build a model with random weights.
 
     Raises:
         ValueError: there is no such model, or it cannot take images of that size.
     """
-    options = {name: getattr(args, name) for name in MODEL_OPTIONS}
-    size = args.image_shape[1] if args.image_shape else None
-    model = build_model(args.model, args.embedding_size, image_size=size, **options)
-    args.image_shape = (3, model.image_size, model.image_size)
-    check_image_size(model, model.image_size)
+    size = options.image_shape[1]
+    model = build_model(options.model, options.embedding_size, image_size=size, **options.head)
+    check_image_size(model, size)
     return model
+
+
+def preprocessing_of(
+    options: ModelOptions,
+    model: EmbeddingModel,
+    min_crop_area: float = 1.0,
+    horizontal_flip: bool = False,
+) -> Preprocessing:
+    """Build the image pipeline of a model, which knows its mean and std itself."""
+    return Preprocessing(
+        transform=options.transform,
+        crop_size=options.image_shape[1],
+        mean=model.mean,
+        std=model.std,
+        min_crop_area=min_crop_area,
+        horizontal_flip=horizontal_flip,
+    )
 
 
 def check_image_size(model: EmbeddingModel, size: int) -> None:

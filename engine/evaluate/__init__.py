@@ -1,1 +1,8 @@
-"""Scores of a split: retrieval, classification, comparisons."""
+"""Scores of a split.
+
+evaluate.py        what eval.py does
+measures.py        what is measured, and how it is said
+scoring.py         a score for every query
+classification.py  accuracy where a class layer knows the classes
+compare.py         whether one checkpoint beats another
+"""

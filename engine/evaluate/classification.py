@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
+from metric_learning.losses.functional import classes_ahead
 from metric_learning.reader import ImageSet
 
 
 def class_numbers(
-    index: ImageSet, num_classes: int, class_names: Sequence[str] | None
+    image_set: ImageSet, num_classes: int, class_names: Sequence[str] | None
 ) -> np.ndarray | None:
-    """Return a class layer's numbers of the classes of the images of an index, (N,) int64.
+    """Return a class layer's numbers of the classes of the images of a set, (N,) int64.
 
     Args:
-        index: N images.
+        image_set: N images.
         num_classes: C, those of the class layer.
         class_names: their C names; None where they are unknown, as those of a file from elsewhere:
             then the data set's own numbers are meant.
@@ -28,15 +29,19 @@ def class_numbers(
         None where an image is of a class that the layer does not know, as in the test split of the
         retrieval benchmarks.
     """
-    names = index.class_names
+    names = image_set.class_names
     if class_names is None:
         # Training labels are counted anew from 0, so some of the classes would get wrong numbers.
-        is_known = max(names) < num_classes if index.split == "test" else len(names) == num_classes
-        return index.labels if is_known else None
+        is_known = (
+            max(names) < num_classes if image_set.split == "test" else len(names) == num_classes
+        )
+        return image_set.labels if is_known else None
     number_of = {name: number for number, name in enumerate(class_names)}
     if not set(names.values()) <= set(number_of) or len(number_of) != num_classes:
         return None
-    return np.array([number_of[names[label]] for label in index.labels.tolist()], dtype=np.int64)
+    return np.array(
+        [number_of[names[label]] for label in image_set.labels.tolist()], dtype=np.int64
+    )
 
 
 @torch.inference_mode()
@@ -85,15 +90,11 @@ def classify(
     return dict(zip(("loss", "acc1", "acc5"), (totals / len(labels)).tolist(), strict=True))
 
 
-def classes_ahead(scores: Tensor, labels: Tensor) -> Tensor:
-    """Count the classes whose score is at least that of the image's own: (B, C), (B,) -> (B,).
+def class_layer_of(criterion: nn.Module) -> Any:
+    """Return the class layer of a loss in training: a stage-1 loss itself, that of a joint loss.
 
-    A score that ties or is NaN counts against the image.
+    Returns:
+        None where there is none, or where each process has a part of it (--shard_head).
     """
-    targets = scores.gather(1, labels[:, None])  # Bx1
-    return (~(scores < targets)).sum(1) - 1  # its own class is not ahead of itself
-
-
-def accuracies(ahead: Tensor) -> dict[str, Tensor]:
-    """Return `acc1` and `acc5`, () each, from `classes_ahead` of the images of a batch."""
-    return {f"acc{k}": (ahead < k).float().mean() for k in (1, 5)}
+    layer = getattr(criterion, "class_layer", criterion)
+    return layer if hasattr(layer, "class_scores") else None

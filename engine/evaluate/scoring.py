@@ -1,4 +1,4 @@
-"""Scores of the queries of an index."""
+"""Scores of the queries of an image set."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from metric_learning.engine.parallel.distributed import World, share_of
+from metric_learning.engine.parallel.collectives import share_of
+from metric_learning.engine.parallel.world import World
 from metric_learning.reader import ImageSet
 from metric_learning.retrieval.metrics import default_ks, score_queries, score_similarities
 from metric_learning.retrieval.rerank import Rerank, reranked_similarities
 from metric_learning.retrieval.scores import QueryScores
 
 
-def score_index(
-    index: ImageSet,
+def score_images(
+    image_set: ImageSet,
     embeddings: np.ndarray,
     device: torch.device,
     ks: Sequence[int] = (),
@@ -26,11 +27,11 @@ def score_index(
     rerank: Rerank | None = None,
     world: World | None = None,
 ) -> QueryScores:
-    """Score every query of an index, in self-retrieval or query against gallery.
+    """Score every query of an image set, in self-retrieval or query against gallery.
 
     Args:
-        index: N images with their labels and roles.
-        embeddings: (N, D) float32 in the order of the index.
+        image_set: N images with their labels and roles.
+        embeddings: (N, D) float32 in the order of the set.
         device: where the similarities are computed; the CPU stands in for one without float64.
         ks: K of Recall@K beside those of 1, 10, 100, 1000 that the gallery holds.
         precision_ks: K of precision@K.
@@ -41,9 +42,9 @@ def score_index(
     Raises:
         ValueError: see `retrieval.score_queries`.
     """
-    gallery_size = int(index.is_gallery.sum())
+    gallery_size = int(image_set.is_gallery.sum())
     all_ks = sorted({*ks, *default_ks(gallery_size)})
-    sets = by_role(index, embeddings)
+    sets = by_role(image_set, embeddings)
     options: dict[str, Any] = {"precision_ks": precision_ks, "ties": ties}
     where = with_float64(device)
     if rerank is None:
@@ -57,15 +58,15 @@ def score_index(
     )
 
 
-def by_role(index: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:
+def by_role(image_set: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:
     """Return the arguments of `retrieval.score_queries` that say who searches what."""
-    if index.is_self_retrieval:
-        return {"embeddings": embeddings, "labels": index.labels}
+    if image_set.is_self_retrieval:
+        return {"embeddings": embeddings, "labels": image_set.labels}
     return {
-        "embeddings": embeddings[index.is_query],
-        "labels": index.labels[index.is_query],
-        "gallery_embeddings": embeddings[index.is_gallery],
-        "gallery_labels": index.labels[index.is_gallery],
+        "embeddings": embeddings[image_set.is_query],
+        "labels": image_set.labels[image_set.is_query],
+        "gallery_embeddings": embeddings[image_set.is_gallery],
+        "gallery_labels": image_set.labels[image_set.is_gallery],
     }
 
 

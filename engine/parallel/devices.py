@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from argparse import Namespace
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from metric_learning.engine.parallel.distributed import World
+from metric_learning.common.log import log
+from metric_learning.engine.parallel.world import World
 
 # glibc's mallopt: size of free memory that is given back, number of blocks that are mapped apart.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-AMP_CHOICES = ("auto", "off", "bfloat16", "float16")
 
 
-def choose_device(
-    args: Namespace, log: Callable[[str], object], world: World | None = None
-) -> torch.device:
+def choose_device(name: str, use_gpu: bool, world: World) -> torch.device:
     """Choose the device from --device and --use_gpu; says so where a wanted GPU is absent.
 
     The GPU of the rank becomes the current one.
@@ -27,27 +23,29 @@ def choose_device(
         ValueError: --device names a device that this machine does not have, or one for several
             processes, or there are fewer GPUs than processes.
     """
-    world = world or World()
-    if args.use_gpu and args.device != "cpu" and torch.cuda.is_available():
+    if use_gpu and name != "cpu" and torch.cuda.is_available():
         if world.local_rank >= torch.cuda.device_count():
             raise ValueError(
                 f"expected a GPU per process, found {torch.cuda.device_count()} on this node: "
                 "lower --nproc_per_node of torchrun, or compute with --use_gpu=False"
             )
         torch.cuda.set_device(world.local_rank)  # NCCL needs it
-    if args.device != "auto":
-        device = _existing(args.device)
+
+    if name != "auto":
+        device = _existing(name)
         if device.index is not None and world.size > 1:
             raise ValueError(
-                f"--device={args.device} is one device for {world.size} processes: leave it out, "
+                f"--device={name} is one device for {world.size} processes: leave it out, "
                 "each process takes a GPU of its own"
             )
         return device
-    if not args.use_gpu:
+
+    if not use_gpu:
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda", world.local_rank)
-    log("--use_gpu=True, but PyTorch finds no GPU here: running on the CPU")
+    if world.is_main:
+        log("--use_gpu=True, but PyTorch finds no GPU here: running on the CPU")
     return torch.device("cpu")
 
 

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from metric_learning.engine.parallel.distributed import World, gather_batch
-from metric_learning.engine.train.optimizers import restore_optimizer
+from metric_learning.engine.parallel.collectives import gather_batch
+from metric_learning.engine.parallel.world import World
 from metric_learning.losses import ELEM_LOSSES, SplittableLoss, build_loss
 from metric_learning.losses.functional import LOWEST_SHIFTED_LOGIT, check_batch, check_classes
 
@@ -194,19 +194,21 @@ def collect_state(criterion: nn.Module, optimizer: torch.optim.Optimizer) -> tup
     )
 
 
-def restore_state(
+def own_state(
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     criterion_state: State,
     optimizer_state: State,
-) -> None:
-    """Take over states of `collect_state`, of any number of ranks, with or without shards."""
-    if isinstance(criterion, ShardedHead):
-        own_rows = criterion.own_rows
-        optimizer_state = _each_of_head(optimizer_state, criterion, optimizer, own_rows)
-        criterion, criterion_state = criterion.loss, _each(criterion_state, own_rows)
-    criterion.load_state_dict(criterion_state)
-    restore_optimizer(optimizer, optimizer_state)
+) -> tuple[nn.Module, State, State]:
+    """Return the loss to load, and what of states of `collect_state` this rank loads.
+
+    The states may be those of any number of ranks, with or without shards.
+    """
+    if not isinstance(criterion, ShardedHead):
+        return criterion, criterion_state, optimizer_state
+    rows = criterion.own_rows
+    optimizer_state = _each_of_head(optimizer_state, criterion, optimizer, rows)
+    return criterion.loss, _each(criterion_state, rows), optimizer_state
 
 
 def _each(state: State, change: Callable[[Tensor], Tensor]) -> State:

@@ -1,1 +1,8 @@
-"""The run folder: log, records, checkpoints, where a run resumes, and signals."""
+"""What a run leaves behind, and how it goes on.
+
+run_folder.py   arguments, log, statistics and curves
+records.py      the records of a run, read again
+checkpoints.py  whole and checked files that a run resumes from
+resume.py       where a training begins
+signals.py      how signals stop it between two steps
+"""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metric_learning.engine.options.parts import RunOptions
 from metric_learning.engine.run.checkpoints import DamagedError, load_checkpoint, newest_good
-from metric_learning.engine.run.folder import Run, own_folder
+from metric_learning.engine.run.run_folder import RunFolder, own_folder
 
 AUTO = "auto"  # --checkpoint=auto: the newest good checkpoint of the run
 
@@ -25,7 +26,7 @@ class Start:
 
     checkpoint: str | None
     folder: Path | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
     @property
     def is_auto(self) -> bool:
@@ -33,15 +34,15 @@ class Start:
         return self.folder is not None
 
 
-def find_start(args: Namespace) -> Start:
+def find_start(run: RunOptions) -> Start:
     """Find out what --checkpoint means.
 
     Raises:
         ValueError: --checkpoint=auto finds checkpoints, none of them good.
     """
-    if args.checkpoint != AUTO:
-        return Start(args.checkpoint)
-    folder = own_folder(args)
+    if run.checkpoint != AUTO:
+        return Start(run.checkpoint)
+    folder = own_folder(run)
     newest = newest_good(folder)
     if newest.path is None and newest.passed_over:
         raise ValueError(
@@ -66,7 +67,7 @@ def load_start(path: str) -> dict[str, Any]:
         raise DamagedError(f"{error}, the newest good one is --checkpoint={good}") from error
 
 
-def best_so_far(best: dict[str, float], run: Run) -> dict[str, float]:
+def best_so_far(best: dict[str, float], run: RunFolder) -> dict[str, float]:
     """Return the better of `best` and what the run's best.pt says, which is not to be lost."""
     path = run.folder / "best.pt"
     if not path.exists():

@@ -5,20 +5,28 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from metric_learning.engine.parallel.distributed import World, first_error, largest
+from metric_learning.engine.parallel.collectives import first_error, largest
+from metric_learning.engine.parallel.world import World
 from metric_learning.reader import ImageError, WorkerError
-from metric_learning.reader.batches.batch import Batch
+from metric_learning.reader.batches.loader import Batch, ImageLoader
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FAILURE = 1000  # above the number of every signal
 
 
 class Stopped(Exception):
-    """All ranks stop, because a signal asked one of them to; says which signal."""
+    """All ranks stop, because a signal asked one of them to; says which signal.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
 
 
 class StopRequest:
@@ -26,11 +34,14 @@ class StopRequest:
 
     Args:
         world: this process's place among the ranks.
+
+    Attributes:
+        received: number of the first signal; 0 before.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._received = 0  # number of the first signal
+        self.received = 0
         self._is_interrupted = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -42,11 +53,7 @@ class StopRequest:
             if self._is_interrupted:
                 raise KeyboardInterrupt
             self._is_interrupted = True
-        self._received = self._received or number
-
-    def is_asked(self) -> bool:
-        """Whether this process was asked to stop."""
-        return bool(self._received)
+        self.received = self.received or number
 
     @contextlib.contextmanager
     def agreement(self) -> Iterator[None]:
@@ -62,21 +69,29 @@ class StopRequest:
             yield
         except (ImageError, WorkerError) as error:
             failure = error
-        verdict = largest(FAILURE if failure else self._received, self._world)
+        verdict = largest(FAILURE if failure else self.received, self._world)
         if verdict == FAILURE:
             raise first_error(failure, self._world)
         if verdict:
-            raise Stopped(signal.Signals(verdict).name)
+            raise Stopped(verdict)
 
-    def agreed(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
-        """Yield `count` batches; all ranks agree to take each, see `agreement`.
+    def agreed(
+        self, loader: ImageLoader[Batch], note: Callable[[Batch], object]
+    ) -> Iterator[Batch]:
+        """Yield the batches of a loader; all ranks agree to take each, see `agreement`.
 
         They agree before the step and not after it, since a rank that could not read its batch
         would leave the others waiting inside the step.
+
+        Args:
+            loader: as many batches on each rank.
+            note: is told each of them, and may raise an ImageError.
         """
-        for _ in range(count):
+        batches = iter(loader)
+        for _ in range(len(loader)):
             with self.agreement():
                 batch = next(batches)
+                note(batch)
             yield batch
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
+
+from metric_learning.engine.options.parts import OptimizerOptions
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -18,9 +19,9 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def build_optimizer(
-    model: nn.Module, head: nn.Module, criterion: nn.Module, args: Namespace
+    model: nn.Module, head: nn.Module, criterion: nn.Module, options: OptimizerOptions
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of the flags over all weights of the network and of the loss.
+    """Build the optimizer over all weights of the network and of the loss.
 
     By default SGD with momentum 0.9 (not Nesterov) and L2 1e-4 on all parameters, as the
     reference.
@@ -28,11 +29,10 @@ def build_optimizer(
     Args:
         model: the network, embedding layer included.
         head: the parts of the model that are new beside the backbone, such as the embedding
-            layer; their rate is multiplied by `args.lr_head_mult`.
+            layer; their rate is multiplied by `lr_head_mult`.
         criterion: the loss; the rate of its weights (class weights, proxies), if any, is multiplied
-            by `args.lr_loss_mult`, which is `args.lr_head_mult` where it is None.
-        args: flags `optimizer`, `lr`, `lr_head_mult`, `lr_loss_mult`, `momentum`, `nesterov`,
-            `weight_decay`, `decay_norm_and_bias`.
+            by `lr_loss_mult`, which is `lr_head_mult` where it is None.
+        options: the rate and its factors, the kind of optimizer and its settings.
 
     Returns:
         An optimizer whose groups have an `lr_mult` and a weight decay.
@@ -40,16 +40,10 @@ def build_optimizer(
     Raises:
         ValueError: a multiplier was changed but there is nothing to multiply.
     """
-    head_mult = args.lr_head_mult
-    loss_mult = head_mult if args.lr_loss_mult is None else args.lr_loss_mult
-    has_head, has_weights = _has_parameters(head), _has_parameters(criterion)
-    if head_mult != 1.0 and not (has_head or (has_weights and args.lr_loss_mult is None)):
-        raise ValueError(
-            "--lr_head_mult is not used: neither a head (--embedding_size, --pooling=gem, "
-            "--feature_norm=bnneck) nor a loss with class weights is trained"
-        )
-    if args.lr_loss_mult is not None and not has_weights:
-        raise ValueError(f"--lr_loss_mult is not used: --loss_name={args.loss_name} has no weights")
+    head_mult = options.lr_head_mult
+    loss_mult = head_mult if options.lr_loss_mult is None else options.lr_loss_mult
+    _check_multipliers(_has_parameters(head), _has_parameters(criterion), options)
+
     in_head = {id(parameter) for parameter in head.parameters()}
     trunk = [parameter for parameter in model.parameters() if id(parameter) not in in_head]
     groups = [
@@ -59,12 +53,13 @@ def build_optimizer(
             (head.parameters(), head_mult),
             (criterion.parameters(), loss_mult),
         )
-        for group in _groups(parameters, multiplier, args)
+        for group in _groups(parameters, multiplier, options)
     ]
-    options: dict[str, Any] = {"lr": args.lr, "fused": _can_fuse(groups)}
-    if args.optimizer == "sgd":
-        options |= {"momentum": args.momentum, "nesterov": args.nesterov}
-    return OPTIMIZERS[args.optimizer](groups, **options)
+
+    settings: dict[str, Any] = {"lr": options.lr, "fused": _can_fuse(groups)}
+    if options.optimizer == "sgd":
+        settings |= {"momentum": options.momentum, "nesterov": options.nesterov}
+    return OPTIMIZERS[options.optimizer](groups, **settings)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -88,18 +83,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         group.update(values)
 
 
-def check_optimizer_flags(args: Namespace, given: set[str]) -> None:
-    """Refuse flags that the chosen optimizer does not use, and settle what they leave open.
-
-    Raises:
-        ValueError: --momentum or --nesterov without SGD, or --nesterov without momentum.
-    """
-    if args.optimizer != "sgd":
-        for name in ("momentum", "nesterov"):
-            if name in given:
-                raise ValueError(f"--{name} is not used by --optimizer={args.optimizer}")
-    if args.nesterov and args.momentum == 0:
-        raise ValueError("--nesterov needs a --momentum above 0")
+def _check_multipliers(has_head: bool, has_weights: bool, options: OptimizerOptions) -> None:
+    """Raise ValueError where a factor of the rate has nothing to multiply."""
+    multiplied = has_head or (has_weights and options.lr_loss_mult is None)
+    if options.lr_head_mult != 1.0 and not multiplied:
+        raise ValueError(
+            "--lr_head_mult is not used: neither a head (--embedding_size, --pooling=gem, "
+            "--feature_norm=bnneck) nor a loss with class weights is trained"
+        )
+    if options.lr_loss_mult is not None and not has_weights:
+        raise ValueError("--lr_loss_mult is not used: the loss of --loss_name has no weights")
 
 
 def _has_parameters(module: nn.Module) -> bool:
@@ -107,17 +100,17 @@ def _has_parameters(module: nn.Module) -> bool:
 
 
 def _groups(
-    parameters: Iterable[nn.Parameter], multiplier: float, args: Namespace
+    parameters: Iterable[nn.Parameter], multiplier: float, options: OptimizerOptions
 ) -> list[dict[str, Any]]:
     """Group parameters by weight decay; vectors and scalars are biases or belong to norms."""
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for parameter in parameters:
-        is_decayed = args.decay_norm_and_bias or parameter.ndim > 1
+        is_decayed = options.decay_norm_and_bias or parameter.ndim > 1
         (matrices if is_decayed else vectors).append(parameter)
     return [
         {"params": members, "lr_mult": multiplier, "weight_decay": decay}
-        for members, decay in ((matrices, args.weight_decay), (vectors, 0.0))
+        for members, decay in ((matrices, options.weight_decay), (vectors, 0.0))
         if members
     ]
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,71 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from metric_learning.engine.parallel.world import World
 from metric_learning.retrieval.counting.thresholds import Share
 
 T = TypeVar("T")
 # Maps (criterion, embeddings, labels) to the loss and the figures of its log line, all scalars.
-ComputeLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
-
-# Within a step ranks keep up with each other: one that is this late is gone, and the run ends.
-STEP_TIMEOUT = timedelta(minutes=10)
-# Ranks may wait long for one that reads images, counts ranks, writes a checkpoint or decides.
-PATIENCE = timedelta(hours=2)
-# In which gloo's threads let go of the tensors of the last collective, in seconds.
-RELEASE_TIME = 0.1
-
-
-@dataclass(frozen=True)
-class World:
-    """This process's place among all processes of a run.
-
-    Attributes:
-        rank: number of this process, 0 is the one that writes.
-        size: number of processes.
-        local_rank: number of this process on its node, the GPU it uses.
-        patient: all processes again, for tensors in CPU memory and waits up to PATIENCE; None where
-            there is one process.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    patient: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process logs and writes."""
-        return self.rank == 0
-
-
-def join_world() -> World:
-    """Join the process group that torchrun describes in the environment, if it does.
-
-    What lies on a GPU travels over NCCL, what lies on the CPU over gloo, which waits for no GPU.
-    """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return World()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=STEP_TIMEOUT)
-    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, patient)
-
-
-def leave_world() -> None:
-    """Leave the process group, if one was joined.
-
-    Only a run that went well leaves it: NCCL would wait for the others, and after an error the
-    process has to end, so that torchrun ends the others too.
-
-    A thread of gloo that frees a tensor of Python waits for the interpreter's lock. The group waits
-    for its threads where nothing refers to it any more, but DistributedDataParallel never lets go
-    of it, and a process whose interpreter ends first is aborted. So the lock is given away here.
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
-        time.sleep(RELEASE_TIME)
+StageLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 def wrap(module: nn.Module, world: World, device: torch.device) -> nn.Module:
@@ -142,13 +79,13 @@ def gather_batch(
     return _GatherRows.apply(embeddings, world, is_split), _all_rows(labels, world)
 
 
-def over_all_ranks(compute_loss: ComputeLoss, world: World) -> ComputeLoss:
-    """Return the step of a stage on the images of all ranks instead of this one's."""
+def over_all_ranks(stage_loss: StageLoss, world: World) -> StageLoss:
+    """Return the loss of a stage on the images of all ranks instead of this one's."""
 
     def compute(
         criterion: nn.Module, embeddings: Tensor, labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return compute_loss(criterion, *gather_batch(embeddings, labels, world))
+        return stage_loss(criterion, *gather_batch(embeddings, labels, world))
 
     return compute
 

@@ -8,8 +8,7 @@ import json
 import re
 import sys
 import threading
-from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,33 +16,35 @@ from torch.utils.tensorboard import SummaryWriter
 
 from metric_learning.common.atomic import remove_leftovers, write_json, write_text
 from metric_learning.common.log import log, timestamped, versions
+from metric_learning.engine.options.parts import RunOptions
 from metric_learning.engine.run.records import read_records
 
 # What a run writes atomically.
 FILES = re.compile(r"(last|best|step_\d+)\.(pt|safetensors)|args\.json|stats\.jsonl")
 
 
-def own_folder(args: Namespace) -> Path:
+def own_folder(run: RunOptions) -> Path:
     """Return the run folder that the flags name, whether or not a run is in it."""
-    base = f"{re.sub('[/:]', '_', args.model)}_{args.loss_name.replace(':', '_')}"
-    return Path(args.model_save_dir) / (args.run_name or base)
+    base = f"{re.sub('[/:]', '_', run.model)}_{run.loss_name.replace(':', '_')}"
+    return Path(run.model_save_dir) / (run.run_name or base)
 
 
-def choose_folder(args: Namespace, given: set[str]) -> Path:
+def choose_folder(run: RunOptions, is_named: bool) -> Path:
     """Choose the run folder below --model_save_dir, so that no earlier run is overwritten.
 
-    Resuming a checkpoint goes on in the folder that holds it, unless another is named.
+    Resuming a checkpoint goes on in the folder that holds it, unless another one `is_named`.
 
     Raises:
         ValueError: --run_name names the folder of another run.
     """
-    resumed = Path(args.checkpoint).resolve().parent if args.checkpoint else None
-    if resumed is not None and not given & {"model_save_dir", "run_name"}:
+    resumed = Path(run.checkpoint).resolve().parent if run.checkpoint else None
+    if resumed is not None and not is_named:
         return resumed
-    base = folder = own_folder(args)
+
+    base = folder = own_folder(run)
     number = 1
     while _holds_run(folder) and folder.resolve() != resumed:
-        if args.run_name is not None:
+        if run.run_name is not None:
             raise ValueError(
                 f"run folder {folder} holds another run: choose another --run_name, or resume it "
                 f"with --checkpoint=auto or --checkpoint={folder / 'last.pt'}"
@@ -57,7 +58,7 @@ def _holds_run(folder: Path) -> bool:
     return (folder / "args.json").exists() or any(folder.glob("*.pt"))
 
 
-def _describe_call(path: Path, args: Namespace) -> None:
+def _describe_call(path: Path, flags: Mapping[str, Any]) -> None:
     """Write args.json; the calls that resumed the run are listed in it under `resumed`.
 
     Raises:
@@ -65,7 +66,7 @@ def _describe_call(path: Path, args: Namespace) -> None:
     """
     described: dict[str, Any] = {
         "command": sys.argv,
-        "flags": vars(args),
+        "flags": dict(flags),
         "versions": versions(),
         "started": timestamped("")[1:-2],
     }
@@ -92,14 +93,14 @@ def _drop_later_records(path: Path, step: int, tested: int) -> None:
         write_text(path, "".join(lines))
 
 
-class Run:
+class RunFolder:
     """Writes what happens in a run; on all ranks but the first it writes nothing.
 
     The folder is locked as long as the run is open. A process that is killed leaves no lock.
 
     Args:
         folder: run folder, created here.
-        args: written to args.json with the versions and the command.
+        flags: written to args.json with the versions and the command.
         is_main: whether this process writes.
         step: the step that the run goes on from; later records and points of curves are replaced.
         tested: the last step that was tested; later records of tests are replaced.
@@ -112,7 +113,7 @@ class Run:
     def __init__(
         self,
         folder: Path,
-        args: Namespace,
+        flags: Mapping[str, Any],
         is_main: bool = True,
         step: int = 0,
         tested: int = -1,
@@ -128,7 +129,7 @@ class Run:
                 remove_leftovers(folder, FILES)
             is_undescribed = not (folder / "args.json").exists() and _holds_run(folder)
             _drop_later_records(folder / "stats.jsonl", step, tested)
-            _describe_call(folder / "args.json", args)
+            _describe_call(folder / "args.json", flags)
             self._stats_file = (folder / "stats.jsonl").open("a", encoding="utf-8", buffering=1)
             self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:
@@ -145,7 +146,7 @@ class Run:
         if not isinstance(failure.exc_value, OSError):
             self._excepthook(failure)
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -1,0 +1,80 @@
+"""The class layer of a weights file: that of its training, or a classifier from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.losses import ELEM_LOSSES, build_loss
+from metric_learning.losses.softmaxloss import SoftmaxLoss
+from metric_learning.models import EmbeddingModel, load_classifier
+from metric_learning.models.weights.fingerprint import RANDOM
+
+
+def load_class_layer(
+    path: str, meta: Mapping[str, Any], model: EmbeddingModel, class_dim: int | None
+) -> nn.Module | None:
+    """Load the class layer of a weights file: that of its training, or a classifier from elsewhere.
+
+    Args:
+        path: what --pretrained_model names.
+        meta: what this project wrote beside the weights; empty for files of others.
+        model: the network that the file was loaded into.
+        class_dim: the number of its classes; without it, classifiers from elsewhere are left out.
+
+    Returns:
+        A stage-1 loss in evaluation mode; None where there is none.
+
+    Raises:
+        ValueError: there is none of `class_dim` classes.
+    """
+    if "loss" in meta:
+        layer = _layer_of_training(path, meta, model.embedding_size)
+    else:
+        layer = _layer_from_elsewhere(path, model) if class_dim and path != RANDOM else None
+    found = 0 if layer is None else len(layer.weight)
+    if class_dim not in (None, found):
+        has = f"a class layer of {found} classes" if found else "no class layer on its embedding"
+        raise ValueError(f"--class_dim={class_dim}, but {path} has {has}: leave the flag out")
+    return layer and layer.eval()  # one with a state, such as a running scale, does not change it
+
+
+def _layer_of_training(path: str, meta: Mapping[str, Any], embedding_size: int) -> Any:
+    """Load the stage-1 loss of a checkpoint, or the class layer of its joint loss, if any."""
+    if Path(path).suffix in (".safetensors", ".torchscript"):  # weights of the network alone
+        return None
+    if meta["loss"] in ELEM_LOSSES:
+        layer, prefix = build_loss(meta["loss"], **meta["loss_options"]), ""
+    elif meta["flags"].get("alpha"):
+        layer, prefix = SoftmaxLoss(meta["flags"]["class_dim"], embedding_size), "class_layer."
+    else:
+        return None
+    state = load_checkpoint(path)["criterion"]
+    layer.load_state_dict(
+        {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+    )
+    return layer
+
+
+def _layer_from_elsewhere(path: str, model: EmbeddingModel) -> SoftmaxLoss | None:
+    """Load the classifier that weights from elsewhere have on the embedding, if any."""
+    found = load_classifier(model, path)
+    if found is None:
+        return None
+    layer = SoftmaxLoss(*found.weight.shape)
+    layer.load_state_dict({"weight": found.weight, "bias": found.bias})
+    return layer
+
+
+def class_layer_of(criterion: nn.Module) -> Any:
+    """Return the class layer of a loss in training: a stage-1 loss itself, that of a joint loss.
+
+    Returns:
+        None where there is none, or where each process has a part of it (--shard_head).
+    """
+    layer = getattr(criterion, "class_layer", criterion)
+    return layer if hasattr(layer, "class_scores") else None

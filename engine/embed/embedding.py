@@ -1,0 +1,182 @@
+"""The embeddings of an image set: every image exactly once, in its order."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from metric_learning.engine.embed.features import FeatureFile, FeatureWriter
+from metric_learning.engine.options.parts import MachineOptions
+from metric_learning.engine.parallel.collectives import decide_on_main, gather_rows, wait_for_all
+from metric_learning.engine.run.signals import StopRequest
+from metric_learning.models import EmbeddingModel
+from metric_learning.reader import ImageSet
+from metric_learning.reader.batches.loader import Batch, ImageLoader, eval_loader, to_inputs
+from metric_learning.reader.preprocessing import Preprocessing
+from metric_learning.retrieval.inputs import first_not_finite
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode and give every module its own mode back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def embed_images(
+    model: EmbeddingModel,
+    image_set: ImageSet,
+    preprocessing: Preprocessing,
+    machine: MachineOptions,
+    batch_size: int,
+    *,
+    features: FeatureFile | None = None,
+    log: Callable[[str], object] | None = None,
+    log_every: int = 10,
+    stop: StopRequest | None = None,
+) -> np.ndarray:
+    """Embed every image once, shared among all ranks: (N, D) float32 in the order of the set.
+
+    Args:
+        model: maps images to embeddings, on the device of the machine.
+        image_set: N images.
+        preprocessing: the image pipeline.
+        machine: where, and in which precision; who shares the work.
+        batch_size: images per batch.
+        features: a file for the embeddings: rows that it holds already are not computed again, and
+            the result is mapped from it.
+        log: receives the line `testbatch N, time S sec` every `log_every` batches.
+        log_every: in batches; 0 logs nothing.
+        stop: breaks off where the training that this is part of is to stop.
+
+    Raises:
+        Stopped: on all ranks, where `stop` was asked of one.
+        ValueError: there is no image, an embedding is not finite (the message names the image), or
+            the feature file is of something else.
+        OSError: an image cannot be read.
+    """
+    assert features is None or stop is None
+    if len(image_set) == 0:
+        raise ValueError("there is no image to embed: the data set is empty")
+    world = machine.world
+    missing = np.arange(len(image_set))
+    if features is not None:  # one list for all ranks, since the first one writes soon
+        missing = decide_on_main(world, features.prepare)
+        if log is not None and len(missing) < len(image_set):
+            log(
+                f"{len(image_set) - len(missing)} of {len(image_set)} features are in {features.path}"
+            )
+
+    own = missing[world.rank :: world.size]
+    loader = load_images(image_set, preprocessing, machine, batch_size, own)
+    work = logged(model, loader, preprocessing, machine, log, log_every)
+    if features is None:
+        with stop.agreement() if stop else contextlib.nullcontext():
+            rows = collect_rows(work, (len(own), model.embedding_size), stop)
+        embeddings = gather_rows(rows, world, machine.device)
+    else:
+        write_rows(work, features, own)
+        wait_for_all(world)
+        decide_on_main(world, features.finish)
+        embeddings = features.read()
+
+    wrong = first_not_finite(embeddings)
+    if wrong is not None:
+        raise ValueError(
+            f"the embedding of {image_set.paths[wrong]} holds NaN or infinity: the model diverged"
+        )
+    return embeddings
+
+
+def load_images(
+    image_set: ImageSet,
+    preprocessing: Preprocessing,
+    machine: MachineOptions,
+    batch_size: int,
+    rows: np.ndarray | None = None,
+) -> ImageLoader[Batch]:
+    """Return the batches of an image set, or of some of its rows, in order."""
+    count = len(image_set) if rows is None else len(rows)
+    return eval_loader(
+        image_set,
+        preprocessing,
+        batch_size=batch_size,
+        num_workers=min(machine.num_workers, count // batch_size),
+        pin_memory=machine.device.type == "cuda",
+        indices=rows,
+    )
+
+
+@torch.inference_mode()
+def iterate_embeddings(
+    model: nn.Module,
+    loader: ImageLoader[Batch],
+    preprocessing: Preprocessing,
+    machine: MachineOptions,
+) -> Iterator[Tensor]:
+    """Yield the embeddings of one batch after the other, (B, D) float32 on the device."""
+    dtype = machine.amp_dtype
+    for batch in loader:
+        images = to_inputs(batch, preprocessing, machine.device)  # Bx3xSxS
+        with torch.autocast(machine.device.type, dtype=dtype, enabled=dtype is not None):
+            embeddings = model(images)
+        yield embeddings.float()
+
+
+def logged(
+    model: nn.Module,
+    loader: ImageLoader[Batch],
+    preprocessing: Preprocessing,
+    machine: MachineOptions,
+    log: Callable[[str], object] | None,
+    log_every: int,
+) -> Iterator[np.ndarray]:
+    """Yield embeddings (B, D) in CPU memory, with a progress bar and the reference's log lines."""
+    started = time.perf_counter()
+    with evaluation_mode(model):
+        batches = iterate_embeddings(model, loader, preprocessing, machine)
+        progress = tqdm(batches, total=len(loader), disable=None, unit="batch", leave=False)
+        for number, embeddings in enumerate(progress, start=1):
+            yield embeddings.cpu().numpy()
+            if log is not None and log_every and number % log_every == 0:
+                now = time.perf_counter()
+                log(f"testbatch {number}, time {(now - started) / log_every:.2f} sec")
+                started = now
+
+
+def collect_rows(
+    work: Iterator[np.ndarray], shape: tuple[int, int], stop: StopRequest | None
+) -> np.ndarray:
+    """Put embeddings together, (n, D) float32; a request to stop leaves out the rest."""
+    rows = np.empty(shape, np.float32)
+    done = 0
+    with contextlib.closing(work):  # type: ignore[type-var]
+        for embeddings in work:
+            rows[done : done + len(embeddings)] = embeddings
+            done += len(embeddings)
+            if stop is not None and stop.received:
+                break
+    return rows
+
+
+def write_rows(work: Iterator[np.ndarray], features: FeatureFile, rows: np.ndarray) -> None:
+    """Write embeddings to rows of a feature file; what was computed stays whatever happens."""
+    if not len(rows):
+        return
+    writer = FeatureWriter(features, rows)
+    try:
+        for embeddings in work:
+            writer(embeddings)
+    finally:
+        writer.sync()

@@ -1,0 +1,37 @@
+"""What infer.py does: dump features, build or search an index, or export the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metric_learning.common.log import log
+from metric_learning.engine.embed.dump import dump_features
+from metric_learning.engine.embed.embedder import load_embedder
+from metric_learning.engine.embed.export import export_model
+from metric_learning.engine.embed.search import make_index, prepare_index, search
+from metric_learning.engine.options.evaluation import InferenceOptions
+from metric_learning.reader.sets.plain_images import index_images
+
+
+def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
+    """Return the folder of the dump, the file of the index or export, or the answers to queries.
+
+    Raises:
+        ValueError: the weights do not fit, or an image or a file is wrong.
+        OSError: a file cannot be read or written.
+    """
+    if options.export is not None:
+        return export_model(options)
+    if options.search_index is not None:
+        return search(options)
+
+    work = options.work
+    if options.index is not None:
+        prepare_index(options.index)
+    embedder = load_embedder(work)
+    log(embedder.source)
+    images = index_images(options.images) if options.images else work.data.load(work.split)
+    if options.index is None:
+        return dump_features(Path(options.output_dir), work, embedder, images)
+    return make_index(options.index, options, embedder, images)

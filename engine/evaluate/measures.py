@@ -1,0 +1,158 @@
+"""What an evaluation computes of the embeddings of a split, and how it says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metric_learning.engine.embed.embedder import Embedder, embed_split
+from metric_learning.engine.evaluate.classification import class_numbers, classify
+from metric_learning.engine.evaluate.scoring import by_role, score_images, with_float64
+from metric_learning.engine.options.evaluation import EmbeddingOptions, MetricOptions
+from metric_learning.engine.options.parts import MachineOptions
+from metric_learning.engine.parallel.collectives import share_of
+from metric_learning.reader import ImageSet
+from metric_learning.retrieval.clustering import cluster_scores
+from metric_learning.retrieval.metrics import summarise
+from metric_learning.retrieval.rerank import parse_rerank
+from metric_learning.retrieval.scores import QueryScores
+from metric_learning.retrieval.significance import bootstrap_interval
+from metric_learning.retrieval.tables import class_table, format_table, super_class_table, write_csv
+from metric_learning.retrieval.verification import verification_scores
+from metric_learning.retrieval.whitening import fit_whitening
+
+
+def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
+    """Raise ValueError, before the work, where more is asked for than the gallery holds."""
+    if metrics.verification and image_set.num_classes < 2:
+        raise ValueError("--verification needs images of two classes, found one: leave it out")
+    gallery_size = int(image_set.is_gallery.sum())
+    for name in ("ks", "precision_ks"):
+        largest = max(getattr(metrics, name), default=1)
+        if largest > gallery_size:
+            raise ValueError(
+                f"--{name}={largest}: the gallery holds {gallery_size} images, give 1 to "
+                f"{gallery_size}"
+            )
+
+
+def whiten(
+    work: EmbeddingOptions, embedder: Embedder, embeddings: np.ndarray, dim: int | None
+) -> np.ndarray:
+    """Whiten embeddings (N, D) by what the training split teaches, to `dim` dimensions or all."""
+    train = work.data.load("train")
+    work.say(f"whitening is learned on {len(train)} training images")
+    whitened = fit_whitening(embed_split(work, embedder, train), dim).apply(embeddings)
+    work.say(f"whitened from {embeddings.shape[1]} to {whitened.shape[1]} dimensions")
+    return whitened
+
+
+def score_split(
+    metrics: MetricOptions, machine: MachineOptions, image_set: ImageSet, embeddings: np.ndarray
+) -> QueryScores:
+    """Score the queries of an image set as the options say."""
+    return score_images(
+        image_set,
+        embeddings,
+        machine.device,
+        metrics.ks,
+        precision_ks=metrics.precision_ks,
+        ties=metrics.ties,
+        rerank=None if metrics.rerank is None else parse_rerank(metrics.rerank),
+        world=machine.world,
+    )
+
+
+def measure(
+    options: MetricOptions,
+    machine: MachineOptions,
+    image_set: ImageSet,
+    embeddings: np.ndarray,
+    scores: QueryScores,
+) -> dict[str, Any]:
+    """Average the scores, and compute what else the options ask for.
+
+    Returns:
+        The dict of `retrieval.evaluate`, with `recall@1_interval` (95 %, resampling classes) where
+        there are two classes, and the results of --verification and --clustering.
+    """
+    metrics: dict[str, Any] = summarise(scores)
+    if len(np.unique(scores.labels)) > 1:
+        interval = bootstrap_interval(scores.columns["recall@1"], scores.labels, seed=machine.seed)
+        metrics["recall@1_interval"] = list(interval)
+    if options.verification:
+        share = share_of(machine.world, machine.device)
+        sets = by_role(image_set, embeddings)
+        metrics |= verification_scores(**sets, device=with_float64(machine.device), share=share)
+    if options.clustering and machine.world.is_main:
+        metrics |= cluster_scores(embeddings, image_set.labels, seed=machine.seed)
+    return metrics
+
+
+def log_metrics(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
+    """Log what was measured, a line per kind."""
+
+    def say_all(names: Iterable[str]) -> None:
+        found = [f"{name} {metrics[name]:.5f}" for name in names if name in metrics]
+        if found:
+            say(", ".join(found))
+
+    per_k = re.compile(r"(recall|precision)@\d+")
+    say_all(name for name in metrics if per_k.fullmatch(name))
+    if "recall@1_interval" in metrics:
+        low, high = metrics["recall@1_interval"]
+        say(f"recall@1 95 % interval over classes {low:.5f} .. {high:.5f}")
+    say_all(("map@r", "r_precision", "map", "mrr", "minp"))
+    say(f"queries {metrics['queries']}, without a positive {metrics['queries_without_positive']}")
+    say_all(("auc", "eer", *(name for name in metrics if name.startswith("tar@"))))
+    say_all(("nmi", "ami", "ari", "f1"))
+
+
+def measure_accuracy(
+    work: EmbeddingOptions, embedder: Embedder, image_set: ImageSet, embeddings: np.ndarray
+) -> dict[str, float]:
+    """Measure and log what the class layer says of the images, see `classify`.
+
+    Returns:
+        Nothing where it does not know their classes.
+    """
+    layer = embedder.class_layer
+    numbers = class_numbers(image_set, len(layer.weight), embedder.meta.get("class_names"))
+    if numbers is None:
+        if work.class_dim:
+            work.say("no accuracy: the class layer does not know the classes of these images")
+        return {}
+
+    if "class_names" not in embedder.meta:
+        first, last = numbers.min(), numbers.max()
+        names = image_set.class_names
+        work.say(
+            f"classes of the classifier by number, taken to be those of {image_set.name}: {first} "
+            f"is {names[first]}, {last} is {names[last]}"
+        )
+    every = work.display_iter_step
+    found = classify(layer, embeddings, numbers, work.batch_size, work.say, every)
+    work.say(", ".join(f"{name} {value:.5f}" for name, value in found.items()))
+    return found
+
+
+def write_class_table(image_set: ImageSet, scores: QueryScores, file: Path) -> None:
+    """Write the scores of each class as CSV."""
+    labels = image_set.labels[image_set.is_query]
+    write_csv(class_table(scores, image_set.class_names, image_set.super_classes, labels), file)
+
+
+def log_super_classes(
+    image_set: ImageSet, scores: QueryScores, say: Callable[[str], object]
+) -> list[dict[str, Any]]:
+    """Log a table of the super classes where there are several, and return its rows."""
+    if not image_set.super_classes or len(set(image_set.super_classes.values())) < 2:
+        return []
+    rows = super_class_table(scores, image_set.super_classes)
+    for line in format_table(rows, limit=None).splitlines():
+        say(line)
+    return [row.cells() for row in rows]

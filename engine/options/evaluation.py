@@ -1,0 +1,325 @@
+"""Settles what evaluation, inference and report work on, and what they are to do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from metric_learning.common.flags import Flags
+from metric_learning.common.log import log
+from metric_learning.common.outputs import prepare_output
+from metric_learning.engine.options.parts import (
+    DataOptions,
+    MachineOptions,
+    ModelOptions,
+    pick,
+)
+from metric_learning.engine.options.training import default_transform
+from metric_learning.engine.parallel.devices import choose_amp, choose_device
+from metric_learning.engine.parallel.world import World
+from metric_learning.models import MODEL_OPTIONS, image_size_of, options_of, read_metadata
+from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
+from metric_learning.retrieval.indexes import SearchIndex, load_search_index
+from metric_learning.retrieval.rerank import parse_rerank
+
+DATA_NAMES = tuple(DataOptions.__dataclass_fields__)
+# What embeddings depend on beside the weights; a query has to be embedded as its index was.
+EMBEDDING_NAMES = (
+    *("model", "embedding_size", "pooling", "last_stride", "feature_norm"),
+    *("image_shape", "transform"),
+)
+
+
+@dataclass(frozen=True)
+class EmbeddingOptions:
+    """Which model embeds which images, and where.
+
+    Attributes:
+        split: of the data set.
+        class_dim: classes of a class layer that weights from elsewhere have, or None.
+        display_iter_step: batches between log lines; 0: none.
+        meta: what the weights file says of itself; empty for those of others.
+        flags: a value per flag, as results tell them.
+    """
+
+    model: ModelOptions
+    data: DataOptions
+    machine: MachineOptions
+    split: str
+    batch_size: int
+    class_dim: int | None
+    display_iter_step: int
+    meta: Mapping[str, Any]
+    flags: Mapping[str, Any]
+
+    @property
+    def weights(self) -> str:
+        """The weights file, or RANDOM."""
+        assert self.model.pretrained_model is not None
+        return self.model.pretrained_model
+
+    def say(self, line: str) -> None:
+        """Log a line, on one of the processes that share the work."""
+        if self.machine.world.is_main:
+            log(line)
+
+    def of_data(self, other: EmbeddingOptions) -> EmbeddingOptions:
+        """Return the same model on the data of others."""
+        names = (*DATA_NAMES, "split")
+        flags = {**self.flags, **{name: other.flags[name] for name in names}}
+        return replace(self, data=other.data, split=other.split, flags=flags)
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """What is measured beside Recall@1, 10, 100 and 1000; see the flags of these names."""
+
+    ks: tuple[int, ...]
+    precision_ks: tuple[int, ...]
+    ties: str
+    whiten: int | None
+    rerank: str | None
+    verification: bool
+    clustering: bool
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What eval.py does: measure one checkpoint, or compare the second with the first.
+
+    Attributes:
+        works: one or two checkpoints, and their images.
+        features: FILE.npy to keep the features in, or None.
+        class_table: CSV file for the scores of each class, or None.
+        json: file for the metrics, or None.
+    """
+
+    works: tuple[EmbeddingOptions, ...]
+    metrics: MetricOptions
+    features: str | None
+    class_table: str | None
+    json: str | None
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """What infer.py does: dump features, build or search an index, or export the model.
+
+    Attributes:
+        work: the model, and the images of a data set.
+        images: an image or a folder of images instead of those.
+        search_index: what queries are searched in, or None.
+    """
+
+    work: EmbeddingOptions
+    search_index: SearchIndex | None
+    images: str | None
+    output_dir: str
+    index: str | None
+    index_type: str
+    index_options: str
+    query: str | None
+    query_text: tuple[str, ...]
+    topk: int
+    json: str | None
+    export: str | None
+    output: str | None
+    normalize: bool
+
+
+def described_by(
+    meta: Mapping[str, Any], dataset: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a weights file says of its model, and of the images it was trained on.
+
+    Args:
+        meta: what this project wrote beside the weights.
+        dataset: the data set if the user gave one; another one than that of the file has nothing
+            in common with it.
+    """
+    model = {name: meta[name] for name in ("model", "embedding_size")} | options_of(dict(meta))
+    # Converted weights have no flags, exported ones those of the model.
+    found = ({"dataset": meta["dataset"]} if "dataset" in meta else {}) | meta.get("flags", {})
+    inherited = ["image_shape", "transform"]
+    if dataset in (None, found.get("dataset")):
+        inherited += DATA_NAMES
+    return model, {name: plain(found[name]) for name in inherited if name in found}
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a JSON file as the flag has it: tuples instead of lists."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> EmbeddingOptions:
+    """Settle which model embeds which images, and where.
+
+    Args:
+        flags: of eval.py, infer.py or the report.
+        world: this process's place among those that share the work.
+        is_quiet: no log line per batch.
+
+    Raises:
+        ValueError: no weights were named, or they contradict the flags.
+    """
+    path = flags.pretrained_model
+    if path is None:
+        raise ValueError(
+            "expected --pretrained_model=CHECKPOINT (or --pretrained_model=random for untrained "
+            "weights)"
+        )
+    device = choose_device(flags.device, flags.use_gpu, world)
+    meta = {} if path == RANDOM else read_metadata(path) or {}
+    if meta:
+        dataset = flags.dataset if "dataset" in flags.given else None
+        flags = flags.adopted(path, *described_by(meta, dataset))
+    size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
+    flags = flags.replaced(
+        image_shape=(3, size, size), transform=flags.transform or default_transform(flags.model)
+    )
+    return pick(
+        EmbeddingOptions,
+        flags,
+        model=pick(ModelOptions, flags),
+        data=pick(DataOptions, flags),
+        machine=pick(
+            MachineOptions,
+            flags,
+            world=world,
+            device=device,
+            amp_dtype=choose_amp(flags.amp, device),
+            **dict.fromkeys(("recompute", "compile", "sync_bn"), False),
+        ),
+        class_dim=getattr(flags, "class_dim", None),
+        display_iter_step=0 if is_quiet else flags.display_iter_step,
+        meta=meta,
+        flags=flags.values,
+    )
+
+
+def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
+    """Settle what eval.py does.
+
+    Raises:
+        ValueError: a flag is wrong, or nothing would use it.
+    """
+    if flags.split == "train":
+        flags.refuse(("test_classes", "test_list"), "with --split=train")
+    elif flags.whiten is None:
+        flags.refuse(("train_classes", "train_list"), "with --split=test")
+    if flags.compare:
+        alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
+        flags.refuse((*alone, "class_dim"), "with --compare")
+    if flags.rerank is not None:
+        parse_rerank(flags.rerank)
+    for name in ("json", "class_table"):
+        if getattr(flags, name):
+            prepare_output(name, getattr(flags, name))
+
+    files = flags.compare or [flags.pretrained_model]
+    works = [settle_embedding(flags.replaced(pretrained_model=file), world) for file in files]
+    return pick(
+        EvaluationOptions,
+        flags,
+        works=tuple(work.of_data(works[0]) for work in works),
+        metrics=pick(MetricOptions, flags),
+    )
+
+
+QUERY_NAMES = ("query", "query_text")
+SOURCE_NAMES = ("split", *DATA_NAMES)
+# What the export of a model uses; everything else is refused beside it.
+EXPORT_NAMES = (
+    *("config", "seed", "pretrained_model", *EMBEDDING_NAMES, "export", "output", "normalize"),
+)
+
+
+def settle_inference(flags: Flags) -> InferenceOptions:
+    """Settle what infer.py does.
+
+    Raises:
+        ValueError: a flag is wrong, or nothing would use it.
+        OSError: a file cannot be read.
+    """
+    queries = [name for name in QUERY_NAMES if name in flags.given]
+    if flags.export is not None:
+        unused = [name for name in flags.values if name not in EXPORT_NAMES]
+        flags.refuse(unused, "with --export")
+        flags = flags.replaced(device="cpu")
+    else:
+        flags.refuse(("output", "normalize"), "without --export")
+    if queries:
+        _check_queries(queries, flags.index, flags.query, flags.query_text, flags.pretrained_model)
+        unused = ("images", *SOURCE_NAMES, "output_dir", "index_type", "index_options", "class_dim")
+        flags.refuse(unused, f"--{queries[0]} searches the images of --index")
+        if flags.query is None:
+            flags.refuse(("batch_size", "num_workers", "amp"), f"--{queries[0]} reads no images")
+    elif flags.export is None:
+        flags.refuse(("topk", "json"), "without --query or --query_text")
+        if flags.index is None:
+            flags.refuse(("index_type", "index_options"), "without --index")
+        else:
+            flags.refuse(("output_dir", "class_dim"), "--index is all that is written")
+        if flags.images is not None:
+            flags.refuse(SOURCE_NAMES, "--images is used instead of a data set")
+
+    search_index = None
+    if queries:
+        search_index = open_index(flags.index, flags.topk, flags.pretrained_model, flags.seed)
+        found = search_index.metadata.get("flags", {})
+        made = MODEL_OPTIONS | found if found else {}
+        made = {name: plain(made[name]) for name in EMBEDDING_NAMES if name in made}
+        flags = flags.adopted(flags.index, made).giving(made)
+    work = settle_embedding(flags, World(), is_quiet=True)
+    return pick(
+        InferenceOptions,
+        flags.replaced(query_text=tuple(flags.query_text)),
+        work=work,
+        search_index=search_index,
+    )
+
+
+def _check_queries(
+    queries: Sequence[str],
+    index: str | None,
+    query: str | None,
+    texts: Sequence[str],
+    weights: str | None,
+) -> None:
+    """Raise ValueError where a search lacks something."""
+    if len(queries) > 1:
+        raise ValueError("expected --query or --query_text, found both: leave one of them out")
+    if index is None:
+        raise ValueError(f"--{queries[0]} searches an index: give it as --index=FILE")
+    if query == "":  # would be the working directory
+        raise ValueError("expected an image or a folder behind --query=, found nothing")
+    if not all(text.strip() for text in texts):
+        raise ValueError("expected words behind --query_text=, found nothing")
+    if texts and weights in (None, RANDOM):
+        raise ValueError(
+            "expected --pretrained_model=FILE, weights of both towers of the CLIP model that "
+            "--index was built with"
+        )
+
+
+def open_index(file: str, topk: int, weights: str | None, seed: int) -> SearchIndex:
+    """Load a search index for queries that are embedded by some weights.
+
+    Raises:
+        ValueError: the file is no index, it was made with other weights, or it holds fewer images
+            than `topk`.
+        OSError: a file cannot be read.
+    """
+    search_index = load_search_index(file)
+    if topk > len(search_index):
+        raise ValueError(
+            f"--topk={topk}, but {file} holds {len(search_index)} images: lower --topk"
+        )
+    made = search_index.metadata
+    if weights is not None and fingerprint(weights, seed) != made.get("fingerprint"):
+        raise ValueError(
+            f"{file} was built with other weights ({made.get('weights', 'unknown ones')})"
+            f" than --pretrained_model={weights}: give those, or build the index again"
+        )
+    return search_index

@@ -1,0 +1,233 @@
+"""Frozen options, one part for each of those who need them; fields are named as the flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+
+from metric_learning.common.flags import Flags
+from metric_learning.engine.parallel.world import World
+from metric_learning.models import MODEL_OPTIONS
+from metric_learning.reader import ImageSet, load_image_set
+from metric_learning.reader.batches.loader import Reading
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a network is, and how images become its input.
+
+    Attributes:
+        image_shape: 3, S, S in pixels.
+        transform: a key of `reader.transforms.TRANSFORMS`.
+        pretrained_model: weights to start from, or None.
+    """
+
+    model: str
+    embedding_size: int
+    pooling: str
+    last_stride: int
+    feature_norm: str
+    image_shape: tuple[int, int, int]
+    transform: str
+    pretrained_model: str | None
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """The options of `build_model` beside name and sizes."""
+        return {name: getattr(self, name) for name in MODEL_OPTIONS}
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images: the arguments of `reader.load_image_set`."""
+
+    dataset: str
+    data_dir: str | None
+    train_classes: str | None
+    test_classes: str | None
+    train_list: str | None
+    test_list: str | None
+    csv: str | None
+    fold: int | None
+
+    def load(self, split: str) -> ImageSet:
+        """Load the images of a split."""
+        return load_image_set(split=split, **vars(self))
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How training images are read and augmented."""
+
+    num_workers: int
+    min_crop_area: float
+    horizontal_flip: bool
+    cache: str | None
+    cache_size: int
+    augment_on: str
+    decode_on: str
+    on_bad_image: str
+    prefetch: int
+
+    @property
+    def reading(self) -> Reading:
+        """What workers do with training images."""
+        hand_over = "images" if self.augment_on == "device" else "crops"
+        if self.decode_on == "device":
+            hand_over = "files"
+        return Reading(hand_over, self.on_bad_image, self.prefetch)
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What a batch is made of, and in which pieces it is computed.
+
+    Attributes:
+        train_batch_size: images of a step over all devices.
+        samples_each_class: K, of losses whose batches are blocks of a class.
+        layout: see `losses.layout_of`; None in stage 1.
+        accumulation_steps: parts of a device's batch, each with a loss of its own.
+        chunk_size: most images in the network at once; 0: all.
+        gather: the loss compares the images of all devices.
+    """
+
+    train_batch_size: int
+    samples_each_class: int
+    layout: str | None
+    accumulation_steps: int
+    chunk_size: int
+    gather: bool
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What a loss is, and what lies around it.
+
+    Attributes:
+        loss_name: see `losses.build_loss`.
+        options: its options, those derived from data and model apart.
+        class_dim: number of training classes.
+        alpha: weight of the cross-entropy beside a loss of stage 2; 0: none.
+        xbm_size, xbm_start: cross-batch memory, in embeddings, and the steps before it is used.
+        shard_head: the class weights are split over all processes.
+    """
+
+    loss_name: str
+    options: Mapping[str, Any]
+    class_dim: int
+    alpha: float
+    xbm_size: int
+    xbm_start: int
+    shard_head: bool
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """How weights are updated, and those of batch norm not.
+
+    Attributes:
+        lr_loss_mult: factor of the rate of the loss's own weights; None: `lr_head_mult`.
+    """
+
+    optimizer: str
+    lr: float
+    lr_head_mult: float
+    lr_loss_mult: float | None
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    decay_norm_and_bias: bool
+    clip_grad_norm: float
+    ema_decay: float
+    freeze_bn: bool
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("--nesterov needs a --momentum above 0")
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """The learning rate of each step, and the number of steps."""
+
+    lr: float
+    lr_strategy: str
+    lr_steps: tuple[int, ...]
+    warmup_iter_num: int
+    total_iter_num: int
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run writes, where it resumes, and what is due when, in steps; 0 is never."""
+
+    model: str
+    loss_name: str
+    model_save_dir: str
+    run_name: str | None
+    checkpoint: str | None
+    display_iter_step: int
+    test_iter_step: int
+    save_iter_step: int
+    test_batch_size: int
+    log_epochs: bool
+    keep: int
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where and in which precision a run computes.
+
+    Attributes:
+        amp_dtype: type of the forward pass; None computes in float32.
+        num_workers: processes that read images.
+        recompute: activations are computed again instead of kept.
+        compile: torch.compile translates the network.
+        sync_bn: batch norm takes its statistics over all processes.
+    """
+
+    world: World
+    device: torch.device
+    amp_dtype: torch.dtype | None
+    seed: int
+    num_workers: int
+    recompute: bool = False
+    compile: bool = False
+    sync_bn: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that a training was told, settled: nothing is filled in later.
+
+    Attributes:
+        flags: a value per flag, as args.json and the checkpoints hold them.
+    """
+
+    model: ModelOptions
+    data: DataOptions
+    reading: ReadingOptions
+    batches: BatchOptions
+    loss: LossOptions
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    run: RunOptions
+    machine: MachineOptions
+    flags: Mapping[str, Any]
+
+
+def pick(part: type[Part], flags: Flags, **others: Any) -> Part:
+    """Build a part of the options from the flags of the same names.
+
+    Args:
+        part: one of the classes above.
+        flags: values by the names of its fields.
+        **others: fields that are no flags.
+    """
+    named = [field.name for field in fields(part) if field.name not in others]  # type: ignore[arg-type]
+    return part(**{name: getattr(flags, name) for name in named}, **others)

@@ -1,0 +1,341 @@
+"""Settles the options of a training: the one place where an option may depend on another one.
+
+What the user gave wins; then what the checkpoint says that is resumed; then what follows from the
+data and the model; then the default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from metric_learning.common.flags import Flags
+from metric_learning.common.log import log
+from metric_learning.common.parameters import parse_options
+from metric_learning.engine.options.parts import (
+    BatchOptions,
+    DataOptions,
+    LossOptions,
+    MachineOptions,
+    ModelOptions,
+    OptimizerOptions,
+    Options,
+    ReadingOptions,
+    RunOptions,
+    ScheduleOptions,
+    pick,
+)
+from metric_learning.engine.options.training_table import DERIVED_OPTIONS, SCRIPTS, is_own
+from metric_learning.engine.options.training_table import ELEM as ELEM_TABLE
+from metric_learning.engine.options.training_table import PAIR as PAIR_TABLE
+from metric_learning.engine.parallel.devices import choose_amp, choose_device
+from metric_learning.engine.parallel.world import World
+from metric_learning.losses import (
+    LOSS_ALIASES,
+    PAIR_LOSSES,
+    is_pml,
+    layout_of,
+    loss_options,
+    losses_of_stage,
+    stage_of,
+)
+from metric_learning.losses.pairs import LabelLoss
+from metric_learning.models import MODEL_OPTIONS, REFERENCE_MODELS, image_size_of
+from metric_learning.reader import ImageSet
+
+DEFAULT_SAMPLES_EACH_CLASS = 2  # of a loss without such an option
+IMAGES_PER_TRIPLE = 3
+
+# Flags that a resumed run must have as its checkpoint has them.
+FIXED_FLAGS = (
+    *("model", "embedding_size", *MODEL_OPTIONS, "loss_name", "class_dim"),
+    *("optimizer", "decay_norm_and_bias"),
+    *("alpha", "xbm_size", "loss_options"),
+)
+LENGTHS = {"num_epochs", "total_iter_num"}
+
+
+def adopt_v1(flags: Flags, world: World) -> Flags:
+    """Give a loss with a name of v1 that of today, and make the batch of v1's README whole triples.
+
+    Returns:
+        The flags with these values.
+    """
+    batch_size = flags.train_batch_size
+    if flags.loss_name == "tripletloss" and batch_size % IMAGES_PER_TRIPLE:
+        number = math.ceil(batch_size / IMAGES_PER_TRIPLE)
+        batch_size = IMAGES_PER_TRIPLE * number
+        if world.is_main:
+            log(f"--train_batch_size={batch_size}, for {number} whole triples")
+    loss_name = LOSS_ALIASES.get(flags.loss_name, flags.loss_name)
+    return flags.replaced(train_batch_size=batch_size, loss_name=loss_name)
+
+
+def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
+    """Take the flags that were not given from a checkpoint that is resumed.
+
+    Args:
+        flags: what the user asked for.
+        path: the checkpoint.
+        meta: what it says of its run.
+
+    Returns:
+        The flags with these values; the options of its loss count as given.
+
+    Raises:
+        ValueError: a given flag contradicts the checkpoint, or it belongs to the other stage.
+    """
+    found = MODEL_OPTIONS | meta["flags"]  # checkpoints of earlier versions lack some
+    name = found["loss_name"]
+    if is_own(name) and "loss_name" not in flags.given:
+        raise ValueError(
+            f"{path} was trained with --loss_name={name}, a module of your own: give that flag "
+            "again, for no file may name a module to run"
+        )
+    if stage_of(name) != stage_of(flags.loss_name):
+        script = SCRIPTS[ELEM_TABLE if stage_of(name) == 1 else PAIR_TABLE]
+        raise ValueError(
+            f"{path} was written by {script} (--loss_name={name}): resume it there, or give it as "
+            "--pretrained_model to start from its weights"
+        )
+    kept = {"checkpoint", "config", *(LENGTHS if flags.given & LENGTHS else ())}
+    values = {name: value for name, value in meta["flags"].items() if name not in kept}
+    fixed = {name: found.get(name) for name in FIXED_FLAGS}
+    of_loss = [name for name in meta["loss_options"] if values.get(name) is not None]
+    return flags.adopted(path, fixed, values).giving(of_loss)
+
+
+def settle(flags: Flags, train_set: ImageSet, world: World) -> Options:
+    """Settle all options of a training.
+
+    Args:
+        flags: of the user, after those of v1 and of the checkpoint were adopted.
+        train_set: the training images.
+        world: this process's place among the ranks.
+
+    Raises:
+        ValueError: flags contradict each other, the data or this machine.
+    """
+    _refuse_unused(flags)
+    num_steps = flags.total_iter_num
+    if num_steps is None or "num_epochs" in flags.given:
+        num_steps = math.ceil(flags.num_epochs * len(train_set) / flags.train_batch_size)
+    size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
+    loss = _settle_loss(flags, world, check_counts(train_set, flags.class_dim, flags.total_images))
+    flags = flags.replaced(
+        image_shape=(3, size, size),
+        transform=flags.transform or default_transform(flags.model),
+        total_iter_num=num_steps,
+        class_dim=loss.class_dim,
+        **({} if is_pml(loss.loss_name) else loss.options),
+    )
+
+    is_pair = stage_of(flags.loss_name) == 2
+    samples_each_class = getattr(flags, "samples_each_class", None) or DEFAULT_SAMPLES_EACH_CLASS
+    device = choose_device(flags.device, flags.use_gpu, world)
+    options = Options(
+        model=pick(ModelOptions, flags),
+        data=pick(DataOptions, flags),
+        reading=pick(ReadingOptions, flags),
+        batches=pick(
+            BatchOptions,
+            flags,
+            samples_each_class=samples_each_class,
+            layout=layout_of(flags.loss_name) if is_pair else None,
+            gather=is_pair and flags.gather,
+        ),
+        loss=loss,
+        optimizer=pick(OptimizerOptions, flags),
+        schedule=pick(ScheduleOptions, flags),
+        run=pick(RunOptions, flags),
+        machine=pick(
+            MachineOptions,
+            flags,
+            world=world,
+            device=device,
+            amp_dtype=choose_amp(flags.amp, device),
+            recompute=flags.with_mem_opt,
+        ),
+        flags=flags.values,
+    )
+    check_parts(options.batches, world)
+    check_batch_norm(options.batches, options.optimizer, options.model, options.machine)
+    check_reading(options.reading, options.model.transform, options.machine.device, train_set)
+    return options
+
+
+def _refuse_unused(flags: Flags) -> None:
+    """Raise ValueError where a flag was given that others leave without use."""
+    if flags.lr_strategy != "piecewise_decay":
+        flags.refuse(["lr_steps"], f"--lr_strategy={flags.lr_strategy}")
+    if flags.optimizer != "sgd":
+        flags.refuse(["momentum", "nesterov"], f"--optimizer={flags.optimizer}")
+    if not flags.cache:
+        flags.refuse(["cache_size"], "there is no --cache")
+    if flags.num_workers == 0:
+        flags.refuse(["prefetch"], "--num_workers=0 reads nothing ahead")
+    if flags.decode_on == "device" and flags.augment_on == "workers":
+        flags.refuse(["augment_on"], "--decode_on=device augments there too")
+    if flags.given >= LENGTHS:
+        raise ValueError("expected --num_epochs or --total_iter_num, found both")
+
+
+def default_transform(model: str) -> str:
+    """Return the image pipeline that a model takes by default."""
+    return "reference" if model in REFERENCE_MODELS else "standard"
+
+
+def check_counts(train_set: ImageSet, class_dim: int | None, total_images: int | None) -> int:
+    """Return the number of training classes.
+
+    Raises:
+        ValueError: --class_dim or --total_images are not those of the training images.
+    """
+    for name, given, what, count in (
+        ("class_dim", class_dim, "classes", train_set.num_classes),
+        ("total_images", total_images, "images", len(train_set)),
+    ):
+        if given not in (None, count):
+            raise ValueError(
+                f"--{name}={given}, but {train_set.name} has {count} training {what} here: leave "
+                "the flag out, it is counted"
+            )
+    return train_set.num_classes
+
+
+def _settle_loss(flags: Flags, world: World, class_dim: int) -> LossOptions:
+    """Settle the loss: the options that were given, and its own defaults.
+
+    Raises:
+        ValueError: a flag was given that this loss does not use.
+    """
+    name = flags.loss_name
+    stage = stage_of(name)
+    own = {} if is_pml(name) else loss_options(name)
+    used = {*own, *(("samples_each_class",) if stage == 2 and layout_of(name) == "labels" else ())}
+    for option in sorted(flags.given - used):
+        users = [other for other in losses_of_stage(stage) if option in loss_options(other)]
+        if users:
+            raise ValueError(
+                f"--{option} is not used by --loss_name={name} (but by {', '.join(users)}): "
+                "leave it out"
+            )
+
+    options = {
+        option: getattr(flags, option) if option in flags.given else parameter.default
+        for option, parameter in own.items()
+        if option not in DERIVED_OPTIONS
+    }
+    if stage == 1:
+        return LossOptions(name, options, class_dim, 0.0, 0, 0, flags.shard_head)
+    if not is_pml(name):
+        flags.refuse(["loss_options"], f"--loss_name={name} has flags of its own")
+    if not flags.xbm_size:
+        flags.refuse(["xbm_start"], "without --xbm_size")
+    options |= parse_pml_options(name, flags.loss_options or "") if is_pml(name) else {}
+    check_memory(name, flags.xbm_size, is_shared=world.size == 1 or flags.gather)
+    return LossOptions(
+        name, options, class_dim, flags.alpha, flags.xbm_size, flags.xbm_start, False
+    )
+
+
+def check_memory(loss_name: str, xbm_size: int, is_shared: bool) -> None:
+    """Raise ValueError where a loss has no use for a memory, or each process had one of its own."""
+    if xbm_size and not is_shared:
+        raise ValueError(
+            "--xbm_size with several processes needs --gather=True: otherwise each would have a "
+            "memory of its own"
+        )
+    able = [name for name, loss in PAIR_LOSSES.items() if issubclass(loss, LabelLoss)]
+    if xbm_size and loss_name not in able:
+        raise ValueError(
+            f"--xbm_size is not used by --loss_name={loss_name}: it is for losses that "
+            f"compare with a memory by label, {', '.join(able)}"
+        )
+
+
+def parse_pml_options(loss_name: str, text: str) -> dict[str, float]:
+    """Parse `name=value,...` into the options of a loss of pytorch-metric-learning.
+
+    Raises:
+        ValueError: the loss has no such option, or it is no number.
+    """
+    types: dict[str, type[float]] = {
+        name: float
+        for name, parameter in loss_options(loss_name).items()
+        if name not in DERIVED_OPTIONS
+        and (parameter.default is parameter.empty or isinstance(parameter.default, int | float))
+    }
+    options = parse_options(text, types, loss_name)
+    # A count such as centers_per_class has to be an integer, and 2 is as good as 2.0 elsewhere.
+    return {name: int(value) if value == int(value) else value for name, value in options.items()}
+
+
+def check_parts(batches: BatchOptions, world: World) -> None:
+    """Raise ValueError where the parts of a batch are too small, or the loss sees parts and all."""
+    least = 2 * world.size * batches.accumulation_steps
+    if batches.train_batch_size < least:
+        raise ValueError(
+            f"--train_batch_size={batches.train_batch_size}: batch norm needs at least 2 images "
+            f"per device and part, {least} in all"
+        )
+    if batches.gather and batches.accumulation_steps > 1:
+        raise ValueError(
+            "--gather=True compares the whole batch, --accumulation_steps its parts alone: leave "
+            "one of them out, or give --chunk_size to save memory"
+        )
+
+
+def check_batch_norm(
+    batches: BatchOptions, optimizer: OptimizerOptions, model: ModelOptions, machine: MachineOptions
+) -> None:
+    """Raise ValueError where a chunk is too small for batch norm, or flags about it contradict."""
+    if machine.sync_bn and optimizer.freeze_bn:
+        raise ValueError("--sync_bn=True is not used with --freeze_bn=True: leave one of them out")
+    part = batches.train_batch_size // (machine.world.size * batches.accumulation_steps)
+    chunk_size = batches.chunk_size
+    learns_statistics = not optimizer.freeze_bn or model.feature_norm == "bnneck"
+    if chunk_size and learns_statistics and part // math.ceil(part / chunk_size) < 2:
+        raise ValueError(
+            f"--chunk_size={chunk_size} cuts {part} images so that a chunk has one, and batch "
+            "norm needs 2: give another, or --freeze_bn=True without --feature_norm=bnneck"
+        )
+
+
+def check_reading(
+    reading: ReadingOptions, transform: str, device: torch.device, train_set: ImageSet
+) -> None:
+    """Check how images are read against the device and the data set.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    place = "decode_on" if reading.decode_on == "device" else "augment_on"
+    if getattr(reading, place) == "device" and transform != "standard":
+        raise ValueError(
+            f"--{place}=device needs --transform=standard, found {transform}, whose Lanczos "
+            "resizing is done by the workers alone"
+        )
+    if reading.decode_on == "workers":
+        return
+
+    if device.type != "cuda":
+        raise ValueError(
+            f"--decode_on=device needs a CUDA GPU, this run is on {device}: leave it out"
+        )
+    if reading.cache:
+        raise ValueError(
+            "expected --cache or --decode_on=device, found both: a cache holds decoded images"
+        )
+    if train_set.images is not None:
+        raise ValueError(
+            f"--decode_on=device is not used: the images of {train_set.name} are no files"
+        )
+    if reading.on_bad_image == "skip":
+        raise ValueError(
+            "--on_bad_image=skip needs --decode_on=workers: on the device, a file shows itself "
+            "broken when no other image can be drawn any more"
+        )

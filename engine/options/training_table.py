@@ -1,0 +1,184 @@
+"""The flags of the training scripts, those of the losses of a stage among them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from metric_learning.common.flags import (
+    Flag,
+    Flags,
+    boolean,
+    integers,
+    non_negative,
+    parse_flags,
+    positive,
+    read_config,
+    with_defaults,
+    words_of,
+)
+from metric_learning.engine.options.signatures import Option, losses_of_table, options_of
+from metric_learning.engine.options.tables import (
+    BATCH_NORM_FLAGS,
+    DATA_FLAGS,
+    MACHINE_FLAGS,
+    MODEL_FLAGS,
+    OPTIMIZER_FLAGS,
+    PAIR_FLAGS,
+    READING_FLAGS,
+    RUN_FLAGS,
+    SCHEDULE_FLAGS,
+    SHARD_FLAGS,
+    TRAINING_MACHINE_FLAGS,
+)
+
+ELEM, PAIR = "ELEM_LOSSES", "PAIR_LOSSES"  # the tables of losses.table, one a stage
+OWN_FLAGS = {ELEM: SHARD_FLAGS, PAIR: PAIR_FLAGS}
+SCRIPTS = {ELEM: "train_elem.py", PAIR: "train_pair.py"}
+PML = "pml:"
+# Options of a loss that are derived from the data and the model instead of taken from flags.
+DERIVED_OPTIONS = ("class_dim", "embedding_size")
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "int": positive,
+    "float": non_negative,
+    "bool": boolean,
+    "str": str,
+    "tuple[int, ...]": integers,
+}
+
+
+def training_flags(stage: str, loss_name: str, **defaults: Any) -> tuple[Flag, ...]:
+    """Return all flags of a training script.
+
+    Args:
+        stage: ELEM or PAIR.
+        loss_name: the default loss.
+        **defaults: of flags whose default depends on the stage.
+    """
+    losses = losses_of_table(stage)
+    names = ", ".join(losses)
+    if stage == PAIR:
+        names += ", pml:NAME, a loss of pytorch-metric-learning"
+    table = (
+        *(*DATA_FLAGS, *READING_FLAGS, *MODEL_FLAGS, *BATCH_NORM_FLAGS),
+        Flag(
+            "loss_name",
+            partial(parse_loss_name, stage),
+            loss_name,
+            f"one of {names}, or my_module:MyLoss, a class of one's own",
+            group="loss",
+        ),
+        *loss_flags({name: options_of(place) for name, place in losses.items()}),
+        *OWN_FLAGS[stage],
+        *(*OPTIMIZER_FLAGS, *SCHEDULE_FLAGS, *RUN_FLAGS),
+        *(*MACHINE_FLAGS, *TRAINING_MACHINE_FLAGS),
+    )
+    return with_defaults(table, **defaults)
+
+
+def loss_flags(losses: Mapping[str, Mapping[str, Option]]) -> tuple[Flag, ...]:
+    """Return the flags of all options of losses, by name; the chosen loss has their defaults."""
+    found: dict[str, Option] = {}
+    users: dict[str, list[str]] = {}
+    for loss_name, options in losses.items():
+        for name, option in options.items():
+            if name in DERIVED_OPTIONS:
+                continue
+            found.setdefault(name, option)
+            users.setdefault(name, []).append(f"{loss_name}: {option.default}")
+            if option.type not in PARSERS:
+                raise ValueError(
+                    f"{loss_name}: {name} is annotated {option.type or 'as nothing'}, expected "
+                    f"one of {', '.join(PARSERS)}"
+                )
+    return tuple(
+        Flag(
+            name,
+            PARSERS[option.type],
+            None,
+            f"{option.help} (default {', '.join(users[name])})",
+            group="loss",
+        )
+        for name, option in found.items()
+    )
+
+
+def parse_training(
+    description: str | None, stage: str, table: Sequence[Flag], argv: Sequence[str] | None
+) -> Flags:
+    """Parse the command line of a training script, see `parse_flags`.
+
+    A loss of one's own, --loss_name=module:Class, brings the flags of its options along; with
+    --help, those of other losses than the named one are left out.
+
+    Raises:
+        ValueError: the config file is wrong, or there is no such loss of one's own.
+    """
+    words = words_of(table, argv)
+    loss_name = _named_loss(words)
+    places = losses_of_table(stage)
+    if loss_name is not None and is_own(loss_name):
+        places = {loss_name: loss_name}
+        table = [*table, *_new(loss_flags({loss_name: options_of(loss_name)}), table)]
+
+    if loss_name in places and {"-h", "--help"} & set(words):
+        used = {*options_of(places[loss_name]), "samples_each_class"}
+        others = {flag.name for flag in loss_flags(_all_options(stage))} - used
+        table = [flag for flag in table if flag.name not in others]
+    return parse_flags(description, table, words)
+
+
+def _all_options(stage: str) -> dict[str, dict[str, Option]]:
+    return {name: options_of(place) for name, place in losses_of_table(stage).items()}
+
+
+def _new(flags: Sequence[Flag], table: Sequence[Flag]) -> list[Flag]:
+    """Return the flags that a table lacks."""
+    known = {flag.name for flag in table}
+    return [flag for flag in flags if flag.name not in known]
+
+
+def _named_loss(words: Sequence[str]) -> str | None:
+    """Return what --loss_name says on the command line, else in the file of --config."""
+
+    def last(flag: str) -> str | None:
+        pairs = zip(words, [*words[1:], None], strict=True)
+        values = [
+            word.partition("=")[2] if "=" in word else following
+            for word, following in pairs
+            if word.partition("=")[0] == flag
+        ]
+        return values[-1] if values else None
+
+    loss_name, config = last("--loss_name"), last("--config")
+    if loss_name is None and config is not None:
+        loss_name = read_config(config).get("loss_name")
+    return loss_name
+
+
+def is_own(loss_name: str) -> bool:
+    """Whether a name is `module:Class`, that of a loss of one's own."""
+    return ":" in loss_name and not loss_name.startswith(PML)
+
+
+def parse_loss_name(stage: str, text: str) -> str:
+    """Parse the name of a loss of one stage; stage 2 also has `pml:` names and those of v1."""
+    losses = losses_of_table(stage)
+    v1_names = ("tripletloss", "quadrupletloss", "emlloss")
+    if text in losses or is_own(text) or (stage == PAIR and text in v1_names):
+        return text
+    if stage == PAIR and text.startswith(PML):
+        from metric_learning.losses import loss_options  # torch, which the package needs anyway
+
+        try:
+            loss_options(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+    message = f"unknown loss {text!r}: choose from {', '.join(losses)}"
+    other = PAIR if stage == ELEM else ELEM
+    if text in losses_of_table(other):
+        message += f"; {SCRIPTS[other]} has {text}"
+    raise argparse.ArgumentTypeError(message)

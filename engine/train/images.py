@@ -1,0 +1,70 @@
+"""The images of a training: the cache of decoded ones, and those that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from metric_learning.common.log import log
+from metric_learning.engine.options.parts import ReadingOptions
+from metric_learning.engine.parallel.collectives import merge
+from metric_learning.engine.parallel.world import World
+from metric_learning.engine.run.signals import acting_signals
+from metric_learning.reader import ImageSet
+from metric_learning.reader.batches.cache_build import open_cache
+from metric_learning.reader.batches.loader import check_broken
+
+
+def open_training_images(image_set: ImageSet, reading: ReadingOptions) -> ImageSet:
+    """Return an image set with its images in --cache, built where it is not complete, if any.
+
+    Raises:
+        ValueError: the cache is damaged or of something else, or an image is broken.
+        OSError: the disk is too small or the folder cannot be written.
+    """
+    if not reading.cache:
+        return image_set
+    with acting_signals():  # building may take long, and goes on where it was
+        return open_cache(
+            image_set,
+            Path(reading.cache),
+            reading.cache_size,
+            num_workers=reading.num_workers,
+            on_bad_image=reading.on_bad_image,
+            log=log,
+        )
+
+
+class BrokenImages:
+    """The distinct unreadable images of a run since it started or resumed.
+
+    Args:
+        image_set: the training images.
+        log: receives a line per image.
+    """
+
+    def __init__(self, image_set: ImageSet, log: Callable[[str], object]) -> None:
+        self._image_set, self._log = image_set, log
+        self._errors: dict[str, str] = {}
+
+    def add(self, broken: dict[str, str]) -> None:
+        """Note and log unreadable images, path -> error.
+
+        Raises:
+            ImageError: there are too many.
+        """
+        for path, error in broken.items():
+            if path not in self._errors:
+                self._errors[path] = error
+                self._log(f"{error}: another image of its class is taken")
+        check_broken(len(self._errors), len(self._image_set))
+
+    def report(self, world: World) -> None:
+        """Log those of the other ranks too, and how many there are in all.
+
+        Raises:
+            ImageError: there are too many.
+        """
+        self.add(merge(self._errors, world))
+        if self._errors:
+            self._log(f"broken: {len(self._errors)} of {len(self._image_set)} training images")

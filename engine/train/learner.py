@@ -1,0 +1,82 @@
+"""What is trained: network, loss and optimizer, and their state in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from metric_learning.engine.parallel.sharded_head import collect_state, own_state
+from metric_learning.engine.train.optimizers import restore_optimizer
+from metric_learning.models import EmbeddingModel
+
+
+@dataclass
+class Learner:
+    """Network, loss and optimizer of a run.
+
+    Attributes:
+        loss_options: those that the loss was built with.
+        scaler: of the loss, against underflow in float16; does nothing with other types.
+        ema: moving average of the network, or None.
+    """
+
+    model: EmbeddingModel
+    criterion: nn.Module
+    loss_options: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+
+    @property
+    def tested_model(self) -> EmbeddingModel:
+        """The network that is tested and given away: the moving average, where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def split_parameters(self) -> list[nn.Parameter]:
+        """Return the weights of which each rank has others: those of a split class layer."""
+        is_split = getattr(self.criterion, "is_sharded", False)
+        return list(self.criterion.parameters()) if is_split else []
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return the weights that are the same on all ranks."""
+        own = [] if self.split_parameters() else list(self.criterion.parameters())
+        return [*own, *self.model.parameters()]
+
+    def is_finite(self) -> bool:
+        """Whether all weights and statistics of the network are."""
+        states = [self.model.state_dict(), self.tested_model.state_dict()]
+        values = [value for state in states for value in state.values()]
+        return all(bool(v.isfinite().all()) for v in values if v.is_floating_point())
+
+    def state(self) -> dict[str, Any]:
+        """Return the parts of a checkpoint that hold weights.
+
+        All ranks call it together; what rank 0 gets is whole.
+        """
+        criterion_state, optimizer_state = collect_state(self.criterion, self.optimizer)
+        return {
+            "model": self.tested_model.state_dict(),
+            "live_model": None if self.ema is None else self.model.state_dict(),
+            "criterion": criterion_state,
+            "optimizer": optimizer_state,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take over the weights of a checkpoint."""
+        self.model.load_state_dict(checkpoint.get("live_model") or checkpoint["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(checkpoint["model"])
+
+        criterion, criterion_state, optimizer_state = own_state(
+            self.criterion, self.optimizer, checkpoint["criterion"], checkpoint["optimizer"]
+        )
+        criterion.load_state_dict(criterion_state)
+        restore_optimizer(self.optimizer, optimizer_state)
+        if checkpoint.get("scaler"):
+            self.scaler.load_state_dict(checkpoint["scaler"])

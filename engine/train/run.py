@@ -1,0 +1,336 @@
+"""A training run: what it consists of, how far it has come, and what happens between its steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from metric_learning.common.atomic import write_text
+from metric_learning.engine.embed.embedding import embed_images, evaluation_mode
+from metric_learning.engine.evaluate.classification import class_layer_of, class_numbers, classify
+from metric_learning.engine.evaluate.scoring import score_images
+from metric_learning.engine.options.parts import (
+    MachineOptions,
+    Options,
+)
+from metric_learning.engine.parallel.collectives import decide_on_main, share_buffers
+from metric_learning.engine.run.checkpoints import prune, save_checkpoint
+from metric_learning.engine.run.resume import Start, best_so_far
+from metric_learning.engine.run.run_folder import RunFolder
+from metric_learning.engine.run.signals import Stopped, StopRequest
+from metric_learning.engine.train.images import BrokenImages
+from metric_learning.engine.train.learner import Learner
+from metric_learning.engine.train.step import Meter
+from metric_learning.models import save_weights
+from metric_learning.reader import ImageError, ImageSet, WorkerError
+from metric_learning.reader.batches.loader import Batch, Sampler, train_loader
+from metric_learning.reader.preprocessing import Preprocessing
+from metric_learning.retrieval.metrics import summarise
+
+# Of the figures of training steps and tests, those in the line of an epoch, and their names there.
+EPOCH_NAMES = {"acc1": "acc", "recall": "recall", "recall@1": "recall", "loss": "loss"}
+COLLAPSED = 1e-4  # spread of the embeddings below which they are all but one point
+MOST_SKIPPED = 20  # steps in a row, after which no scale of float16 will help
+
+
+@dataclass
+class TrainingRun:
+    """All that a run consists of, and how far it has come.
+
+    Attributes:
+        options: what the run was told.
+        learner: what is trained.
+        sampler: the images of each batch.
+        start: where it begins.
+        stop: whether a signal asks for an end.
+        path: the run folder.
+        meta: what a checkpoint says of the model and its training, the step apart.
+        meter: the steps since the last log line.
+        epoch: the steps of the present epoch so far, with --log_epochs.
+        step: completed updates.
+        best: Recall@1 and step of the best test so far; empty before the first.
+        tested: the last step that was tested; -1 before the first test.
+        num_skipped: steps in a row that were not finite.
+    """
+
+    options: Options
+    learner: Learner
+    train_set: ImageSet
+    test_set: ImageSet | None
+    sampler: Sampler
+    preprocessing: Preprocessing
+    start: Start
+    stop: StopRequest
+    path: Path
+    meta: Mapping[str, Any]
+    meter: Meter
+    epoch: Meter
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    tested: int = -1
+    num_skipped: int = 0
+    folder: RunFolder = field(init=False)  # from `kept` on
+    _saved: tuple[int, int] = (-1, -1)  # step and last test in the last.pt that was written
+
+    def __post_init__(self) -> None:
+        self.broken = BrokenImages(self.train_set, self.say)
+
+    @property
+    def machine(self) -> MachineOptions:
+        """Where it computes."""
+        return self.options.machine
+
+    def say(self, line: str) -> None:
+        """Print a line and write it to log.txt."""
+        self.folder.log(line)
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.learner.restore(checkpoint)
+        self.step, self.best = checkpoint["step"], checkpoint["best"]
+        self.tested = checkpoint.get("tested", self.step)
+        self.epoch.restore(checkpoint.get("epoch", {}), self.machine.device)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Write to the run folder, and leave a last.pt that resumes where the body is stopped."""
+        last = self.path / "last.pt"
+        resume = "the same command" if self.start.is_auto else f"--checkpoint={last}"
+        flags, is_main = self.options.flags, self.machine.world.is_main
+        with RunFolder(self.path, flags, is_main, self.step, self.tested) as self.folder:
+            self.best = decide_on_main(
+                self.machine.world, lambda: best_so_far(self.best, self.folder)
+            )
+            try:
+                yield
+            except Stopped as request:
+                self.save_last()
+                self.say(f"stopped by {request} after step {self.step}: {resume} resumes")
+            except (ImageError, WorkerError):
+                self.save_last()
+                self.say(f"stopped after step {self.step}: {resume} resumes")
+                raise
+
+    def batches(self) -> Iterable[Batch]:
+        """Return the batches of this process, from the present step to the last.
+
+        Several ranks agree to take each.
+        """
+        loader = train_loader(
+            self.train_set,
+            self.sampler,
+            self.preprocessing,
+            start_step=self.step,
+            end_step=self.options.schedule.total_iter_num,
+            seed=self.machine.seed,
+            num_workers=self.machine.num_workers,
+            pin_memory=self.machine.device.type == "cuda",
+            reading=self.options.reading.reading,
+        )
+        if self.machine.world.size == 1:
+            return loader
+        return self.stop.agreed(loader, lambda batch: self.broken.add(batch.broken))
+
+    def progress_bar(self) -> tqdm:
+        """Return a bar of the steps, on the first process and a terminal."""
+        return tqdm(
+            total=self.options.schedule.total_iter_num,
+            initial=self.step,
+            disable=None if self.machine.world.is_main else True,
+            unit="step",
+            leave=False,
+        )
+
+    def num_epochs(self, step: int) -> int:
+        """Return how many epochs are done after a step: whole numbers of training images."""
+        return step * self.options.batches.train_batch_size // len(self.train_set)
+
+    def write_line(self, rate: float) -> None:
+        """Write the reference's training line, and warn where the embeddings have collapsed."""
+        means, seconds = self.meter.flush()
+        spread = means.pop("spread")
+        # v1's line has the parts of a joint loss instead of the loss.
+        hidden = {"loss"} if "loss_metric" in means else set()
+        figures = ", ".join(
+            f"{name} {value:.{6 if name.startswith('loss') else 4}f}"
+            for name, value in means.items()
+            if name not in hidden
+        )
+        self.say(f"trainbatch {self.step}, lr {rate:.6f}, {figures}, time {seconds:.2f} sec")
+        per_second = {"images_per_second": self.options.batches.train_batch_size / seconds}
+        self.folder.record("train", self.step, lr=rate, **means, spread=spread, **per_second)
+        if spread < COLLAPSED:
+            self.say(
+                f"the embeddings have collapsed: all but one point (spread {spread:.1e}); they "
+                "seldom recover: lower --lr, or start from the end of stage 1"
+            )
+
+    def skip_or_stop(self) -> None:
+        """Go on after a step that was not finite where the scale of float16 may be why.
+
+        Raises:
+            ValueError: it is not, or many steps in a row were skipped.
+        """
+        scaler = self.learner.scaler
+        if not scaler.is_enabled() or self.num_skipped > MOST_SKIPPED:
+            raise self.diverged(self.step + 1, self.list_images())
+        scale = f"scale of the loss {scaler.get_scale():g}"
+        self.say(f"step {self.step + 1} skipped: not finite in float16; {scale}")
+
+    def list_images(self) -> str:
+        """Write the images of the present step to the run folder, and return a pointer to them."""
+        world = self.machine.world
+        whose = f"_rank_{world.rank}" if world.size > 1 else ""
+        if not self.path.is_dir():  # on another node, whose disk is another
+            return ""
+        path = self.path / f"step_{self.step + 1}_images{whose}.txt"
+        images = self.sampler.batch(self.step)
+        write_text(path, "".join(f"{self.train_set.paths[i]}\n" for i in images))
+        return f"its images: {path}; "
+
+    def diverged(self, step: int, images: str = "") -> ValueError:
+        """Return the error of a run whose loss, gradients or weights are not finite at a step."""
+        last = self.path / "last.pt"
+        advice = f"; --checkpoint={last} is from before" if last.exists() else ""
+        rate = self.options.schedule.lr
+        return ValueError(
+            f"the training diverged at step {step}: the loss, a gradient or a weight is NaN or "
+            f"infinite; {images}lower --lr (it was {rate:g}) or give --clip_grad_norm{advice}"
+        )
+
+    def test(self) -> dict[str, float]:
+        """Evaluate the test split: retrieval, and accuracy where the class layer knows its classes.
+
+        The best network so far is saved.
+
+        Raises:
+            Stopped: the run is to stop; nothing of the test is written.
+        """
+        assert self.test_set is not None
+        model, machine = self.learner.tested_model, self.machine
+        share_buffers(model, machine.world)
+        embeddings = embed_images(
+            model,
+            self.test_set,
+            self.preprocessing,
+            machine,
+            self.options.run.test_batch_size,
+            log=self.say,
+            log_every=self.options.run.display_iter_step,
+            stop=self.stop,
+        )
+        scores = score_images(self.test_set, embeddings, machine.device, world=machine.world)
+        metrics = decide_on_main(
+            machine.world, lambda: summarise(scores) | self.score_classes(embeddings)
+        )
+
+        self.tested = self.step
+        recall = metrics["recall@1"]
+        num_images = len(self.test_set)
+        self.say(f"test_img_num {num_images}, trainbatch {self.step}, test_recall {recall:.5f}")
+        self.folder.record("test", self.step, **metrics)
+        return metrics
+
+    def score_classes(self, embeddings: np.ndarray) -> dict[str, float]:
+        """Return loss and accuracies of the test split, see `classify`, or nothing."""
+        assert self.test_set is not None
+        layer = class_layer_of(self.learner.criterion)
+        names = list(self.train_set.class_names.values())
+        numbers = None if layer is None else class_numbers(self.test_set, len(names), names)
+        if numbers is None:
+            return {}
+        with evaluation_mode(layer):
+            return classify(layer, embeddings, numbers, self.options.run.test_batch_size)
+
+    def keep_best(self, recall: float) -> None:
+        """Save best.pt where a Recall@1 of the present step is the best so far."""
+        if recall > self.best.get("recall@1", -1.0):
+            self.best = {"recall@1": recall, "step": self.step}
+            self.save("best")
+
+    def write_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Write the line of the epoch that is done: the means over its steps, and its test.
+
+        A test without classes that are known has its Recall@1 instead of accuracy and loss.
+        """
+        means = self.epoch.flush()[0] if self.epoch.num_steps else {}
+        if "loss_cls" in means and "loss" in metrics:  # of a joint loss, the part that is tested
+            means["loss"] = means["loss_cls"]
+        names = ("acc1", "loss") if "acc1" in metrics else ("recall@1",)
+        tested = {name: metrics[name] for name in names}
+        figures = {
+            f"{when} {shown}": found[name]
+            for when, found in (("train", means), ("test", tested))
+            for name, shown in EPOCH_NAMES.items()
+            if name in found
+        }
+
+        epoch = self.num_epochs(self.step)
+        line = ", ".join(f"{name}: {round(value, 6):<8}" for name, value in figures.items())
+        self.say(f"epoch: {epoch:>3}, {line}")
+        named = {name.replace(" ", "_"): value for name, value in figures.items()}
+        self.folder.record("epoch", self.step, epoch=epoch, **named)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs, in plain types and tensors.
+
+        All ranks call it together; what rank 0 gets is whole.
+        """
+        return {
+            **self.learner.state(),
+            "step": self.step,
+            "best": self.best,
+            "tested": self.tested,
+            "epoch": self.epoch.state(),
+            "meta": {**self.meta, "step": self.step, "flags": dict(self.options.flags)},
+        }
+
+    def save(self, *names: str) -> None:
+        """Save checkpoints NAME.pt and, of the best and the last, the bare NAME.safetensors.
+
+        Of the numbered ones, step_N.pt, the newest `--keep` stay. All ranks call it together.
+
+        Raises:
+            ValueError: the weights are not finite; nothing is written.
+            OSError: a file cannot be written; the one before it is still there.
+        """
+        if not self.learner.is_finite():
+            raise self.diverged(self.step)
+        if "last" in names:
+            self._saved = self.step, self.tested
+        checkpoint = self.checkpoint()
+        decide_on_main(self.machine.world, lambda: self._write(checkpoint, names))
+
+    def _write(self, checkpoint: dict[str, Any], names: tuple[str, ...]) -> None:
+        try:
+            for name in names:
+                if not name.startswith("step_"):  # before NAME.pt, with which a run resumes
+                    weights = self.path / f"{name}.safetensors"
+                    save_weights(self.learner.tested_model, weights, checkpoint["meta"])
+                save_checkpoint(self.path / f"{name}.pt", checkpoint)
+        except OSError as error:
+            raise OSError(
+                f"cannot write {error.filename} ({error.strerror}): make room; the checkpoints "
+                "that were written before are whole"
+            ) from error
+        prune(self.path, self.options.run.keep, self.step)
+
+    def save_last(self) -> None:
+        """Save last.pt, unless one holds this step and its test."""
+        if self._saved != (self.step, self.tested):
+            self.save("last")
+
+    def finish(self) -> None:
+        """Save the end of the run, and say what it came to."""
+        self.broken.report(self.machine.world)
+        self.save_last()
+        if self.best:
+            step = self.best["step"]
+            self.say(f"best test_recall {self.best['recall@1']:.5f} at step {step}")
+        self.say(f"run folder: {self.path}")

@@ -1,0 +1,84 @@
+"""What is special about each stage: which batches it draws, and what its loss is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metric_learning.engine.options.parts import BatchOptions
+from metric_learning.engine.parallel.collectives import StageLoss
+from metric_learning.engine.parallel.sharded_head import ShardedHead
+from metric_learning.engine.parallel.world import World
+from metric_learning.losses.functional import accuracies, classes_ahead
+from metric_learning.reader.batches.loader import Sampler
+from metric_learning.reader.batches.samplers import (
+    ClassBlockSampler,
+    PairSampler,
+    ShuffledSampler,
+    TripleSampler,
+)
+
+
+def draw_images(labels: np.ndarray, batches: BatchOptions, seed: int, world: World) -> Sampler:
+    """Draw every image once per epoch, in an order that changes every epoch."""
+    share = (seed, world.rank, world.size, batches.accumulation_steps)
+    return ShuffledSampler(labels, batches.train_batch_size, *share)
+
+
+def elem_loss(
+    criterion: nn.Module, embeddings: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the loss, and top-1 and top-5 accuracy from the logits it was computed from."""
+    if isinstance(criterion, ShardedHead):
+        loss, ahead = criterion(embeddings, labels)
+    else:
+        loss, logits = criterion(embeddings, labels)
+        ahead = classes_ahead(logits.detach(), labels)  # B
+    return loss, accuracies(ahead)
+
+
+def draw_groups(labels: np.ndarray, batches: BatchOptions, seed: int, world: World) -> Sampler:
+    """Draw the batches that the loss takes: triples, pairs, or blocks of K images of P classes."""
+    share = (seed, world.rank, world.size, batches.accumulation_steps)
+    if batches.layout == "triples":
+        return TripleSampler(labels, batches.train_batch_size, *share)
+    if batches.layout == "pairs":
+        return PairSampler(labels, batches.train_batch_size, *share)
+    return ClassBlockSampler(labels, batches.train_batch_size, batches.samples_each_class, *share)
+
+
+def pair_loss(
+    criterion: nn.Module, embeddings: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the loss, and Recall@1 inside the batch by cosine; with --alpha v1's figures."""
+    loss = criterion(embeddings, labels)
+    if isinstance(loss, tuple):
+        loss, (metric, cross_entropy, logits) = loss
+        parts = {"loss_metric": metric.detach(), "loss_cls": cross_entropy.detach()}
+        return loss, {**parts, **accuracies(classes_ahead(logits.detach(), labels))}
+
+    unit = F.normalize(embeddings.detach())
+    similarities = (unit @ unit.T).fill_diagonal_(-torch.inf)  # BxB
+    recall = (labels[similarities.argmax(1)] == labels).float().mean()
+    return loss, {"recall": recall}
+
+
+class Stage(NamedTuple):
+    """One of the two stages.
+
+    Attributes:
+        make_sampler: (labels, batches, seed, world) -> the sampler of its batches.
+        loss: (criterion, embeddings, labels) -> the loss and the figures of the log line.
+    """
+
+    make_sampler: Callable[[np.ndarray, BatchOptions, int, World], Sampler]
+    loss: StageLoss
+
+
+ELEM = Stage(draw_images, elem_loss)
+PAIR = Stage(draw_groups, pair_loss)

@@ -1,0 +1,225 @@
+"""From flags to everything that a training run consists of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metric_learning.common.flags import Flags
+from metric_learning.common.log import log, versions
+from metric_learning.engine.embed.network import build_network, preprocessing_of
+from metric_learning.engine.options.parts import (
+    BatchOptions,
+    DataOptions,
+    LossOptions,
+    MachineOptions,
+    ModelOptions,
+    OptimizerOptions,
+    RunOptions,
+    pick,
+)
+from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
+from metric_learning.engine.parallel.collectives import decide_on_main
+from metric_learning.engine.parallel.devices import keep_freed_memory, place
+from metric_learning.engine.parallel.world import World
+from metric_learning.engine.run.resume import find_start, load_start
+from metric_learning.engine.run.run_folder import choose_folder
+from metric_learning.engine.run.signals import StopRequest
+from metric_learning.engine.train.criterion import build_criterion, complete_options
+from metric_learning.engine.train.images import open_training_images
+from metric_learning.engine.train.learner import Learner
+from metric_learning.engine.train.optimizers import build_optimizer
+from metric_learning.engine.train.run import TrainingRun
+from metric_learning.engine.train.stages import Stage
+from metric_learning.engine.train.step import Meter
+from metric_learning.models import EmbeddingModel, load_weights
+from metric_learning.reader import ImageSet
+
+
+def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
+    """Settle the options of a training and build everything; restore the checkpoint, if any.
+
+    Args:
+        flags: what the user asked for.
+        stage: how batches are drawn.
+        world: this process's place among the ranks.
+        stop: whether a signal asks for an end.
+
+    Raises:
+        ValueError: flags contradict each other, the data or the checkpoint.
+        OSError: a file cannot be read.
+    """
+    # Where it begins decides what the flags mean, and so do the training images.
+    flags = adopt_v1(flags, world)
+    start = decide_on_main(world, lambda: find_start(pick(RunOptions, flags)))
+    flags = flags.replaced(checkpoint=start.checkpoint)
+    checkpoint = load_start(start.checkpoint) if start.checkpoint else None
+    if checkpoint is not None:
+        flags = adopt_checkpoint(flags, str(start.checkpoint), checkpoint["meta"])
+    data = pick(DataOptions, flags)
+    train_set = data.load("train")
+    test_set = data.load("test") if flags.test_iter_step or flags.log_epochs else None
+    options = settle(flags, train_set, world)
+
+    # The weights are drawn in this order: those of the network, then those of the loss.
+    torch.manual_seed(options.machine.seed)
+    sampler = stage.make_sampler(train_set.labels, options.batches, options.machine.seed, world)
+    model = prepare_network(options.model, options.optimizer, options.machine, checkpoint is None)
+    learner = build_learner(
+        model, options.loss, options.optimizer, options.batches, options.machine
+    )
+    is_named = bool(flags.given & {"model_save_dir", "run_name"})
+    run = TrainingRun(
+        options=options,
+        learner=learner,
+        train_set=open_training_images(train_set, options.reading),
+        test_set=test_set,
+        sampler=sampler,
+        preprocessing=preprocessing_of(
+            options.model, model, options.reading.min_crop_area, options.reading.horizontal_flip
+        ),
+        start=start,
+        stop=stop,
+        path=start.folder or decide_on_main(world, lambda: choose_folder(options.run, is_named)),
+        meta=describe(options.model, options.data, options.loss, learner, train_set),
+        meter=Meter(world),
+        epoch=Meter(world),
+    )
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    return run
+
+
+def describe(
+    model: ModelOptions,
+    data: DataOptions,
+    loss: LossOptions,
+    learner: Learner,
+    train_set: ImageSet,
+) -> dict[str, Any]:
+    """Say what a checkpoint needs to rebuild the model, and where it comes from."""
+    return {
+        "model": model.model,
+        "embedding_size": model.embedding_size,
+        **learner.model.options,
+        "image_shape": model.image_shape,
+        "mean": learner.model.mean,
+        "std": learner.model.std,
+        "dataset": data.dataset,
+        "loss": loss.loss_name,
+        "loss_options": dict(learner.loss_options),
+        "class_names": list(train_set.class_names.values()),
+        "versions": versions(),
+    }
+
+
+def build_learner(
+    model: EmbeddingModel,
+    loss: LossOptions,
+    optimizer: OptimizerOptions,
+    batches: BatchOptions,
+    machine: MachineOptions,
+) -> Learner:
+    """Build loss and optimizer around a network.
+
+    Raises:
+        ValueError: the loss refuses its options, or an option of the optimizer has no use.
+    """
+    dim, steps = model.embedding_size, batches.accumulation_steps
+    criterion = build_criterion(loss, dim, steps, machine.world).to(machine.device)
+    is_half = machine.amp_dtype is torch.float16
+    decay = optimizer.ema_decay
+    return Learner(
+        model=model,
+        criterion=criterion,
+        loss_options=complete_options(loss, dim),
+        optimizer=build_optimizer(model, model.head, criterion, optimizer),
+        scaler=torch.amp.GradScaler(machine.device.type, enabled=is_half),
+        ema=ModelEmaV3(model, decay, use_warmup=True) if decay else None,
+    )
+
+
+def prepare_network(
+    options: ModelOptions, optimizer: OptimizerOptions, machine: MachineOptions, is_new: bool
+) -> EmbeddingModel:
+    """Build a network on its device, with --pretrained_model if the run `is_new`.
+
+    Raises:
+        ValueError: there is no such model, an option does not fit it, or the weights do not.
+        OSError: the weights cannot be read.
+    """
+    if machine.device.type == "cpu":
+        keep_freed_memory()
+    model = build_network(options)
+    if options.pretrained_model and is_new:
+        report = load_weights(model, options.pretrained_model)
+        if machine.world.is_main:
+            log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
+            if report.missing:
+                log(f"weights: {', '.join(report.missing)} not there, starting as new")
+    if machine.recompute:
+        recompute_activations(model)
+
+    for name, is_asked, part in (
+        ("freeze_bn", optimizer.freeze_bn, model.backbone),
+        ("sync_bn", machine.sync_bn, model),
+    ):
+        if is_asked and not any(isinstance(m, _BatchNorm) for m in part.modules()):
+            raise ValueError(f"--{name} is not used: {options.model} has no batch norm")
+    if machine.sync_bn:
+        synchronise_batch_norm(model, machine.world, machine.device)
+    place(model, machine.device)
+    return model
+
+
+def recompute_activations(model: EmbeddingModel) -> None:
+    """Let the backward pass compute activations again instead of keeping them.
+
+    Raises:
+        ValueError: the backbone cannot.
+    """
+    try:
+        model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(f"--with_mem_opt: {model.name} cannot, leave the flag out") from error
+
+
+def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
+    """Let a module's batch norms take their statistics over the images of all ranks.
+
+    Raises:
+        ValueError: there is one process, or the device is not a GPU.
+    """
+    if world.size == 1 or device.type != "cuda":
+        raise ValueError(
+            "--sync_bn=True needs several processes with a GPU each (PyTorch has it on GPUs only), "
+            f"found {world.size} on {device.type}: leave it out or set --sync_bn=False"
+        )
+    convert_sync_batchnorm(module)
+
+
+def announce(run: TrainingRun) -> None:
+    """Log what is about to be trained, on what."""
+    learner, world = run.learner, run.machine.world
+    for split in (run.train_set, run.test_set):
+        if split is not None:
+            what = f"{len(split)} images of {split.num_classes} classes"
+            run.say(f"{split.split}: {f'{split.name}, ' if split is run.train_set else ''}{what}")
+    if run.sampler.note:
+        run.say(run.sampler.note)
+
+    size = sum(parameter.numel() for parameter in learner.model.parameters())
+    run.say(
+        f"{run.options.model.model}, {size / 1e6:.1f} million parameters, "
+        f"{learner.model.embedding_size}-d embeddings; {run.options.loss.loss_name}, "
+        f"lr {run.options.schedule.lr:g}; {run.machine.device}, {world.size} process(es)"
+    )
+    for note in run.start.notes:
+        run.say(note)
+    if run.start.checkpoint:
+        run.say(f"resuming {run.start.checkpoint} after step {run.step}")

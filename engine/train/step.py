@@ -1,0 +1,306 @@
+"""One update of the weights by one batch, and the means of what such steps find."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from metric_learning.engine.options.parts import BatchOptions, MachineOptions
+from metric_learning.engine.parallel.collectives import (
+    StageLoss,
+    average,
+    over_all_ranks,
+    total,
+    wrap,
+)
+from metric_learning.engine.parallel.world import World
+from metric_learning.engine.train.learner import Learner
+from metric_learning.reader import ImageError
+from metric_learning.reader.batches.loader import Batch, to_inputs
+from metric_learning.reader.preprocessing import Preprocessing
+
+# Distinct from the streams of the samplers (1, 2, 3, 7), augmentation (4) and replacements (5).
+_DRAW_STREAM = 6
+
+
+class Step:
+    """Updates the weights of a learner by one batch after the other.
+
+    The batch of this process is computed in `accumulation_steps` parts, each with a loss of its
+    own, whose gradients are averaged: so one device does what as many would. With `chunk_size` the
+    network sees at most so many images at once and the loss still sees all.
+
+    The network draws (dropout, stochastic depth) from a stream that derives from seed, step, rank,
+    part and chunk: nothing of it has to be saved.
+
+    Args:
+        learner: what is trained.
+        stage_loss: maps (criterion, embeddings, labels) to the loss and its figures.
+        preprocessing: how images become network inputs.
+        batches: in which pieces a batch is computed.
+        machine: where, and in which precision.
+        clip_grad_norm: largest norm of all gradients; 0: no clipping.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        stage_loss: StageLoss,
+        preprocessing: Preprocessing,
+        batches: BatchOptions,
+        machine: MachineOptions,
+        clip_grad_norm: float = 0.0,
+    ) -> None:
+        self.learner, self.preprocessing = learner, preprocessing
+        self.batches, self.machine, self.clip_grad_norm = batches, machine, clip_grad_norm
+        world, device = machine.world, machine.device
+        self.stage_loss = over_all_ranks(stage_loss, world) if batches.gather else stage_loss
+
+        self.network = wrap(learner.model, world, device)
+        self.criterion = wrap(learner.criterion, world, device)
+        modules = (self.network, self.criterion)
+        self.replicas = [m for m in modules if isinstance(m, DistributedDataParallel)]
+        self.shared, self.split = learner.shared_parameters(), learner.split_parameters()
+        if machine.compile:
+            self.network = compiled(self.network, device)
+
+        # What overflows in float16 would stay in the statistics of batch norm for good.
+        self.at_risk = list(learner.model.buffers()) if learner.scaler.is_enabled() else []
+
+    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
+        """Update the weights by a batch of this process.
+
+        Args:
+            batch: its images and their labels.
+            step: updates that were completed before.
+
+        Returns:
+            `loss`, the figures of the log line and `spread` (see `spread_of`), () each, on the
+            device; None where the loss or a gradient is not finite: no weight was changed.
+        """
+        num_parts = self.batches.accumulation_steps
+        before = [buffer.clone() for buffer in self.at_risk]
+        found = []
+
+        self.learner.optimizer.zero_grad()
+        for part, images in enumerate(batch.split(num_parts)):
+            labels = images.labels.to(self.machine.device, non_blocking=True)  # B
+            with self.averaging(part == num_parts - 1):
+                if 0 < self.batches.chunk_size < len(labels):
+                    embeddings, loss, figures = self.backward_in_chunks(images, labels, step, part)
+                else:
+                    embeddings = self.embed(images, step, part)  # BxD, float32
+                    loss, figures = self.stage_loss(self.criterion, embeddings, labels)
+                    self.differentiate(self.scaled(loss))
+            found.append({"loss": loss.detach(), **figures, "spread": spread_of(embeddings)})
+
+        means = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
+        if self.apply_gradients(means["loss"], step):
+            return means
+        copy_all(before, self.at_risk)
+        return None
+
+    def embed(self, batch: Batch, step: int, part: int, chunk: int = 0) -> Tensor:
+        """Return the embeddings (B, D) of images, float32 whatever the type of the forward pass."""
+        machine = self.machine
+        seed_draws(machine.seed, step, machine.world.rank, part, chunk)
+        try:
+            images = to_inputs(batch, self.preprocessing, machine.device)  # Bx3xSxS
+        except ImageError as error:
+            if machine.world.size == 1:
+                raise
+            raise ValueError(str(error)) from error  # the other ranks know nothing of it
+
+        dtype = machine.amp_dtype
+        with torch.autocast(machine.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.network(images).float()
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return what is differentiated for the loss of one of the parts of a batch."""
+        return self.learner.scaler.scale(loss / self.batches.accumulation_steps)
+
+    def differentiate(self, values: Tensor, gradient: Tensor | None = None) -> None:
+        """Run the backward pass; where it computes activations again, statistics stay."""
+        if not self.machine.recompute:
+            values.backward(gradient)
+            return
+        with unchanged_buffers(self.learner.model):
+            values.backward(gradient)
+
+    def backward_in_chunks(
+        self, batch: Batch, labels: Tensor, step: int, part: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Do the three lines of a part with at most `chunk_size` images in the network at once.
+
+        A first pass without a graph gives the embeddings, the loss their gradients, and a second
+        pass takes these to the weights, chunk by chunk (GradCache, Gao et al. 2021,
+        https://arxiv.org/abs/2101.06983). That equals the plain update, but for batch norm in
+        training mode, whose statistics are those of a chunk.
+
+        Returns:
+            embeddings (B, D), the loss () and its figures.
+        """
+        chunks = batch.split(math.ceil(len(labels) / self.batches.chunk_size))
+        with torch.no_grad(), unchanged_buffers(self.learner.model):
+            parts = [self.embed(chunk, step, part, n) for n, chunk in enumerate(chunks)]
+        embeddings = torch.cat(parts).requires_grad_()  # BxD
+        loss, figures = self.stage_loss(self.criterion, embeddings, labels)
+        self.differentiate(self.scaled(loss))
+
+        assert embeddings.grad is not None
+        gradients = embeddings.grad.split([len(chunk.labels) for chunk in chunks])
+        for n, (chunk, gradient) in enumerate(zip(chunks, gradients, strict=True)):
+            with self.averaging(n == len(chunks) - 1):
+                self.differentiate(self.embed(chunk, step, part, n), gradient)
+        return embeddings, loss, figures
+
+    def apply_gradients(self, loss: Tensor, step: int) -> bool:
+        """Let the optimizer use the gradients if they are finite; return whether they are."""
+        learner, scaler = self.learner, self.learner.scaler
+        scaler.unscale_(learner.optimizer)
+        norm = self.gradient_norm(loss)
+        if not bool(norm.isfinite()):  # waits for the device
+            if scaler.is_enabled():
+                # Not by what scaler.step finds on this rank alone: all ranks have to scale alike.
+                scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+                scaler.load_state_dict(scaler.state_dict() | {"_growth_tracker": 0})
+            return False
+
+        if self.clip_grad_norm:
+            clip_grads_with_norm_(self.shared + self.split, self.clip_grad_norm, norm)
+        scaler.step(learner.optimizer)
+        scaler.update()
+        if learner.ema is not None:
+            learner.ema.update(learner.model, step + 1)
+        return True
+
+    def gradient_norm(self, loss: Tensor) -> Tensor:
+        """Norm of all gradients of all ranks, (); not finite where one, or a loss, is not."""
+        own = norm_of(self.split).square() + 0 * loss
+        if self.machine.world.size > 1:
+            own = total(own, self.machine.world)
+        return (norm_of(self.shared).square() + own).sqrt()
+
+    @contextlib.contextmanager
+    def averaging(self, is_last: bool) -> Iterator[None]:
+        """Average gradients over all ranks only with the last backward pass of an update."""
+        with contextlib.ExitStack() as stack:
+            for replica in self.replicas if not is_last else ():
+                stack.enter_context(replica.no_sync())
+            yield
+
+
+class Meter:
+    """Means of the figures of the steps since the last `flush`, and the seconds that they took.
+
+    Attributes:
+        num_steps: those steps.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._sums: dict[str, Tensor] = {}
+        self.num_steps = 0
+        self._seconds = 0.0
+        self._mark = time.perf_counter()
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add the scalars of one step; they stay on the device until `flush`."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self.num_steps += 1
+        self._count_time()
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._mark
+        self._mark = now
+
+    def restart_clock(self) -> None:
+        """Leave out the time since the last step: it was spent on tests and checkpoints."""
+        self._mark = time.perf_counter()
+
+    def state(self) -> dict[str, float]:
+        """Return `num_steps` and the sums so far, averaged over all ranks, for `restore`.
+
+        All ranks call it together. It is empty where there are no steps.
+        """
+        if not self.num_steps:
+            return {}
+        sums = average(torch.stack(list(self._sums.values())), self._world).tolist()
+        return {"num_steps": self.num_steps, **dict(zip(self._sums, sums, strict=True))}
+
+    def restore(self, state: dict[str, float], device: torch.device) -> None:
+        """Go on from what `state` returned; the time is not restored."""
+        sums = dict(state)
+        self.num_steps = int(sums.pop("num_steps", 0))
+        self._sums = {name: torch.tensor(value, device=device) for name, value in sums.items()}
+
+    def flush(self) -> tuple[dict[str, float], float]:
+        """Return the means over all ranks and the seconds per step, and begin anew."""
+        sums = torch.stack(list(self._sums.values()))
+        means = average(sums / self.num_steps, self._world).tolist()
+        self._count_time()  # reading the sums waited for the device
+        named = dict(zip(self._sums, means, strict=True))
+        seconds = self._seconds / self.num_steps
+        self._sums, self.num_steps, self._seconds = {}, 0, 0.0
+        return named, seconds
+
+
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """Return a network that torch.compile translates when it is first called.
+
+    Raises:
+        ValueError: this machine lacks what compiling needs.
+    """
+    try:
+        torch.compile(torch.neg)(torch.ones(1, device=device))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--compile=True cannot be had here, leave it out: {reason}") from error
+    return torch.compile(network)  # type: ignore[return-value]
+
+
+def seed_draws(*key: int) -> None:
+    """Seed torch's random numbers from non-negative integers."""
+    sequence = np.random.SeedSequence([_DRAW_STREAM, *key])
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+
+@contextlib.contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Give a module its buffers back: batch norm counts a batch once, however often it is seen."""
+    buffers = list(module.buffers())
+    values = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        copy_all(values, buffers)
+
+
+def copy_all(values: Iterable[Tensor], buffers: Iterable[Tensor]) -> None:
+    """Copy values into as many buffers, in place."""
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
+
+
+def norm_of(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the Euclidean norm of the gradients of parameters, ()."""
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def spread_of(embeddings: Tensor) -> Tensor:
+    """Return 1 - |mean of the embeddings (B, D) on the unit sphere|^2, ().
+
+    About the mean of 1 - cosine over all pairs of the batch; 0 where all point the same way.
+    """
+    return 1.0 - F.normalize(embeddings.detach()).mean(0).square().sum()

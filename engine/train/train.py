@@ -1,0 +1,164 @@
+"""The one training loop of both stages: all that happens, in the order in which it happens."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metric_learning.common.flags import Flags
+from metric_learning.common.log import log
+from metric_learning.engine.options.parts import ScheduleOptions
+from metric_learning.engine.parallel.world import join_world, leave_world
+from metric_learning.engine.run.signals import Stopped, noted_signals
+from metric_learning.engine.train.run import TrainingRun
+from metric_learning.engine.train.stages import Stage
+from metric_learning.engine.train.start import announce, start_run
+from metric_learning.engine.train.step import Step
+from metric_learning.models import EmbeddingModel
+from metric_learning.reader.batches.loader import Batch
+
+
+def train(flags: Flags, stage: Stage) -> Path:
+    """Run a training of a stage, from its start or from where it resumes; return its folder.
+
+    Raises:
+        ValueError: a flag, a file or an image is wrong, or the training diverged.
+        OSError: a file cannot be read or written, or a process that reads images was killed.
+    """
+    world = join_world()
+    with noted_signals(world) as stop:
+        run = start_run(flags, stage, world, stop)
+        options, learner = run.options, run.learner
+        if is_finished(run):
+            leave_world()
+            return run.path
+
+        with run.kept():
+            announce(run)
+            clip, every = options.optimizer.clip_grad_norm, options.run
+            step = Step(
+                learner, stage.loss, run.preprocessing, options.batches, options.machine, clip
+            )
+            set_train_mode(learner.model, options.optimizer.freeze_bn)
+            if is_test_due(run):  # the run was stopped in this test, or there is no step to do
+                test(run)
+
+            bar = run.progress_bar()
+            for batch in run.batches():
+                take(run, batch)
+                rate = rate_at(options.schedule, run.step)
+                set_rate(learner.optimizer, rate)
+                figures = step(batch, run.step)
+
+                count(run, figures)
+                bar.update()
+                if is_due(run.step, every.display_iter_step) and run.meter.num_steps:
+                    run.write_line(rate)
+                if is_due(run.step, every.save_iter_step) or ends_epoch(run):
+                    run.save(f"step_{run.step}", "last")  # before what may fail
+                if is_test_due(run):
+                    test(run)
+                run.meter.restart_clock()
+            run.finish()
+    leave_world()
+    return run.path
+
+
+def take(run: TrainingRun, batch: Batch) -> None:
+    """Stop before a batch where a signal asks for it; note images of it that are broken.
+
+    Of several ranks, `TrainingRun.batches` does that.
+    """
+    if run.machine.world.size == 1 and run.stop.received:
+        raise Stopped(run.stop.received)
+    if batch.broken:
+        run.broken.add(batch.broken)
+
+
+def count(run: TrainingRun, figures: dict[str, Tensor] | None) -> None:
+    """Count a step and what it found; None where it was not finite."""
+    if figures is None:
+        run.skip_or_stop()
+    else:
+        run.num_skipped = 0
+        run.meter.add(figures)
+        if run.options.run.log_epochs:
+            run.epoch.add(figures)
+    run.step += 1
+
+
+def test(run: TrainingRun) -> None:
+    """Test the network as it stands; write the epoch that ends here, and keep the best network."""
+    metrics = run.test()
+    if ends_epoch(run):
+        run.write_epoch(metrics)
+        run.say(f"Saved a model checkpoint at {run.path / f'step_{run.step}'}.pt")
+    run.keep_best(metrics["recall@1"])
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something done every so many steps is to be done now; 0 is never."""
+    return bool(every) and step > 0 and step % every == 0
+
+
+def ends_epoch(run: TrainingRun) -> bool:
+    """Whether the step that is done is the last of an epoch, with --log_epochs."""
+    if not run.options.run.log_epochs or run.step == 0:
+        return False
+    return run.num_epochs(run.step) > run.num_epochs(run.step - 1)
+
+
+def is_test_due(run: TrainingRun) -> bool:
+    """Whether the step that is done is to be tested, as the last is, and has not been."""
+    every, is_end = run.options.run.test_iter_step, run.step >= run.options.schedule.total_iter_num
+    is_one = (bool(every) and is_end) or is_due(run.step, every) or ends_epoch(run)
+    return run.tested < run.step and is_one
+
+
+def is_finished(run: TrainingRun) -> bool:
+    """Whether --checkpoint=auto finds all steps done and the last one tested; says so."""
+    is_last = Path(run.start.checkpoint or "").name == "last.pt"
+    is_done = run.step >= run.options.schedule.total_iter_num and not is_test_due(run)
+    if not (run.start.is_auto and is_last and is_done):
+        return False
+    if run.machine.world.is_main:
+        log(f"{run.path} has finished its {run.step} steps: nothing to do")
+    return True
+
+
+def rate_at(schedule: ScheduleOptions, step: int) -> float:
+    """Return the learning rate of the update that follows `step` completed ones.
+
+    The first `warmup_iter_num` updates rise linearly to the rate of the schedule, which a cosine
+    begins after them; the boundaries of piecewise decay are counted from step 0.
+    """
+    warmup = schedule.warmup_iter_num
+    rate = float(schedule.lr * min(1.0, (step + 1) / (warmup + 1)))
+    if schedule.lr_strategy == "piecewise_decay":
+        return float(rate * 0.1 ** sum(step >= boundary for boundary in schedule.lr_steps))
+    if schedule.lr_strategy == "cosine_decay" and step >= warmup:
+        progress = (step - warmup) / max(1, schedule.total_iter_num - warmup)
+        return float(rate * 0.5 * (1 + math.cos(math.pi * progress)))
+    return rate
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every parameter group to `rate` times its multiplier."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_mult"]
+
+
+def set_train_mode(model: EmbeddingModel, freeze_bn: bool) -> None:
+    """Put a model in training mode; with `freeze_bn` batch norm of its backbone does not learn.
+
+    That of --feature_norm=bnneck learns its statistics nevertheless, since it starts without any.
+    """
+    model.train()
+    if freeze_bn:
+        for module in model.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
