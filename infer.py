@@ -52,7 +52,7 @@ from metric_learning.engine.options.flags import (
 )
 from metric_learning.engine.parallel.devices import choose_device
 from metric_learning.reader import ImageSet
-from metric_learning.reader.sets.plain_images import index_images
+from metric_learning.reader.sets.plain_images import list_plain_images
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS
 
 FLAGS = (
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
         device = choose_device(args, log)
         embedder = load_embedder(args, given, device)
         log(embedder.source)
-        images = index_images(args.images) if args.images else load_split(args, args.split)
+        images = list_plain_images(args.images) if args.images else load_split(args, args.split)
         if args.index is None:
             return dump_features(args, embedder, images, device)
         return build(args, embedder, images, device)

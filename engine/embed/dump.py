@@ -39,7 +39,7 @@ def dump_features(
     features = np.empty((len(index), embedder.model.embedding_size), np.float32)
     done = 0
     for embeddings in iterate_embeddings(
-        embedder.model, loader, device, choose_amp(args.amp, device)
+        embedder.model, loader, embedder.preprocessing, device, choose_amp(args.amp, device)
     ):
         features[done : done + len(embeddings)] = embeddings.cpu().numpy()
         print_lines(embedder, embeddings, done)

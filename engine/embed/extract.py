@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from metric_learning.reader.batches.loader import Batch, to_inputs
+from metric_learning.reader.preprocessing import Preprocessing
+
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
@@ -24,21 +27,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Move images (B, 3, H, W) in channels-last order, in which convolutions are fastest."""
-    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
-
-
 @torch.inference_mode()
 def iterate_embeddings(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[Batch],
+    preprocessing: Preprocessing,
     device: torch.device,
     amp_dtype: torch.dtype | None = None,
 ) -> Iterator[Tensor]:
     """Yield the embeddings of one batch after the other, (B, D) float32 on `device`."""
-    for images, _ in loader:
-        images = to_device(images, device)
+    for batch in loader:
+        images = to_inputs(batch, preprocessing, device)
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             embeddings = model(images)
         yield embeddings.float()
@@ -46,7 +45,8 @@ def iterate_embeddings(
 
 def extract(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[Batch],
+    preprocessing: Preprocessing,
     device: torch.device,
     amp_dtype: torch.dtype | None = None,
     log: Callable[[str], object] | None = None,
@@ -57,7 +57,8 @@ def extract(
 
     Args:
         model: maps images (B, 3, H, W) to embeddings (B, D).
-        loader: yields (images, labels) in data-set order.
+        loader: yields batches in data-set order.
+        preprocessing: how their images become network inputs.
         device: where the model is.
         amp_dtype: compute the forward pass in this type; None computes in float32.
         log: receives the line `testbatch N, time S sec` every `log_every` batches.
@@ -71,7 +72,8 @@ def extract(
         ValueError: the loader yields nothing.
     """
     parts: list[np.ndarray] = []
-    extract_to(parts.append, model, loader, device, amp_dtype, log, log_every, is_stopped)
+    work = model, loader, preprocessing, device, amp_dtype, log, log_every, is_stopped
+    extract_to(parts.append, *work)
     if not parts:
         raise ValueError("there is no image to embed: the data set is empty")
     return np.concatenate(parts)
@@ -80,7 +82,8 @@ def extract(
 def extract_to(
     write: Callable[[np.ndarray], object],
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[Batch],
+    preprocessing: Preprocessing,
     device: torch.device,
     amp_dtype: torch.dtype | None = None,
     log: Callable[[str], object] | None = None,
@@ -90,7 +93,7 @@ def extract_to(
     """Hand the embeddings (B, D) of each batch to `write`; the rest is as in `extract`."""
     started = time.perf_counter()
     with evaluation_mode(model):
-        batches = iterate_embeddings(model, loader, device, amp_dtype)
+        batches = iterate_embeddings(model, loader, preprocessing, device, amp_dtype)
         total = len(loader) if isinstance(loader, Sized) else None
         progress = tqdm(batches, total=total, disable=None, unit="batch", leave=False)
         for number, embeddings in enumerate(progress, start=1):

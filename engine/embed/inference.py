@@ -264,7 +264,7 @@ def embed_index(
         pin_memory=device.type == "cuda",
         indices=own,
     )
-    work = model, loader, device, amp_dtype, log, log_every
+    work = model, loader, preprocessing, device, amp_dtype, log, log_every
     if features is None:
         rows = np.empty((0, model.embedding_size), np.float32)
         with stop.agreement() if stop else contextlib.nullcontext():

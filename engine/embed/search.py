@@ -20,7 +20,7 @@ from metric_learning.models import MODEL_OPTIONS
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
 from metric_learning.reader import ImageSet
-from metric_learning.reader.sets.plain_images import index_images
+from metric_learning.reader.sets.plain_images import list_plain_images
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
 from metric_learning.retrieval.indexes import (
     SearchIndex,
@@ -162,7 +162,7 @@ def search(args: Namespace, given: set[str]) -> list[dict[str, Any]]:
         OSError: a file cannot be read or written.
     """
     file = prepare_output("json", args.json) if args.json else None
-    images = index_images(args.query) if args.query else None
+    images = list_plain_images(args.query) if args.query else None
     search_index = open_index(args, given)
     device = choose_device(args, log)
     queries: list[dict[str, Any]]

@@ -38,7 +38,7 @@ from metric_learning.losses import (
     layout_of,
     loss_options,
 )
-from metric_learning.reader.batches.training import BAD_IMAGE_POLICIES
+from metric_learning.reader.batches.loader import BAD_IMAGE_POLICIES
 
 PLACES = ("workers", "device")
 # Options of a loss that the engine derives instead of taking them from flags of the loss.

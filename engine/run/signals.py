@@ -11,7 +11,7 @@ from typing import Any
 
 from metric_learning.engine.parallel.distributed import World, first_error, largest
 from metric_learning.reader import ImageError, WorkerError
-from metric_learning.reader.batches.batch import Batch
+from metric_learning.reader.batches.loader import Batch
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FAILURE = 1000  # above the number of every signal

@@ -33,7 +33,6 @@ from metric_learning.engine.train.update import Updater
 from metric_learning.engine.train.window import Window
 from metric_learning.models import EmbeddingModel
 from metric_learning.reader import ImageError, WorkerError
-from metric_learning.reader.batches.batch import Batch
 from metric_learning.reader.batches.loader import ImageLoader, train_loader
 
 
@@ -166,7 +165,7 @@ def fit(training: Training, run: Run, compute_loss: ComputeLoss, stop: StopReque
     save_last(training, run)
 
 
-def load_batches(training: Training) -> ImageLoader[Batch]:
+def load_batches(training: Training) -> ImageLoader:
     """Return the loader of the batches of this process, from the present step to the last."""
     args = training.args
     return train_loader(

@@ -13,9 +13,8 @@ from metric_learning.engine.embed.inference import refuse_flags
 from metric_learning.engine.parallel.distributed import World, merge
 from metric_learning.engine.run.signals import acting_signals
 from metric_learning.reader import ImageSet
-from metric_learning.reader.batches.batch import Batch
 from metric_learning.reader.batches.cache_build import open_cache
-from metric_learning.reader.batches.training import Reading, check_broken
+from metric_learning.reader.batches.loader import Batch, Reading, check_broken
 
 
 def check_reading(args: Namespace, given: set[str], device: torch.device, index: ImageSet) -> None:

@@ -18,8 +18,7 @@ from metric_learning.engine.parallel.devices import choose_amp
 from metric_learning.engine.parallel.distributed import ComputeLoss, over_all_ranks, total, wrap
 from metric_learning.engine.train.training import Training
 from metric_learning.reader import ImageError
-from metric_learning.reader.batches.batch import Batch
-from metric_learning.reader.batches.device import to_inputs
+from metric_learning.reader.batches.loader import Batch, to_inputs
 
 # Distinct from the streams of the samplers (1, 2, 3, 7), augmentation (4) and replacements (5).
 _DRAW_STREAM = 6
