@@ -20,9 +20,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from metric_learning.reader.batches.cache_build import open_cache
-from metric_learning.reader.batches.device import to_inputs
-from metric_learning.reader.batches.loader import train_loader
-from metric_learning.reader.batches.training import Reading
+from metric_learning.reader.batches.loader import Reading, to_inputs, train_loader
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.image_set import ImageSet
 from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD

@@ -1,7 +1,20 @@
-"""Data sets: the index of images and labels of a split, samplers, transforms and loaders."""
+"""Data sets: their images and labels, how images are read, and batches of them.
 
-from metric_learning.reader.batches.loader import WorkerError
-from metric_learning.reader.sets.datasets import DATASETS, load_index
-from metric_learning.reader.sets.image_set import ImageError, ImageSet
+sets/             what images there are: `load_image_set` opens a split of any data set
+transforms.py     an image becomes a crop, uint8
+preprocessing.py  which transform, size, mean and deviation a model has
+batches/          which images a step takes, and the loaders that read them
+check.py          python -m reader.check: reads every image and reports what is wrong
+"""
 
-__all__ = ["DATASETS", "ImageError", "ImageSet", "WorkerError", "load_index"]
+from metric_learning.reader.sets.datasets import DATASETS, load_image_set, load_index
+from metric_learning.reader.sets.image_set import ImageError, ImageSet, WorkerError
+
+__all__ = [
+    "DATASETS",
+    "ImageError",
+    "ImageSet",
+    "WorkerError",
+    "load_image_set",
+    "load_index",
+]

@@ -7,12 +7,7 @@ from pathlib import Path
 
 from metric_learning.data.prepare.hashes import HASH_BITS, perceptual_hash
 from metric_learning.reader.sets.csv_files import Row
-from metric_learning.reader.sets.folders import (
-    has_train_test,
-    list_class_tree,
-    list_folders,
-    list_images,
-)
+from metric_learning.reader.sets.folders import has_train_test, list_classes, walk_images
 from metric_learning.reader.sets.image_files import map_files, read_content
 from metric_learning.reader.sets.table import SPLITS
 
@@ -42,11 +37,12 @@ def scan_tree(tree: Path, num_workers: int) -> list[Row]:
     places = [
         (path, label, split)
         for split in splits
-        for label, files in list_class_tree(tree / split).items()
+        for label, files in list_classes(tree / split, levels=None).items()
         for path in files
     ]
     if not places:
         raise ValueError(f"no images in folders of {tree}: expected one folder per class")
+
     found = map_files(scan_file, [path for path, _, _ in places], num_workers)
     rows = []
     for (path, label, split), properties in zip(places, found, strict=True):
@@ -70,10 +66,11 @@ def scan_file(path: str) -> Row:
 
 def list_ignored(tree: Path) -> list[str]:
     """Names of what `scan_tree` leaves out: images in no class folder, folders beside train/."""
-    if not has_train_test(tree):
-        return [os.path.relpath(path, tree) for path in list_images(tree)]
-    loose = [path for place in ("", *SPLITS) for path in list_images(tree / place)]
-    folders = [f"{name}/" for name in list_folders(tree) if name not in SPLITS]
+    is_divided = has_train_test(tree)
+    places = ("", *SPLITS) if is_divided else ("",)
+    loose = [path for place in places for path in walk_images(tree / place, 0).get("", [])]
+    beside = sorted(f"{f.name}/" for f in tree.iterdir() if f.is_dir() and f.name[0] != ".")
+    folders = [name for name in beside if is_divided and name[:-1] not in SPLITS]
     return [os.path.relpath(path, tree) for path in loose] + folders
 
 

@@ -10,7 +10,7 @@ A folder holds one cache:
 Opening checks that the cache is of these images (their paths relative to their common folder and
 their file sizes), of this resolution and of this form, that index.npy has its checksum and
 pixels.bin its size. An image is checked against its own checksum when a process reads it for the
-first time. `reader.cache_build` writes it.
+first time. `reader.batches.cache_build` writes it.
 """
 
 from __future__ import annotations
@@ -133,19 +133,19 @@ class CachedImages:
 
 
 @dataclass(frozen=True, eq=False)
-class CachedIndex(ImageSet):
-    """An index whose images come from a cache.
+class CachedImageSet(ImageSet):
+    """An image set whose images come from a cache.
 
     Args:
-        cached: the images, in the order of the index.
+        cached: the images, in the order of the set.
     """
 
     cached: CachedImages | None = None
 
     @classmethod
-    def of(cls, index: ImageSet, cached: CachedImages) -> CachedIndex:
-        """Return the index with the images of a cache."""
-        values = {field.name: getattr(index, field.name) for field in fields(index)}
+    def of(cls, image_set: ImageSet, cached: CachedImages) -> CachedImageSet:
+        """Return the set with the images of a cache."""
+        values = {field.name: getattr(image_set, field.name) for field in fields(image_set)}
         return cls(**values, cached=cached)
 
     def read_image(self, i: int) -> np.ndarray:
@@ -164,17 +164,17 @@ class CachedIndex(ImageSet):
         return rgb
 
 
-def describe(index: ImageSet, short_side: int) -> dict[str, Any]:
+def describe(image_set: ImageSet, short_side: int) -> dict[str, Any]:
     """Return what a cache of these images depends on, as about.json says it."""
-    names = relative_paths(index.paths)
-    sizes = map(_file_size, index.paths)
+    names = relative_paths(image_set.paths)
+    sizes = map(_file_size, image_set.paths)
     lines = "\n".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
     return {
         "version": VERSION,
-        "dataset": index.name,
-        "split": index.split,
+        "dataset": image_set.name,
+        "split": image_set.split,
         "cache_size": short_side,
-        "images": len(index),
+        "images": len(image_set),
         "files": f"sha256:{sha256(lines.encode(errors='surrogateescape')).hexdigest()}",
     }
 

@@ -30,7 +30,7 @@ from metric_learning.reader.batches.cache import (
     MISSING,
     PRESENT,
     CachedImages,
-    CachedIndex,
+    CachedImageSet,
     CachePaths,
     checksum,
     describe,
@@ -39,7 +39,7 @@ from metric_learning.reader.batches.cache import (
     offsets,
     read_entries,
 )
-from metric_learning.reader.batches.training import check_broken
+from metric_learning.reader.batches.loader import check_broken
 from metric_learning.reader.sets.image_set import ImageError, ImageSet
 from metric_learning.reader.transforms import reduce_image, resized_shape
 
@@ -50,18 +50,18 @@ Log = Callable[[str], object]
 
 
 def open_cache(
-    index: ImageSet,
+    image_set: ImageSet,
     folder: Path,
     short_side: int,
     *,
     num_workers: int,
     on_bad_image: str,
     log: Log,
-) -> CachedIndex:
-    """Return the index with its images in a cache, which is built where it is not complete.
+) -> CachedImageSet:
+    """Return the set with its images in a cache, which is built where it is not complete.
 
     Args:
-        index: training images, in files.
+        image_set: training images, in files.
         folder: of the cache; made if need be.
         short_side: in pixels; images with a longer one are reduced to it.
         num_workers: threads that decode, at least one.
@@ -74,25 +74,27 @@ def open_cache(
         ValueError: the folder holds something else, or the images are in memory anyway.
         OSError: the disk is too small or the folder cannot be written.
     """
-    if index.images is not None:
+    if image_set.images is not None:
         raise ValueError(
-            f"--cache is not used by --dataset={index.name}, whose images are in memory: leave it "
-            "out"
+            f"--cache is not used by --dataset={image_set.name}, whose images are in memory: leave "
+            "it out"
         )
-    about = describe(index, short_side)
+    about = describe(image_set, short_side)
     if not is_complete(folder, about):
-        builder = _Builder(index, folder, about, max(1, num_workers), on_bad_image, log)
+        builder = _Builder(image_set, folder, about, max(1, num_workers), on_bad_image, log)
         with locked(folder, log):
             if not is_complete(folder, about):
                 builder.build()
+
     cached = CachedImages(folder, about)
     broken = cached.broken()
     if on_bad_image == "error" and len(broken):
         raise ImageError(
-            f"cannot read image {index.paths[broken[0]]} ({len(broken)} broken of {len(index)} in "
-            f"--cache={folder}): repair the data set or give --on_bad_image=skip"
+            f"cannot read image {image_set.paths[broken[0]]} ({len(broken)} broken of "
+            f"{len(image_set)} in --cache={folder}): repair the data set or give "
+            "--on_bad_image=skip"
         )
-    return CachedIndex.of(index, cached)
+    return CachedImageSet.of(image_set, cached)
 
 
 @contextlib.contextmanager
@@ -113,14 +115,14 @@ class _Builder:
 
     def __init__(
         self,
-        index: ImageSet,
+        image_set: ImageSet,
         folder: Path,
         about: dict[str, Any],
         num_workers: int,
         on_bad_image: str,
         log: Log,
     ) -> None:
-        self._index, self._files, self._about = index, CachePaths(folder), about
+        self._image_set, self._files, self._about = image_set, CachePaths(folder), about
         self._num_workers, self._on_bad_image, self._log = num_workers, on_bad_image, log
 
     def build(self) -> None:
@@ -130,10 +132,11 @@ class _Builder:
             write_json(files.about, self._about)
         with one_thread_each():
             if files.index.exists():
-                self._entries = read_entries(files.folder, len(self._index))
+                self._entries = read_entries(files.folder, len(self._image_set))
             else:
                 self._entries = self._plan()
                 self._save_entries()
+
             self._reserve()
             self._fill()
         write_json(files.about, self._about | {"index": checksum(self._entries)})
@@ -141,7 +144,7 @@ class _Builder:
 
     def _plan(self) -> np.ndarray:
         """Find from the heads of all files where each image will lie, (N,) of ENTRY."""
-        entries = np.zeros(len(self._index), ENTRY)
+        entries = np.zeros(len(self._image_set), ENTRY)
         with self._mapped(self._shape, range(len(entries)), "reading sizes") as shapes:
             for i, shape in enumerate(shapes):
                 if isinstance(shape, ImageError):
@@ -154,7 +157,7 @@ class _Builder:
     def _shape(self, i: int) -> tuple[int, int] | ImageError:
         """Height and width of image i in the cache, or its error."""
         try:
-            return self._reduced(*self._index.read_shape(i))
+            return self._reduced(*self._image_set.read_shape(i))
         except ImageError as error:
             return error
 
@@ -173,8 +176,9 @@ class _Builder:
         needed = size - path.stat().st_blocks * 512
         free = shutil.disk_usage(path.parent).free
         num_missing = int((self._entries["state"] == MISSING).sum())
+
         self._log(
-            f"cache: {size / GB:.2f} GB for {len(self._index)} images in {path.parent}, "
+            f"cache: {size / GB:.2f} GB for {len(self._image_set)} images in {path.parent}, "
             f"{free / GB:.2f} GB free; {num_missing} to decode"
         )
         too_small = OSError(
@@ -184,6 +188,7 @@ class _Builder:
         )
         if needed > free:
             raise too_small
+
         os.truncate(path, size)
         if not size or not hasattr(os, "posix_fallocate"):
             return
@@ -225,12 +230,13 @@ class _Builder:
         entry = self._entries[i]
         shape = int(entry["height"]), int(entry["width"])
         try:
-            rgb = self._index.read_image(i)
+            rgb = self._image_set.read_image(i)
             if self._reduced(*rgb.shape[:2]) != shape:
-                path = self._index.paths[i]
+                path = self._image_set.paths[i]
                 raise ImageError(f"cannot read image {path}: its size is not that of its head")
         except ImageError as error:
             return error
+
         pixels = np.ascontiguousarray(reduce_image(rgb, shape))
         left, offset = pixels.data.cast("B"), int(entry["offset"])
         while left:

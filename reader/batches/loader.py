@@ -1,47 +1,340 @@
-"""Loaders read, transform and batch images in worker processes."""
+"""Batches of training and test images: read and cropped by workers, normalised on the device."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from metric_learning.reader.batches.batch import Batch, collate_training
-from metric_learning.reader.batches.training import Reading, TrainImages
+from metric_learning.reader.batches.cache import CacheError
 from metric_learning.reader.preprocessing import Preprocessing
-from metric_learning.reader.sets.image_set import ImageError, ImageSet
-from metric_learning.reader.transforms import TRANSFORMS
+from metric_learning.reader.sets.image_set import ImageError, ImageSet, WorkerError
+from metric_learning.reader.transforms import TRANSFORMS, random_crop, scale_and_shift
 
-B = TypeVar("B")  # what a loader yields
+if TYPE_CHECKING:
+    from metric_learning.reader.batches.on_device import JpegFile, WholeImages
+
+HAND_OVER = ("crops", "images", "files")
+BAD_IMAGE_POLICIES = ("error", "skip")
+# An error is raised when more of the training images than this share are broken; one may always be.
+MAX_BROKEN_SHARE = 0.05
+
+# Distinct from the streams of the samplers, so that these draws are unrelated to theirs.
+_AUGMENTATION_STREAM, _REPLACEMENT_STREAM = 4, 5
 
 
-class WorkerError(OSError):
-    """A process that reads images was killed, or has no memory to hand its images over."""
+class Batch(NamedTuple):
+    """Images of one training step, or some test images.
+
+    Attributes:
+        images: (B, 3, S, S) uint8 in channels-last order, cropped but not normalised; or whole
+            training images, to be cropped on the device.
+        labels: (B,) int64.
+        broken: path -> error of the unreadable images that others were drawn for.
+    """
+
+    images: torch.Tensor | WholeImages
+    labels: torch.Tensor
+    broken: dict[str, str]
+
+    def split(self, num_parts: int) -> list[Batch]:
+        """Cut the batch into parts of equal size, to within one image."""
+        bounds = [len(self.labels) * number // num_parts for number in range(num_parts + 1)]
+        return [
+            self._replace(images=self.images[start:stop], labels=self.labels[start:stop])
+            for start, stop in zip(bounds, bounds[1:], strict=False)
+        ]
 
 
 class Sampler(Protocol):
-    """What the loader needs of a sampler of reader/samplers.py."""
+    """What the loader needs of a sampler of reader/batches/samplers.py."""
 
     batch_size: int
     rank: int
     world_size: int
-    note: str  # what the log should say of it; empty: nothing
+    note: str  # what the log should say about it; empty: nothing
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""
 
 
-class ImageLoader(Generic[B]):
+@dataclass(frozen=True)
+class Reading:
+    """How workers read training images.
+
+    Attributes:
+        hand_over: "crops"; "images", whole ones to be cropped on the device; or "files", JPEG files
+            to be decoded there too.
+        on_bad_image: "error", or "skip" to draw another image of the class instead.
+        prefetch: batches that each worker prepares ahead.
+    """
+
+    hand_over: str = "crops"
+    on_bad_image: str = "error"
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        assert self.hand_over in HAND_OVER
+        assert self.on_bad_image in BAD_IMAGE_POLICIES
+
+
+def train_loader(
+    image_set: ImageSet,
+    sampler: Sampler,
+    preprocessing: Preprocessing,
+    *,
+    start_step: int,
+    end_step: int,
+    seed: int,
+    num_workers: int,
+    pin_memory: bool,
+    reading: Reading | None = None,
+) -> ImageLoader:
+    """Return the batches of steps start_step .. end_step - 1.
+
+    The augmentation of an image derives from the seed, the step and its position in the global
+    batch alone, and so does what replaces a broken one: neither the number of workers or ranks nor
+    the step of a resume changes it.
+    """
+    reading = reading or Reading()
+    _warm_up(preprocessing)
+    batches = TrainBatches(image_set, sampler, preprocessing, seed, reading)
+    steps = range(start_step, end_step)
+    return ImageLoader(batches, steps, num_workers, pin_memory, reading.prefetch)
+
+
+def eval_loader(
+    image_set: ImageSet,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
+    indices: Sequence[int] | np.ndarray | None = None,
+) -> ImageLoader:
+    """Return all images, or those of `indices`, once each and in order; the last batch is short."""
+    if batch_size < 1:
+        raise ValueError(f"expected a batch size of 1 or more, got {batch_size}")
+    _warm_up(preprocessing)
+    chosen = np.arange(len(image_set)) if indices is None else np.asarray(indices, dtype=np.int64)
+    batches = EvalBatches(image_set, preprocessing, chosen, batch_size)
+    numbers = range(-(-len(chosen) // batch_size))
+    return ImageLoader(batches, numbers, num_workers, pin_memory)
+
+
+def _warm_up(preprocessing: Preprocessing) -> None:
+    """Import and compile what the transform needs, once: workers have it from their fork."""
+    TRANSFORMS[preprocessing.transform].test(np.zeros((8, 8, 3), np.uint8), 4)
+
+
+def to_inputs(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
+    """Return the network inputs of a batch on the device.
+
+    Args:
+        batch: what a loader yields, or a part of it.
+        preprocessing: how images become network inputs.
+        device: where they are to be.
+
+    Shape:
+        returns: (B, 3, S, S) float32 in channels-last order, in which convolutions are fastest.
+
+    Raises:
+        ImageError: an image that is decoded here is broken.
+    """
+    images = batch.images
+    if isinstance(images, torch.Tensor):
+        images = images.to(device, non_blocking=True)
+    else:
+        images = images.crop(preprocessing.crop_size, device)
+    return normalise(images, preprocessing.mean, preprocessing.std)
+
+
+def normalise(
+    images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> torch.Tensor:
+    """Map (B, 3, S, S) uint8 to (value / 255 - mean) / std, float32, both channels last.
+
+    The product and the difference are rounded one after the other, as for a single image: on all
+    devices the result equals that of `reader.transforms` bit for bit.
+    """
+    batch_size, channels, height, width = images.shape
+    # Whole rows of pixels: an innermost dimension of three channels would be eight times slower.
+    rows = images.permute(0, 2, 3, 1).reshape(batch_size * height, width * channels)
+    scales, shifts = _row_constants(mean, std, width, images.device)
+    inputs = torch.empty(rows.shape, device=images.device)
+
+    # A CPU keeps one image in its cache between the steps: half the time of the whole batch.
+    num_rows = height if images.device.type == "cpu" else len(rows)
+    for part, values in zip(inputs.split(num_rows), rows.split(num_rows), strict=True):
+        part.copy_(values).mul_(scales).sub_(shifts)
+    return inputs.view(batch_size, height, width, channels).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=8)
+def _row_constants(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift of every value of a row of RGB pixels, each (3 x width,) float32."""
+    scale, shift = (torch.from_numpy(values) for values in scale_and_shift(mean, std))
+    return scale.repeat(width).to(device), shift.repeat(width).to(device)
+
+
+class TrainBatches(Dataset):
+    """This rank's training batches by step; that of an unreadable image is its error.
+
+    Args:
+        image_set: the training images.
+        sampler: says which images a step takes.
+        preprocessing: how images become network inputs.
+        seed: of augmentation and replacements, which derive from it and the draw alone: the number
+            of the image since step 0, over all ranks.
+        reading: how images are read.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        sampler: Sampler,
+        preprocessing: Preprocessing,
+        seed: int,
+        reading: Reading,
+    ) -> None:
+        self._image_set, self._sampler, self._seed = image_set, sampler, seed
+        self._preprocessing, self._reading = preprocessing, reading
+
+    def __getitem__(self, step: int) -> Batch | ImageError:
+        indices = self._sampler.batch(step)
+        first = step * self._sampler.batch_size + self._sampler.rank * len(indices)
+        broken: dict[str, str] = {}
+        try:
+            samples = [self._sample(int(i), first + n, broken) for n, i in enumerate(indices)]
+        except ImageError as error:  # raised in a worker, it would arrive as a traceback
+            return error
+
+        if self._reading.hand_over == "crops":
+            images: torch.Tensor | WholeImages = stack(samples)
+        else:
+            from metric_learning.reader.batches.on_device import pack
+
+            images = pack(samples)
+        return Batch(images, torch.from_numpy(self._image_set.labels[indices]), broken)
+
+    def _sample(self, i: int, draw: int, broken: dict[str, str]) -> Any:
+        """Return the crop of image i, or the image and what is to be cropped of it."""
+        image = self._read_or_replace(i, draw, broken)
+        options = self._preprocessing
+        rng = np.random.default_rng([_AUGMENTATION_STREAM, self._seed, draw])
+        height, width = image.shape[:2]
+        crop = random_crop(height, width, rng, options.min_crop_area, options.horizontal_flip)
+        if self._reading.hand_over != "crops":
+            return image, crop
+        assert isinstance(image, np.ndarray)
+        return TRANSFORMS[options.transform].train(image, crop, options.crop_size)
+
+    def _read_or_replace(self, i: int, draw: int, broken: dict[str, str]) -> np.ndarray | JpegFile:
+        """Read image i or, where it is unreadable and that is allowed, another of its class.
+
+        Raises:
+            ImageError: it is unreadable, or with "skip" all images of its class are.
+        """
+        reasons = []
+        for candidate in self._candidates(i, draw):
+            try:
+                return self._read(candidate)
+            except ImageError as error:
+                if isinstance(error, CacheError) or self._reading.on_bad_image == "error":
+                    raise
+                reasons.append(str(error))
+                broken[self._image_set.paths[candidate]] = reasons[-1]
+
+        name = self._image_set.class_names[int(self._image_set.labels[i])]
+        raise ImageError(
+            f"class {name} has no readable image among its {len(reasons)}: {reasons[0]}; take the "
+            "class out or repair its files"
+        )
+
+    def _candidates(self, i: int, draw: int) -> Iterator[int]:
+        """Yield image i, then the others of its class in an order that follows from the draw."""
+        yield i
+        others = np.flatnonzero(self._image_set.labels == self._image_set.labels[i])
+        rng = np.random.default_rng([_REPLACEMENT_STREAM, self._seed, draw])
+        yield from rng.permutation(others[others != i]).tolist()
+
+    def _read(self, i: int) -> np.ndarray | JpegFile:
+        if self._reading.hand_over != "files":
+            return self._image_set.read_image(i)
+        from metric_learning.reader.batches.on_device import read_file
+
+        return read_file(self._image_set, i)
+
+
+class EvalBatches(Dataset):
+    """Batches of test images by number; that of an unreadable image is its error.
+
+    Args:
+        image_set: the images.
+        preprocessing: how images become network inputs.
+        indices: which images, in order.
+        batch_size: B.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        preprocessing: Preprocessing,
+        indices: np.ndarray,
+        batch_size: int,
+    ) -> None:
+        self._image_set, self._preprocessing = image_set, preprocessing
+        self._indices, self._batch_size = indices, batch_size
+
+    def __getitem__(self, number: int) -> Batch | ImageError:
+        start = number * self._batch_size
+        indices = self._indices[start : start + self._batch_size]
+        crop = TRANSFORMS[self._preprocessing.transform].test
+        size = self._preprocessing.crop_size
+        try:
+            crops = [crop(self._image_set.read_image(int(i)), size) for i in indices]
+        except ImageError as error:
+            return error
+        return Batch(stack(crops), torch.from_numpy(self._image_set.labels[indices]), {})
+
+
+def stack(crops: Sequence[np.ndarray]) -> torch.Tensor:
+    """Stack crops (S, S, 3) uint8 to (B, 3, S, S) in channels-last order."""
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+def check_broken(num_broken: int, num_images: int) -> None:
+    """Raise ImageError where more training images are broken than may be skipped."""
+    allowed = max(1, int(MAX_BROKEN_SHARE * num_images))
+    if num_broken > allowed:
+        raise ImageError(
+            f"{num_broken} broken images among {num_images}: --on_bad_image=skip tolerates "
+            f"{allowed} ({MAX_BROKEN_SHARE:.0%}); repair the data set, python -m reader.check "
+            "lists what is wrong"
+        )
+
+
+class ImageLoader:
     """Iterable of batches whose length is their number.
 
     It is made for one pass: workers live as long as that, in a training as long as the run.
+
+    Args:
+        batches: the batch, or its error, by number.
+        numbers: of the batches to read, in order.
+        num_workers: processes that read.
+        pin_memory: whether batches come in memory from which a GPU copies faster.
+        prefetch: batches that each worker prepares ahead.
 
     Raises:
         ImageError: on iteration, at the batch that holds an unreadable image.
@@ -50,22 +343,21 @@ class ImageLoader(Generic[B]):
 
     def __init__(
         self,
-        dataset: Dataset,
-        batches: _TrainBatches | _EvalBatches,
-        collate: Callable[[Any], B | ImageError],
-        *,
-        workers: int,
-        pin: bool,
-        prefetch: int | None = None,
+        batches: Dataset,
+        numbers: range,
+        num_workers: int,
+        pin_memory: bool,
+        prefetch: int = 2,
     ) -> None:
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=batches,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=partial(_hand_over, collate),
-            pin_memory=pin,
+        self._loader: DataLoader = DataLoader(
+            batches,
+            sampler=numbers,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=_hand_over,
+            pin_memory=pin_memory,
             worker_init_fn=_init_worker,
-            prefetch_factor=prefetch if workers else None,
+            prefetch_factor=prefetch if num_workers else None,
             # A generator of its own leaves torch's global random state as it is.
             generator=torch.Generator(),
         )
@@ -73,7 +365,7 @@ class ImageLoader(Generic[B]):
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[B]:
+    def __iter__(self) -> Iterator[Batch]:
         try:
             for batch in _start(self._loader):
                 if isinstance(batch, ImageError | WorkerError):
@@ -105,150 +397,6 @@ def _start(loader: DataLoader) -> Iterator[Any]:
     return batches
 
 
-def train_loader(
-    index: ImageSet,
-    sampler: Sampler,
-    preprocessing: Preprocessing,
-    *,
-    start_step: int,
-    end_step: int,
-    seed: int,
-    num_workers: int,
-    pin_memory: bool,
-    reading: Reading | None = None,
-) -> ImageLoader[Batch]:
-    """Return the batches of steps start_step .. end_step - 1, for `reader.device.to_inputs`.
-
-    The augmentation of an image derives from the seed, the step and its position in the global
-    batch alone, and so does what replaces a broken one: neither the number of workers or ranks nor
-    the step of a resume changes it.
-    """
-    reading = reading or Reading()
-    return ImageLoader(
-        TrainImages(index, preprocessing, seed, reading),
-        _TrainBatches(sampler, start_step, end_step),
-        collate_training,
-        workers=num_workers,
-        pin=pin_memory,
-        prefetch=reading.prefetch,
-    )
-
-
-def eval_loader(
-    index: ImageSet,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    num_workers: int,
-    pin_memory: bool,
-    indices: Sequence[int] | np.ndarray | None = None,
-) -> ImageLoader[tuple[torch.Tensor, torch.Tensor]]:
-    """Return all images, or those of `indices`, once each and in order; the last batch is short.
-
-    Shape:
-        yields: images (B, 3, S, S) float32, normalised, and labels (B,) int64.
-    """
-    if batch_size < 1:
-        raise ValueError(f"expected a batch size of 1 or more, got {batch_size}")
-    chosen = np.arange(len(index)) if indices is None else np.asarray(indices)
-    return ImageLoader(
-        _EvalImages(index, preprocessing),
-        _EvalBatches(chosen, batch_size),
-        _collate_evaluation,
-        workers=num_workers,
-        pin=pin_memory,
-    )
-
-
-class _TrainBatches:
-    """Lists of (image index, number of the draw since step 0), one list per step."""
-
-    def __init__(self, sampler: Sampler, start_step: int, end_step: int) -> None:
-        self._sampler, self._steps = sampler, range(start_step, end_step)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        sampler = self._sampler
-        for step in self._steps:
-            indices = sampler.batch(step)
-            first = step * sampler.batch_size + sampler.rank * len(indices)
-            yield [(int(i), first + position) for position, i in enumerate(indices)]
-
-
-class _EvalBatches:
-    """Lists of image indices in the given order."""
-
-    def __init__(self, indices: np.ndarray, batch_size: int) -> None:
-        self._indices, self._batch_size = indices, batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self._indices) // self._batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, len(self._indices), self._batch_size):
-            yield self._indices[start : start + self._batch_size].tolist()
-
-
-class _EvalImages(Dataset):
-    """Images by index, without augmentation; an unreadable image is returned as its error."""
-
-    def __init__(self, index: ImageSet, preprocessing: Preprocessing) -> None:
-        self._index, self._preprocessing = index, preprocessing
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int] | ImageError:
-        options = self._preprocessing
-        try:
-            rgb = self._index.read_image(i)
-        except ImageError as error:
-            return error
-        transform = TRANSFORMS[options.transform][1]
-        image = transform(rgb, options.crop_size, mean=options.mean, std=options.std)
-        return image, int(self._index.labels[i])
-
-
-def _collate_evaluation(
-    samples: list[tuple[np.ndarray, int] | ImageError],
-) -> tuple[torch.Tensor, torch.Tensor] | ImageError:
-    """Stack a batch, or hand on its first error: exceptions would arrive as tracebacks."""
-    images, labels = [], []
-    for sample in samples:
-        if isinstance(sample, ImageError):
-            return sample
-        images.append(sample[0])
-        labels.append(sample[1])
-    return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
-
-
-def _hand_over(collate: Callable[[Any], Any], samples: list[Any]) -> Any:
-    """Collate a batch, and in a worker move it to shared memory, where the main process gets it.
-
-    It would get there by itself, but in a thread whose error nobody receives: the main process
-    would wait for ever.
-    """
-    batch = collate(samples)
-    if get_worker_info() is not None and isinstance(batch, tuple):
-        try:
-            for tensor in _tensors_of(batch):
-                tensor.share_memory_()
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            return WorkerError(
-                f"no shared memory for a batch of images ({reason}): lower --num_workers or the "
-                "batch size, or give /dev/shm more (docker run --shm-size)"
-            )
-    return batch
-
-
-def _tensors_of(batch: tuple[Any, ...]) -> Iterator[torch.Tensor]:
-    for value in batch:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, tuple):
-            yield from _tensors_of(value)
-
-
 def _init_worker(worker: int) -> None:
     """Keep the worker on one thread: thread pools do not survive a fork and would compete.
 
@@ -258,3 +406,22 @@ def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _hand_over(batch: Any) -> Any:
+    """In a worker, move a batch to shared memory, where the main process gets it.
+
+    It would get there by itself, but in a thread whose error nobody receives: the main process
+    would wait for ever.
+    """
+    if get_worker_info() is not None and isinstance(batch, Batch):
+        try:
+            batch.images.share_memory_()
+            batch.labels.share_memory_()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            return WorkerError(
+                f"no shared memory for a batch of images ({reason}): lower --num_workers or the "
+                "batch size, or give /dev/shm more (docker run --shm-size)"
+            )
+    return batch

@@ -6,37 +6,36 @@ contiguous share. Nothing but the step is remembered, so a resumed run continues
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
-from metric_learning.reader.batches.shares import (
-    check_seed,
-    classes_with_pairs,
-    group_by_class,
-    share_of_rank,
-    too_few_classes,
-)
+import numpy as np
 
 # First word of every random key, so that streams of one seed are unrelated.
 _SHUFFLED_STREAM, _BLOCK_STREAM, _TRIPLE_STREAM = 1, 2, 3
 _PAIR_STREAM = 7  # 4 to 6 are those of augmentation, replacements and the network's draws
 
 
-class ShuffledSampler:
-    """Every image exactly once per epoch, in an order that is drawn anew for every epoch.
-
-    Epochs follow one another without a gap: batches are always full and may span two epochs.
+class SeededSampler:
+    """What all samplers share: labels by class, and this rank's part of a batch of whole groups.
 
     Args:
         labels: (N,) integer labels of the training images.
         batch_size: images per step over all ranks.
         seed: non-negative seed.
-        rank: number of this process.
+        rank: number of this process; it receives whole groups.
         world_size: number of processes.
         num_parts: parts that a rank computes its share in, each of whole groups.
 
+    Attributes:
+        group_size: images of a group, which is on one rank and in one part.
+        group: what a group is, for the error message.
+        note: what the log should say about the data; empty: nothing.
+
     Raises:
-        ValueError: there are no images, or the batch cannot be shared by the ranks.
+        ValueError: the batch cannot be shared in whole groups, or the labels do not suffice.
     """
+
+    group_size, group = 1, ""
 
     def __init__(
         self,
@@ -47,15 +46,51 @@ class ShuffledSampler:
         world_size: int = 1,
         num_parts: int = 1,
     ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"expected a rank between 0 and {world_size - 1}, got {rank}")
+        factors = (
+            (self.group_size, self.group),
+            (world_size, "devices"),
+            (num_parts, "--accumulation_steps"),
+        )
+        check_multiple(batch_size, factors)
+        if seed < 0:
+            raise ValueError(f"expected a seed of 0 or more, got {seed}: change --seed")
+
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self._share = share_of_rank(batch_size, 1, "", rank, world_size, num_parts)
-        self._seed = check_seed(seed)
-        self._num_images = len(labels)
+        self.note, self._seed = "", seed
+        size = batch_size // world_size
+        self._share = slice(rank * size, (rank + 1) * size)
+
+        # Image indices sorted by class; where each class starts among them, and its size.
+        self._images = np.argsort(labels, kind="stable")
+        _, self._starts, self._sizes = np.unique(
+            np.asarray(labels)[self._images], return_index=True, return_counts=True
+        )
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Check the labels, and note what is special about them."""
+        raise NotImplementedError
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the image indices of this rank's share of global batch `step`."""
+        raise NotImplementedError
+
+
+class ShuffledSampler(SeededSampler):
+    """Every image exactly once per epoch, in an order that is drawn anew for every epoch.
+
+    Epochs follow one another without a gap: batches are always full and may span two epochs.
+    Arguments are those of `SeededSampler`.
+    """
+
+    def _prepare(self) -> None:
+        self._num_images = len(self._images)
         if self._num_images == 0:
             raise ValueError("expected training images, got none: check the data set")
-        self.note = ""
-        if batch_size > self._num_images:
-            self.note = f"a batch of {batch_size} repeats images: there are {self._num_images}"
+        if self.batch_size > self._num_images:
+            self.note = f"a batch of {self.batch_size} repeats images: there are {self._num_images}"
         self._epoch = -1
         self._order: np.ndarray = np.empty(0, dtype=np.int64)
 
@@ -77,7 +112,7 @@ class ShuffledSampler:
         return self._order
 
 
-class ClassBlockSampler:
+class ClassBlockSampler(SeededSampler):
     """Batches of P = batch_size / K distinct classes with K images each, class by class (P-K).
 
     Every step draws its classes and images independently of the others. The K images are distinct;
@@ -88,14 +123,16 @@ class ClassBlockSampler:
         labels: (N,) integer labels of the training images.
         batch_size: images per step over all ranks, a multiple of K times world_size.
         samples_each_class: K, at least 2.
-        seed: non-negative seed.
-        rank: number of this process; it receives whole blocks.
-        world_size: number of processes.
-        num_parts: parts that a rank computes its share in, each of whole groups.
+        seed: this and what follows are those of `SeededSampler`.
+        rank: likewise.
+        world_size: likewise.
+        num_parts: likewise.
 
     Raises:
         ValueError: K < 2, a batch that is not made of whole blocks, or fewer classes than P.
     """
+
+    group = "--samples_each_class"
 
     def __init__(
         self,
@@ -112,31 +149,29 @@ class ClassBlockSampler:
                 f"expected at least 2 images of each class, got {samples_each_class}: "
                 "raise --samples_each_class"
             )
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        what = "--samples_each_class"
-        self._share = share_of_rank(
-            batch_size, samples_each_class, what, rank, world_size, num_parts
-        )
-        self._seed = check_seed(seed)
-        self._images, self._starts, self._sizes = group_by_class(labels)
-        self._blocks = batch_size // samples_each_class
-        least_blocks = 2 * world_size * num_parts
-        if self._blocks < least_blocks:
-            per = "device" if num_parts == 1 else "device and part"
+        self.group_size = samples_each_class
+        self._least_blocks = 2 * world_size * num_parts
+        self._least_per = "device" if num_parts == 1 else "device and part"
+        super().__init__(labels, batch_size, seed, rank, world_size, num_parts)
+
+    def _prepare(self) -> None:
+        size = self.group_size
+        self._blocks = self.batch_size // size
+        if self._blocks < self._least_blocks:
             raise ValueError(
-                f"expected a batch of at least 2 classes per {per}, got {batch_size} images of "
-                f"{samples_each_class} per class: raise --train_batch_size to "
-                f"{least_blocks * samples_each_class} or more"
+                f"expected a batch of at least 2 classes per {self._least_per}, got "
+                f"{self.batch_size} images of {size} per class: raise --train_batch_size to "
+                f"{self._least_blocks * size} or more"
             )
         if len(self._sizes) < self._blocks:
-            raise ValueError(too_few_classes(batch_size, samples_each_class, len(self._sizes)))
-        self._slots = np.arange(samples_each_class)
-        self.num_repeated_classes = int((self._sizes < samples_each_class).sum())
-        self.note = ""
+            raise ValueError(too_few_classes(self.batch_size, size, len(self._sizes)))
+
+        self._slots = np.arange(size)
+        self.num_repeated_classes = int((self._sizes < size).sum())
         if self.num_repeated_classes:
             self.note = (
-                f"{self.num_repeated_classes} classes have fewer than {samples_each_class} images: "
-                "theirs are repeated"
+                f"{self.num_repeated_classes} classes have fewer than {size} images: theirs are "
+                "repeated"
             )
 
     def batch(self, step: int) -> np.ndarray:
@@ -149,43 +184,21 @@ class ClassBlockSampler:
         return self._images[self._starts[classes, None] + offsets].reshape(-1)[self._share]
 
 
-class TripleSampler:
+class TripleSampler(SeededSampler):
     """Batches of triples a p n a p n …: two images of one random class and one of another.
 
     Every triple draws two distinct classes, two distinct images (anchor and positive) of the first
     and one image (negative) of the second. Classes with a single image serve as negatives only.
-
-    Args:
-        labels: (N,) integer labels of the training images.
-        batch_size: images per step over all ranks, a multiple of 3 times world_size.
-        seed: non-negative seed.
-        rank: number of this process; it receives whole triples.
-        world_size: number of processes.
-        num_parts: parts that a rank computes its share in, each of whole groups.
-
-    Raises:
-        ValueError: a batch that is not made of whole triples, fewer than two classes, or no class
-            with two images.
+    Arguments are those of `SeededSampler`; batch_size is a multiple of 3 times world_size.
 
     Differs from the reference: a class with a single image never provides the anchor and positive.
     """
 
-    def __init__(
-        self,
-        labels: np.ndarray,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        num_parts: int = 1,
-    ) -> None:
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self._share = share_of_rank(batch_size, 3, "a triple", rank, world_size, num_parts)
-        self._seed = check_seed(seed)
-        self._images, self._starts, self._sizes = group_by_class(labels)
+    group_size, group = 3, "a triple"
+
+    def _prepare(self) -> None:
         self._anchor_classes = classes_with_pairs(self._sizes, "triples")
-        num_single = len(self._sizes) - len(self._anchor_classes)
-        self.note = f"{num_single} classes have one image: negatives only" if num_single else ""
+        self.note = singles_note(len(self._sizes) - len(self._anchor_classes))
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""
@@ -194,51 +207,30 @@ class TripleSampler:
         classes = self._anchor_classes[rng.integers(len(self._anchor_classes), size=num_triples)]
         others = rng.integers(len(self._sizes) - 1, size=num_triples)
         others += others >= classes
+
         anchors = rng.integers(self._sizes[classes])
         positives = rng.integers(self._sizes[classes] - 1)
         positives += positives >= anchors
         negatives = rng.integers(self._sizes[others])
+
         starts, other_starts = self._starts[classes], self._starts[others]
         triples = np.stack([starts + anchors, starts + positives, other_starts + negatives], axis=1)
         return self._images[triples.reshape(-1)][self._share]
 
 
-class PairSampler:
+class PairSampler(SeededSampler):
     """Batches of pairs a b a b …, in turn of one random class and of two random classes.
 
     A positive pair is two distinct images of a class with at least two, a negative pair one image
-    of each of two distinct classes; so half of the pairs are positive, on every rank.
-
-    Args:
-        labels: (N,) integer labels of the training images.
-        batch_size: images per step over all ranks, a multiple of 4 times world_size.
-        seed: non-negative seed.
-        rank: number of this process; it receives whole pairs of pairs.
-        world_size: number of processes.
-        num_parts: parts that a rank computes its share in, each of whole groups.
-
-    Raises:
-        ValueError: a batch that is not made of a positive and a negative pair each, fewer than two
-            classes, or no class with two images.
+    of each of two distinct classes; so half of the pairs are positive, on every rank. Arguments are
+    those of `SeededSampler`; batch_size is a multiple of 4 times world_size.
     """
 
-    def __init__(
-        self,
-        labels: np.ndarray,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        num_parts: int = 1,
-    ) -> None:
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        what = "a positive and a negative pair"
-        self._share = share_of_rank(batch_size, 4, what, rank, world_size, num_parts)
-        self._seed = check_seed(seed)
-        self._images, self._starts, self._sizes = group_by_class(labels)
+    group_size, group = 4, "a positive and a negative pair"
+
+    def _prepare(self) -> None:
         self._positive_classes = classes_with_pairs(self._sizes, "pairs")
-        num_single = len(self._sizes) - len(self._positive_classes)
-        self.note = f"{num_single} classes have one image: negatives only" if num_single else ""
+        self.note = singles_note(len(self._sizes) - len(self._positive_classes))
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""
@@ -248,6 +240,7 @@ class PairSampler:
         first = rng.integers(self._sizes[classes])
         second = rng.integers(self._sizes[classes] - 1)
         second += second >= first
+
         lefts = rng.integers(len(self._sizes), size=num_each)
         rights = rng.integers(len(self._sizes) - 1, size=num_each)
         rights += rights >= lefts
@@ -258,3 +251,53 @@ class PairSampler:
             self._starts[rights] + rng.integers(self._sizes[rights]),
         )
         return self._images[np.stack(groups, axis=1).reshape(-1)][self._share]
+
+
+def check_multiple(batch_size: int, factors: tuple[tuple[int, str], ...]) -> None:
+    """Raise ValueError where the batch size is no multiple of the factors, (number, what)."""
+    multiple = math.prod(number for number, _ in factors)
+    if batch_size <= 0 or batch_size % multiple:
+        reasons = [f"{number} ({what})" for number, what in factors if number > 1]
+        raise ValueError(
+            f"expected a batch size that is a positive multiple of {' x '.join(reasons) or 1}, "
+            f"got {batch_size}: use --train_batch_size="
+            f"{max(round(batch_size / multiple), 1) * multiple}"
+        )
+
+
+def singles_note(num_single: int) -> str:
+    """Say what becomes of classes with one image; nothing where there are none."""
+    return f"{num_single} classes have one image: negatives only" if num_single else ""
+
+
+def classes_with_pairs(sizes: np.ndarray, what: str) -> np.ndarray:
+    """Return the classes that have two images or more, of at least two classes.
+
+    Raises:
+        ValueError: there is no such class, or only one class.
+    """
+    if len(sizes) < 2:
+        raise ValueError(
+            f"expected at least 2 training classes for {what}, got {len(sizes)}: "
+            "check the data set and --train_classes"
+        )
+    classes = np.flatnonzero(sizes >= 2)
+    if len(classes) == 0:
+        raise ValueError(
+            f"expected a training class with 2 images or more for {what}, got one image of "
+            f"each of {len(sizes)} classes: add images"
+        )
+    return classes
+
+
+def too_few_classes(batch_size: int, samples_each_class: int, num_classes: int) -> str:
+    """Say which batch size, or which number of images per class, the data set allows."""
+    advice = f"use --train_batch_size={num_classes * samples_each_class} or less"
+    for larger in range(samples_each_class + 1, batch_size // 2 + 1):
+        if batch_size % larger == 0 and batch_size // larger <= num_classes:
+            advice += f", or --samples_each_class={larger}"
+            break
+    return (
+        f"expected at least {batch_size // samples_each_class} training classes (batch size "
+        f"{batch_size} / {samples_each_class} images of each class), got {num_classes}: {advice}"
+    )

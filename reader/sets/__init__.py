@@ -1,1 +1,13 @@
-"""The image sets: the images of a split, from folders, lists and the files of benchmarks."""
+"""The image sets: the images of a split, from folders, lists and the files of benchmarks.
+
+datasets.py      the table of data sets; `load_image_set` opens a split of any of them
+image_set.py     what it returns: paths, labels, and how an image is read
+table.py         what a reader below returns, and the choice of classes in it
+folders.py       the walk through folders of images; class trees and Omniglot
+lists.py         Stanford Online Products, In-Shop and `path label` lines
+csv_files.py     CSV files of images
+cub_cars.py      CUB-200 of 2010 and 2011, and Cars196
+cifar10.py       CIFAR-10
+plain_images.py  images without labels
+image_files.py   reads many files in several processes, in whatever state they are
+"""

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from metric_learning.reader.sets.folders import flatten, list_classes
 from metric_learning.reader.sets.lists import bad_line, parse_label, read_columns, read_list
@@ -133,6 +132,8 @@ def read_mat(path: Path, *variables: str) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    from scipy.io import loadmat  # takes long to import
+
     try:
         mat = loadmat(path, squeeze_me=True, variable_names=variables)
     except Exception as error:  # a broken file raises many types

@@ -1,4 +1,4 @@
-"""The table of data sets and `load_index`, the one way to open any of them."""
+"""The table of data sets and `load_image_set`, the one way to open any of them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ DATASETS: dict[str, DatasetSpec] = {
 OWN_OPTIONS = {"train_list": "list", "test_list": "list", "csv": "csv", "fold": "csv"}
 
 
-def load_index(
+def load_image_set(
     dataset: str,
     data_dir: str | Path | None,
     split: str,
@@ -108,26 +108,35 @@ def load_index(
             or a split without images.
         FileNotFoundError: the data is not there.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown dataset '{dataset}'; expected one of {', '.join(DATASETS)}")
-    if split not in SPLITS:
-        raise ValueError(f"unknown split '{split}'; expected train or test")
     options = {"train_list": train_list, "test_list": test_list, "csv": csv, "fold": fold}
-    for name, user in OWN_OPTIONS.items():
-        if options[name] not in (None, "") and dataset != user:
-            raise ValueError(
-                f"--{name} is for --dataset={user}; --dataset={dataset} does not use it"
-            )
+    check_options(dataset, split, options)
     try:
         table = read_table(dataset, data_dir, split, options)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{dataset}: {error}; {DATASETS[dataset].to_get}") from error
+
     ranges = {"train": train_classes, "test": test_classes}
     try:
         rows = choose_rows(table, split, ranges[split])
     except ValueError as error:
         raise ValueError(f"{dataset}: {error}") from error
-    return build_index(dataset, split, table, rows)
+    return build_image_set(dataset, split, table, rows)
+
+
+load_index = load_image_set  # its former name
+
+
+def check_options(dataset: str, split: str, options: dict[str, Any]) -> None:
+    """Raise ValueError for an unknown data set or split, or an option that it does not use."""
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown dataset '{dataset}'; expected one of {', '.join(DATASETS)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split '{split}'; expected train or test")
+    for name, user in OWN_OPTIONS.items():
+        if options[name] not in (None, "") and dataset != user:
+            raise ValueError(
+                f"--{name} is for --dataset={user}; --dataset={dataset} does not use it"
+            )
 
 
 def read_table(
@@ -139,6 +148,7 @@ def read_table(
         if not data_dir and spec.folder is None:
             raise ValueError(f"--dataset={dataset} needs --data_dir; {spec.to_get}")
         return spec.read(existing(data_dir or data_root() / str(spec.folder)), split)
+
     name = "csv" if dataset == "csv" else f"{split}_list"
     if not options[name]:
         columns = "columns path,label,..." if dataset == "csv" else "lines 'path label'"
@@ -157,17 +167,19 @@ def existing(folder: str | Path) -> Path:
     return Path(folder)
 
 
-def build_index(dataset: str, split: str, table: Table, rows: np.ndarray) -> ImageSet:
+def build_image_set(dataset: str, split: str, table: Table, rows: np.ndarray) -> ImageSet:
     """Take rows of a table as a split; training labels become 0..C-1 in class order."""
     present, contiguous = np.unique(table.classes[rows], return_inverse=True)
     is_train = split == "train"
+    numbers = dict(enumerate(present.tolist())) if is_train else {n: n for n in present.tolist()}
+    super_classes = table.super_classes
+
     everything = np.ones(len(table.paths), dtype=bool)
     is_query = everything if table.is_query is None else table.is_query
     is_gallery = everything if table.is_gallery is None else table.is_gallery
     is_whole = len(rows) == len(table.paths)
     images = table.images
-    numbers = dict(enumerate(present.tolist())) if is_train else {n: n for n in present.tolist()}
-    super_classes = table.super_classes
+
     return ImageSet(
         name=dataset,
         split=split,

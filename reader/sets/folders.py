@@ -1,4 +1,4 @@
-"""Data sets laid out as one folder of images per class: any such tree, and Omniglot."""
+"""Folders of images, and data sets of one folder per class: any such tree, and Omniglot."""
 
 from __future__ import annotations
 
@@ -17,41 +17,44 @@ FOLDER_LAYOUT = "train/CLASS/* and test/CLASS/*, or CLASS/*"
 NUM_OMNIGLOT_TRAIN_ALPHABETS = 20
 
 
-def list_folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones are left out."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+def walk_images(root: str | Path, levels: int | None = None) -> dict[str, list[str]]:
+    """List the images below a folder, by the folder that they lie in.
+
+    Hidden files and folders are left out; links to folders are followed.
+
+    Args:
+        root: the folder.
+        levels: of folders below it to look into; 0: only what lies in it; None: all.
+
+    Returns:
+        Path of a folder that holds images, relative to root and with / ("" is root itself) -> paths
+        of its images, both sorted.
+    """
+    images_in: dict[str, list[str]] = {}
+    for folder, below, files in os.walk(root, onerror=_raise, followlinks=True):
+        name = os.path.relpath(folder, root).replace(os.sep, "/")
+        name = "" if name == "." else name
+        depth = name.count("/") + 1 if name else 0
+        below[:] = [f for f in below if not f.startswith(".") and depth != levels]
+
+        images = [f for f in files if f.lower().endswith(IMAGE_SUFFIXES) and not f.startswith(".")]
+        if images:
+            images_in[name] = [os.path.join(folder, file) for file in sorted(images)]
+    return dict(sorted(images_in.items(), key=lambda item: item[0].split("/")))
 
 
-def list_images(folder: Path) -> list[str]:
-    """Paths of the images that lie in a folder itself, sorted; hidden ones are left out."""
-    return [
-        os.path.join(folder, file)
-        for file in sorted(os.listdir(folder))
-        if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-    ]
+def _raise(error: OSError) -> None:
+    raise error
 
 
-def list_classes(folder: Path) -> dict[str, list[str]]:
-    """Class name -> image paths, both sorted, of the folders that hold images."""
-    classes = {}
-    for name in list_folders(folder):
-        files = list_images(folder / name)
-        if files:
-            classes[name] = files
-    return classes
-
-
-def list_class_tree(root: Path) -> dict[str, list[str]]:
-    """Class name -> image paths, both sorted, of all folders below root that hold images.
+def list_classes(root: Path, levels: int | None = 1) -> dict[str, list[str]]:
+    """Class name -> image paths, both sorted: the folders below root, of so many levels.
 
     The name of a class is the path of its folder: "cat", or "Greek/character01" deeper down.
     """
-    classes = list_classes(root)
-    for folder in list_folders(root):
-        below = list_class_tree(root / folder)
-        classes |= {f"{folder}/{name}": files for name, files in below.items()}
-    return dict(sorted(classes.items()))
+    classes = walk_images(root, levels)
+    classes.pop("", None)
+    return classes
 
 
 def flatten(
@@ -66,23 +69,22 @@ def flatten(
 
 def read_train_test(data_dir: Path, split: str) -> Table:
     """Read train/CLASS/* and test/CLASS/*; classes are the sorted union of both."""
-    folders = {"train": data_dir / "train", "test": folder_of_tests(data_dir)}
-    files_of = {name: list_classes(folder) for name, folder in folders.items()}
+    files_of = {name: list_classes(folder) for name, folder in split_folders(data_dir).items()}
     names = sorted({*files_of["train"], *files_of["test"]})
     number_of = {name: number for number, name in enumerate(names)}
     paths, classes = flatten(files_of[split], number_of)
     return Table(paths, classes, dict(enumerate(names)))
 
 
+def split_folders(data_dir: Path) -> dict[str, Path]:
+    """Return the folders of a divided tree: train/, and test/ or, as ImageNet calls it, val/."""
+    test = data_dir / "test"
+    return {"train": data_dir / "train", "test": test if test.is_dir() else data_dir / "val"}
+
+
 def has_train_test(data_dir: Path) -> bool:
     """Whether a folder is divided into train/ and test/ (or val/)."""
-    return (data_dir / "train").is_dir() and folder_of_tests(data_dir).is_dir()
-
-
-def folder_of_tests(data_dir: Path) -> Path:
-    """Return the folder of test images: test/, or val/ as ImageNet calls it."""
-    test = data_dir / "test"
-    return test if test.is_dir() else data_dir / "val"
+    return all(folder.is_dir() for folder in split_folders(data_dir).values())
 
 
 def read_folder(data_dir: Path, split: str) -> Table:
@@ -94,8 +96,9 @@ def read_folder(data_dir: Path, split: str) -> Table:
         return read_train_test(data_dir, split)
     files_of = list_classes(data_dir)
     num_train_classes = (len(files_of) + 1) // 2
-    if not files_of and split == "test" and folder_of_tests(data_dir).is_dir():
-        files_of = list_classes(folder_of_tests(data_dir))  # none of them for training
+    tests = split_folders(data_dir)["test"]
+    if not files_of and split == "test" and tests.is_dir():
+        files_of = list_classes(tests)  # none of them for training
     if not files_of:
         raise FileNotFoundError(f"no class folders with images in {data_dir}")
     return table_by_class(files_of, num_train_classes, split)
@@ -117,13 +120,10 @@ def read_omniglot(data_dir: Path, split: str) -> Table:
     """Read ALPHABET/character/*.png; the first 20 alphabets are for training."""
     nested = (data_dir / "images_background", data_dir / "omniglot-py" / "images_background")
     root = next((folder for folder in nested if folder.is_dir()), data_dir)
-    files_of: dict[str, list[str]] = {}
-    num_train_classes = 0
-    for count, alphabet in enumerate(list_folders(root)):
-        characters = list_classes(root / alphabet)
-        files_of |= {f"{alphabet}/{name}": files for name, files in characters.items()}
-        if count < NUM_OMNIGLOT_TRAIN_ALPHABETS:
-            num_train_classes = len(files_of)
+    files_of = {name: files for name, files in list_classes(root, 2).items() if "/" in name}
     if not files_of:
         raise FileNotFoundError(f"no images_background/ALPHABET/character/*.png in {data_dir}")
-    return table_by_class(files_of, num_train_classes, split)
+
+    alphabets = [name.partition("/")[0] for name in files_of]
+    for_training = sorted(set(alphabets))[:NUM_OMNIGLOT_TRAIN_ALPHABETS]
+    return table_by_class(files_of, sum(a in for_training for a in alphabets), split)

@@ -1,4 +1,4 @@
-"""The index of one split of a data set: image paths, labels and how to read an image."""
+"""The images of one split of a data set: their paths and labels, and how to read one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 class ImageError(ValueError):
     """An image is missing, truncated or no image; the message names its path."""
+
+
+class WorkerError(OSError):
+    """A process that reads images was killed, or has no memory to hand its images over."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""An index of plain images without labels: one file, or all images below a folder."""
+"""A set of plain images without labels: one file, or all images below a folder."""
 
 from __future__ import annotations
 
@@ -6,32 +6,28 @@ from pathlib import Path
 
 import numpy as np
 
-from metric_learning.reader.sets.folders import IMAGE_SUFFIXES
+from metric_learning.reader.sets.folders import walk_images
 from metric_learning.reader.sets.image_set import ImageSet
 
 
-def index_images(path: str | Path) -> ImageSet:
+def list_plain_images(path: str | Path) -> ImageSet:
     """List one image, or all images below a folder in sorted order; labels are -1.
 
-    Hidden files are left out.
+    Hidden files and folders are left out.
 
     Raises:
         ValueError: the folder holds no image.
         FileNotFoundError: there is nothing at that path.
     """
     root = Path(path)
-    if root.is_dir():
-        files = sorted(
-            file
-            for file in root.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-        )
-        if not files:
-            raise ValueError(f"no images below {root}: expected files such as .jpg or .png")
-    elif root.exists():
-        files = [root]
-    else:
+    if not root.exists():
         raise FileNotFoundError(f"{root}: no such image or folder of images")
+    files = [root]
+    if root.is_dir():
+        files = sorted(Path(file) for found in walk_images(root).values() for file in found)
+    if not files:
+        raise ValueError(f"no images below {root}: expected files such as .jpg or .png")
+
     everywhere = np.ones(len(files), dtype=bool)
     return ImageSet(
         name="images",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from metric_learning.data import download
-from metric_learning.reader import DATASETS, load_index
+from metric_learning.reader import DATASETS, load_image_set
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
@@ -84,7 +84,7 @@ def test_fetches_verifies_unpacks_and_skips(tmp_path, capsys, offer, make):
     assert status == 0 and "is ready" in out
     assert (root / "SOP" / "mug_final" / "a.jpg").read_bytes() == b"picture"
     assert (root / "SOP" / "empty").is_dir() and leftovers(root) == []
-    assert len(load_index("sop", root / "SOP", "train")) == 1
+    assert len(load_image_set("sop", root / "SOP", "train")) == 1
     archive.unlink()
     (root / "set.archive").unlink()
     status, out, _ = run(root, capsys)
@@ -252,7 +252,7 @@ def test_marker_at_the_top_of_the_archive(tmp_path, capsys, offer):
     files = {"images_background/Greek/c1/1.png": b"x"}
     offer(make_zip(tmp_path / "archive", files).as_uri(), marker="images_background")
     assert run(tmp_path, capsys)[0] == 0
-    assert len(load_index("omniglot", tmp_path / "SOP", "train")) == 1
+    assert len(load_image_set("omniglot", tmp_path / "SOP", "train")) == 1
 
 
 def test_folder_of_something_else_is_left_alone(tmp_path, capsys, offer):

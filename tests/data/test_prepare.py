@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from metric_learning.data.prepare import __main__ as prepare
-from metric_learning.reader import load_index
+from metric_learning.reader import load_image_set
 
 CLASSES = ("cat", 'red, "big" sofa', "été 猫", "single")
 
@@ -132,9 +132,9 @@ def test_split_by_number_of_samples_is_an_open_set(filtered, troubled, tmp_path,
     test = {row["label"] for row in rows if row["split"] == "test"}
     assert train == {CLASSES[1], CLASSES[2]} and test == {"cat", "single"}
     assert "  train: 8 images of 2 classes, 4 to 4 of each" in capsys.readouterr().out
-    index = load_index("csv", troubled, "train", csv=tmp_path / "s")
-    assert index.class_names == {0: CLASSES[1], 1: CLASSES[2]}
-    assert index.read_image(0).shape == (48, 64, 3)
+    image_set = load_image_set("csv", troubled, "train", csv=tmp_path / "s")
+    assert image_set.class_names == {0: CLASSES[1], 1: CLASSES[2]}
+    assert image_set.read_image(0).shape == (48, 64, 3)
 
 
 def test_closed_folds_hold_a_share_of_every_class(filtered, tmp_path):
@@ -169,8 +169,8 @@ def test_a_divided_tree_keeps_its_split_and_labels(toy_tree, tmp_path):
     (tmp_path / "t").symlink_to(toy_tree)
     run("scan", tmp_path / "t", f"--output={tmp_path / 'list.csv'}", "--num_workers=0")
     for split in ("train", "test"):
-        ours = load_index("csv", toy_tree, split, csv=tmp_path / "list.csv")
-        theirs = load_index("folder", toy_tree, split)
+        ours = load_image_set("csv", toy_tree, split, csv=tmp_path / "list.csv")
+        theirs = load_image_set("folder", toy_tree, split)
         assert ours.paths == theirs.paths and ours.class_names == theirs.class_names
         assert ours.labels.tolist() == theirs.labels.tolist()
 

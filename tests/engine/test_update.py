@@ -11,8 +11,7 @@ from metric_learning.engine.parallel.distributed import World
 from metric_learning.engine.train.optimizers import build_optimizer
 from metric_learning.engine.train.setup import set_up
 from metric_learning.engine.train.update import Updater, seed_draws, spread_of
-from metric_learning.reader.batches.device import to_inputs
-from metric_learning.reader.batches.loader import train_loader
+from metric_learning.reader.batches.loader import to_inputs, train_loader
 
 SCRIPTS = {name: train_elem for name in train_elem.ELEM_LOSSES} | {
     name: train_pair for name in train_pair.PAIR_LOSSES

@@ -29,7 +29,7 @@ def _photo(height, width, seed=0):
 def _train(name, rgb, crop_size, seed=0, **options):
     """A training crop of the image, drawn with a generator of that seed."""
     crop = random_crop(*rgb.shape[:2], np.random.default_rng(seed), **options)
-    return TRANSFORMS[name][0](rgb, crop, crop_size)
+    return TRANSFORMS[name].train(rgb, crop, crop_size)
 
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("preprocess_*.npz")), ids=lambda p: p.stem)
@@ -54,15 +54,15 @@ def test_eval_meets_all_reference_fixtures(shared):
 )
 def test_any_image_size_works(name, height, width):
     rgb = _photo(height, width)
-    image = TRANSFORMS[name][1](rgb, 32)
+    image = TRANSFORMS[name].eval(rgb, 32)
     assert image.shape == (3, 32, 32)
     assert image.dtype == np.float32
     assert image.flags["C_CONTIGUOUS"]
     assert np.isfinite(image).all()
-    crop = _train(name, rgb, 32)
-    assert crop.shape == (32, 32, 3)
-    assert crop.dtype == np.uint8
-    assert crop.flags["C_CONTIGUOUS"]
+    for crop in (_train(name, rgb, 32), TRANSFORMS[name].test(rgb, 32)):
+        assert crop.shape == (32, 32, 3)
+        assert crop.dtype == np.uint8
+    assert _train(name, rgb, 32).flags["C_CONTIGUOUS"]
     np.testing.assert_array_equal(rgb, _photo(height, width))
 
 
@@ -73,7 +73,7 @@ def test_constant_colour_is_normalised(name):
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.125)
     for options in ({"mean": IMAGENET_MEAN, "std": IMAGENET_STD}, {"mean": mean, "std": std}):
         expected = (colour / 255 - options["mean"]) / options["std"]
-        image = TRANSFORMS[name][1](rgb, 16, **options)
+        image = TRANSFORMS[name].eval(rgb, 16, **options)
         np.testing.assert_allclose(image, np.broadcast_to(expected, (16, 16, 3)).T, atol=1e-5)
     np.testing.assert_array_equal(_train(name, rgb, 16), np.broadcast_to(colour, (16, 16, 3)))
 
@@ -81,7 +81,7 @@ def test_constant_colour_is_normalised(name):
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_eval_at_the_image_size_only_normalises(name):
     rgb = _photo(24, 24)
-    image = TRANSFORMS[name][1](rgb, 24)
+    image = TRANSFORMS[name].eval(rgb, 24)
     expected = ((rgb / 255 - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
     np.testing.assert_allclose(image, expected, atol=1e-5)
 

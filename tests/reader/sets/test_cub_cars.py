@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from metric_learning.reader import load_index
+from metric_learning.reader import load_image_set
 
 
-def names(index):
-    return [os.path.basename(path) for path in index.paths]
+def names(image_set):
+    return [os.path.basename(path) for path in image_set.paths]
 
 
 def write_cub(folder, draw, classes):
@@ -26,7 +26,7 @@ def write_cub(folder, draw, classes):
 
 def test_cub200_2011_splits_at_class_100(tmp_path, draw):
     write_cub(tmp_path, draw, [200, 1, 100, 101, 1])
-    train, test = (load_index("cub200_2011", tmp_path, split) for split in ("train", "test"))
+    train, test = (load_image_set("cub200_2011", tmp_path, split) for split in ("train", "test"))
     assert train.labels.tolist() == [0, 1, 0] and names(train) == ["2.png", "3.png", "5.png"]
     assert test.class_names == {100: "101.Bird", 199: "200.Bird"}
     assert test.labels.tolist() == [199, 100]
@@ -35,32 +35,32 @@ def test_cub200_2011_splits_at_class_100(tmp_path, draw):
 
 def test_cub200_2011_ranges_are_official_class_numbers(tmp_path, draw):
     write_cub(tmp_path, draw, [51, 60, 70])
-    chosen = load_index("cub200_2011", tmp_path, "test", test_classes="60-70")
+    chosen = load_image_set("cub200_2011", tmp_path, "test", test_classes="60-70")
     assert chosen.labels.tolist() == [59, 69]
     with pytest.raises(ValueError, match="no images in the train split; the data has 3 classes"):
-        load_index("cub200_2011", tmp_path, "train", train_classes="1-50")
+        load_image_set("cub200_2011", tmp_path, "train", train_classes="1-50")
 
 
 def test_cub200_2011_image_without_label_is_an_error(tmp_path, draw):
     write_cub(tmp_path, draw, [1, 2])
     (tmp_path / "image_class_labels.txt").write_text("1 1\n")
     with pytest.raises(ValueError, match=r"images.txt:2: .*image_class_labels.txt lacks 2"):
-        load_index("cub200_2011", tmp_path, "train")
+        load_image_set("cub200_2011", tmp_path, "train")
     (tmp_path / "image_class_labels.txt").write_text("1 0\n")
     with pytest.raises(ValueError, match=r":1: expected 'image_id class_id', found '1 0'"):
-        load_index("cub200_2011", tmp_path, "train")
+        load_image_set("cub200_2011", tmp_path, "train")
 
 
 def test_cub200_2010_reads_class_folders(tmp_path, draw):
     for number in (1, 100, 101, 200):
         draw(tmp_path / "images" / f"{number:03d}.Bird" / "a.png")
     (tmp_path / "images" / "001.Bird" / "._a.png").write_text("resource fork")
-    train, test = (load_index("cub200_2010", tmp_path, split) for split in ("train", "test"))
+    train, test = (load_image_set("cub200_2010", tmp_path, split) for split in ("train", "test"))
     assert train.labels.tolist() == [0, 1] and test.labels.tolist() == [100, 199]
     assert test.class_names == {100: "101.Bird", 199: "200.Bird"}
     draw(tmp_path / "images" / "Robin" / "a.png")
     with pytest.raises(ValueError, match="Robin: expected a name such as 001"):
-        load_index("cub200_2010", tmp_path, "train")
+        load_image_set("cub200_2010", tmp_path, "train")
 
 
 @pytest.mark.parametrize("prefix", ["", "CUB/"])
@@ -72,10 +72,10 @@ def test_cub200_2010_reads_the_first_versions_lists(tmp_path, draw, prefix):
             draw(folder / "images" / path)
         text = "\n".join(f"{prefix}images/{path} {label}" for label, path in lines)
         (folder / f"CUB200_{split}.txt").write_text(text)
-    train, test = (load_index("cub200_2010", folder, split) for split in ("train", "test"))
+    train, test = (load_image_set("cub200_2010", folder, split) for split in ("train", "test"))
     assert train.labels.tolist() == [1, 0] and train.class_names == {0: "003.B", 1: "007.A"}
     assert test.labels.tolist() == [154] and test.read_image(0).shape == (6, 8, 3)
-    assert load_index("cub200_2010", folder, "test", test_classes="1").labels.tolist() == [3]
+    assert load_image_set("cub200_2010", folder, "test", test_classes="1").labels.tolist() == [3]
 
 
 def save_annotations(path, field, rows, **variables):
@@ -93,10 +93,10 @@ def test_cars196_pooled_annotations(tmp_path, draw):
     for name, _ in rows:
         draw(tmp_path / name)
     save_annotations(tmp_path / "cars_annos.mat", "relative_im_path", rows, class_names=CAR_NAMES)
-    train, test = (load_index("cars196", tmp_path, split) for split in ("train", "test"))
+    train, test = (load_image_set("cars196", tmp_path, split) for split in ("train", "test"))
     assert train.labels.tolist() == [1, 0] and train.class_names == {0: "Car 1", 1: "Car 98"}
     assert test.labels.tolist() == [98, 195] and test.read_image(1).shape == (6, 8, 3)
-    assert load_index("cars196", tmp_path, "train", train_classes="196").num_classes == 1
+    assert load_image_set("cars196", tmp_path, "train", train_classes="196").num_classes == 1
 
 
 def test_cars196_devkit(tmp_path, draw):
@@ -107,7 +107,7 @@ def test_cars196_devkit(tmp_path, draw):
     savemat(devkit / "cars_meta.mat", {"class_names": CAR_NAMES})
     save_annotations(devkit / "cars_train_annos.mat", "fname", [("00001.png", 150)])
     save_annotations(devkit / "cars_test_annos_withlabels.mat", "fname", [("00001.png", 2)])
-    train, test = (load_index("cars196", tmp_path, split) for split in ("train", "test"))
+    train, test = (load_image_set("cars196", tmp_path, split) for split in ("train", "test"))
     assert train.paths == [str(tmp_path / "cars_test" / "00001.png")]
     assert test.paths == [str(tmp_path / "cars_train" / "00001.png")]
     assert test.labels.tolist() == [149]
@@ -115,11 +115,11 @@ def test_cars196_devkit(tmp_path, draw):
 
 def test_cars196_broken_annotations_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="cars196: no file .*cars_annos.mat"):
-        load_index("cars196", tmp_path, "train")
+        load_image_set("cars196", tmp_path, "train")
     (tmp_path / "cars_annos.mat").write_bytes(b"nonsense " * 40)
     with pytest.raises(ValueError, match="cars_annos.mat: not a MATLAB file") as caught:
-        load_index("cars196", tmp_path, "train")
+        load_image_set("cars196", tmp_path, "train")
     assert "\n" not in str(caught.value)
     savemat(tmp_path / "cars_annos.mat", {"other": 1})
     with pytest.raises(ValueError, match="expected the variable annotations"):
-        load_index("cars196", tmp_path, "train")
+        load_image_set("cars196", tmp_path, "train")

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from metric_learning.reader import load_index
+from metric_learning.reader import load_image_set
 from metric_learning.reader.sets.cifar10 import ArrayUnpickler
 
 
@@ -22,14 +22,14 @@ def test_cifar10_batches(tmp_path, nested):
         write_batch(tmp_path / nested / f"data_batch_{i}", [i, 0], seed=i) for i in range(1, 6)
     ]
     write_batch(tmp_path / nested / "test_batch", [9, 2, 9])
-    train, test = (load_index("cifar10", tmp_path, split) for split in ("train", "test"))
+    train, test = (load_image_set("cifar10", tmp_path, split) for split in ("train", "test"))
     assert train.paths[3] == "data_batch_2:0001" and len(train) == 10
     assert train.class_names[1] == "automobile" and train.labels[:3].tolist() == [1, 0, 2]
     np.testing.assert_array_equal(
         train.read_image(2)[3, 5], pixels[1][0].reshape(3, 32, 32)[:, 3, 5]
     )
     assert test.labels.tolist() == [9, 2, 9] and test.class_names == {2: "bird", 9: "truck"}
-    trucks = load_index("cifar10", tmp_path, "test", test_classes="2")
+    trucks = load_image_set("cifar10", tmp_path, "test", test_classes="2")
     assert trucks.images.shape == (2, 32, 32, 3) and trucks.paths[1] == "test_batch:0002"
 
 
@@ -40,7 +40,7 @@ def test_cifar10_batch_runs_no_code(tmp_path):
 
     (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": Evil()}, protocol=2))
     with pytest.raises(ValueError, match="not a CIFAR-10 batch: it asks for .*mkdir"):
-        load_index("cifar10", tmp_path, "test")
+        load_image_set("cifar10", tmp_path, "test")
     assert not (tmp_path / "ran").exists()
 
 
@@ -62,14 +62,14 @@ def test_cifar10_batch_runs_no_code(tmp_path):
 def test_cifar10_broken_batch_is_an_error(tmp_path, content, message):
     (tmp_path / "test_batch").write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
-        load_index("cifar10", tmp_path, "test")
+        load_image_set("cifar10", tmp_path, "test")
     assert "\n" not in str(caught.value)
 
 
 def test_cifar10_lacking_a_batch_is_an_error(tmp_path):
     write_batch(tmp_path / "data_batch_1", [0])
     with pytest.raises(FileNotFoundError, match="cifar10: no file .*data_batch_2"):
-        load_index("cifar10", tmp_path, "train")
+        load_image_set("cifar10", tmp_path, "train")
 
 
 def test_python_2_pickles_of_arrays_are_read():

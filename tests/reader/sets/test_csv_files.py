@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metric_learning.reader import ImageError, load_index
+from metric_learning.reader import ImageError, load_image_set
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ FOLDS = "label,fold,path\ncat,0,a.png\ndog,1,b.png\ncat,1,c.png\nowl,,d.png\ndog
 
 
 def test_closed_set(write, tmp_path):
-    train, test = (load_index("csv", None, split, csv=write(CLOSED)) for split in ("train", "test"))
+    train, test = (
+        load_image_set("csv", None, split, csv=write(CLOSED)) for split in ("train", "test")
+    )
     assert train.paths == [str(tmp_path / "a.png"), str(tmp_path / "c.png")]
     assert train.class_names == test.class_names == {0: "10", 1: "9"}
     assert train.labels.tolist() == [0, 1] and test.labels.tolist() == [1, 0]
@@ -32,10 +34,10 @@ def test_closed_set(write, tmp_path):
 
 def test_open_set_numbers_test_classes_among_all(write):
     file = write("path,label,split\na.png,d,train\nb.png,a,test\nc.png,b,train\nd.png,c,test\n")
-    train, test = (load_index("csv", None, split, csv=str(file)) for split in ("train", "test"))
+    train, test = (load_image_set("csv", None, split, csv=str(file)) for split in ("train", "test"))
     assert train.labels.tolist() == [1, 0] and train.class_names == {0: "b", 1: "d"}
     assert test.labels.tolist() == [0, 2] and test.class_names == {0: "a", 2: "c"}
-    chosen = load_index("csv", None, "test", csv=file, test_classes="2")
+    chosen = load_image_set("csv", None, "test", csv=file, test_classes="2")
     assert chosen.class_names == {2: "c"}
 
 
@@ -44,29 +46,31 @@ def test_open_set_numbers_test_classes_among_all(write):
 )
 def test_the_fold_is_tested_and_the_others_train(write, tmp_path, fold, train, test):
     for split, names in (("train", train), ("test", test)):
-        index = load_index("csv", None, split, csv=write(FOLDS), fold=fold)
-        assert index.paths == [str(tmp_path / f"{name}.png") for name in names]
+        image_set = load_image_set("csv", None, split, csv=write(FOLDS), fold=fold)
+        assert image_set.paths == [str(tmp_path / f"{name}.png") for name in names]
 
 
 def test_folds_take_the_place_of_the_split(write):
     file = write("path,label,split,fold\na.png,x,train,0\nb.png,x,train,1\nc.png,y,test,\n")
-    assert load_index("csv", None, "test", csv=file).class_names == {1: "y"}
-    assert load_index("csv", None, "test", csv=file, fold=1).class_names == {0: "x"}
+    assert load_image_set("csv", None, "test", csv=file).class_names == {1: "y"}
+    assert load_image_set("csv", None, "test", csv=file, fold=1).class_names == {0: "x"}
 
 
 def test_names_with_commas_quotes_newlines_and_a_byte_order_mark(write, draw, tmp_path):
     draw(tmp_path / 'é, "b".png', 9)
     text = 'path,label,split\r\n"é, ""b"".png","red,\nbig",train\r\n\r\nb.png,x,test\r\n'
-    index = load_index("csv", None, "train", csv=write(text, "utf-8-sig"))
-    assert index.paths == [str(tmp_path / 'é, "b".png')] and index.class_names == {0: "red,\nbig"}
+    image_set = load_image_set("csv", None, "train", csv=write(text, "utf-8-sig"))
+    assert image_set.paths == [str(tmp_path / 'é, "b".png')] and image_set.class_names == {
+        0: "red,\nbig"
+    }
 
 
 def test_data_dir_is_where_the_paths_start(write, tmp_path, draw):
     draw(tmp_path / "images" / "a.png")
-    index = load_index(
+    image_set = load_image_set(
         "csv", tmp_path / "images", "train", csv=write(CLOSED.replace("c.png", "/c"))
     )
-    assert index.paths == [str(tmp_path / "images" / "a.png"), "/c"]
+    assert image_set.paths == [str(tmp_path / "images" / "a.png"), "/c"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ def test_data_dir_is_where_the_paths_start(write, tmp_path, draw):
 def test_a_broken_file_is_named_with_its_line(write, text, message):
     file = write(text)
     with pytest.raises(ValueError) as caught:
-        load_index("csv", None, "train", csv=file)
+        load_image_set("csv", None, "train", csv=file)
     assert f"{file}{message}" in str(caught.value)
 
 
@@ -104,33 +108,33 @@ def test_a_broken_file_is_named_with_its_line(write, text, message):
 )
 def test_a_wrong_fold_is_an_error(write, text, message):
     with pytest.raises(ValueError, match=message):
-        load_index("csv", None, "train", csv=write(text), fold=3)
+        load_image_set("csv", None, "train", csv=write(text), fold=3)
 
 
 def test_one_fold_leaves_no_training_images(write):
     file = write("path,label,fold\na.png,x,0\n")
     with pytest.raises(ValueError, match="no images in the train split"):
-        load_index("csv", None, "train", csv=file, fold=0)
+        load_image_set("csv", None, "train", csv=file, fold=0)
 
 
 def test_a_file_that_is_no_text_or_missing_is_an_error(write, tmp_path):
     with pytest.raises(ValueError, match="expected a UTF-8 CSV file"):
-        load_index("csv", None, "train", csv=write(CLOSED.replace("10", "é"), "latin-1"))
+        load_image_set("csv", None, "train", csv=write(CLOSED.replace("10", "é"), "latin-1"))
     with pytest.raises(FileNotFoundError, match="csv: no file .*no.csv; write one with 'python -m"):
-        load_index("csv", None, "train", csv=tmp_path / "no.csv")
+        load_image_set("csv", None, "train", csv=tmp_path / "no.csv")
 
 
 def test_the_options_belong_to_the_data_set(write, tmp_path):
     with pytest.raises(ValueError, match="--dataset=csv needs --csv=FILE with columns path,label"):
-        load_index("csv", None, "train")
+        load_image_set("csv", None, "train")
     with pytest.raises(ValueError, match="--csv is for --dataset=csv; --dataset=folder does not"):
-        load_index("folder", tmp_path, "train", csv=write(CLOSED))
+        load_image_set("folder", tmp_path, "train", csv=write(CLOSED))
     with pytest.raises(ValueError, match="--fold is for --dataset=csv"):
-        load_index("folder", tmp_path, "train", fold=0)
+        load_image_set("folder", tmp_path, "train", fold=0)
     with pytest.raises(ValueError, match="--train_list is for --dataset=list; --dataset=csv"):
-        load_index("csv", None, "train", csv=write(CLOSED), train_list="x.txt")
+        load_image_set("csv", None, "train", csv=write(CLOSED), train_list="x.txt")
 
 
 def test_a_missing_first_image_names_the_folder_flag(write):
     with pytest.raises(ImageError, match="relative to as --data_dir"):
-        load_index("csv", None, "test", csv=write(CLOSED.replace("b.png", "z.png")))
+        load_image_set("csv", None, "test", csv=write(CLOSED.replace("b.png", "z.png")))

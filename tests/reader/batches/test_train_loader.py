@@ -10,11 +10,15 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from metric_learning.reader.batches.batch import WholeImages
-from metric_learning.reader.batches.device import normalise, to_inputs
-from metric_learning.reader.batches.loader import train_loader
+from metric_learning.reader.batches.loader import (
+    Reading,
+    check_broken,
+    normalise,
+    to_inputs,
+    train_loader,
+)
+from metric_learning.reader.batches.on_device import WholeImages
 from metric_learning.reader.batches.samplers import ClassBlockSampler, ShuffledSampler
-from metric_learning.reader.batches.training import Reading, check_broken
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.image_set import ImageError, ImageSet
 from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -26,7 +30,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GP
 
 
 @pytest.fixture
-def index(tmp_path):
+def image_set(tmp_path):
     """Six classes of four images, JPEG and PNG, colour and grey, of many sizes."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(6), 4)
@@ -43,9 +47,9 @@ def index(tmp_path):
     return ImageSet("test", "train", paths, labels, names, everything, everything)
 
 
-def load(index, sampler, reading=None, start=0, end=4, workers=0, preprocessing=PREPROCESSING):
+def load(image_set, sampler, reading=None, start=0, end=4, workers=0, preprocessing=PREPROCESSING):
     loader = train_loader(
-        index,
+        image_set,
         sampler,
         preprocessing,
         start_step=start,
@@ -94,19 +98,19 @@ def former_input(rgb, transform, draw, size=24, seed=3):
     ("transform", "hand_over"),
     [("reference", "crops"), ("standard", "crops"), ("standard", "images")],
 )
-def test_inputs_are_those_of_before_to_the_bit(index, transform, hand_over):
+def test_inputs_are_those_of_before_to_the_bit(image_set, transform, hand_over):
     preprocessing = replace(PREPROCESSING, transform=transform)
-    sampler = ShuffledSampler(index.labels, 8)
-    batches = load(index, sampler, Reading(hand_over), preprocessing=preprocessing)
+    sampler = ShuffledSampler(image_set.labels, 8)
+    batches = load(image_set, sampler, Reading(hand_over), preprocessing=preprocessing)
     for step, images in enumerate(inputs_of(batches, preprocessing)):
         assert images.is_contiguous(memory_format=torch.channels_last)
         for position, i in enumerate(sampler.batch(step)):
-            expected = former_input(index.read_image(i), transform, 8 * step + position)
+            expected = former_input(image_set.read_image(i), transform, 8 * step + position)
             np.testing.assert_array_equal(images[position], expected)
 
 
-def test_batches_are_bytes_until_they_are_on_the_device(index):
-    [batch] = load(index, ShuffledSampler(index.labels, 8), end=1)
+def test_batches_are_bytes_until_they_are_on_the_device(image_set):
+    [batch] = load(image_set, ShuffledSampler(image_set.labels, 8), end=1)
     assert batch.images.dtype == torch.uint8 and batch.images.shape == (8, 3, 24, 24)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
@@ -121,10 +125,10 @@ def test_normalise_equals_the_formula_for_all_values():
     torch.testing.assert_close(images.double(), expected, atol=1e-6, rtol=0)
 
 
-def test_files_are_decoded_where_the_batch_goes(index):
-    sampler = ShuffledSampler(index.labels, 24)
-    expected = inputs_of(load(index, sampler, end=2))
-    batches = load(index, sampler, Reading("files"), end=2)
+def test_files_are_decoded_where_the_batch_goes(image_set):
+    sampler = ShuffledSampler(image_set.labels, 24)
+    expected = inputs_of(load(image_set, sampler, end=2))
+    batches = load(image_set, sampler, Reading("files"), end=2)
     assert [isinstance(batch.images, WholeImages) for batch in batches] == [True, True]
     assert sum(path is not None for path in batches[0].images.jpegs) == 16
     for images, wanted in zip(inputs_of(batches), expected, strict=True):
@@ -139,19 +143,19 @@ def keep_head(path):
         file.write(data[: data.index(b"\xff\xda")] + b"\xff\xd9")
 
 
-def test_a_jpeg_broken_inside_is_named_when_it_is_decoded(index):
-    keep_head(index.paths[1])
-    with pytest.raises(ImageError, match=index.paths[1]):
-        inputs_of(load(index, ShuffledSampler(index.labels, 24), Reading("files"), end=1))
+def test_a_jpeg_broken_inside_is_named_when_it_is_decoded(image_set):
+    keep_head(image_set.paths[1])
+    with pytest.raises(ImageError, match=image_set.paths[1]):
+        inputs_of(load(image_set, ShuffledSampler(image_set.labels, 24), Reading("files"), end=1))
 
 
 @CUDA
 @pytest.mark.parametrize(("hand_over", "levels"), [("crops", 0), ("images", 1), ("files", 6)])
-def test_a_gpu_makes_the_same_inputs(index, hand_over, levels):
+def test_a_gpu_makes_the_same_inputs(image_set, hand_over, levels):
     """NVIDIA's decoder rounds otherwise, and interpolates colours otherwise at their edges."""
-    sampler = ShuffledSampler(index.labels, 24)
-    [expected] = inputs_of(load(index, sampler, end=1))
-    [batch] = load(index, sampler, Reading(hand_over), end=1)
+    sampler = ShuffledSampler(image_set.labels, 24)
+    [expected] = inputs_of(load(image_set, sampler, end=1))
+    [batch] = load(image_set, sampler, Reading(hand_over), end=1)
     [images] = inputs_of([batch], device=torch.device("cuda"))
     differences = (images - expected).abs() * 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1)
     assert differences.mean() <= levels / 2 + 1e-3
@@ -159,57 +163,64 @@ def test_a_gpu_makes_the_same_inputs(index, hand_over, levels):
 
 
 @CUDA
-def test_a_gpu_run_names_a_broken_file(index):
-    keep_head(index.paths[1])
-    batches = load(index, ShuffledSampler(index.labels, 24), Reading("files"), end=1)
-    with pytest.raises(ImageError, match=index.paths[1]):
+def test_a_gpu_run_names_a_broken_file(image_set):
+    keep_head(image_set.paths[1])
+    batches = load(image_set, ShuffledSampler(image_set.labels, 24), Reading("files"), end=1)
+    with pytest.raises(ImageError, match=image_set.paths[1]):
         inputs_of(batches, device=torch.device("cuda"))
 
 
-def break_files(index, *images):
+def break_files(image_set, *images):
     for i in images:
-        with open(index.paths[i], "wb") as file:
+        with open(image_set.paths[i], "wb") as file:
             file.write(b"no image")
 
 
-def test_a_broken_image_stops_by_default(index):
-    break_files(index, 5)
-    with pytest.raises(ImageError, match=index.paths[5]):
-        load(index, ShuffledSampler(index.labels, 24), end=1)
+def test_a_broken_image_stops_by_default(image_set):
+    break_files(image_set, 5)
+    with pytest.raises(ImageError, match=image_set.paths[5]):
+        load(image_set, ShuffledSampler(image_set.labels, 24), end=1)
 
 
 @pytest.mark.parametrize("hand_over", ["crops", "images", "files"])
-def test_a_broken_image_is_replaced_within_its_class(index, hand_over):
-    break_files(index, 5, 6)
-    sampler = ShuffledSampler(index.labels, 24)
+def test_a_broken_image_is_replaced_within_its_class(image_set, hand_over):
+    break_files(image_set, 5, 6)
+    sampler = ShuffledSampler(image_set.labels, 24)
     reading = replace(SKIP, hand_over=hand_over)
-    batches = load(index, sampler, reading, end=3)
+    batches = load(image_set, sampler, reading, end=3)
     images = inputs_of(batches)
     for step, batch in enumerate(batches):
         order = sampler.batch(step)
-        np.testing.assert_array_equal(batch.labels, index.labels[order])
-        assert {index.paths[5], index.paths[6]} == set(batch.broken)
+        np.testing.assert_array_equal(batch.labels, image_set.labels[order])
+        assert {image_set.paths[5], image_set.paths[6]} == set(batch.broken)
         assert all(path in error for path, error in batch.broken.items())
         for i in (5, 6):
             position = int(np.flatnonzero(order == i)[0])
             drawn = images[step][position]
             possible = [
-                former_input(index.read_image(other), "standard", 24 * step + position)
+                former_input(image_set.read_image(other), "standard", 24 * step + position)
                 for other in (4, 7)
             ]
             assert any(np.array_equal(drawn, image) for image in possible)
 
 
-def test_replacements_depend_on_neither_workers_nor_resume_nor_ranks(index):
-    break_files(index, 5, 6, 17)
-    whole = inputs_of(load(index, ClassBlockSampler(index.labels, 8, 2), SKIP, end=6))
+def test_replacements_depend_on_neither_workers_nor_resume_nor_ranks(image_set):
+    break_files(image_set, 5, 6, 17)
+    whole = inputs_of(load(image_set, ClassBlockSampler(image_set.labels, 8, 2), SKIP, end=6))
     with_workers = inputs_of(
-        load(index, ClassBlockSampler(index.labels, 8, 2), SKIP, end=6, workers=2)
+        load(image_set, ClassBlockSampler(image_set.labels, 8, 2), SKIP, end=6, workers=2)
     )
-    resumed = inputs_of(load(index, ClassBlockSampler(index.labels, 8, 2), SKIP, start=3, end=6))
+    resumed = inputs_of(
+        load(image_set, ClassBlockSampler(image_set.labels, 8, 2), SKIP, start=3, end=6)
+    )
     shares = [
         inputs_of(
-            load(index, ClassBlockSampler(index.labels, 8, 2, rank=r, world_size=2), SKIP, end=6)
+            load(
+                image_set,
+                ClassBlockSampler(image_set.labels, 8, 2, rank=r, world_size=2),
+                SKIP,
+                end=6,
+            )
         )
         for r in range(2)
     ]
@@ -221,12 +232,12 @@ def test_replacements_depend_on_neither_workers_nor_resume_nor_ranks(index):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_class_without_a_readable_image_is_named(index, workers):
-    break_files(index, 4, 5, 6, 7)
+def test_a_class_without_a_readable_image_is_named(image_set, workers):
+    break_files(image_set, 4, 5, 6, 7)
     with pytest.raises(
         ImageError, match="class1 has no readable image among its 4: .*not an image"
     ):
-        load(index, ShuffledSampler(index.labels, 24), SKIP, end=1, workers=workers)
+        load(image_set, ShuffledSampler(image_set.labels, 24), SKIP, end=1, workers=workers)
 
 
 def test_one_broken_image_is_tolerated_and_one_in_twenty():

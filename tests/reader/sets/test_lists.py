@@ -4,16 +4,16 @@ import time
 import numpy as np
 import pytest
 
-from metric_learning.reader import load_index
+from metric_learning.reader import load_image_set
 
 
-def names(index):
-    return [os.path.basename(path) for path in index.paths]
+def names(image_set):
+    return [os.path.basename(path) for path in image_set.paths]
 
 
 def test_sop_labels_follow_the_class_ids(make_sop):
     folder = make_sop()
-    train, test = (load_index("sop", folder, split) for split in ("train", "test"))
+    train, test = (load_image_set("sop", folder, split) for split in ("train", "test"))
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert train.class_names == {0: "1", 1: "2", 2: "3"}
     assert test.labels.tolist() == [4, 4, 5, 5, 6, 6]
@@ -24,21 +24,21 @@ def test_sop_labels_follow_the_class_ids(make_sop):
 
 
 def test_sop_super_classes_have_the_names_of_their_folders(make_sop, tmp_path):
-    index = load_index("sop", make_sop(), "test")
-    assert index.super_classes == {4: "mug", 5: "mug", 6: "mug"}
+    image_set = load_image_set("sop", make_sop(), "test")
+    assert image_set.super_classes == {4: "mug", 5: "mug", 6: "mug"}
     (tmp_path / "Ebay_train.txt").write_text(
         "1 1 7 a/1.jpg\n2 2 7 b/2.jpg\n3 3 8 c/3.jpg\n4 4 9 4.jpg\n"
     )
-    index = load_index("sop", tmp_path, "train", train_classes="2-4")
-    assert index.super_classes == {0: "7", 1: "c", 2: "9"}
+    image_set = load_image_set("sop", tmp_path, "train", train_classes="2-4")
+    assert image_set.super_classes == {0: "7", 1: "c", 2: "9"}
 
 
 def test_sop_class_ids_with_gaps_and_in_any_order(tmp_path):
     (tmp_path / "Ebay_train.txt").write_text(
         "image_id class_id super_class_id path\n1 70 1 a.jpg\n2 9 1 b.jpg\n3 70 1 c.jpg\n"
     )
-    index = load_index("sop", tmp_path, "train")
-    assert index.labels.tolist() == [1, 0, 1] and index.class_names == {0: "9", 1: "70"}
+    image_set = load_image_set("sop", tmp_path, "train")
+    assert image_set.labels.tolist() == [1, 0, 1] and image_set.class_names == {0: "9", 1: "70"}
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -48,9 +48,9 @@ def test_sop_file_forms(tmp_path, end, mark, header):
     lines = ["1 5 1 a b/c d.jpg", "", "2\t6\t1\té.jpg"]
     text = end.join(lines if header is None else [header, *lines])
     (tmp_path / "Ebay_test.txt").write_bytes(mark + text.encode())
-    index = load_index("sop", tmp_path, "test")
-    assert index.labels.tolist() == [5, 6]
-    assert index.paths == [str(tmp_path / "a b" / "c d.jpg"), str(tmp_path / "é.jpg")]
+    image_set = load_image_set("sop", tmp_path, "test")
+    assert image_set.labels.tolist() == [5, 6]
+    assert image_set.paths == [str(tmp_path / "a b" / "c d.jpg"), str(tmp_path / "é.jpg")]
 
 
 @pytest.mark.parametrize("line", ["7 3 1", "7 x 1 a.jpg", "7 -3 1 a.jpg", "7 3.5 1 a.jpg", "7"])
@@ -58,7 +58,7 @@ def test_sop_bad_line_is_named(tmp_path, line):
     path = tmp_path / "Ebay_train.txt"
     path.write_text(f"image_id class_id super_class_id path\n1 1 1 a.jpg\n\n{line}\n")
     with pytest.raises(ValueError) as caught:
-        load_index("sop", tmp_path, "train")
+        load_image_set("sop", tmp_path, "train")
     assert str(caught.value) == (
         f"{path}:4: expected 'image_id class_id super_class_id path', found '{line}'"
     )
@@ -67,16 +67,16 @@ def test_sop_bad_line_is_named(tmp_path, line):
 def test_list_that_is_no_text_is_an_error(tmp_path):
     (tmp_path / "Ebay_train.txt").write_bytes(b"1 1 1 \xff\xfe.jpg\n")
     with pytest.raises(ValueError, match="expected a UTF-8 text file"):
-        load_index("sop", tmp_path, "train")
+        load_image_set("sop", tmp_path, "train")
 
 
 def test_sop_of_full_size_loads_in_a_second(tmp_path):
     lines = [f"{i} {i // 5 + 1} 1 mug_final/{i:012d}_{i % 5}.JPG" for i in range(60_000)]
     (tmp_path / "Ebay_train.txt").write_text("\n".join(lines))
     start = time.process_time()
-    index = load_index("sop", tmp_path, "train")
+    image_set = load_image_set("sop", tmp_path, "train")
     assert time.process_time() - start < 1
-    assert len(index) == 60_000 and index.num_classes == 12_000
+    assert len(image_set) == 60_000 and image_set.num_classes == 12_000
 
 
 def test_list_paths_labels_and_folders(tmp_path, draw):
@@ -85,12 +85,12 @@ def test_list_paths_labels_and_folders(tmp_path, draw):
         "images/my picture.png 30\n/absolute/b.png 10\n\nimages/c.png 30\n"
     )
     options = {"train_list": tmp_path / "train.txt", "test_list": str(tmp_path / "train.txt")}
-    train = load_index("list", None, "train", **options)
+    train = load_image_set("list", None, "train", **options)
     assert train.labels.tolist() == [1, 0, 1] and train.class_names == {0: "10", 1: "30"}
     assert train.paths[:2] == [str(tmp_path / "images" / "my picture.png"), "/absolute/b.png"]
     assert train.read_image(0).shape == (6, 8, 3)
-    assert load_index("list", None, "test", **options).labels.tolist() == [30, 10, 30]
-    elsewhere = load_index("list", tmp_path / "images", "train", **options)
+    assert load_image_set("list", None, "test", **options).labels.tolist() == [30, 10, 30]
+    elsewhere = load_image_set("list", tmp_path / "images", "train", **options)
     assert elsewhere.paths[2] == str(tmp_path / "images" / "images" / "c.png")
 
 
@@ -98,15 +98,15 @@ def test_list_paths_labels_and_folders(tmp_path, draw):
 def test_list_bad_line_is_named(tmp_path, line):
     (tmp_path / "l.txt").write_text(f"ok.png 0\n{line}\n")
     with pytest.raises(ValueError) as caught:
-        load_index("list", None, "test", test_list=tmp_path / "l.txt")
+        load_image_set("list", None, "test", test_list=tmp_path / "l.txt")
     assert str(caught.value) == f"{tmp_path / 'l.txt'}:2: expected 'path label', found '{line}'"
 
 
 def test_list_needs_its_file(tmp_path):
     with pytest.raises(ValueError, match="needs --test_list=FILE"):
-        load_index("list", None, "test", train_list=tmp_path / "a.txt")
+        load_image_set("list", None, "test", train_list=tmp_path / "a.txt")
     with pytest.raises(FileNotFoundError, match="list: no file .*a.txt; expected a file of"):
-        load_index("list", None, "train", train_list=tmp_path / "a.txt")
+        load_image_set("list", None, "train", train_list=tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize("list_folder", [".", "Eval"])
@@ -120,7 +120,7 @@ def test_inshop_queries_search_the_gallery(tmp_path, draw, list_folder, image_fo
     (tmp_path / list_folder).mkdir(exist_ok=True)
     path = tmp_path / list_folder / "list_eval_partition.txt"
     path.write_text(f"5\nimage_name item_id evaluation_status\n{text}\n")
-    train, test = (load_index("inshop", tmp_path, split) for split in ("train", "test"))
+    train, test = (load_image_set("inshop", tmp_path, split) for split in ("train", "test"))
     assert train.labels.tolist() == [0, 1] and train.class_names == {0: "id_2", 1: "id_5"}
     assert train.is_self_retrieval
     assert names(test) == ["c.png", "d.png", "e.png"]
@@ -134,4 +134,4 @@ def test_inshop_unknown_status_is_named(tmp_path):
     path = tmp_path / "list_eval_partition.txt"
     path.write_text("1\nimage_name item_id evaluation_status\nimg/a.png id_1 val\n")
     with pytest.raises(ValueError, match=r":3: expected 'image_name item_id evaluation_status'"):
-        load_index("inshop", tmp_path, "test")
+        load_image_set("inshop", tmp_path, "test")

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from metric_learning.reader import lanczos
-from metric_learning.reader.lanczos import resize_lanczos
+from metric_learning.reader import transforms
+from metric_learning.reader.transforms import resize_lanczos
 
 
 def opencv(rgb, height, width):
@@ -59,12 +59,13 @@ def test_the_strongest_contrast_does_not_overflow():
 
 
 def test_opencv_takes_over_where_nothing_can_be_compiled(monkeypatch):
-    monkeypatch.setattr(lanczos, "sum_lines", None)
+    monkeypatch.setattr(transforms, "_compiled", lambda: None)
     rgb = photo(20, 30)
     np.testing.assert_array_equal(resize_lanczos(rgb, 16, 16), opencv(rgb, 16, 16))
     code = (
         "import sys, warnings; sys.modules['numba'] = None; warnings.simplefilter('error'); "
-        "import reader.lanczos"
+        "import numpy; from metric_learning.reader.transforms import resize_lanczos; "
+        "resize_lanczos(numpy.zeros((8, 8, 3), numpy.uint8), 4, 4)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "images are resized by OpenCV, which takes longer" in done.stderr

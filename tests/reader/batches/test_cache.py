@@ -20,7 +20,7 @@ from metric_learning.reader.transforms import reduce_image
 FORK = multiprocessing.get_context("fork")
 
 
-def make_index(folder):
+def make_image_set(folder):
     paths = sorted(map(str, folder.glob("*.*")))
     labels = np.arange(len(paths)) // 4
     everything = np.ones(len(paths), dtype=bool)
@@ -47,9 +47,9 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
-def build(index, folder, short_side=40, workers=2, on_bad_image="error", lines=None):
+def build(image_set, folder, short_side=40, workers=2, on_bad_image="error", lines=None):
     return open_cache(
-        index,
+        image_set,
         folder,
         short_side,
         num_workers=workers,
@@ -58,9 +58,9 @@ def build(index, folder, short_side=40, workers=2, on_bad_image="error", lines=N
     )
 
 
-def assert_holds(cached, index, short_side=40):
-    for i in range(len(index)):
-        rgb, found = index.read_image(i), cached.read_image(i)
+def assert_holds(cached, image_set, short_side=40):
+    for i in range(len(image_set)):
+        rgb, found = image_set.read_image(i), cached.read_image(i)
         if min(rgb.shape[:2]) > short_side:
             assert min(found.shape[:2]) == short_side
             scale = short_side / min(rgb.shape[:2])
@@ -71,10 +71,12 @@ def assert_holds(cached, index, short_side=40):
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_it_holds_what_the_files_hold(images, folder, workers):
-    index, lines = make_index(images), []
-    cached = build(index, folder, workers=workers, lines=lines)
-    assert_holds(cached, index)
-    assert len(cached) == 24 and cached.paths is index.paths and cached.labels is index.labels
+    image_set, lines = make_image_set(images), []
+    cached = build(image_set, folder, workers=workers, lines=lines)
+    assert_holds(cached, image_set)
+    assert (
+        len(cached) == 24 and cached.paths is image_set.paths and cached.labels is image_set.labels
+    )
     size = CachePaths(folder).pixels.stat().st_size
     assert size == sum(cached.read_image(i).size for i in range(24))
     assert f"{size / 1e9:.2f} GB for 24 images" in lines[0] and "GB free; 24 to decode" in lines[0]
@@ -82,38 +84,38 @@ def test_it_holds_what_the_files_hold(images, folder, workers):
 
 
 def test_a_complete_cache_is_opened_without_decoding_or_writing(images, folder, monkeypatch):
-    index, lines = make_index(images), []
-    build(index, folder)
+    image_set, lines = make_image_set(images), []
+    build(image_set, folder)
     expected = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     monkeypatch.setattr(ImageSet, "read_image", None)
     monkeypatch.setattr(cache_build, "locked", None)
-    cached = build(index, folder, lines=lines)
+    cached = build(image_set, folder, lines=lines)
     assert cached.read_image(3).dtype == np.uint8 and lines == []
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == expected
 
 
 def test_no_write_reaches_the_file(images, folder):
-    index = make_index(images)
-    build(index, folder).read_image(0)[:] = 0
-    assert_holds(build(index, folder), index)
+    image_set = make_image_set(images)
+    build(image_set, folder).read_image(0)[:] = 0
+    assert_holds(build(image_set, folder), image_set)
 
 
 def test_workers_open_the_map_instead_of_getting_a_copy(images, folder):
-    index = make_index(images)
-    sent = pickle.dumps(build(index, folder).cached)
+    image_set = make_image_set(images)
+    sent = pickle.dumps(build(image_set, folder).cached)
     assert len(sent) < 2000
-    np.testing.assert_array_equal(pickle.loads(sent).read(1), index.read_image(1))
+    np.testing.assert_array_equal(pickle.loads(sent).read(1), image_set.read_image(1))
 
 
 def test_the_data_set_may_move(images, folder):
-    build(make_index(images), folder)
+    build(make_image_set(images), folder)
     moved = images.rename(images.with_name("elsewhere"))
-    assert_holds(build(make_index(moved), folder), make_index(moved))
+    assert_holds(build(make_image_set(moved), folder), make_image_set(moved))
     assert relative_paths(["/a/b/c.png", "/a/d.png"]) == ["b/c.png", "d.png"]
     assert relative_paths(["/a/b/c.png"]) == ["c.png"]
 
 
-class SlowIndex(ImageSet):
+class SlowImages(ImageSet):
     """Images that take some seconds each, so that a build can be caught in the middle."""
 
     def read_image(self, i):
@@ -125,11 +127,11 @@ def start_builder(images, folder, seconds):
     """Build the cache in another process, which logs to LOG and then writes its checksum there."""
 
     def run():
-        index = SlowIndex(**vars(make_index(images)))
-        object.__setattr__(index, "seconds", seconds)
+        image_set = SlowImages(**vars(make_image_set(images)))
+        object.__setattr__(image_set, "seconds", seconds)
         cache_build.SYNC_SECONDS = 0.0
         lines = LogFile(log)
-        cached = build(index, folder, workers=1, lines=lines)
+        cached = build(image_set, folder, workers=1, lines=lines)
         lines.append(f"sum {sum(int(cached.read_image(i).sum()) for i in range(24))}")
 
     log = images.parent / f"{len(list(images.parent.glob('*.log')))}.log"
@@ -167,14 +169,14 @@ def test_a_killed_build_is_continued(images, folder, moment):
     process.join()
     there, lines = num_present(folder), []
     assert moment <= there < 24
-    assert_holds(build(make_index(images), folder, lines=lines), make_index(images))
+    assert_holds(build(make_image_set(images), folder, lines=lines), make_image_set(images))
     assert lines[0].endswith(f"GB free; {24 - there} to decode")
 
 
 @pytest.mark.parametrize("kept", ["nothing", "about", "index"])
 def test_a_build_that_died_early_or_lost_its_pixels_is_continued(images, folder, kept):
-    index = make_index(images)
-    build(index, folder)
+    image_set = make_image_set(images)
+    build(image_set, folder)
     files = CachePaths(folder)
     files.pixels.unlink()
     files.about.write_text(files.about.read_text().partition(',\n  "index"')[0] + "\n}\n")
@@ -182,7 +184,7 @@ def test_a_build_that_died_early_or_lost_its_pixels_is_continued(images, folder,
         files.index.unlink()
     if kept == "nothing":
         files.about.unlink()
-    assert_holds(build(index, folder), index)
+    assert_holds(build(image_set, folder), image_set)
 
 
 def test_two_processes_build_one_cache(images, folder):
@@ -194,7 +196,7 @@ def test_two_processes_build_one_cache(images, folder):
     assert logs[0].splitlines()[-1] == logs[1].splitlines()[-1]
     assert sum(log.count("to decode") for log in logs) == 1
     assert sum(log.count("is complete") for log in logs) == 1
-    assert_holds(build(make_index(images), folder), make_index(images))
+    assert_holds(build(make_image_set(images), folder), make_image_set(images))
 
 
 def test_the_one_that_waits_says_so_and_goes_on_when_the_builder_dies(images, folder):
@@ -221,16 +223,16 @@ def test_the_one_that_waits_says_so_and_goes_on_when_the_builder_dies(images, fo
     ],
 )
 def test_a_damaged_cache_is_refused(images, folder, damage, message):
-    build(make_index(images), folder)
+    build(make_image_set(images), folder)
     damage(CachePaths(folder))
     with pytest.raises(ImageError, match=message) as error:
-        build(make_index(images), folder)
+        build(make_image_set(images), folder)
     assert str(folder) in str(error.value) and "delete" in str(error.value)
 
 
 def test_an_index_or_pixels_with_flipped_bits_are_found(images, folder):
-    index = make_index(images)
-    cached = build(index, folder)
+    image_set = make_image_set(images)
+    cached = build(image_set, folder)
     files = CachePaths(folder)
     offset = int(np.load(files.index)["offset"][5])
     with files.pixels.open("r+b") as file:
@@ -238,7 +240,7 @@ def test_an_index_or_pixels_with_flipped_bits_are_found(images, folder):
         byte = file.read(1)
         file.seek(offset + 7)
         file.write(bytes([byte[0] ^ 1]))
-    cached = build(index, folder)
+    cached = build(image_set, folder)
     cached.read_image(4)
     with pytest.raises(ImageError, match="image 5 is not what was written"):
         cached.read_image(5)
@@ -248,44 +250,46 @@ def test_an_index_or_pixels_with_flipped_bits_are_found(images, folder):
         damaged[name][2] += 1
         np.save(files.index, damaged)
         with pytest.raises(ImageError, match=f"index.npy {message}"):
-            build(index, folder)
+            build(image_set, folder)
 
 
 def test_a_cache_of_something_else_is_refused(images, folder):
-    index = make_index(images)
-    build(index, folder)
+    image_set = make_image_set(images)
+    build(image_set, folder)
     with pytest.raises(ImageError, match="other cache_size \\(40, not 50\\)"):
-        build(index, folder, short_side=50)
-    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(index.paths[3])
+        build(image_set, folder, short_side=50)
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(image_set.paths[3])
     with pytest.raises(ImageError, match="other files"):
-        build(index, folder)
-    os.remove(index.paths[3])
+        build(image_set, folder)
+    os.remove(image_set.paths[3])
     with pytest.raises(ImageError, match="other images \\(24, not 23\\)"):
-        build(make_index(images), folder)
+        build(make_image_set(images), folder)
 
 
 def test_a_folder_of_something_else_is_left_alone(images, folder):
     folder.mkdir()
     (folder / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="holds something that is no cache"):
-        build(make_index(images), folder)
+        build(make_image_set(images), folder)
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
 def test_images_in_memory_are_refused(images, folder):
-    index = ImageSet(**vars(make_index(images)) | {"images": np.zeros((24, 4, 4, 3), np.uint8)})
+    image_set = ImageSet(
+        **vars(make_image_set(images)) | {"images": np.zeros((24, 4, 4, 3), np.uint8)}
+    )
     with pytest.raises(ValueError, match="--cache is not used by --dataset=toy"):
-        build(index, folder)
+        build(image_set, folder)
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_work(images, folder, monkeypatch):
     usage = (10**9, 10**9 - 5000, 5000)
     monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda path: Usage(*usage))
     with pytest.raises(OSError, match="but 0.00 GB are free: free some") as error:
-        build(make_index(images), folder)
+        build(make_image_set(images), folder)
     assert "\n" not in str(error.value) and num_present(folder) == 0
     monkeypatch.undo()
-    assert_holds(build(make_index(images), folder), make_index(images))
+    assert_holds(build(make_image_set(images), folder), make_image_set(images))
 
 
 class Usage(tuple):
@@ -301,19 +305,19 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line(images, folder, monkeypatch)
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="are free: free some"):
-        build(make_index(images), folder)
+        build(make_image_set(images), folder)
     monkeypatch.undo()
-    assert_holds(build(make_index(images), folder), make_index(images))
+    assert_holds(build(make_image_set(images), folder), make_image_set(images))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xd8 no jpeg \xff\xd9", "cut"])
 def test_a_broken_image_stops_the_build_or_is_noted(images, folder, damage):
     path = images / "06.jpg"
     path.write_bytes(path.read_bytes()[:-200] if damage == "cut" else damage)
-    index, lines = make_index(images), []
+    image_set, lines = make_image_set(images), []
     with pytest.raises(ImageError, match=str(path)):
-        build(index, folder)
-    cached = build(index, folder, on_bad_image="skip", lines=lines)
+        build(image_set, folder)
+    cached = build(image_set, folder, on_bad_image="skip", lines=lines)
     assert sum(str(path) in line for line in lines) == 1
     assert cached.cached.broken().tolist() == [6]
     with pytest.raises(ImageError, match=f"{path}: it was broken when the cache was built"):
@@ -321,11 +325,11 @@ def test_a_broken_image_stops_the_build_or_is_noted(images, folder, damage):
     for i in (5, 7):
         assert cached.read_image(i).size
     with pytest.raises(ImageError, match=f"{path} \\(1 broken of 24"):
-        build(index, folder)
+        build(image_set, folder)
 
 
 def test_too_many_broken_images_stop_the_build(images, folder):
     for i in (6, 9):
         (images / f"{i:02d}.jpg").write_bytes(b"no image")
     with pytest.raises(ImageError, match="2 broken images among 24"):
-        build(make_index(images), folder, on_bad_image="skip")
+        build(make_image_set(images), folder, on_bad_image="skip")

@@ -1,6 +1,6 @@
 import pytest
 
-from metric_learning.reader import load_index
+from metric_learning.reader import load_image_set
 
 
 def write_tree(root, draw, classes, images_per_class=2):
@@ -12,31 +12,31 @@ def write_tree(root, draw, classes, images_per_class=2):
 def test_folder_with_train_and_test(tmp_path, draw):
     write_tree(tmp_path / "train", draw, ["dog", "cat"])
     write_tree(tmp_path / "test", draw, ["fox", "dog"])
-    train, test = (load_index("folder", tmp_path, split) for split in ("train", "test"))
+    train, test = (load_image_set("folder", tmp_path, split) for split in ("train", "test"))
     assert train.labels.tolist() == [0, 0, 1, 1] and train.class_names == {0: "cat", 1: "dog"}
     assert test.labels.tolist() == [1, 1, 2, 2] and test.class_names == {1: "dog", 2: "fox"}
-    only = load_index("folder", tmp_path, "test", test_classes="2")
+    only = load_image_set("folder", tmp_path, "test", test_classes="2")
     assert only.class_names == {2: "fox"} and only.labels.tolist() == [2, 2]
 
 
 def test_val_is_the_test_folder_of_imagenet(tmp_path, draw):
     for folder in ("train", "val"):
         write_tree(tmp_path / folder, draw, ["n02", "n01"], images_per_class=1)
-    test = load_index("folder", tmp_path, "test")
+    test = load_image_set("folder", tmp_path, "test")
     assert test.class_names == {0: "n01", 1: "n02"} and "/val/n01/" in test.paths[0]
     write_tree(tmp_path / "test", draw, ["n02"])
-    assert "/test/n02/" in load_index("folder", tmp_path, "test").paths[0]
+    assert "/test/n02/" in load_image_set("folder", tmp_path, "test").paths[0]
 
 
 def test_the_test_folder_alone_can_be_tested(tmp_path, draw):
     write_tree(tmp_path / "val", draw, ["n02", "n01"])
-    test = load_index("folder", tmp_path, "test")
+    test = load_image_set("folder", tmp_path, "test")
     assert test.class_names == {0: "n01", 1: "n02"} and test.labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(FileNotFoundError, match="no class folders with images"):
-        load_index("folder", tmp_path, "train")
+        load_image_set("folder", tmp_path, "train")
     (tmp_path / "test").mkdir()  # empty, and preferred to val/
     with pytest.raises(FileNotFoundError, match="no class folders .*expected train/CLASS"):
-        load_index("folder", tmp_path, "test")
+        load_image_set("folder", tmp_path, "test")
 
 
 def test_folder_of_classes_is_halved_or_chosen(tmp_path, draw):
@@ -45,19 +45,19 @@ def test_folder_of_classes_is_halved_or_chosen(tmp_path, draw):
     (tmp_path / "a" / "._0.png").write_text("no image")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "empty").mkdir()
-    train, test = (load_index("folder", tmp_path, split) for split in ("train", "test"))
+    train, test = (load_image_set("folder", tmp_path, split) for split in ("train", "test"))
     assert list(train.class_names.values()) == ["a", "b", "c"] and len(train) == 6
     assert test.class_names == {3: "d", 4: "e"} and test.labels.tolist() == [3, 3, 4, 4]
-    chosen = load_index("folder", tmp_path, "train", train_classes="5,1-2")
+    chosen = load_image_set("folder", tmp_path, "train", train_classes="5,1-2")
     assert chosen.class_names == {0: "a", 1: "b", 2: "e"}
     assert chosen.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_folder_without_classes_or_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no class folders .*expected train/CLASS"):
-        load_index("folder", tmp_path, "train")
+        load_image_set("folder", tmp_path, "train")
     with pytest.raises(ValueError, match="--dataset=folder needs --data_dir"):
-        load_index("folder", None, "train")
+        load_image_set("folder", None, "train")
 
 
 def test_omniglot_alphabets_split(tmp_path, draw):
@@ -66,14 +66,14 @@ def test_omniglot_alphabets_split(tmp_path, draw):
         for character in range(1 + number % 2):
             draw(root / f"Alphabet_{number:02d}" / f"character{character:02d}" / "1.png")
     for place in (tmp_path, tmp_path / "omniglot-py", root):
-        train, test = (load_index("omniglot", place, split) for split in ("train", "test"))
+        train, test = (load_image_set("omniglot", place, split) for split in ("train", "test"))
         assert train.num_classes == 30 and train.labels.tolist() == list(range(30))
         assert test.labels.tolist() == [30, 31, 32, 33]
         assert test.class_names[30] == "Alphabet_20/character00"
-    chosen = load_index("omniglot", tmp_path, "test", test_classes="1-3")
+    chosen = load_image_set("omniglot", tmp_path, "test", test_classes="1-3")
     assert list(chosen.class_names.values())[-1] == "Alphabet_01/character01"
 
 
 def test_omniglot_in_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="omniglot: no images_background/ALPHABET"):
-        load_index("omniglot", tmp_path, "train")
+        load_image_set("omniglot", tmp_path, "train")

@@ -9,7 +9,7 @@ from metric_learning.reader import ImageError, ImageSet
 from metric_learning.reader.sets.image_set import decode_image
 
 
-def make_index(paths, images=None, is_query=None):
+def make_image_set(paths, images=None, is_query=None):
     n = len(paths)
     return ImageSet(
         name="demo",
@@ -37,15 +37,15 @@ def photo():
 
 
 def test_sizes_classes_and_self_retrieval():
-    index = make_index(["a", "b"])
-    assert len(index) == 2 and index.num_classes == 2 and index.is_self_retrieval
-    assert not make_index(["a", "b"], is_query=np.array([True, False])).is_self_retrieval
+    image_set = make_image_set(["a", "b"])
+    assert len(image_set) == 2 and image_set.num_classes == 2 and image_set.is_self_retrieval
+    assert not make_image_set(["a", "b"], is_query=np.array([True, False])).is_self_retrieval
 
 
 def test_images_in_memory_are_returned():
     images = np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), dtype=np.uint8)
-    index = make_index(["data_batch_1:0000", "data_batch_1:0001"], images)
-    np.testing.assert_array_equal(index.read_image(1), images[1])
+    image_set = make_image_set(["data_batch_1:0000", "data_batch_1:0001"], images)
+    np.testing.assert_array_equal(image_set.read_image(1), images[1])
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -131,10 +131,10 @@ def test_missing_empty_and_foreign_files_are_one_line_errors(tmp_path):
         "fake.jpg": "",
         "folder.jpg": "Is a directory",
     }
-    index = make_index([tmp_path / name for name in reasons])
+    image_set = make_image_set([tmp_path / name for name in reasons])
     for i, (name, reason) in enumerate(reasons.items()):
         with pytest.raises(ImageError) as caught:
-            index.read_image(i)
+            image_set.read_image(i)
         message = str(caught.value)
         assert message.startswith(f"cannot read image {tmp_path / name}: ")
         assert reason in message and "\n" not in message
