@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, boolean, parse_flags
-from metric_learning.engine.evaluate.classification import accuracies, classes_ahead
 from metric_learning.engine.options.training_flags import training_flags
 from metric_learning.engine.parallel.distributed import World
 from metric_learning.engine.parallel.sharded_head import ShardedHead
 from metric_learning.engine.train.fit import train
 from metric_learning.losses import ELEM_LOSSES
+from metric_learning.losses.functional import accuracies, classes_ahead
 from metric_learning.reader.batches.samplers import ShuffledSampler
 
 SHARD_HEAD = Flag(

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, boolean, parse_flags
-from metric_learning.engine.evaluate.classification import accuracies, classes_ahead
 from metric_learning.engine.options.training_flags import training_flags
 from metric_learning.engine.parallel.distributed import World
 from metric_learning.engine.train.criterion import PAIR_FLAGS
 from metric_learning.engine.train.fit import train
 from metric_learning.losses import PAIR_LOSSES, layout_of
+from metric_learning.losses.functional import accuracies, classes_ahead
 from metric_learning.reader.batches.samplers import ClassBlockSampler, PairSampler, TripleSampler
 
 DEFAULT_SAMPLES_EACH_CLASS = 2  # of a loss without such an option

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from metric_learning.losses.functional import classes_ahead
 from metric_learning.reader import ImageSet
 
 
@@ -83,17 +83,3 @@ def classify(
                 )
             )
     return dict(zip(("loss", "acc1", "acc5"), (totals / len(labels)).tolist(), strict=True))
-
-
-def classes_ahead(scores: Tensor, labels: Tensor) -> Tensor:
-    """Count the classes whose score is at least that of the image's own: (B, C), (B,) -> (B,).
-
-    A score that ties or is NaN counts against the image.
-    """
-    targets = scores.gather(1, labels[:, None])  # Bx1
-    return (~(scores < targets)).sum(1) - 1  # its own class is not ahead of itself
-
-
-def accuracies(ahead: Tensor) -> dict[str, Tensor]:
-    """Return `acc1` and `acc5`, () each, from `classes_ahead` of the images of a batch."""
-    return {f"acc{k}": (ahead < k).float().mean() for k in (1, 5)}
