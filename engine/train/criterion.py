@@ -156,7 +156,7 @@ def load_class_layer(
 
 def _layer_of_training(path: str, meta: dict[str, Any], embedding_size: int) -> Any:
     """Load the stage-1 loss of a checkpoint, or the class layer of its joint loss, if any."""
-    if Path(path).suffix in (".safetensors", ".torchscript"):  # weights of the network alone
+    if Path(path).suffix == ".safetensors":  # weights of the network alone
         return None
     if meta["loss"] in ELEM_LOSSES:
         layer, prefix = build_loss(meta["loss"], **meta["loss_options"]), ""
