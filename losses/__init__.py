@@ -1,4 +1,15 @@
-"""Losses: tensors in, scalar out; no devices, no collectives, no files."""
+"""Losses: tensors in, scalar out; no devices, no collectives, no files.
+
+Begin at table: the losses by name, their options, and how one is built.
+
+- NAMEloss: a loss each, or two that are variants of one another. Apart from them, jointloss adds
+  stage 1's class layer to a loss of stage 2, pmlloss has the losses of pytorch-metric-learning,
+  and ownloss finds those of the user's own modules.
+- classes: what the losses of stage 1 share that compare cosines with class weights.
+- pairs: what the losses of stage 2 share that look at labels and not at positions. mining chooses
+  triples among such pairs, memory compares a batch with the batches before it.
+- functional: what any of them needs, such as distances, accuracies and checks of a batch.
+"""
 
 from metric_learning.losses.table import (
     ELEM_LOSSES,
@@ -6,9 +17,11 @@ from metric_learning.losses.table import (
     PAIR_LOSSES,
     SplittableLoss,
     build_loss,
+    find_loss,
     is_pml,
     layout_of,
     loss_options,
+    stage_of,
 )
 
 __all__ = [
@@ -17,7 +30,9 @@ __all__ = [
     "PAIR_LOSSES",
     "SplittableLoss",
     "build_loss",
+    "find_loss",
     "is_pml",
     "layout_of",
     "loss_options",
+    "stage_of",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metric_learning.losses.classes import CosineLoss, angles
-from metric_learning.losses.functional import change_targets, full_precision
+from metric_learning.losses.functional import change_targets, row_norms
 
 MOMENTUM = 0.01  # of the newest batch in the running statistics
 NORM_RANGE = (0.001, 100.0)
@@ -38,6 +38,7 @@ class AdaFaceLoss(CosineLoss):
 
     Raises:
         ValueError: a shape does not fit, or a label is outside 0..C-1.
+
     A batch of one image does not change the running statistics. The gradient is 0 where
     |cos| > 1 - 1e-6.
     """
@@ -61,8 +62,7 @@ class AdaFaceLoss(CosineLoss):
 
     def margined(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the logits (B, C); in training mode, after an update of the statistics."""
-        norms = torch.linalg.vector_norm(full_precision(embeddings.detach()), dim=1, keepdim=True)
-        norms = norms.clamp(*NORM_RANGE)  # Bx1
+        norms = row_norms(embeddings.detach()).clamp(*NORM_RANGE)  # Bx1
         if self.training and len(norms) > 1 and bool(norms.isfinite().all()):
             self.running_mean.lerp_(norms.mean().to(self.running_mean), MOMENTUM)
             self.running_std.lerp_(norms.std().to(self.running_std), MOMENTUM)

@@ -29,6 +29,7 @@ class CombinedLoss(TargetMarginLoss):
 
     Raises:
         ValueError: a shape does not fit, or a label is outside 0..C-1.
+
     As in the authors' code, the cosine rises again where the enlarged angle passes pi. The gradient
     is 0 where |cos| > 1 - 1e-6.
     """

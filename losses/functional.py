@@ -1,4 +1,4 @@
-"""What several losses share: precision, distances, extremes and checks of the batch layout."""
+"""What several losses share: precision, scores, distances, extremes and checks of a batch."""
 
 from __future__ import annotations
 
@@ -46,6 +46,20 @@ def change_targets(scores: Tensor, labels: Tensor, change: Callable[[Tensor], Te
     return scores.scatter(1, columns, changed)
 
 
+def classes_ahead(scores: Tensor, labels: Tensor) -> Tensor:
+    """Count the classes whose score is at least that of the image's own: (B, C), (B,) -> (B,).
+
+    A score that ties or is NaN counts against the image.
+    """
+    targets = scores.gather(1, labels[:, None])  # Bx1
+    return (~(scores < targets)).sum(1) - 1  # its own class is not ahead of itself
+
+
+def accuracies(ahead: Tensor) -> dict[str, Tensor]:
+    """Return `acc1` and `acc5`, () each, from `classes_ahead` of the images of a batch."""
+    return {f"acc{k}": (ahead < k).float().mean() for k in (1, 5)}
+
+
 def draw_xavier_uniform(rows: Tensor, class_dim: int) -> None:
     """Fill rows (n, D) as `nn.init.xavier_uniform_` fills those of a whole layer (class_dim, D).
 
@@ -61,6 +75,12 @@ def squared_distances(embeddings: Tensor) -> Tensor:
     products = (products + products.T) / 2
     squares = products.diagonal()
     return squares[:, None] + squares[None, :] - 2 * products
+
+
+def row_norms(embeddings: Tensor) -> Tensor:
+    """Euclidean norm of each row, in float32 at least: (B, D) -> (B, 1)."""
+    norms: Tensor = torch.linalg.vector_norm(full_precision(embeddings), dim=1, keepdim=True)
+    return norms
 
 
 def euclidean(squared: Tensor) -> Tensor:
@@ -157,7 +177,7 @@ def check_blocks(labels: Tensor, samples_each_class: int) -> None:
     blocks = labels.view(-1, samples_each_class)
     if len(blocks) < 2:
         raise ValueError(f"expected at least 2 classes in a batch, found {len(blocks)}")
-    if bool((blocks != blocks[:, :1]).any()) or len(blocks[:, 0].unique()) < len(blocks):
+    if bool((blocks != blocks[:, :1]).any()) or len(set(blocks[:, 0].tolist())) < len(blocks):
         raise ValueError(
             f"expected blocks of {samples_each_class} images, each block of its own class, "
             f"found labels {_shortened(labels)}"

@@ -49,7 +49,7 @@ class CrossBatchMemory(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Remember the batch and return its loss inside itself plus that against the memory."""
-        loss = self.loss(embeddings, labels)
+        loss: Tensor = self.loss(embeddings, labels)
         self.num_batches += 1
         if self.num_batches <= self.start or not bool(embeddings.isfinite().all()):
             return loss  # what is not finite would stay in the memory for long

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metric_learning.common.optional import import_optional
 from metric_learning.losses.functional import check_batch, check_classes, full_precision
 
 PREFIX = "pml:"
@@ -48,7 +49,8 @@ class PmlLoss(nn.Module):
         check_batch(embeddings, labels)
         if self.class_dim is not None:
             check_classes(labels, self.class_dim)
-        return self.loss(full_precision(embeddings), labels)
+        loss: Tensor = self.loss(full_precision(embeddings), labels)
+        return loss
 
 
 def find_pml(name: str) -> type[nn.Module]:
@@ -57,18 +59,14 @@ def find_pml(name: str) -> type[nn.Module]:
     Raises:
         ValueError: the package is not installed, or has no such loss.
     """
-    try:
-        from pytorch_metric_learning import losses
-    except ImportError as error:
-        raise ValueError(
-            f"{name} needs a package that is not installed: pip install pytorch-metric-learning"
-        ) from error
-    base = losses.BaseMetricLossFunction
-    known: dict[str, Any] = {
+    losses = import_optional("pytorch_metric_learning.losses", name, "pytorch-metric-learning")
+    base: type[nn.Module] = losses.BaseMetricLossFunction
+    known: dict[str, type[nn.Module]] = {
         kind.__name__: kind
         for kind in vars(losses).values()
         if inspect.isclass(kind) and issubclass(kind, base) and kind is not base
     }
+
     if name.removeprefix(PREFIX) not in known:
         raise ValueError(f"pytorch-metric-learning has no loss {name!r}: {', '.join(known)}")
     return known[name.removeprefix(PREFIX)]
@@ -85,6 +83,7 @@ def pml_options(name: str) -> dict[str, inspect.Parameter]:
     for kind in inspect.getmro(loss):
         if "__init__" not in vars(kind) or kind is nn.Module:
             continue
+
         parameters = list(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
         for parameter in parameters:
             is_named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
@@ -93,6 +92,7 @@ def pml_options(name: str) -> dict[str, inspect.Parameter]:
             if is_named and (is_open or parameter.name in (CLASS_DIM, "embedding_size")):
                 own_name = "class_dim" if parameter.name == CLASS_DIM else parameter.name
                 options.setdefault(own_name, parameter)
+
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return options

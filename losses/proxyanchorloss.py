@@ -55,8 +55,6 @@ class ProxyAnchorLoss(CosineLoss):
         logits = self.class_scores(embeddings)
         is_own = F.one_hot(labels, len(self.weight)).bool().T  # CxB
         margin = self.scale * self.anchor_margin
-        positive = log_one_plus_sum_exp(
-            margin - logits.T, is_own
-        )  # C, 0 where none is in the batch
+        positive = log_one_plus_sum_exp(margin - logits.T, is_own)  # C, 0 if not in the batch
         negative = log_one_plus_sum_exp(margin + logits.T, ~is_own)
         return positive.sum() / is_own.any(1).sum() + negative.mean(), logits

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metric_learning.losses.classes import CosineLoss
-from metric_learning.losses.functional import change_targets, full_precision
+from metric_learning.losses.functional import change_targets, row_norms
 
 
 class SphereFaceLoss(CosineLoss):
@@ -55,7 +55,7 @@ class SphereFaceLoss(CosineLoss):
 
     def class_scores(self, embeddings: Tensor) -> Tensor:
         """Return |x| cos, (B, C), of embeddings (B, D), without margin."""
-        return _norms(embeddings) * self.cosines(embeddings)
+        return row_norms(embeddings) * self.cosines(embeddings)
 
     def margined(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the margined logits (B, C); in training mode, count the batch."""
@@ -67,7 +67,7 @@ class SphereFaceLoss(CosineLoss):
             labels,
             lambda targets: (plain * targets + self._psi(targets)) / (1 + plain),
         )
-        return _norms(embeddings) * cosines
+        return row_norms(embeddings) * cosines
 
     def _psi(self, targets: Tensor) -> Tensor:
         """Return psi of the angles of cosines: (B, 1) -> (B, 1)."""
@@ -78,7 +78,3 @@ class SphereFaceLoss(CosineLoss):
         for _ in range(margin - 1):  # cos((n + 1) a) = 2 cos(a) cos(n a) - cos((n - 1) a)
             before, multiple = multiple, 2 * targets * multiple - before
         return (1 - 2 * (turns % 2)) * multiple - 2 * turns
-
-
-def _norms(embeddings: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(full_precision(embeddings), dim=1, keepdim=True)  # Bx1

@@ -1,13 +1,14 @@
 """The tables of losses by name, and how one is built.
 
 A new loss is one file in this folder and one row in a table below; its flags, help and contract
-tests follow from the signature and the docstring of its class.
+tests follow from the signature and the docstring of its class. A loss that lies elsewhere needs no
+row: its name is `module:Class`, and its class says in an attribute `stage` which contract it keeps.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from metric_learning.losses.liftedstructureloss import LiftedStructureLoss
 from metric_learning.losses.multisimilarityloss import MultiSimilarityLoss
 from metric_learning.losses.normsoftmaxloss import NormSoftmaxLoss
 from metric_learning.losses.npairsloss import NpairsLoss
+from metric_learning.losses.ownloss import find_own, options_of
 from metric_learning.losses.pmlloss import PREFIX, PmlLoss, pml_options
 from metric_learning.losses.proxyanchorloss import ProxyAnchorLoss
 from metric_learning.losses.proxyncaloss import ProxyNcaLoss
@@ -42,7 +44,8 @@ from metric_learning.losses.supconloss import SupConLoss
 from metric_learning.losses.tripletloss import TripletLoss
 from metric_learning.losses.vplloss import VplLoss
 
-# Stage 1: look at one image at a time; `loss, logits = criterion(embeddings, labels)`.
+# Stage 1: look at one image at a time; `loss, logits = criterion(embeddings, labels)`, with a
+# parameter `weight` (C, D), from the options class_dim and embedding_size.
 ELEM_LOSSES: dict[str, type[nn.Module]] = {
     "softmax": SoftmaxLoss,
     "arcmargin": ArcMarginLoss,
@@ -90,15 +93,50 @@ def is_pml(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+def find_loss(name: str) -> type[nn.Module]:
+    """Return the class of a loss.
+
+    Args:
+        name: a key of ELEM_LOSSES, PAIR_LOSSES or LOSS_ALIASES; `module:Class`, a loss of one's
+            own, see `ownloss.find_own`; or `pml:` and a class of pytorch-metric-learning, which
+            PmlLoss looks for when it is built.
+
+    Raises:
+        ValueError: there is no such loss.
+    """
+    name = LOSS_ALIASES.get(name, name)
+    losses = ELEM_LOSSES | PAIR_LOSSES
+    if name in losses:
+        return losses[name]
+    if is_pml(name):
+        return PmlLoss
+    if ":" in name:
+        return find_own(name)
+    raise ValueError(f"unknown loss {name!r}: choose from {', '.join(losses)}")
+
+
+def stage_of(name: str) -> Literal[1, 2]:
+    """Return the stage that a loss is for, and whose contract it keeps.
+
+    Raises:
+        ValueError: as `find_loss`.
+    """
+    stage: Literal[1, 2] = getattr(find_loss(name), "stage", 1 if name in ELEM_LOSSES else 2)
+    return stage
+
+
 def layout_of(name: str) -> str:
     """Return how the batches of a stage-2 loss are made up.
 
     Returns:
         `blocks`: K images of each class in a row; `labels`: the same, but in any order, since the
         loss looks at labels alone; `triples`: a p n a p n ...; `pairs`: a b a b ....
+
+    Raises:
+        ValueError: as `find_loss`.
     """
-    loss = PmlLoss if is_pml(name) else PAIR_LOSSES[name]
-    return getattr(loss, "layout", "blocks")
+    layout: str = getattr(find_loss(name), "layout", "blocks")
+    return layout
 
 
 @runtime_checkable
@@ -126,24 +164,21 @@ class SplittableLoss(Protocol):
 
 
 def loss_options(name: str) -> dict[str, inspect.Parameter]:
-    """Return the options of a loss by name, in the order of its signature.
+    """Return the options of a loss, in the order of its signature.
+
+    The `annotation` of an option is its type, except for losses of pytorch-metric-learning.
 
     Raises:
-        ValueError: no loss has that name.
+        ValueError: as `find_loss`.
     """
-    if is_pml(name):
-        return pml_options(name)
-    losses = ELEM_LOSSES | PAIR_LOSSES
-    if name not in losses:
-        raise ValueError(f"unknown loss {name!r}: choose from {', '.join(losses)}")
-    return dict(inspect.signature(losses[name]).parameters)
+    return pml_options(name) if is_pml(name) else options_of(find_loss(name))
 
 
 def build_loss(name: str, **options: Any) -> nn.Module:
     """Build a loss by name.
 
     Args:
-        name: a key of ELEM_LOSSES or PAIR_LOSSES, or `pml:` and a class of pytorch-metric-learning.
+        name: as `find_loss` takes it.
         **options: the options of that loss, named as the command line flags.
 
     Raises:
@@ -155,6 +190,7 @@ def build_loss(name: str, **options: Any) -> nn.Module:
         raise ValueError(
             f"loss {name} does not use {', '.join(unknown)}: its options are {', '.join(known)}"
         )
+
     lacking = [
         option
         for option, parameter in known.items()
@@ -162,6 +198,5 @@ def build_loss(name: str, **options: Any) -> nn.Module:
     ]
     if lacking:
         raise ValueError(f"loss {name} needs {', '.join(lacking)}")
-    if is_pml(name):
-        return PmlLoss(name, **options)
-    return (ELEM_LOSSES | PAIR_LOSSES)[name](**options)
+
+    return PmlLoss(name, **options) if is_pml(name) else find_loss(name)(**options)

@@ -1,4 +1,11 @@
-"""Networks that map images (B, 3, H, W) to embeddings (B, D), and their weights in and out."""
+"""Networks that map images (B, 3, H, W) to embeddings (B, D), and their weights in and out.
+
+- build: a model by its name, from timm or open_clip; begin here.
+- embedder: a model is a backbone, the options of its head, and an embedding layer. pooling,
+  last_stride and feature_norm are what these options choose, options their defaults.
+- clip, clip_text: image towers of CLIP models as backbones, and texts embedded by text towers.
+- weights: files of weights of any origin, read without running code.
+"""
 
 from metric_learning.models.build import build_model, timm_name
 from metric_learning.models.embedder import REFERENCE_MODELS, EmbeddingModel

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
-from metric_learning.models.weights.files import WeightsFile
+from metric_learning.common.optional import import_optional
 
 PREFIX = "open_clip:"
 # How the keys of weights of both towers begin that are not the image tower's: those of the text
@@ -20,7 +20,7 @@ TEXT_PARTS = (
     *("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"),
     "text",
 )
-OPENAI_PARTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's own files
+OPENAI_PARTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's own weights
 NEITHER_PARTS = ("logit_scale", "logit_bias", "attn_mask", "text_decoder", *OPENAI_PARTS)
 POSITIONS = ("positional_embedding", "pos_embed")
 # The smallest text tower; open_clip builds one beside the image tower.
@@ -114,6 +114,7 @@ def find_clip(name: str) -> Clip:
     Raises:
         ValueError: open_clip is not installed, or does not know the name or tag.
     """
+    # The architecture, and the tag of its weights.
     open_clip = import_open_clip()
     known = open_clip.list_models()
     architecture, tag = name.removeprefix(PREFIX), ""
@@ -131,6 +132,8 @@ def find_clip(name: str) -> Clip:
         raise ValueError(
             f"unknown model {name}: the weights of {architecture} are {', '.join(tags) or 'none'}"
         )
+
+    # What the weights ask of images and of the activation.
     weights = [open_clip.get_pretrained_cfg(architecture, one) for one in tags if tag in ("", one)]
     norms = {(tuple(config["mean"]), tuple(config["std"])) for config in weights}
     openai = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -164,36 +167,18 @@ def build_towers(clip: Clip, vision: dict[str, Any], text: dict[str, Any]) -> An
 
 def without_tokens(output: Any) -> torch.Tensor:
     """Return the embeddings of a tower's output; CoCa's has those of all tokens behind them."""
-    return output[0] if isinstance(output, tuple) else output
+    embeddings: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return embeddings
 
 
 def import_open_clip() -> Any:
-    """Import open_clip.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ValueError(
-            f"{PREFIX} models need a package that is not installed: pip install open_clip_torch"
-        ) from error
-    return open_clip
+    """Import open_clip; ValueError where it is not installed."""
+    return import_optional("open_clip", f"a model {PREFIX}NAME", "open_clip_torch")
 
 
 def is_beside_images(key: str) -> bool:
     """Whether a key of weights of both towers, without prefixes, is not the image tower's."""
     return key.partition(".")[0] in (*TEXT_PARTS, *NEITHER_PARTS)
-
-
-def check_activation(tower: ImageTower, file: WeightsFile) -> None:
-    """Raise ValueError where weights are OpenAI's, and the tower has another activation."""
-    if set(OPENAI_PARTS) <= set(file.tensors) and not tower.quick_gelu:
-        raise ValueError(
-            f"{file.path}: OpenAI's weights need quick GELU: add .openai to the name of the model, "
-            f"as in --model={PREFIX}ViT-B-32.openai"
-        )
 
 
 def resample_clip_positions(

@@ -71,6 +71,7 @@ def tokenize(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
             "fetched: search with --query, or use a model with CLIP's vocabulary, such as "
             f"{PREFIX}ViT-B-32"
         )
+
     open_clip = import_open_clip()
     options = config.get("tokenizer_kwargs") or {}
     length = open_clip.CLIPTextCfg(**config).context_length
@@ -82,7 +83,8 @@ def tokenize(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
                 f"a text has {num_tokens} tokens, {PREFIX}{clip.architecture} reads at most "
                 f"{length - NUM_MARKS}: shorten {text!r}"
             )
-    return tokenizer(list(texts))
+    tokens: torch.Tensor = tokenizer(list(texts))
+    return tokens
 
 
 def load_text_tower(tower: nn.Module, name: str, path: str | PathLike[str]) -> None:
@@ -99,11 +101,13 @@ def load_text_tower(tower: nn.Module, name: str, path: str | PathLike[str]) -> N
             key = key.removeprefix(wrapper)
         if key.partition(".")[0] in TEXT_PARTS:
             tensors[key.removeprefix("text.")] = tensor
+
     if not tensors:
         raise ValueError(
             f"{file.path} holds no text tower (a checkpoint of this project has the image tower "
             "alone): build the index, and search it, with weights of both, as open_clip saves them"
         )
+
     own = tower.state_dict()
     wrong = [key for key in own if key not in tensors or tensors[key].shape != own[key].shape]
     if wrong:

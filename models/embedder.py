@@ -62,15 +62,18 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         config: Any = backbone.pretrained_cfg
         feature_size: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
-        is_reference = name in REFERENCE_MODELS
-        own_size = REFERENCE_IMAGE_SIZE if is_reference else min(config["input_size"][1:])
         self.name = name
         self.options = MODEL_OPTIONS | options
         self.feature_size: int = feature_size
         self.embedding_size: int = embedding_size or feature_size
+
+        # What images it takes.
+        is_reference = name in REFERENCE_MODELS
+        own_size = REFERENCE_IMAGE_SIZE if is_reference else min(config["input_size"][1:])
         self.mean = tuple(IMAGENET_DEFAULT_MEAN if is_reference else config["mean"])
         self.std = tuple(IMAGENET_DEFAULT_STD if is_reference else config["std"])
         self.image_size: int = image_size or own_size
+
         _apply_options(backbone, self.options)
         self.backbone = backbone
         self.feature_norm = FEATURE_NORMS[self.options["feature_norm"]](feature_size)
@@ -80,7 +83,8 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the embeddings (B, D) of images (B, 3, H, W)."""
-        return self.embedding(self.feature_norm(self.backbone(images)))
+        embeddings: torch.Tensor = self.embedding(self.feature_norm(self.backbone(images)))
+        return embeddings
 
     def new_parts(self) -> dict[str, nn.Module]:
         """Return the parts that weights of a backbone alone do not fill, by their paths."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timm.layers import BlurPool2d
+from timm.layers.blur_pool import BlurPool2d
 from torch import nn
 
 

@@ -123,6 +123,7 @@ def replace_pooling(backbone: nn.Module, pooling: str) -> None:
             f"--pooling={pooling} replaces the layer that averages a feature map, in which this "
             "model, like vision transformers, does not end: leave the flag out"
         )
+
     [layer] = layers
     own = layer.pool
     is_fast = isinstance(own, FastAdaptiveAvgPool)

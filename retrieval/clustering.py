@@ -41,9 +41,8 @@ def cluster_scores(
     Returns:
         `nmi`, `ami`, `ari`, `f1` as fractions (ami and ari can be below 0) and `clusters`. Cost:
         O(iterations N D clusters) time; at 60,502 images, 11,316 clusters and 512 dimensions some
-        minutes on 2 CPU cores, and half a minute more for ami. By faiss where it is installed, else
-        by scikit-learn, whose clusters are others and take longer. The seed repeats the scores on
-        one machine with one number of threads.
+        minutes on 2 CPU cores. By faiss where it is installed, else by scikit-learn, whose clusters
+        differ and take longer. A seed repeats the scores on one machine with one number of threads.
 
     Raises:
         ValueError: a shape or number does not fit, or an embedding is not finite.
@@ -56,6 +55,7 @@ def cluster_scores(
             f"expected 1 to {len(embeddings)} clusters, one per image at most, and at least 1 "
             f"iteration, found {num_clusters} and {iterations}"
         )
+
     rows = unit_rows(embeddings).numpy()
     clusters = _kmeans(rows, num_clusters, iterations, seed)
     return {
@@ -93,7 +93,9 @@ def _kmeans(rows: np.ndarray, num_clusters: int, iterations: int, seed: int) -> 
         kmeans = KMeans(
             num_clusters, init="random", n_init=1, max_iter=iterations, random_state=seed
         )
-        return kmeans.fit_predict(rows)
+        clusters: np.ndarray = kmeans.fit_predict(rows)
+        return clusters
+
     kmeans = faiss.Kmeans(
         rows.shape[1],
         num_clusters,
@@ -104,4 +106,5 @@ def _kmeans(rows: np.ndarray, num_clusters: int, iterations: int, seed: int) -> 
         max_points_per_centroid=len(rows),  # faiss would leave out images above 256 per cluster
     )
     kmeans.train(rows)
-    return kmeans.assign(rows)[1]
+    clusters = kmeans.assign(rows)[1]
+    return clusters

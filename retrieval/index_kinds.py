@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from metric_learning.common.optional import import_optional
+
 INDEX_OPTIONS: dict[str, tuple[str, ...]] = {
     "exact": (),
     "ivf": ("nlist", "nprobe"),
@@ -37,6 +39,8 @@ def choose_options(
     if unknown:
         known = ", ".join(INDEX_OPTIONS[kind]) or "none"
         raise ValueError(f"index {kind} has no parameter {unknown[0]}: its parameters are {known}")
+
+    # Defaults, and the largest values that are possible.
     most: dict[str, int] = {}
     defaults: dict[str, int] = {}
     if kind == "hnsw":
@@ -56,6 +60,7 @@ def choose_options(
         defaults["m"] = max(m for m in divisors if m <= max(1, dim // 8))
         if given.get("m", 1) not in divisors:
             raise ValueError(f"index ivfpq: m = {given['m']} does not divide {dim} dimensions")
+
     for name, value in given.items():
         least = 2 if (kind, name) == ("hnsw", "m") else 1
         if not least <= value <= most.get(name, value):
@@ -75,6 +80,7 @@ def build_vectors(unit: np.ndarray, kind: str, options: Mapping[str, int]) -> An
         "hnsw": f"HNSW{m},Flat",
     }
     vectors = faiss.index_factory(unit.shape[1], recipes[kind], faiss.METRIC_INNER_PRODUCT)
+
     if kind == "hnsw":
         vectors.hnsw.efConstruction = options["ef_construction"]
         vectors.hnsw.efSearch = options["ef_search"]
@@ -84,21 +90,12 @@ def build_vectors(unit: np.ndarray, kind: str, options: Mapping[str, int]) -> An
         vectors.cp.min_points_per_centroid = 1
     if kind == "ivfpq":
         vectors.pq.cp.min_points_per_centroid = 1
+
     vectors.train(unit)
     vectors.add(unit)
     return vectors
 
 
 def import_faiss() -> Any:
-    """Import faiss, which nothing but a search index needs.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import faiss
-    except ImportError as error:
-        raise ValueError(
-            "a search index needs faiss, which is not installed: python -m pip install faiss-cpu"
-        ) from error
-    return faiss
+    """Import faiss, which only a search index needs; ValueError where it is not installed."""
+    return import_optional("faiss", "a search index", "faiss-cpu")

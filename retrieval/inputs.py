@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 CHECKED_ROWS = 4096  # looked at together
-FAR = 2.0**300
+GREATEST = 2.0**300  # squares of what is greater, or less than its inverse, leave float64
 
 
 def checked_sets(
@@ -49,27 +49,35 @@ def checked(
     """
     rows = np.asarray(_as_array(embeddings))
     numbers = np.asarray(_as_array(labels))
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise ValueError(f"expected {what} of shape (N, D), found {rows.shape}")
     if numbers.shape != rows.shape[:1]:
         raise ValueError(
             f"expected {len(rows)} labels for {what}, found an array of shape {numbers.shape}"
         )
     if not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(f"expected integer labels for {what}, found {numbers.dtype}")
+    return checked_rows(rows, what), numbers.astype(np.int64)
+
+
+def checked_rows(rows: np.ndarray, what: str) -> np.ndarray:
+    """Return embeddings (N, D) as float32 or float64 in C order.
+
+    Raises:
+        ValueError: a shape does not fit, or an embedding is not finite.
+    """
+    rows = np.asarray(rows)
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"expected {what} of shape (N, D), found {rows.shape}")
     rows = np.ascontiguousarray(rows, np.float64 if rows.dtype == np.float64 else np.float32)
     first = first_not_finite(rows)
     if first is not None:
         raise ValueError(f"{what} hold NaN or infinity, first in row {first}: the model diverged")
-    if rows.dtype == np.float64:
-        rows = _within_range(rows)
-    return rows, numbers.astype(np.int64)
+    return _within_range(rows) if rows.dtype == np.float64 else rows
 
 
 def _within_range(rows: np.ndarray) -> np.ndarray:
     """Scale float64 rows whose squares would leave the range of numbers, by a power of two."""
     largest = np.maximum(rows.max(1), -rows.min(1))
-    is_far = (largest > 0) & ((largest < 1 / FAR) | (largest > FAR))
+    is_far = (largest > 0) & ((largest < 1 / GREATEST) | (largest > GREATEST))
     if is_far.any():
         rows = rows.copy()
         rows[is_far] = np.ldexp(rows[is_far], -np.frexp(largest[is_far])[1][:, None])

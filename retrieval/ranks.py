@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from metric_learning.retrieval.counting.choose import choose_counter
-from metric_learning.retrieval.counting.thresholds import Counter, Share, Truth
+from metric_learning.retrieval.counting.thresholds import Counter, Share, Thresholds
 
 TIE_TOLERANCE = 1e-9  # similarities this close are equal
 BYTES_PER_POSITIVE = 64  # about what is held per positive while ranks are counted
@@ -29,23 +30,23 @@ class Ranks:
         queries: (Q,) int64, the row of each query among all query embeddings.
     """
 
-    ranks: np.ndarray
-    untied_ranks: np.ndarray
-    offsets: np.ndarray
-    queries: np.ndarray
+    ranks: npt.NDArray[np.int64]
+    untied_ranks: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    queries: npt.NDArray[np.int64]
 
     @property
-    def first(self) -> np.ndarray:
+    def first(self) -> npt.NDArray[np.int64]:
         """Rank of each query's best positive, (Q,) int64."""
         return self.ranks[self.offsets[:-1]]
 
     @property
-    def last(self) -> np.ndarray:
+    def last(self) -> npt.NDArray[np.int64]:
         """Rank of each query's worst positive, (Q,) int64."""
         return self.ranks[self.offsets[1:] - 1]
 
     @property
-    def num_positives(self) -> np.ndarray:
+    def num_positives(self) -> npt.NDArray[np.int64]:
         """Number of positives of each query, (Q,) int64."""
         return np.diff(self.offsets)
 
@@ -135,15 +136,15 @@ def _rank_queries(
     rows, columns = positives.pairs(start, stop)
     first, last = positives.offsets[[start, stop]]
     offsets = np.clip(positives.offsets, first, last) - first
-    thresholds = counter.pair_cosines(rows, columns)
-    counter.sort_descending(offsets, thresholds)
-    truth = Truth(offsets, thresholds, TIE_TOLERANCE)
-    ahead, level = counter.count((start, stop), truth, share)
+    cosines = counter.pair_cosines(rows, columns)
+    counter.sort_descending(offsets, cosines)
+    thresholds = Thresholds(offsets, cosines, TIE_TOLERANCE)
+    ahead, level = counter.count((start, stop), thresholds, share)
     own = None
     if positives.is_self_retrieval:
         every = np.arange(start, stop)
         own = counter.pair_cosines(every, every)[rows - start]
-    return _ranks_of_counts(start, offsets[start : stop + 1], thresholds, ahead, level, own)
+    return _ranks_of_counts(start, offsets[start : stop + 1], cosines, ahead, level, own)
 
 
 def ranks_of_similarities(
@@ -202,7 +203,7 @@ def _ranks_of_counts(
     Args:
         start: row of the first query.
         offsets: (Q + 1,) int64, where each query's positives start.
-        thresholds: (M,) float64, their similarities, best first.
+        thresholds: (M,) float64, their similarities, of each query best first.
         ahead: (M,) int64, all gallery images ahead of each.
         level: (M,) int64, all gallery images that tie with each.
         own: (M,) float64, the query's similarity to itself; None if it is not in the gallery.

@@ -1,4 +1,15 @@
-"""k-reciprocal re-ranking with sparse matrices."""
+"""k-reciprocal re-ranking with sparse matrices.
+
+Re-ranking person re-identification with k-reciprocal encoding (Zhong et al. 2017), section 3,
+https://arxiv.org/abs/1701.08398. d is the squared Euclidean distance of unit embeddings, divided by
+the largest of its row. N(p, k): p and its k nearest images. R(p, k): those g of N(p, k) with p in
+N(g, k). R*(p): R(p, k1), joined with R(q, k1/2) for every q of R(p, k1) for which R(p, k1) holds
+two thirds of R(q, k1/2) or more. V_p: exp(-d(p, g)) for g in R*(p), else 0, scaled to sum 1, then
+averaged over p and its k2 - 1 nearest images. Result: (1 - lambda) Jaccard(V_p, V_g)
++ lambda d(p, g), with Jaccard distance 1 - sum min / sum max. What the paper leaves open (p in its
+own neighbourhood, the scales of d and V, all queries and gallery images as possible neighbours) is
+as in its authors' code.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +34,7 @@ def k_reciprocal_similarities(
     lambda_: float = 0.3,
     device: str | torch.device = "cpu",
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield minus the distances of k-reciprocal encoding, chunk by chunk of the queries.
-
-    Re-ranking person re-identification with k-reciprocal encoding (Zhong et al. 2017), section 3,
-    https://arxiv.org/abs/1701.08398. d is the squared Euclidean distance of unit embeddings,
-    divided by the largest of its row. N(p, k): p and its k nearest images. R(p, k): those g of
-    N(p, k) with p in N(g, k). R*(p): R(p, k1), joined with R(q, k1/2) for every q of R(p, k1) for
-    which R(p, k1) holds two thirds of R(q, k1/2) or more. V_p: exp(-d(p, g)) for g in R*(p), else
-    0, scaled to sum 1, then averaged over p and its k2 - 1 nearest images. Result:
-    (1 - lambda) Jaccard(V_p, V_g) + lambda d(p, g), with Jaccard distance
-    1 - sum min / sum max. What the paper leaves open (p in its own neighbourhood, the scales of d
-    and V, all queries and gallery images as possible neighbours) is as in its authors' code.
+    """Yield minus the distances of k-reciprocal encoding, queries chunk by chunk.
 
     Args:
         queries: (Q, D) float embeddings, any scale.
@@ -53,18 +54,11 @@ def k_reciprocal_similarities(
     """
     num_gallery = len(queries) if gallery is None else len(gallery)
     everything = queries if gallery is None else np.concatenate([queries, gallery])
-    if not 1 <= k1 < len(everything):
-        raise ValueError(
-            f"expected k1 to be 1 to {len(everything) - 1} (of {len(everything)} images), found "
-            f"{k1}: choose a smaller k1"
-        )
-    if not 1 <= k2 <= k1:
-        raise ValueError(f"expected k2 to be 1 to k1 = {k1}, found {k2}")
-    if not 0 <= lambda_ <= 1:
-        raise ValueError(f"expected lambda to be 0 to 1, found {lambda_}")
+    _check_parameters(k1, k2, lambda_, len(everything))
     unit = unit_rows(everything, torch.float64, device)
     neighbours, farthest = _neighbours(unit, k1)
     encodings = _encode(unit, neighbours, farthest, k2)
+
     first = len(everything) - num_gallery  # gallery images come last
     holders = encodings[first:].T.tocsr()
     chunk_size = max(1, CHUNK_ELEMENTS // len(unit))
@@ -75,6 +69,18 @@ def k_reciprocal_similarities(
         overlaps = _overlaps(encodings[rows], holders)
         similarities -= (1 - lambda_) * (1 - overlaps / (2 - overlaps))  # sum max = 2 - sum min
         yield rows, similarities
+
+
+def _check_parameters(k1: int, k2: int, lambda_: float, num_images: int) -> None:
+    if not 1 <= k1 < num_images:
+        raise ValueError(
+            f"expected k1 to be 1 to {num_images - 1} (of {num_images} images), found {k1}: choose "
+            "a smaller k1"
+        )
+    if not 1 <= k2 <= k1:
+        raise ValueError(f"expected k2 to be 1 to k1 = {k1}, found {k2}")
+    if not 0 <= lambda_ <= 1:
+        raise ValueError(f"expected lambda to be 0 to 1, found {lambda_}")
 
 
 def _distances(rows: Tensor, columns: Tensor) -> Tensor:

@@ -78,12 +78,14 @@ def reranked_similarities(
         k1, k2, share = (rerank.options[name] for name in ("k1", "k2", "lambda"))
         yield from k_reciprocal_similarities(queries, gallery, k1, k2, share, device)
         return
+
     k, alpha = rerank.options["k"], rerank.options["alpha"]
     searched = queries if gallery is None else gallery
     if rerank.method == "qe":
         queries = expand_queries(queries, gallery, k, alpha, device)
     else:
         searched = augment_gallery(searched, k, alpha, device)
+
     asking, asked = (unit_rows(rows, torch.float64, device) for rows in (queries, searched))
     chunk_size = max(1, CHUNK_ELEMENTS // len(asked))
     for start in range(0, len(asking), chunk_size):

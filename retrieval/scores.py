@@ -1,4 +1,11 @@
-"""Scores of single queries, derived from the ranks of their positives."""
+"""Scores of single queries, derived from the ranks of their positives.
+
+recall@K: 1 where a positive is among the first K (also known as CMC at rank K). precision@K: share
+of positives among the first K. map@r and r_precision: A Metric Learning Reality Check (Musgrave et
+al. 2020), section 3.2, https://arxiv.org/abs/2003.08505. map: mean average precision over all
+positives. mrr: 1 / rank of the best positive. minp: positives / rank of the worst positive, the
+inverse negative penalty of AGW (Ye et al. 2021), section 4, https://arxiv.org/abs/2001.04193.
+"""
 
 from __future__ import annotations
 
@@ -86,14 +93,7 @@ def score_ranks(
     precision_ks: Sequence[int] = (),
     ties: str = "pessimistic",
 ) -> QueryScores:
-    """Compute every retrieval metric per query.
-
-    recall@K: 1 where a positive is among the first K (also known as CMC at rank K).
-    precision@K: share of positives among the first K. map@r and r_precision: A Metric Learning
-    Reality Check (Musgrave et al. 2020), section 3.2, https://arxiv.org/abs/2003.08505. map: mean
-    average precision over all positives. mrr: 1 / rank of the best positive. minp: positives /
-    rank of the worst positive, the inverse negative penalty of AGW (Ye et al. 2021), section 4,
-    https://arxiv.org/abs/2001.04193.
+    """Compute every retrieval metric of this module per query.
 
     Args:
         parts: ranks of consecutive queries.
@@ -111,45 +111,42 @@ def score_ranks(
     num_scored = 0
     for ranks in parts:
         scores = _pessimistic_scores(ranks, precision_ks)
-        for query in _tied_queries(ranks) if ties == "expected" else ():
-            own = slice(ranks.offsets[query], ranks.offsets[query + 1])
-            expected = expected_scores(ranks.untied_ranks[own], ranks.ranks[own], ks, precision_ks)
-            tied.append(num_scored + query)
-            recalls.append([expected[f"recall@{k}"] for k in ks])
-            for name in scores:
-                scores[name][query] = expected[name]
+        if ties == "expected":
+            for query, expected in _expected_scores(ranks, ks, precision_ks):
+                tied.append(num_scored + query)
+                recalls.append([expected[f"recall@{k}"] for k in ks])
+                for name in scores:
+                    scores[name][query] = expected[name]
         rows.append(ranks.queries)
         first_ranks.append(ranks.first)
         counts.append(ranks.num_positives)
         stored.append(scores)
         num_scored += len(ranks.queries)
-    scored = np.concatenate(rows)
-    first_rank = np.concatenate(first_ranks)
+
+    scored, first_rank = np.concatenate(rows), np.concatenate(first_ranks)
+    metrics = {name: np.concatenate([part[name] for part in stored]) for name in stored[0]}
+    tied_recalls = np.array(recalls, dtype=np.float64).reshape(len(tied), len(ks))
     return QueryScores(
         rows=scored,
         labels=labels[scored],
         first_rank=first_rank,
         num_positives=np.concatenate(counts),
-        columns=Columns(
-            first_rank,
-            ks,
-            {name: np.concatenate([scores[name] for scores in stored]) for name in stored[0]},
-            np.array(tied, dtype=np.int64),
-            np.array(recalls, dtype=np.float64).reshape(len(tied), len(ks)),
-        ),
+        columns=Columns(first_rank, ks, metrics, np.array(tied, dtype=np.int64), tied_recalls),
         queries_without_positive=len(labels) - len(scored),
         gallery=gallery,
     )
 
 
-def _tied_queries(ranks: Ranks) -> np.ndarray:
-    """Queries with a positive that ties with a negative."""
-    return np.unique(
-        np.searchsorted(
-            ranks.offsets, np.flatnonzero(ranks.ranks != ranks.untied_ranks), side="right"
-        )
-        - 1
-    )
+def _expected_scores(
+    ranks: Ranks, ks: Sequence[int], precision_ks: Sequence[int]
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield each query that has a positive which ties with a negative, and its expected scores."""
+    is_tied = ranks.ranks != ranks.untied_ranks
+    tied_queries = np.searchsorted(ranks.offsets, np.flatnonzero(is_tied), side="right") - 1
+    for query in np.unique(tied_queries).tolist():
+        own = slice(ranks.offsets[query], ranks.offsets[query + 1])
+        untied, pessimistic = ranks.untied_ranks[own], ranks.ranks[own]
+        yield query, expected_scores(untied, pessimistic, ks, precision_ks)
 
 
 def _pessimistic_scores(ranks: Ranks, precision_ks: Sequence[int]) -> dict[str, np.ndarray]:

@@ -36,6 +36,7 @@ def nearest(
     findable = len(gallery) - (own_rows is not None)
     if not 1 <= k <= findable:
         raise ValueError(f"expected 1 to {findable} neighbours in this gallery, found k = {k}")
+
     searched, asking = (unit_rows(rows, device=device) for rows in (gallery, queries))
     chunk_size = max(1, CHUNK_ELEMENTS // len(searched))
     rows, cosines = [], []

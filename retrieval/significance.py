@@ -1,4 +1,9 @@
-"""How sure a metric is, and whether two models differ: resampling whole classes."""
+"""How sure a metric is, and whether two models differ: resampling whole classes.
+
+Classes, not queries, are resampled, since the queries of a class succeed and fail together. With
+few classes an interval is too narrow: in simulations a 95 % interval held the truth in 93 % of the
+trials at 30 classes and in 90 % at 10.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +55,9 @@ def bootstrap_interval(
 ) -> tuple[Any, Any]:
     """Compute a confidence interval of the mean over all queries, resampling classes.
 
-    The percentile interval of the pairs cluster bootstrap: classes, not queries, are drawn with
-    replacement, since the queries of a class succeed and fail together; a mean is over all queries
-    of the drawn classes. Bootstrap-Based Improvements for Inference with Clustered Errors (Cameron,
-    Gelbach & Miller 2008), https://doi.org/10.1162/rest.90.3.414. With few classes the interval is
-    too narrow: in simulations a 95 % interval held the truth in 93 % of the trials at 30 classes
-    and in 90 % at 10.
+    The percentile interval of the pairs cluster bootstrap: classes are drawn with replacement, and
+    a mean is over all queries of the drawn classes. Bootstrap-Based Improvements for Inference with
+    Clustered Errors (Cameron, Gelbach & Miller 2008), https://doi.org/10.1162/rest.90.3.414.
 
     Args:
         values: (Q,) or (Q, K) float or bool, K scores per query.
@@ -87,14 +89,10 @@ def bootstrap_interval(
             "expected queries of at least 2 classes, which are resampled for an interval, found "
             f"{num_classes}"
         )
-    rng = np.random.default_rng(seed)
-    chances = np.full(num_classes, 1 / num_classes)
-    means = []
-    for size in _chunk_sizes(num_samples, num_classes):
-        weights = rng.multinomial(num_classes, chances, size).astype(np.float64)
-        means.append((weights @ sums) / (weights @ counts)[:, None])
+
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
+    means = _resampled_means(sums, counts, num_samples, seed)
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     return (float(low[0]), float(high[0])) if values.ndim == 1 else (low, high)
 
 
@@ -131,6 +129,7 @@ def compare_paired(
             "expected one score per query of both models, found shapes "
             f"{first.shape} and {second.shape}: compare evaluations of the same queries"
         )
+
     differences = second - first
     low, high = bootstrap_interval(differences, labels, num_samples=num_samples, seed=seed)
     improved, worsened = np.flatnonzero(differences > 0), np.flatnonzero(differences < 0)
@@ -158,6 +157,26 @@ def _class_sums(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
     if not np.isfinite(sums).all():
         raise ValueError("expected finite scores of queries, found NaN or infinity")
     return sums, counts
+
+
+def _resampled_means(
+    sums: np.ndarray, counts: np.ndarray, num_samples: int, seed: int
+) -> np.ndarray:
+    """Means over the queries of classes drawn with replacement, (num_samples, K).
+
+    Args:
+        sums: (C, K), of the queries of each class.
+        counts: (C,), queries of each class.
+        num_samples: draws.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    chances = np.full(len(counts), 1 / len(counts))
+    means = []
+    for size in _chunk_sizes(num_samples, len(counts)):
+        weights = rng.multinomial(len(counts), chances, size).astype(np.float64)
+        means.append((weights @ sums) / (weights @ counts)[:, None])
+    return np.concatenate(means)
 
 
 def _chunk_sizes(total: int, width: int) -> list[int]:

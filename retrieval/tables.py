@@ -168,6 +168,7 @@ def format_table(
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown:
         raise ValueError(f"expected columns among {', '.join(COLUMNS)}, found {', '.join(unknown)}")
+
     shown = worst_first(rows)[:limit]
     cells = [list(columns)]
     cells += [[_text(column, row.cells().get(column)) for column in columns] for row in shown]
@@ -180,6 +181,7 @@ def format_table(
             for cell, width, left in zip(line, widths, is_text, strict=True)
         ]
         lines.append("  ".join(padded).rstrip())
+
     if len(shown) < len(rows):
         lines.append(f"({len(shown)} of {len(rows)} shown, the worst first)")
     return "\n".join(lines)
@@ -207,12 +209,14 @@ def _scores_by_label(
             f"expected scores with {', '.join(METRICS)}, found no {', '.join(missing)}: score the "
             "queries with 1 among the ks"
         )
+
     order = np.lexsort((scores.first_rank, labels))
     groups, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     columns = [scores.columns[name] for name in METRICS] + [scores.first_rank]
     means = [np.add.reduceat(column[order], starts) / counts for column in columns]
     ranks = scores.first_rank[order]  # ascending within a group
     medians = (ranks[starts + (counts - 1) // 2] + ranks[starts + counts // 2]) / 2
+
     lines = np.stack([*means, medians], axis=1).tolist()
     return {
         label: (count, dict(zip(SCORES, line, strict=True)))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class _Groups:
         negatives: (T,) int64, negatives of the group.
     """
 
-    starts: np.ndarray
-    positives_before: np.ndarray
-    positives: np.ndarray
-    negatives: np.ndarray
+    starts: npt.NDArray[np.int64]
+    positives_before: npt.NDArray[np.int64]
+    positives: npt.NDArray[np.int64]
+    negatives: npt.NDArray[np.int64]
 
     @property
-    def sizes(self) -> np.ndarray:
+    def sizes(self) -> npt.NDArray[np.int64]:
         """Images of each group, (T,) int64."""
         return self.positives + self.negatives
 
@@ -56,6 +57,7 @@ def expected_scores(
     """
     groups = _tied_groups(untied_ranks, ranks)
     total = len(ranks)
+
     none_before = int(groups.starts[0])  # all of them negatives
     missed = _missed(int(groups.positives[0]), int(groups.negatives[0]))
     scores = {
@@ -65,6 +67,7 @@ def expected_scores(
     scores["r_precision"] = _found(groups, total) / total
     scores["map@r"] = _precision_sum(groups, total) / total
     scores["map"] = _precision_sum(groups, int(groups.starts[-1] + groups.sizes[-1])) / total
+
     first_places = none_before + np.arange(1, len(missed))
     scores["mrr"] = float(-np.diff(missed) @ (1 / first_places))
     if len(groups.sizes) > 1:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from metric_learning.retrieval.counting.bins import NUM_BINS, Bins
 from metric_learning.retrieval.counting.choose import choose_counter
-from metric_learning.retrieval.counting.thresholds import Counter, Share
+from metric_learning.retrieval.counting.thresholds import Counter, NegativePairs, Share
 from metric_learning.retrieval.inputs import checked_sets
 
 PAIRS_AT_ONCE = 2**20  # positive pairs whose cosines are held together
-FAR_EXPONENTS = (1, 2, 3, 4)  # false accept rates 0.1 … 0.0001
+EXPONENTS = (1, 2, 3, 4)  # of the false-accept rates 0.1 … 0.0001
 LEAST_ACCEPTED = 10  # negative pairs; fewer make a rate that chance decides
 
 
@@ -33,12 +34,12 @@ class SimilarityHistograms:
         negatives: (B,) int64, pairs of different classes per bin.
     """
 
-    edges: np.ndarray
-    positives: np.ndarray
-    negatives: np.ndarray
+    edges: npt.NDArray[np.float64]
+    positives: npt.NDArray[np.int64]
+    negatives: npt.NDArray[np.int64]
 
     @property
-    def centres(self) -> np.ndarray:
+    def centres(self) -> npt.NDArray[np.float64]:
         """Middle of each bin, (B,) float64."""
         return (self.edges[1:] + self.edges[:-1]) / 2
 
@@ -59,7 +60,8 @@ def verification_scores(
 
     Returns:
         `auc`, `eer` and `tar@far=0.1`, `0.01`, `0.001`, `0.0001` as fractions; `positive_pairs`,
-        `negative_pairs`. A FAR that would accept fewer than 10 negative pairs is left out.
+        `negative_pairs`. A false-accept rate (far) that fewer than 10 negative pairs would make is
+        left out.
     """
     return score_histograms(
         similarity_histograms(
@@ -76,12 +78,13 @@ def verification_scores(
 def score_histograms(histograms: SimilarityHistograms) -> dict[str, float | int]:
     """Compute the verification scores of a data set from its similarities.
 
-    A pair is accepted if its similarity reaches a threshold; FAR is the share of the negative
-    pairs that are accepted, TAR that of the positive ones: FaceNet (Schroff et al. 2015), section
-    4, https://arxiv.org/abs/1503.03832. auc: area under TAR over FAR, the probability that a
-    positive pair is more similar than a negative one, ties counted half: An introduction to ROC
-    analysis (Fawcett 2006), https://doi.org/10.1016/j.patrec.2005.10.010. eer: the FAR that equals
-    1 - TAR, interpolated between thresholds. tar@far=F: TAR at the lowest threshold with FAR <= F.
+    A pair is accepted if its similarity reaches a threshold; the false-accept rate (far) is the
+    share of the negative pairs that are accepted, the true-accept rate (tar) that of the positive
+    ones: FaceNet (Schroff et al. 2015), section 4, https://arxiv.org/abs/1503.03832. auc: area
+    under tar over far, the probability that a positive pair is more similar than a negative one,
+    ties counted half: An introduction to ROC analysis (Fawcett 2006),
+    https://doi.org/10.1016/j.patrec.2005.10.010. eer: the far that equals 1 - tar, interpolated
+    between thresholds. tar@far=F: tar at the lowest threshold whose far is at most F.
 
     Thresholds are the edges of the bins, 2^-15 apart or less. A positive and a negative pair in one
     bin tie, so the auc is off by at most half the share of such couples among all couples (usually
@@ -100,11 +103,12 @@ def score_histograms(histograms: SimilarityHistograms) -> dict[str, float | int]
     true_accepts = np.concatenate([[0], np.cumsum(positives[::-1])])
     false_accepts = np.concatenate([[0], np.cumsum(negatives[::-1])])
     tar, far = true_accepts / num_positives, false_accepts / num_negatives
+
     scores: dict[str, float | int] = {
         "auc": float(np.diff(far) @ (tar[1:] + tar[:-1]) / 2),
         "eer": float(np.interp(0.0, far - (1 - tar), far)),
     }
-    for exponent in FAR_EXPONENTS:
+    for exponent in EXPONENTS:
         allowed = num_negatives // 10**exponent
         if allowed >= LEAST_ACCEPTED:
             lowest = np.searchsorted(false_accepts, allowed, side="right") - 1
@@ -136,8 +140,8 @@ def similarity_histograms(
 
     Returns:
         Histograms of 2^16 + 1 bins. Positives are counted by their cosines in float64; so are the
-        negatives where torch computes them or the bins are finer than 2^-15, else they are float32
-        with an error of about 1e-7. Cost: O(N G D) time, half of it in self-retrieval; the memory
+        negatives where torch computes them or the bins are finer than 2^-15, else in float32 with
+        an error of about 1e-7. Cost: O(N G D) time, half of it in self-retrieval; the memory
         does not grow with the number of pairs.
 
     Raises:
@@ -148,15 +152,7 @@ def similarity_histograms(
         embeddings, labels, gallery_embeddings, gallery_labels
     )
     pairs = _Pairs(query_labels, None if gallery is None else all_labels)
-    if pairs.num_positives == 0:
-        raise ValueError(
-            f"none of the {pairs.num_pairs} pairs is of one class: verification needs a class with "
-            "two images"
-        )
-    if pairs.num_positives == pairs.num_pairs:
-        raise ValueError(
-            f"all {pairs.num_pairs} pairs are of one class: verification needs a second class"
-        )
+    pairs.check()
     counter, bins, share = choose_counter(queries, gallery, device), Bins(), share or Share()
     counts = _count_pairs(counter, pairs, bins, share)
     finer = bins.finer(counts.sum(0))
@@ -172,46 +168,60 @@ class _Pairs:
     the queries are so too, and a query is paired with the columns behind its own.
 
     Attributes:
-        query_order: (Q,) int64, rows of the queries.
-        gallery_order: (G,) int64, rows of the gallery.
-        positives: (Q,) int64, first column that is a positive of the query.
-        lasts: (Q,) int64, the column behind its last positive.
-        firsts: (Q,) int64; columns before it and from `lasts` on are the query's negatives.
+        num_pairs: all of them, each counted once.
+        num_positives: those of one class.
+        negatives: those of two classes.
     """
 
-    def __init__(self, query_labels: np.ndarray, gallery_labels: np.ndarray | None) -> None:
-        self.is_self_retrieval = gallery_labels is None
+    def __init__(
+        self,
+        query_labels: npt.NDArray[np.int64],
+        gallery_labels: npt.NDArray[np.int64] | None,
+    ) -> None:
+        is_self_retrieval = gallery_labels is None
         gallery_labels = query_labels if gallery_labels is None else gallery_labels
-        self.gallery_order = np.argsort(gallery_labels, kind="stable")
-        self.query_order = np.arange(len(query_labels))
+        gallery_order = np.argsort(gallery_labels, kind="stable")
+        query_order = gallery_order if is_self_retrieval else np.arange(len(query_labels))
+
+        # The columns of one class with a query, and the first that is paired with it.
+        ordered, asked = gallery_labels[gallery_order], query_labels[query_order]
+        firsts = np.searchsorted(ordered, asked, side="left")
+        lasts = np.searchsorted(ordered, asked, side="right")
+        self.first_positives = firsts
         self.num_pairs = len(query_labels) * len(gallery_labels)
-        if self.is_self_retrieval:
-            self.query_order = self.gallery_order
+        if is_self_retrieval:
+            firsts = np.zeros_like(lasts)
+            self.first_positives = np.arange(1, len(asked) + 1)
             self.num_pairs = len(query_labels) * (len(query_labels) - 1) // 2
-        ordered = gallery_labels[self.gallery_order]
-        asked = query_labels[self.query_order]
-        self.firsts = self.positives = np.searchsorted(ordered, asked, side="left")
-        self.lasts = np.searchsorted(ordered, asked, side="right")
-        if self.is_self_retrieval:
-            self.firsts = np.zeros_like(self.lasts)
-            self.positives = np.arange(1, len(asked) + 1)
-        self.offsets = np.concatenate([[0], np.cumsum(self.lasts - self.positives)])
+
+        self.negatives = NegativePairs(query_order, gallery_order, firsts, lasts)
+        self.offsets = np.concatenate([[0], np.cumsum(lasts - self.first_positives)])
         self.num_positives = int(self.offsets[-1])
+
+    def check(self) -> None:
+        """Raise ValueError unless there are both positive and negative pairs."""
+        if self.num_positives == 0:
+            raise ValueError(
+                f"none of the {self.num_pairs} pairs is of one class: verification needs a class "
+                "with two images"
+            )
+        if self.num_positives == self.num_pairs:
+            raise ValueError(
+                f"all {self.num_pairs} pairs are of one class: verification needs a second class"
+            )
 
     def positive_rows(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of query and gallery of up to PAIRS_AT_ONCE positive pairs, from `start` on."""
         numbers = np.arange(start, min(start + PAIRS_AT_ONCE, self.num_positives))
         queries = np.searchsorted(self.offsets, numbers, side="right") - 1
-        columns = self.positives[queries] + numbers - self.offsets[queries]
-        return self.query_order[queries], self.gallery_order[columns]
+        columns = self.first_positives[queries] + numbers - self.offsets[queries]
+        return self.negatives.query_order[queries], self.negatives.gallery_order[columns]
 
 
 def _count_pairs(counter: Counter, pairs: _Pairs, bins: Bins, share: Share) -> np.ndarray:
     """Count positive and negative pairs by similarity, (2, NUM_BINS) int64, of all processes."""
     positives = _count_positives(counter, pairs, bins, share)
-    negatives = counter.count_negatives(
-        pairs.query_order, pairs.gallery_order, pairs.firsts, pairs.lasts, bins, share
-    )
+    negatives = counter.count_negatives(pairs.negatives, bins, share)
     counts = share.add(np.stack([positives, negatives]))
     assert counts.sum(1).tolist() == [pairs.num_positives, pairs.num_pairs - pairs.num_positives]
     return counts

@@ -75,6 +75,7 @@ def fit_whitening(features: np.ndarray, dim: int | None = None) -> Whitening:
             f"whitening of {num_images} embeddings of {size} dimensions keeps 1 to {most} "
             f"dimensions, found {dim}: choose fewer or learn it on more images"
         )
+
     mean, covariance = _moments(features)
     variances, axes = np.linalg.eigh(covariance)
     variances, axes = variances[::-1], axes[:, ::-1]

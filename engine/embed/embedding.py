@@ -105,7 +105,7 @@ def load_images(
     machine: MachineOptions,
     batch_size: int,
     rows: np.ndarray | None = None,
-) -> ImageLoader[Batch]:
+) -> ImageLoader:
     """Return the batches of an image set, or of some of its rows, in order."""
     count = len(image_set) if rows is None else len(rows)
     return eval_loader(
@@ -121,7 +121,7 @@ def load_images(
 @torch.inference_mode()
 def iterate_embeddings(
     model: nn.Module,
-    loader: ImageLoader[Batch],
+    loader: ImageLoader,
     preprocessing: Preprocessing,
     machine: MachineOptions,
 ) -> Iterator[Tensor]:
@@ -136,7 +136,7 @@ def iterate_embeddings(
 
 def logged(
     model: nn.Module,
-    loader: ImageLoader[Batch],
+    loader: ImageLoader,
     preprocessing: Preprocessing,
     machine: MachineOptions,
     log: Callable[[str], object] | None,

@@ -11,7 +11,7 @@ from metric_learning.engine.embed.embedder import load_embedder
 from metric_learning.engine.embed.export import export_model
 from metric_learning.engine.embed.search import make_index, prepare_index, search
 from metric_learning.engine.options.evaluation import InferenceOptions
-from metric_learning.reader.sets.plain_images import index_images
+from metric_learning.reader.sets.plain_images import list_plain_images
 
 
 def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         prepare_index(options.index)
     embedder = load_embedder(work)
     log(embedder.source)
-    images = index_images(options.images) if options.images else work.data.load(work.split)
+    images = list_plain_images(options.images) if options.images else work.data.load(work.split)
     if options.index is None:
         return dump_features(Path(options.output_dir), work, embedder, images)
     return make_index(options.index, options, embedder, images)

@@ -18,7 +18,7 @@ from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, Inference
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.models.weights.fingerprint import fingerprint
 from metric_learning.reader import ImageSet
-from metric_learning.reader.sets.plain_images import index_images
+from metric_learning.reader.sets.plain_images import list_plain_images
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
 from metric_learning.retrieval.indexes import (
     SearchIndex,
@@ -124,7 +124,7 @@ def search(options: InferenceOptions) -> list[dict[str, Any]]:
     file = prepare_output("json", options.json) if options.json else None
     queries: list[dict[str, Any]]
     if options.query:
-        images = index_images(options.query)
+        images = list_plain_images(options.query)
         queries = [{"path": path} for path in images.paths]
         features = embed_split(work, load_embedder(work), images)
     else:

@@ -36,7 +36,7 @@ class ShardedHead(nn.Module):
         embeddings: (B / W, D) float, of this rank's images.
         labels: (B / W,) int64 in 0..C-1.
         returns: loss () float32, the mean over the B images of all ranks, and (B,) int64, the
-            number of classes ahead of each image's own, see `classification.classes_ahead`; both
+            number of classes ahead of each image's own, see `functional.classes_ahead`; both
             the same on every rank.
 
     The gradient of the weights is whole: it is not to be averaged. That of the embeddings is W

@@ -76,7 +76,7 @@ class StopRequest:
             raise Stopped(verdict)
 
     def agreed(
-        self, loader: ImageLoader[Batch], note: Callable[[Batch], object]
+        self, loader: ImageLoader, note: Callable[[Batch], object]
     ) -> Iterator[Batch]:
         """Yield the batches of a loader; all ranks agree to take each, see `agreement`.
 

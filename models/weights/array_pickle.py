@@ -29,6 +29,7 @@ def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
             f"{path}: not readable as a pickle of arrays ({reason}); "
             "expected Paddle's PREFIX.pdparams or a file that torch.save wrote"
         ) from error
+
     items = content.items() if isinstance(content, dict) else ()
     arrays = {
         name: value.array
@@ -48,7 +49,7 @@ class _PickledType:
         if self.dtype.kind not in "biuf":
             raise pickle.UnpicklingError(f"array of type {code}")
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
@@ -58,14 +59,14 @@ class _PickledArray:
     def __init__(self, *_: Any):
         self.array: np.ndarray | None = None
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, is_fortran, data = state
         data = data.encode("latin1") if isinstance(data, str) else data
         array = np.frombuffer(data, kind.dtype)
         self.array = array.reshape(shape, order="F" if is_fortran else "C")
 
 
-def _from_buffer(data: bytes, kind: _PickledType, shape: tuple, order: str) -> _PickledArray:
+def _from_buffer(data: bytes, kind: _PickledType, shape: Any, order: str) -> _PickledArray:
     pickled = _PickledArray()
     pickled.__setstate__((1, shape, kind, order == "F", data))
     return pickled

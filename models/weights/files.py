@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,10 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from metric_learning.models.weights import paddle
-from metric_learning.models.weights.torchscript import is_torchscript, read_extras, read_torchscript
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh")
+ZIP = b"PK\x03\x04"
 TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ONNX = b"\x08"  # its first field, the version of the form
 IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
@@ -65,6 +66,7 @@ def read_weights(path: str | PathLike[str]) -> WeightsFile:
 
 def identify(path: str | PathLike[str]) -> tuple[Path, str]:
     """Return the path to read (`PREFIX.pdparams` may be given as `PREFIX`) and its form."""
+    # Which file is meant.
     path = Path(path).expanduser()
     prefixed = path.with_name(f"{path.name}.pdparams")
     if not path.exists() and prefixed.is_file():
@@ -76,13 +78,15 @@ def identify(path: str | PathLike[str]) -> tuple[Path, str]:
         )
     if path.is_dir():
         return path, "paddle folder"
+
+    # What its first bytes say.
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
         raise ValueError(f"{path}: the weights file is empty; copy or fetch it again")
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return path, "safetensors"
-    if head.startswith(b"PK\x03\x04") or head.startswith(TORCH_LEGACY):
+    if head.startswith(TORCH_LEGACY) or (head.startswith(ZIP) and not _is_torchscript(path)):
         return path, "torch"
     if head.startswith(COMPRESSED) or head[257:262] == b"ustar":
         return path, "paddle archive"
@@ -94,6 +98,14 @@ def identify(path: str | PathLike[str]) -> tuple[Path, str]:
     )
 
 
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.save writes no constants
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
 def _describe(head: bytes) -> str:
     """Name the kind of a file that holds no weights."""
     if head.startswith(paddle.VERSION_0):
@@ -102,10 +114,16 @@ def _describe(head: bytes) -> str:
         return "an image"
     if b"<html" in head.lower() or b"<!doctype" in head.lower():
         return "a web page (fetch the file itself)"
+    if head.startswith(ZIP):
+        return (
+            "a TorchScript archive (give the checkpoint that it was exported from, or what "
+            "--export=safetensors makes of that)"
+        )
     if head.startswith(ONNX):
         return "an ONNX network (give the checkpoint that it was made of)"
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS (run git lfs pull)"
+
     return "of an unknown format" if b"\0" in head else "text"
 
 
@@ -118,14 +136,11 @@ def _read_safetensors(path: Path) -> WeightsFile:
         raise ValueError(
             f"{path}: not a readable safetensors file ({error}); copy or fetch it again"
         ) from error
-    return WeightsFile(path, "safetensors", tensors, {}, _parse_metadata(entries))
-
-
-def _parse_metadata(entries: dict[str, str]) -> dict[str, Any] | None:
     try:
-        return _own_metadata(json.loads(entries.get("metadata", "null")))
+        metadata = json.loads(entries.get("metadata", "null"))
     except json.JSONDecodeError:
-        return None
+        metadata = None
+    return WeightsFile(path, "safetensors", tensors, {}, _own_metadata(metadata))
 
 
 def _own_metadata(found: Any) -> dict[str, Any] | None:
@@ -135,11 +150,8 @@ def _own_metadata(found: Any) -> dict[str, Any] | None:
 
 
 def _read_torch(path: Path) -> WeightsFile:
-    if is_torchscript(path):
-        tensors = read_torchscript(path)
-        return WeightsFile(path, "torchscript", tensors, {}, _parse_metadata(read_extras(path)))
     with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
+        is_zip = file.read(len(ZIP)) == ZIP  # the legacy form cannot be mapped
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
@@ -154,14 +166,9 @@ def _read_torch(path: Path) -> WeightsFile:
         raise ValueError(
             f"{path}: truncated, damaged or not a torch file ({reason}); copy or fetch it again"
         ) from error
+
     metadata = content.get("meta") if isinstance(content, dict) else None
-    return WeightsFile(
-        path,
-        "torch",
-        _find_tensors(content, path),
-        {},
-        _own_metadata(metadata),
-    )
+    return WeightsFile(path, "torch", _find_tensors(content, path), {}, _own_metadata(metadata))
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, torch.Tensor]:
@@ -171,6 +178,7 @@ def _find_tensors(content: Any, path: Path) -> dict[str, torch.Tensor]:
         if inner is None:
             break
         content = inner
+
     items = content.items() if isinstance(content, dict) else ()
     tensors = {
         key: value

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 
 from metric_learning.common.atomic import write_atomically
 from metric_learning.models.clip import (
+    OPENAI_PARTS,
     PREFIX,
     ImageTower,
-    check_activation,
     is_beside_images,
     resample_clip_positions,
 )
@@ -52,7 +52,7 @@ def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsRep
 
     Reads this project's checkpoints, torch state dicts (plain or under a usual key, with or
     without wrapper prefixes; so torchvision's ResNets, timm's models and both towers of
-    open_clip's), TorchScript, .safetensors and Paddle's two forms. The absolute position
+    open_clip's), .safetensors and Paddle's two forms. The absolute position
     embedding of a vision transformer is resampled to the model's image size.
 
     Raises:
@@ -60,8 +60,10 @@ def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsRep
         ValueError: it holds no weights, or those of another model.
     """
     file = read_weights(path)
-    tensors = _paddle_tensors(model, file) if file.arrays else file.tensors
+    tensors = _named_tensors(model, file)
     own = model.state_dict()
+
+    # Find the place of each tensor in the model.
     matched: dict[str, torch.Tensor] = {}
     unexpected: dict[str, str] = {}  # bare key -> the file's key
     for key, tensor in tensors.items():
@@ -74,8 +76,11 @@ def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsRep
             unexpected[target] = key
     _resample_positions(model, matched)
     missing = [k for k in own if k not in matched and not k.endswith("num_batches_tracked")]
+
+    # Load all of them, or none.
     _check_embedding(model, file, matched, tensors, unexpected)
     _check_options(model, file)
+    _check_activation(model, file)
     _check_backbone(model, file, matched, missing, unexpected)
     model.load_state_dict(matched, strict=False)
     return WeightsReport(list(matched), missing, list(unexpected.values()), file.source)
@@ -108,8 +113,9 @@ def load_classifier(model: EmbeddingModel, path: str | PathLike[str]) -> Classif
         return None
     file = read_weights(path)
     own = model.state_dict()
-    tensors = _paddle_tensors(model, file) if file.arrays else file.tensors
-    named = {_normalise(key, own): tensor for key, tensor in tensors.items()}
+    tensors = _named_tensors(model, file).items()
+    named = {_normalise(key, own): tensor for key, tensor in tensors}
+
     found: dict[str, Classifier] = {}
     for key, tensor in named.items():
         layer, _, part = key.rpartition(".")
@@ -121,6 +127,7 @@ def load_classifier(model: EmbeddingModel, path: str | PathLike[str]) -> Classif
         weight = weight.flatten(1).float()
         bias = named.get(f"{layer}.{CLASSIFIER_PARTS[part]}", torch.zeros(len(weight)))
         found[layer] = Classifier(weight, bias.float())
+
     if len(found) > 1:
         raise ValueError(
             f"{file.path}: holds the class layers {', '.join(found)}, expected one: leave "
@@ -153,8 +160,11 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any] | None:
     return None if source.startswith("paddle") else read_weights(path).metadata
 
 
-def _paddle_tensors(model: EmbeddingModel, file: WeightsFile) -> dict[str, torch.Tensor]:
-    """Name Paddle's variables as this project does; only its ResNets are known."""
+def _named_tensors(model: EmbeddingModel, file: WeightsFile) -> dict[str, torch.Tensor]:
+    """Return a file's tensors by name; Paddle's get the names of this project."""
+    if not file.arrays:
+        return file.tensors
+
     if model.name not in paddle.PADDLE_MODELS:
         raise ValueError(
             f"{file.path}: Paddle weights are not supported for {model.name}, only for "
@@ -225,6 +235,17 @@ def _check_embedding(
         )
 
 
+def _check_activation(model: EmbeddingModel, file: WeightsFile) -> None:
+    """Refuse OpenAI's weights for an image tower that has another activation than theirs."""
+    tower = model.backbone
+    is_openai = set(OPENAI_PARTS) <= set(file.tensors)
+    if isinstance(tower, ImageTower) and is_openai and not tower.quick_gelu:
+        raise ValueError(
+            f"{file.path}: OpenAI's weights need quick GELU: add .openai to the name of the model, "
+            f"as in --model={PREFIX}ViT-B-32.openai"
+        )
+
+
 def _check_options(model: EmbeddingModel, file: WeightsFile) -> None:
     """Refuse weights that were trained with an option that the model lacks or has otherwise."""
     for name, value in changed_options(options_of(file.metadata or {})).items():
@@ -244,14 +265,13 @@ def _check_backbone(
     unexpected: dict[str, str],
 ) -> None:
     """Refuse weights that do not fill the backbone, fill a new part by half, or fill more."""
-    if isinstance(model.backbone, ImageTower):
-        check_activation(model.backbone, file)
     own = model.state_dict()
     empty = tuple(
         f"{path}."
         for path in model.new_parts()
         if not any(key.startswith(f"{path}.") for key in matched)
     )
+
     needed = [key for key in missing if not key.startswith(empty)]
     strange = [key for bare, key in unexpected.items() if not _may_be_left_out(bare, model)]
     misfits = [
@@ -264,6 +284,7 @@ def _check_backbone(
     found = [f"{len(keys)} {what} ({first_keys(keys)})" for what, keys in problems.items() if keys]
     if not found:
         return
+
     name = (file.metadata or {}).get("model")
     hint = f"pass --model={name}" if name and name != model.name else "check --model"
     if "logit_scale" in unexpected and not isinstance(model.backbone, ImageTower):

@@ -106,7 +106,7 @@ def _has_embedding(arrays: dict[str, np.ndarray], feature_size: int, embedding_s
     """
     if "fc_0.w_0" not in arrays or arrays["fc_0.w_0"].ndim != 2:
         return False
-    size = arrays["fc_0.w_0"].shape[1]
+    size: int = arrays["fc_0.w_0"].shape[1]
     if size == embedding_size or any(is_head(n) and not n.startswith("fc_0.") for n in arrays):
         return True
     return size <= feature_size and size != CLASS_LAYER
@@ -150,9 +150,11 @@ def _read_variables(
             if not is_variable or OPTIMIZER_VARIABLE.fullmatch(name):
                 continue
             content = head + file.read()
+
         if name in arrays:
             raise ValueError(f"{path}: holds variable {name} twice; keep one checkpoint in it")
         arrays[name] = _parse_variable(content, origin)
+
     if not arrays:
         raise ValueError(
             f"{path}: holds no Paddle variables; expected one binary file per variable, "
@@ -176,6 +178,7 @@ def _parse_variable(content: bytes, origin: str) -> np.ndarray:
         offset += 8
         dtype, shape = _parse_description(content[offset : offset + size])
         offset += size
+
         if version or tensor_version or size < 0:
             raise ValueError("unknown version")
         if len(content) - offset != math.prod(shape) * dtype.itemsize:
@@ -193,6 +196,7 @@ def _parse_description(content: bytes) -> tuple[np.dtype, list[int]]:
     while offset < len(content):
         field, offset = _varint(content, offset)
         value, offset = _varint(content, offset)
+
         if field == 0x08:
             kind = value
         elif field == 0x10:

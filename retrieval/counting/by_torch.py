@@ -10,8 +10,9 @@ from metric_learning.retrieval.counting.bins import HALF, NUM_BINS, Bins
 from metric_learning.retrieval.counting.full_precision import full_precision
 from metric_learning.retrieval.counting.thresholds import (
     MOST_UNDECIDED,
+    NegativePairs,
     Share,
-    Truth,
+    Thresholds,
     rounding_error,
 )
 
@@ -19,11 +20,11 @@ TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # most similarities at once, by t
 BYTES_PER_ELEMENT = 64  # that a GPU should have free for each of them
 TILE_ROWS = 2048
 PAIR_ELEMENTS = 2**24  # numbers gathered at once for single pairs
-FEW = 32  # thresholds per query up to which all similarities are compared with each of them
+MOST_COMPARED = 32  # thresholds per query up to which all similarities are compared with each
 
 
 class TorchCounter:
-    """A `retrieval.counting.truth.Counter` on a device of torch.
+    """A `Counter` on a device of torch.
 
     Args:
         queries: (Q, D) float32 or float64 on the device.
@@ -51,37 +52,27 @@ class TorchCounter:
 
     @torch.inference_mode()
     def count(
-        self, query_range: tuple[int, int], truth: Truth, share: Share
+        self, query_range: tuple[int, int], thresholds: Thresholds, share: Share
     ) -> tuple[np.ndarray, np.ndarray]:
         """See Counter."""
-        counts = np.zeros((2, len(truth.thresholds)), np.int64)
+        counts = np.zeros((2, len(thresholds.cosines)), np.int64)
         starts = range(*query_range, TILE_ROWS)
         with full_precision():
             for start in starts[share.rank :: share.size]:
-                self._count_block(start, min(start + TILE_ROWS, query_range[1]), truth, counts)
+                self._count_block(start, min(start + TILE_ROWS, query_range[1]), thresholds, counts)
         return share.add(counts[0]), share.add(counts[1])
 
     @torch.inference_mode()
-    def count_negatives(
-        self,
-        query_order: np.ndarray,
-        gallery_order: np.ndarray,
-        firsts: np.ndarray,
-        lasts: np.ndarray,
-        bins: Bins,
-        share: Share,
-    ) -> np.ndarray:
+    def count_negatives(self, pairs: NegativePairs, bins: Bins, share: Share) -> np.ndarray:
         """See Counter; in float64 throughout."""
         device = self.queries.device
-        rows, columns, first, last = (
-            torch.from_numpy(array).to(device)
-            for array in (query_order, gallery_order, firsts, lasts)
-        )
+        rows, columns, first, last = (torch.from_numpy(array).to(device) for array in pairs)
         counts = torch.zeros(NUM_BINS + 1, dtype=torch.int64, device=device)  # one for the others
         width = max(1, _elements_at_once(device) // TILE_ROWS)
         for top in range(0, len(rows), TILE_ROWS)[share.rank :: share.size]:
             own = slice(top, top + TILE_ROWS)
             block = _normalised(self.queries, self.query_norms, rows[own], torch.float64)
+
             for left in range(top if self.is_self_retrieval else 0, len(columns), width):
                 part = columns[left : left + width]
                 factors = _normalised(self.gallery, self.gallery_norms, part, torch.float64)
@@ -91,19 +82,22 @@ class TorchCounter:
                 is_left_out = (first[own, None] <= numbers) & (numbers < last[own, None])
                 places.masked_fill_(is_left_out, NUM_BINS)
                 counts += torch.bincount(places.view(-1), minlength=len(counts))
+
         return counts[:NUM_BINS].cpu().numpy()
 
-    def _count_block(self, start: int, stop: int, truth: Truth, counts: np.ndarray) -> None:
+    def _count_block(
+        self, start: int, stop: int, thresholds: Thresholds, counts: np.ndarray
+    ) -> None:
         """Count the whole gallery for queries start..stop into counts (2, M)."""
-        firsts, lasts = truth.offsets[start:stop], truth.offsets[start + 1 : stop + 1]
+        firsts, lasts = thresholds.offsets[start:stop], thresholds.offsets[start + 1 : stop + 1]
         positions = lasts[:, None] - 1 - np.arange((lasts - firsts).max())  # BxR, worst first
         exists = positions >= firsts[:, None]
         if not exists.any():
             return
-        thresholds = np.full(positions.shape, np.inf)
-        thresholds[exists] = truth.thresholds[positions[exists]]
+        cosines = np.full(positions.shape, np.inf)
+        cosines[exists] = thresholds.cosines[positions[exists]]
         found = self._count_above(
-            start, torch.from_numpy(thresholds).to(self.queries.device), truth.tolerance
+            start, torch.from_numpy(cosines).to(self.queries.device), thresholds.tolerance
         )
         for total, part in zip(counts, found, strict=True):
             total[positions[exists]] = part.cpu().numpy()[exists]
@@ -124,6 +118,7 @@ class TorchCounter:
         rows = torch.arange(start, start + len(thresholds), device=thresholds.device)
         width = max(1, _elements_at_once(rows.device) // len(rows))
         block = _normalised(self.queries, self.query_norms, rows, torch.float32)
+
         # A similarity that beats n thresholds adds 1 at n; sums from the right follow.
         ahead, reached = (
             torch.zeros(len(rows), thresholds.shape[1] + 1, dtype=torch.int64, device=rows.device)
@@ -138,6 +133,8 @@ class TorchCounter:
             num_ahead = torch.searchsorted(high, similarities, right=True)
             undecided = (num_ahead != torch.searchsorted(low, similarities, right=True)).nonzero()
             num_reached = num_ahead
+
+            # What the error of float32 leaves undecided is decided in float64.
             if len(undecided) > MOST_UNDECIDED * similarities.numel():
                 block64 = _normalised(self.queries, self.query_norms, rows, torch.float64)
                 factors64 = _normalised(self.gallery, self.gallery_norms, columns, torch.float64)
@@ -149,8 +146,10 @@ class TorchCounter:
                 self._decide(
                     undecided, rows, columns, thresholds, tolerance, num_ahead, num_reached
                 )
+
             _add_histogram(ahead, num_ahead)
             _add_histogram(reached, num_reached)
+
         ahead, reached = (_sums_from_right(histogram) for histogram in (ahead, reached))
         return ahead, reached - ahead
 
@@ -167,7 +166,8 @@ class TorchCounter:
         """Set what the undecided pairs (P, 2) beat and reach, in float64."""
         exact = self._cosines(rows[undecided[:, 0]], columns[undecided[:, 1]])
         size = max(1, PAIR_ELEMENTS // thresholds.shape[1])
-        for pairs, cosines in zip(undecided.split(size), exact.split(size), strict=True):
+        parts = zip(torch.split(undecided, size), torch.split(exact, size), strict=True)
+        for pairs, cosines in parts:
             r, c = pairs.unbind(1)
             bounds, cosines = thresholds[r], cosines[:, None].contiguous()
             num_ahead[r, c] = torch.searchsorted(bounds + tolerance, cosines)[:, 0]
@@ -181,7 +181,7 @@ class TorchCounter:
                 _normalised(self.queries, self.query_norms, r, torch.float64)
                 * _normalised(self.gallery, self.gallery_norms, c, torch.float64)
             ).sum(1)
-            for r, c in zip(rows.split(size), columns.split(size), strict=True)
+            for r, c in zip(torch.split(rows, size), torch.split(columns, size), strict=True)
         ]
         return torch.cat(cosines)
 
@@ -196,7 +196,7 @@ def _elements_at_once(device: torch.device) -> int:
 
 def _norms(rows: Tensor) -> Tensor:
     size = max(1, PAIR_ELEMENTS // rows.shape[1])
-    return torch.cat([part.double().norm(dim=1) for part in rows.split(size)])
+    return torch.cat([part.double().norm(dim=1) for part in torch.split(rows, size)])
 
 
 def _normalised(vectors: Tensor, norms: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -207,7 +207,7 @@ def _normalised(vectors: Tensor, norms: Tensor, rows: Tensor, dtype: torch.dtype
 def _add_histogram(histogram: Tensor, beaten: Tensor) -> None:
     """Count how many similarities (B, J) beat n thresholds, for n = 1..R, into (B, R + 1)."""
     num_thresholds = histogram.shape[1] - 1
-    if num_thresholds <= FEW:
+    if num_thresholds <= MOST_COMPARED:
         at_least = [(beaten >= n).sum(1) for n in range(1, num_thresholds + 1)]
         exactly = torch.stack([*at_least, torch.zeros_like(at_least[0])], 1).diff(dim=1).neg()
         histogram[:, 1:] += exactly

@@ -22,6 +22,7 @@ def full_precision() -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(before)
         return
+
     values = [switch.fp32_precision for switch in switches]
     for switch in switches:
         switch.fp32_precision = "ieee"

@@ -13,18 +13,37 @@ from metric_learning.retrieval.counting.bins import Bins
 MOST_UNDECIDED = 0.05  # share of a tile above which float64 throughout is cheaper
 
 
-class Truth(NamedTuple):
-    """What the similarities of each query are compared with.
+class Thresholds(NamedTuple):
+    """The cosines of each query's positives, with which all its similarities are compared.
 
     Attributes:
-        offsets: (Q + 1,) int64; query q's thresholds are `thresholds[offsets[q]:offsets[q + 1]]`.
-        thresholds: (M,) float64, the cosines of each query's positives, best first.
+        offsets: (Q + 1,) int64; query q's thresholds are `cosines[offsets[q]:offsets[q + 1]]`.
+        cosines: (M,) float64, those of a query best first.
         tolerance: similarities this close are level.
     """
 
     offsets: np.ndarray
-    thresholds: np.ndarray
+    cosines: np.ndarray
     tolerance: float
+
+
+class NegativePairs(NamedTuple):
+    """The pairs of two classes, as ranges of an ordered gallery.
+
+    Query `query_order[i]` is paired with the images `gallery_order[j]` of all columns j before
+    firsts[i] and from lasts[i] on. In self-retrieval the two orders are the same, and no query is
+    paired with a column up to its own, so that a pair counts once.
+
+    Attributes:
+        query_order: (Q,) int64, rows of the queries.
+        gallery_order: (G,) int64, rows of the gallery.
+        firsts, lasts: (Q,) int64.
+    """
+
+    query_order: np.ndarray
+    gallery_order: np.ndarray
+    firsts: np.ndarray
+    lasts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,7 @@ class Counter(Protocol):
         """Sort each query's part of `values` (M,) in place, the greatest first."""
 
     def count(
-        self, query_range: tuple[int, int], truth: Truth, share: Share
+        self, query_range: tuple[int, int], thresholds: Thresholds, share: Share
     ) -> tuple[np.ndarray, np.ndarray]:
         """Count the gallery images ahead of each threshold and level with it, (M,) int64 each.
 
@@ -60,23 +79,8 @@ class Counter(Protocol):
         positives and the query itself included. Queries outside of the range have no thresholds.
         """
 
-    def count_negatives(
-        self,
-        query_order: np.ndarray,
-        gallery_order: np.ndarray,
-        firsts: np.ndarray,
-        lasts: np.ndarray,
-        bins: Bins,
-        share: Share,
-    ) -> np.ndarray:
-        """Count pairs by similarity, all but the columns firsts[i]..lasts[i] of query i.
-
-        Queries and columns are numbered in their orders (Q,) and (G,). In self-retrieval the orders
-        are the same, and what is left out covers all columns up to the query's own.
-
-        Returns:
-            (B,) int64, the counts of this process.
-        """
+    def count_negatives(self, pairs: NegativePairs, bins: Bins, share: Share) -> np.ndarray:
+        """Count pairs of two classes by similarity: (NUM_BINS,) int64, those of this process."""
 
 
 def rounding_error(dim: int, dtype: type[np.floating]) -> float:

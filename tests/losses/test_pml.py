@@ -60,6 +60,6 @@ def test_what_the_package_does_not_have_is_one_line(name, options, message):
 
 
 def test_without_the_package_one_line_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
-    with pytest.raises(ValueError, match="not installed: pip install pytorch-metric-learning"):
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
+    with pytest.raises(ValueError, match="pml:NCALoss needs .*: pip install pytorch-metric-learn"):
         build_loss("pml:NCALoss")

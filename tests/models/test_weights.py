@@ -249,6 +249,15 @@ def test_not_a_weights_file(name, content, match, tmp_path):
     refused(build_model("ResNet18"), tmp_path / name, match)
 
 
+@pytest.mark.filterwarnings("ignore")  # that TorchScript is deprecated
+def test_a_torchscript_archive_is_refused_unlike_what_torch_saves(source, tmp_path):
+    traced = torch.jit.trace(source.eval(), torch.zeros(1, 3, 32, 32), check_trace=False)
+    traced.save(tmp_path / "net.pt")
+    refused(build_model("ResNet18", 8), tmp_path / "net.pt", "a TorchScript archive .*checkpoint")
+    torch.save(traced.state_dict(), tmp_path / "state.pt")
+    assert same(build_model("ResNet18", 8, tmp_path / "state.pt"), source)
+
+
 @pytest.mark.parametrize("suffix", ["pt", "safetensors", "legacy.pt"])
 def test_truncated_file(suffix, source, tmp_path):
     path = tmp_path / f"w.{suffix}"

@@ -266,7 +266,7 @@ def test_one_image_is_enough(kind):
 
 def test_without_faiss_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ValueError, match="needs faiss.*pip install faiss-cpu"):
+    with pytest.raises(ValueError, match="search index needs .*faiss.*pip install faiss-cpu"):
         build_index(np.ones((3, 4)), names(range(3)))
 
 

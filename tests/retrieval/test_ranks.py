@@ -9,7 +9,7 @@ from metric_learning.retrieval import ranks, score_queries
 from metric_learning.retrieval.counting import by_torch, choose
 from metric_learning.retrieval.counting.cpu import compiled, kernels, tiles, vectors
 from metric_learning.retrieval.counting.cpu.products import FLOAT32, FLOAT64, SCREENS
-from metric_learning.retrieval.counting.thresholds import Share, Truth
+from metric_learning.retrieval.counting.thresholds import Share, Thresholds
 
 KINDS = [
     "random",
@@ -172,10 +172,10 @@ def test_the_undecided_share_is_estimated_from_some_rows():
     values = np.random.default_rng(0).standard_normal((40, 48)).astype(np.float32)
     embedded = vectors.Vectors(values, np.ones(40), np.arange(40))
     tile = vectors.Tile(values.reshape(-1), 0.1, 48, 40, 48, 0, 0)
-    truth = Truth(np.arange(41), values[:, 0].astype(np.float64), 1e-9)
+    thresholds = Thresholds(np.arange(41), values[:, 0].astype(np.float64), 1e-9)
     rows = range(0, 40, 40 // kernels.SAMPLED_ROWS)
     near = [np.abs(values[r] - values[r, 0]) <= 0.1 for r in rows]
-    found = kernels.undecided_share(tile, embedded, truth)
+    found = kernels.undecided_share(tile, embedded, thresholds)
     assert found == pytest.approx(np.mean(near), abs=1e-6)
 
 

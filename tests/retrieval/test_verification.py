@@ -8,8 +8,9 @@ import torch
 from oracle import make, unit
 
 from metric_learning.retrieval import verification
-from metric_learning.retrieval.counting import by_torch, tiles
+from metric_learning.retrieval.counting import by_torch
 from metric_learning.retrieval.counting.bins import HALF, NUM_BINS, Bins
+from metric_learning.retrieval.counting.cpu import tiles
 from metric_learning.retrieval.counting.thresholds import Share
 from metric_learning.retrieval.verification import (
     SimilarityHistograms,

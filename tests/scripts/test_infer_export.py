@@ -287,11 +287,11 @@ def test_an_onnx_network_is_no_weights_file(error_of, exported):
     assert str(file) in error and "give the checkpoint that it was made of" in error
 
 
-@pytest.mark.parametrize("flag", ["--normalize=False", "--normalize=True"])
-def test_torchscript_is_loaded_as_the_weights_it_was_made_of(flag, exported, sources, dump):
-    file = exported("torchscript", "checkpoint", flag)
-    again = dump(f"--pretrained_model={file}")
-    np.testing.assert_array_equal(again, dump(*sources["checkpoint"]))
+def test_a_torchscript_archive_is_no_weights_file(error_of, exported):
+    file = exported("torchscript", "checkpoint")
+    error = error_of(infer.main, [f"--pretrained_model={file}", *MACHINE])
+    assert f"{file}: not a weights file but a TorchScript archive" in error
+    assert "give the checkpoint that it was exported from, or what --export=safetensors" in error
 
 
 def test_exported_weights_know_their_data_set(exported, sources, toy_tree):

@@ -20,11 +20,16 @@ from metric_learning.retrieval.counting.cpu.vectors import (
     prepare,
     sort_descending,
 )
-from metric_learning.retrieval.counting.thresholds import MOST_UNDECIDED, Share, Truth
+from metric_learning.retrieval.counting.thresholds import (
+    MOST_UNDECIDED,
+    NegativePairs,
+    Share,
+    Thresholds,
+)
 
 
 class CpuCounter:
-    """A `retrieval.counting.truth.Counter` on the CPU.
+    """A `Counter` on the CPU.
 
     Args:
         queries: (Q, D) float32 or float64.
@@ -47,52 +52,44 @@ class CpuCounter:
         sort_descending(offsets, values)
 
     def count(
-        self, query_range: tuple[int, int], truth: Truth, share: Share
+        self, query_range: tuple[int, int], thresholds: Thresholds, share: Share
     ) -> tuple[np.ndarray, np.ndarray]:
         """See Counter; in self-retrieval of all queries half of the similarities are computed."""
         is_symmetric = self.is_self_retrieval and query_range == (0, len(self.queries.rows))
         queries, gallery = self.queries, self.gallery
         if is_symmetric and not is_mapped(queries.rows):  # disks like to be read in order
-            queries = gallery = queries._replace(order=_by_worst_positive(truth))
-        guides = make_guides(truth)
+            queries = gallery = queries._replace(order=_by_worst_positive(thresholds))
+
+        guides = make_guides(thresholds)
         all_counts: list[Counts] = []
 
         def make_visitor() -> Visitor:
-            counts = Counts(*np.zeros((2, len(truth.thresholds)), np.int32))
+            counts = Counts(*np.zeros((2, len(thresholds.cosines)), np.int32))
             all_counts.append(counts)
 
             def visit(versions: Iterator[Tile], is_two_sided: bool) -> None:
                 for tile in versions:
-                    if kernels.undecided_share(tile, queries, truth) <= MOST_UNDECIDED:
+                    if kernels.undecided_share(tile, queries, thresholds) <= MOST_UNDECIDED:
                         break
-                kernels.count_tile(tile, queries, gallery, truth, guides, is_two_sided, counts)
+                kernels.count_tile(tile, queries, gallery, thresholds, guides, is_two_sided, counts)
 
             return visit
 
         columns = None if is_symmetric else gallery
         for_each_tile(queries, columns, query_range, make_visitor, share, ladder)
+
         for counts in all_counts:
-            add_up(truth, counts)
-        ahead, level = (np.zeros(len(truth.thresholds), np.int64) for _ in range(2))
+            add_up(thresholds, counts)
+        ahead, level = (np.zeros(len(thresholds.cosines), np.int64) for _ in range(2))
         for counts in all_counts:
             ahead += counts.ahead
             level += counts.level
         return share.add(ahead), share.add(level)
 
-    def count_negatives(
-        self,
-        query_order: np.ndarray,
-        gallery_order: np.ndarray,
-        firsts: np.ndarray,
-        lasts: np.ndarray,
-        bins: Bins,
-        share: Share,
-    ) -> np.ndarray:
+    def count_negatives(self, pairs: NegativePairs, bins: Bins, share: Share) -> np.ndarray:
         """See Counter."""
-        queries = self.queries._replace(order=query_order)
-        gallery = self.gallery._replace(order=gallery_order)
-        columns = None if self.is_self_retrieval else gallery
-        return count_negatives(queries, columns, firsts, lasts, bins, share)
+        gallery = None if self.is_self_retrieval else self.gallery
+        return count_negatives(self.queries, gallery, pairs, bins, share)
 
 
 def is_mapped(array: np.ndarray) -> bool:
@@ -105,9 +102,9 @@ def is_mapped(array: np.ndarray) -> bool:
     return False
 
 
-def _by_worst_positive(truth: Truth) -> np.ndarray:
+def _by_worst_positive(thresholds: Thresholds) -> np.ndarray:
     """Order queries by the cosine of their worst positive, so that neighbours count alike."""
-    is_asked = np.diff(truth.offsets) > 0
+    is_asked = np.diff(thresholds.offsets) > 0
     worst = np.full(len(is_asked), np.inf)
-    worst[is_asked] = truth.thresholds[truth.offsets[1:][is_asked] - 1]
+    worst[is_asked] = thresholds.cosines[thresholds.offsets[1:][is_asked] - 1]
     return np.argsort(worst, kind="stable")

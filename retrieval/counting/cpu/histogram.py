@@ -11,31 +11,26 @@ from metric_learning.retrieval.counting.cpu.jit import kernel
 from metric_learning.retrieval.counting.cpu.products import FLOAT64, Product, fastest_float32
 from metric_learning.retrieval.counting.cpu.tiles import Visitor, for_each_tile
 from metric_learning.retrieval.counting.cpu.vectors import Tile, Vectors
-from metric_learning.retrieval.counting.thresholds import Share
+from metric_learning.retrieval.counting.thresholds import NegativePairs, Share
 
 
 def count_negatives(
-    queries: Vectors,
-    gallery: Vectors | None,
-    firsts: np.ndarray,
-    lasts: np.ndarray,
-    bins: Bins,
-    share: Share,
+    queries: Vectors, gallery: Vectors | None, pairs: NegativePairs, bins: Bins, share: Share
 ) -> np.ndarray:
-    """Count the pairs of different classes by similarity.
+    """Count the pairs of two classes by similarity.
 
     Args:
-        queries: (Q, D), in the order that `firsts` and `lasts` are in.
-        gallery: (G, D), ordered by class; None: the queries are the gallery.
-        firsts: (Q,) int64; columns firsts[q]..lasts[q] of query q are left out. Without a gallery
-            they must cover all columns up to the query's own.
-        lasts: (Q,) int64.
+        queries: (Q, D).
+        gallery: (G, D); None: the queries are the gallery.
+        pairs: those to be counted; their orders take the place of those of queries and gallery.
         bins: to count in; only those that need it are given similarities in float64.
         share: of the tiles that this process looks at.
 
     Returns:
-        (B,) int64, the counts of this process.
+        (NUM_BINS,) int64, the counts of this process.
     """
+    queries = queries._replace(order=pairs.query_order)
+    gallery = None if gallery is None else gallery._replace(order=pairs.gallery_order)
     histograms: list[np.ndarray] = []
 
     def make_visitor() -> Visitor:
@@ -45,8 +40,9 @@ def count_negatives(
         def visit(versions: Iterator[Tile], is_two_sided: bool) -> None:
             tile = next(versions)
             number = tile.values.dtype.type  # a mixture of types would be slow
+            centre, scale = number(bins.centre), number(1 / bins.width)
             # A pair counts once, not from both sides.
-            _count_tile(tile, firsts, lasts, number(bins.centre), number(1 / bins.width), counts)
+            _count_tile(tile, pairs.firsts, pairs.lasts, centre, scale, counts)
 
         return visit
 
@@ -55,7 +51,8 @@ def count_negatives(
 
     every = 0, len(queries.rows)
     for_each_tile(queries, gallery, every, make_visitor, share, choose_products)
-    return np.sum(histograms, axis=0)
+    counts: np.ndarray = np.sum(histograms, axis=0)
+    return counts
 
 
 @kernel

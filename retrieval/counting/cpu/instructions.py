@@ -139,11 +139,13 @@ def multiply_panels(
         row, column, row_units, column_units, out = (
             _pointer(context, builder, signature.args[i], args[i]) for i in (0, 1, 4, 5, 6)
         )
+
         steps = [_number(i * lanes) for i in range(PAIR_PRODUCT.panels)]
         panels = [
             builder.gep(column, [builder.mul(args[2], _number(i))]) for i in range(len(steps))
         ]
         sums = _emit_sums(builder, row, panels, args[3])
+
         units = [_load(builder, builder.gep(column_units, [step]), lanes) for step in steps]
         for i, of_row in enumerate(sums):
             row_unit = builder.load(builder.gep(row_units, [_number(i)]))
@@ -223,6 +225,7 @@ def _emit_sums(builder: Any, row: Any, panels: Sequence[Any], pairs: Any) -> lis
         [cgutils.alloca_once_value(builder, ir.Constant(sums, None)) for _ in panels]
         for _ in range(ROWS_AT_ONCE)
     ]
+
     with cgutils.for_range(builder, pairs) as loop:
         position = builder.mul(loop.index, _number(lanes))
         columns = [
@@ -235,4 +238,5 @@ def _emit_sums(builder: Any, row: Any, panels: Sequence[Any], pairs: Any) -> lis
             for total, column in zip(of_row, columns, strict=True):
                 products = builder.call(multiply, [pairs_of_row, column])
                 builder.store(builder.add(builder.load(total), products), total)
+
     return [[builder.load(total) for total in of_row] for of_row in totals]

@@ -1,9 +1,9 @@
 """Compiled inner loops of the exact ranks on the CPU (numba); they release the interpreter lock.
 
-A query's positives are given as `thresholds[offsets[q]:offsets[q + 1]]`: their similarities in
-float64, best first. For positive p, `ahead[p]` counts the gallery images more similar than it by
-more than the tolerance, `level[p]` those that tie with it. Both count every gallery image, the
-positives and the query itself included, which `retrieval.ranks` takes out again.
+A query's positives are given by their cosines, see `Thresholds`. For positive p, `ahead[p]` counts
+the gallery images more similar than it by more than the tolerance, `level[p]` those that tie with
+it. Both count every gallery image, the positives and the query itself included, which
+`retrieval.ranks` takes out again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from metric_learning.retrieval.counting.cpu.instructions import (
     count_reaching,
 )
 from metric_learning.retrieval.counting.cpu.jit import kernel
-from metric_learning.retrieval.counting.cpu.many_positives import FEW, count_many, has_many
+from metric_learning.retrieval.counting.cpu.many_positives import MANY, count_many, has_many
 from metric_learning.retrieval.counting.cpu.vectors import cosine
 
 STRIP = 128  # rows of a tile whose columns are counted together
@@ -34,20 +34,21 @@ class Counts(NamedTuple):
 
 
 @kernel
-def _decide(q, g, p, queries, gallery, truth, counts):
+def _decide(q, g, p, queries, gallery, thresholds, counts):
     exact = cosine(queries.rows[q], gallery.rows[g], queries.norms[q] * gallery.norms[g])
-    if exact > truth.thresholds[p] + truth.tolerance:
+    if exact > thresholds.cosines[p] + thresholds.tolerance:
         counts.ahead[p] += 1
-    elif exact >= truth.thresholds[p] - truth.tolerance:
+    elif exact >= thresholds.cosines[p] - thresholds.tolerance:
         counts.level[p] += 1
 
 
 @kernel
-def _bounds_of(threshold, tolerance, margin, is_exact):
+def _bounds_of(p, thresholds, margin, is_exact):
     """What reaches the high bound is ahead, what only reaches the low one is undecided.
 
     With exact similarities what only reaches the low one is level.
     """
+    threshold, tolerance = thresholds.cosines[p], thresholds.tolerance
     if is_exact:
         return threshold - tolerance, np.nextafter(threshold + tolerance, np.inf)
     return threshold - margin, threshold + margin
@@ -59,18 +60,19 @@ def _padded(width):
 
 
 @kernel
-def _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, bounds):
+def _count_row(tile, r, queries, gallery, thresholds, margin, is_exact, counts, bounds):
     """Count row r of a tile for its query, the worst positive first, unless it has many."""
     q, start, width = queries.order[tile.row + r], r * tile.stride, _padded(tile.width)
-    if has_many(q, truth):
+    if has_many(q, thresholds):
         return
-    for p in range(truth.offsets[q + 1] - 1, truth.offsets[q] - 1, -1):
+    for p in range(thresholds.offsets[q + 1] - 1, thresholds.offsets[q] - 1, -1):
         # Through an array of the tile's type: bounds are rounded to it.
-        bounds[0], bounds[1] = _bounds_of(truth.thresholds[p], truth.tolerance, margin, is_exact)
+        bounds[0], bounds[1] = _bounds_of(p, thresholds, margin, is_exact)
         low, high = bounds[0], bounds[1]
         at_least, ahead = count_reaching(tile.values, start, width // LANES, low, high)
         if at_least == 0:
             break
+
         counts.ahead[p] += ahead
         if is_exact:
             counts.level[p] += at_least - ahead
@@ -84,21 +86,21 @@ def _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, bound
                     for c in range(block, block + length):
                         if low <= tile.values[start + c] < high:
                             g = gallery.order[tile.column + c]
-                            _decide(q, g, p, queries, gallery, truth, counts)
+                            _decide(q, g, p, queries, gallery, thresholds, counts)
 
 
 @kernel
-def _most_positives(queries, truth):
+def _most_positives(queries, thresholds):
     """Most positives of one of the queries, of those that are counted one by one."""
     most = 0
     for q in queries:
-        if not has_many(q, truth):
-            most = max(most, truth.offsets[q + 1] - truth.offsets[q])
+        if not has_many(q, thresholds):
+            most = max(most, thresholds.offsets[q + 1] - thresholds.offsets[q])
     return most
 
 
 @kernel
-def _column_bounds(tile, queries, truth, margin, is_exact):
+def _column_bounds(tile, queries, thresholds, margin, is_exact):
     """Bounds of the queries that are the columns of a tile.
 
     Returns:
@@ -106,20 +108,20 @@ def _column_bounds(tile, queries, truth, margin, is_exact):
         query has no such positive, or many, the bounds are infinite.
     """
     groups = _padded(tile.width) // LANES
-    bounds = np.empty((groups, _most_positives(queries, truth), 2 * LANES), tile.values.dtype)
+    bounds = np.empty((groups, _most_positives(queries, thresholds), 2 * LANES), tile.values.dtype)
     bounds[:] = np.inf
     for c, q in enumerate(queries):
-        if not has_many(q, truth):
-            for p in range(truth.offsets[q], truth.offsets[q + 1]):
-                low, high = _bounds_of(truth.thresholds[p], truth.tolerance, margin, is_exact)
-                place = truth.offsets[q + 1] - 1 - p
+        if not has_many(q, thresholds):
+            for p in range(thresholds.offsets[q], thresholds.offsets[q + 1]):
+                low, high = _bounds_of(p, thresholds, margin, is_exact)
+                place = thresholds.offsets[q + 1] - 1 - p
                 bounds[c // LANES, place, c % LANES] = low
                 bounds[c // LANES, place, LANES + c % LANES] = high
     return bounds
 
 
 @kernel
-def _count_columns(tile, top, left, bounds, vectors, truth, is_exact, counts, reached):
+def _count_columns(tile, top, left, bounds, vectors, thresholds, is_exact, counts, reached):
     """Count LANES columns of STRIP rows of a tile, from (top, left) on, for their queries."""
     height = min(STRIP, tile.height - top)
     start = top * tile.stride + left
@@ -127,11 +129,12 @@ def _count_columns(tile, top, left, bounds, vectors, truth, is_exact, counts, re
     for i in range(len(bounds)):
         if not count_columns_reaching(tile.values, start, tile.stride, height, bounds[i], reached):
             break
+
         for lane, q in enumerate(queries):
             at_least, ahead = reached[lane], reached[LANES + lane]
             if at_least == 0:
                 continue
-            p = truth.offsets[q + 1] - 1 - i
+            p = thresholds.offsets[q + 1] - 1 - i
             counts.ahead[p] += ahead
             if is_exact:
                 counts.level[p] += at_least - ahead
@@ -140,40 +143,41 @@ def _count_columns(tile, top, left, bounds, vectors, truth, is_exact, counts, re
                     value = tile.values[start + r * tile.stride + lane]
                     if bounds[i, lane] <= value < bounds[i, LANES + lane]:
                         g = vectors.order[tile.row + top + r]
-                        _decide(q, g, p, vectors, vectors, truth, counts)
+                        _decide(q, g, p, vectors, vectors, thresholds, counts)
 
 
 @kernel
-def count_tile(tile, queries, gallery, truth, guides, is_two_sided, counts):
+def count_tile(tile, queries, gallery, thresholds, guides, is_two_sided, counts):
     """Count the similarities of a tile for the queries that are its rows, and its columns if so.
 
     Args:
         tile: a Tile.
         queries: the Vectors of the queries.
         gallery: the Vectors of the gallery.
-        truth: a `retrieval.counting.truth.Truth`.
-        guides: those of `make_guides` for it.
+        thresholds: a Thresholds.
+        guides: those that `make_guides` makes of it.
         is_two_sided: in self-retrieval, the columns are queries too.
         counts: ahead (M,) and level (M,), added to.
     """
     is_exact = tile.error == 0.0  # else what comes this near to a threshold is decided in float64
-    margin = truth.tolerance + tile.error
+    margin = thresholds.tolerance + tile.error
     column_queries = gallery.order[tile.column : tile.column + tile.width * is_two_sided]
     row_bounds = np.empty(2, tile.values.dtype)
     reached = np.empty(2 * LANES, np.int32)
-    bounds = _column_bounds(tile, column_queries, truth, margin, is_exact)
+    bounds = _column_bounds(tile, column_queries, thresholds, margin, is_exact)
+
     for top in range(0, tile.height, STRIP):  # a strip stays in the cache
         for r in range(top, min(top + STRIP, tile.height)):
-            _count_row(tile, r, queries, gallery, truth, margin, is_exact, counts, row_bounds)
+            _count_row(tile, r, queries, gallery, thresholds, margin, is_exact, counts, row_bounds)
         for left in range(0, len(column_queries), LANES):
-            _count_columns(
-                tile, top, left, bounds[left // LANES], gallery, truth, is_exact, counts, reached
-            )
-    count_many(tile, queries, gallery, truth, guides, is_two_sided, margin, is_exact, counts)
+            group = bounds[left // LANES]
+            _count_columns(tile, top, left, group, gallery, thresholds, is_exact, counts, reached)
+
+    count_many(tile, queries, gallery, thresholds, guides, is_two_sided, margin, is_exact, counts)
 
 
 @kernel
-def undecided_share(tile, queries, truth):
+def undecided_share(tile, queries, thresholds):
     """Estimate, from some rows, how many of a tile's similarities its error leaves undecided.
 
     Returns:
@@ -181,15 +185,16 @@ def undecided_share(tile, queries, truth):
     """
     if tile.error == 0.0:
         return 0.0
-    margin = truth.tolerance + tile.error
+    margin = thresholds.tolerance + tile.error
     bounds = np.empty(2, tile.values.dtype)
     undecided, rows = 0, 0
+
     for r in range(0, tile.height, max(1, tile.height // SAMPLED_ROWS)):
         q = queries.order[tile.row + r]
         rows += 1
-        stride = 1 + (truth.offsets[q + 1] - truth.offsets[q]) // FEW
-        for p in range(truth.offsets[q], truth.offsets[q + 1], stride):
-            bounds[0], bounds[1] = truth.thresholds[p] - margin, truth.thresholds[p] + margin
+        stride = 1 + (thresholds.offsets[q + 1] - thresholds.offsets[q]) // MANY
+        for p in range(thresholds.offsets[q], thresholds.offsets[q + 1], stride):
+            bounds[0], bounds[1] = thresholds.cosines[p] - margin, thresholds.cosines[p] + margin
             at_least, ahead = count_reaching(
                 tile.values, r * tile.stride, _padded(tile.width) // LANES, bounds[0], bounds[1]
             )

@@ -41,7 +41,7 @@ class Rounded(NamedTuple):
 
 
 class Int16Product:
-    """A `retrieval.counting.products.Product` of vectors rounded to int16."""
+    """A `Product` of vectors rounded to int16."""
 
     dtype = np.float32
     grain = LANES * PANELS
@@ -55,7 +55,8 @@ class Int16Product:
 
     def fill(self, vectors: Vectors, start: int, stop: int, out: Rounded) -> float:
         """See Product."""
-        return _quantise(vectors, start, stop, out)
+        greatest_error: float = _quantise(vectors, start, stop, out)
+        return greatest_error
 
     def multiply(
         self, rows: Rounded, columns: Rounded, height: int, width: int, out: np.ndarray
@@ -93,6 +94,7 @@ def _quantise(vectors, start, stop, out):
     rounded = np.zeros((LANES, 2 * pairs + SPARE), np.int16)
     pairs_of_rows = rounded.view(np.int32)
     worst = 0.0
+
     for first in range(start, stop, LANES):
         for i in range(min(LANES, stop - first)):
             row, norm = vectors.order[first + i], vectors.norms[vectors.order[first + i]]
@@ -104,6 +106,7 @@ def _quantise(vectors, start, stop, out):
                 error, _ = _round(vectors.rows[row], length * inverse, rounded[i, :dim])
             worst = max(worst, np.sqrt(error) / length)
             out.units[first - start + i] = 1.0 / length
+
         panel = out.panels[(first - start) // LANES]
         for pair in range(pairs):
             for i in range(LANES):
