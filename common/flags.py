@@ -71,7 +71,7 @@ class Flags:
                     f"{source} was made with --{name}={_shown(value)}, found "
                     f"--{name}={_shown(self.values[name])}: leave the flag out"
                 )
-        free = {name: value for name, value in others.items() if name not in self.given}
+        free = {name: value for name, value in (others or {}).items() if name not in self.given}
         return self.replaced(**free, **fixed)
 
     def refuse(self, names: Iterable[str], reason: str) -> None:

@@ -7,7 +7,7 @@
 - weights: files of weights of any origin, read without running code.
 """
 
-from metric_learning.models.build import build_model, timm_name
+from metric_learning.models.build import build_model, image_size_of, timm_name
 from metric_learning.models.embedder import REFERENCE_MODELS, EmbeddingModel
 from metric_learning.models.options import MODEL_OPTIONS, changed_options, options_of
 from metric_learning.models.weights.load import (
@@ -25,6 +25,7 @@ __all__ = [
     "WeightsReport",
     "build_model",
     "changed_options",
+    "image_size_of",
     "load_classifier",
     "load_weights",
     "options_of",

@@ -9,8 +9,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from metric_learning.models.clip import ImageTower, is_clip
-from metric_learning.models.embedder import REFERENCE_MODELS, EmbeddingModel
+from metric_learning.models.clip import ImageTower, find_clip, is_clip
+from metric_learning.models.embedder import REFERENCE_IMAGE_SIZE, REFERENCE_MODELS, EmbeddingModel
 from metric_learning.models.weights.load import load_weights
 
 # All names that are not timm's own. This Xception is Chollet's, timm's other ones are DeepLab's.
@@ -60,6 +60,20 @@ def build_model(
     if pretrained_model is not None:
         load_weights(model, pretrained_model)
     return model
+
+
+def image_size_of(name: str) -> int:
+    """Return the side in pixels of the images that the published weights of a model take.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name in REFERENCE_MODELS:
+        return REFERENCE_IMAGE_SIZE
+    if is_clip(name):
+        return find_clip(name).image_size
+    config: Any = timm.get_pretrained_cfg(timm_name(name))
+    return int(min(config.input_size[1:]))
 
 
 def timm_name(name: str) -> str:

@@ -17,7 +17,7 @@ from metric_learning.engine.parallel.collectives import decide_on_main, gather_r
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.models import EmbeddingModel
 from metric_learning.reader import ImageSet
-from metric_learning.reader.batches.loader import Batch, ImageLoader, eval_loader, to_inputs
+from metric_learning.reader.batches.loader import ImageLoader, eval_loader, to_inputs
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.retrieval.inputs import first_not_finite
 
@@ -74,9 +74,8 @@ def embed_images(
     if features is not None:  # one list for all ranks, since the first one writes soon
         missing = decide_on_main(world, features.prepare)
         if log is not None and len(missing) < len(image_set):
-            log(
-                f"{len(image_set) - len(missing)} of {len(image_set)} features are in {features.path}"
-            )
+            found = len(image_set) - len(missing)
+            log(f"{found} of {len(image_set)} features are in {features.path}")
 
     own = missing[world.rank :: world.size]
     loader = load_images(image_set, preprocessing, machine, batch_size, own)

@@ -244,8 +244,7 @@ def settle_inference(flags: Flags) -> InferenceOptions:
     """
     queries = [name for name in QUERY_NAMES if name in flags.given]
     if flags.export is not None:
-        unused = [name for name in flags.values if name not in EXPORT_NAMES]
-        flags.refuse(unused, "with --export")
+        flags.refuse(flags.given.difference(EXPORT_NAMES), "with --export")
         flags = flags.replaced(device="cpu")
     else:
         flags.refuse(("output", "normalize"), "without --export")

@@ -221,7 +221,7 @@ class Options:
     flags: Mapping[str, Any]
 
 
-def pick(part: type[Part], flags: Flags, **others: Any) -> Part:
+def pick(part: type[Part], flags: Flags, /, **others: Any) -> Part:
     """Build a part of the options from the flags of the same names.
 
     Args:

@@ -29,17 +29,15 @@ from metric_learning.engine.options.parts import (
     pick,
 )
 from metric_learning.engine.options.training_table import DERIVED_OPTIONS, SCRIPTS, is_own
-from metric_learning.engine.options.training_table import ELEM as ELEM_TABLE
-from metric_learning.engine.options.training_table import PAIR as PAIR_TABLE
 from metric_learning.engine.parallel.devices import choose_amp, choose_device
 from metric_learning.engine.parallel.world import World
 from metric_learning.losses import (
+    ELEM_LOSSES,
     LOSS_ALIASES,
     PAIR_LOSSES,
     is_pml,
     layout_of,
     loss_options,
-    losses_of_stage,
     stage_of,
 )
 from metric_learning.losses.pairs import LabelLoss
@@ -96,10 +94,9 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
             "again, for no file may name a module to run"
         )
     if stage_of(name) != stage_of(flags.loss_name):
-        script = SCRIPTS[ELEM_TABLE if stage_of(name) == 1 else PAIR_TABLE]
         raise ValueError(
-            f"{path} was written by {script} (--loss_name={name}): resume it there, or give it as "
-            "--pretrained_model to start from its weights"
+            f"{path} was written by {SCRIPTS[stage_of(name)]} (--loss_name={name}): resume it "
+            "there, or give it as --pretrained_model to start from its weights"
         )
     kept = {"checkpoint", "config", *(LENGTHS if flags.given & LENGTHS else ())}
     values = {name: value for name, value in meta["flags"].items() if name not in kept}
@@ -217,7 +214,8 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> LossOptions:
     own = {} if is_pml(name) else loss_options(name)
     used = {*own, *(("samples_each_class",) if stage == 2 and layout_of(name) == "labels" else ())}
     for option in sorted(flags.given - used):
-        users = [other for other in losses_of_stage(stage) if option in loss_options(other)]
+        losses = ELEM_LOSSES if stage == 1 else PAIR_LOSSES
+        users = [other for other in losses if option in loss_options(other)]
         if users:
             raise ValueError(
                 f"--{option} is not used by --loss_name={name} (but by {', '.join(users)}): "

@@ -36,7 +36,7 @@ from metric_learning.engine.options.tables import (
 
 ELEM, PAIR = "ELEM_LOSSES", "PAIR_LOSSES"  # the tables of losses.table, one a stage
 OWN_FLAGS = {ELEM: SHARD_FLAGS, PAIR: PAIR_FLAGS}
-SCRIPTS = {ELEM: "train_elem.py", PAIR: "train_pair.py"}
+SCRIPTS = {1: "train_elem.py", 2: "train_pair.py"}
 PML = "pml:"
 # Options of a loss that are derived from the data and the model instead of taken from flags.
 DERIVED_OPTIONS = ("class_dim", "embedding_size")
@@ -117,7 +117,15 @@ def parse_training(
         ValueError: the config file is wrong, or there is no such loss of one's own.
     """
     words = words_of(table, argv)
-    loss_name = _named_loss(words)
+    loss_name = _last(words, "--loss_name")
+    config = _last(words, "--config")
+    if loss_name is None and config is not None:
+        loss_name = read_config(config).get("loss_name")
+        if loss_name is not None and is_own(loss_name):
+            raise ValueError(
+                f"config {config} names {loss_name}, a module of your own: give --loss_name on the "
+                "command line, for no file may name a module to run"
+            )
     places = losses_of_table(stage)
     if loss_name is not None and is_own(loss_name):
         places = {loss_name: loss_name}
@@ -140,22 +148,14 @@ def _new(flags: Sequence[Flag], table: Sequence[Flag]) -> list[Flag]:
     return [flag for flag in flags if flag.name not in known]
 
 
-def _named_loss(words: Sequence[str]) -> str | None:
-    """Return what --loss_name says on the command line, else in the file of --config."""
-
-    def last(flag: str) -> str | None:
-        pairs = zip(words, [*words[1:], None], strict=True)
-        values = [
-            word.partition("=")[2] if "=" in word else following
-            for word, following in pairs
-            if word.partition("=")[0] == flag
-        ]
-        return values[-1] if values else None
-
-    loss_name, config = last("--loss_name"), last("--config")
-    if loss_name is None and config is not None:
-        loss_name = read_config(config).get("loss_name")
-    return loss_name
+def _last(words: Sequence[str], flag: str) -> str | None:
+    """Return the value of a flag on a command line, the last where it is given several times."""
+    found = None
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        name, sign, value = word.partition("=")
+        if name == flag:
+            found = value if sign else following
+    return found
 
 
 def is_own(loss_name: str) -> bool:
@@ -178,7 +178,7 @@ def parse_loss_name(stage: str, text: str) -> str:
             raise argparse.ArgumentTypeError(str(error)) from None
         return text
     message = f"unknown loss {text!r}: choose from {', '.join(losses)}"
-    other = PAIR if stage == ELEM else ELEM
+    other, number = (PAIR, 2) if stage == ELEM else (ELEM, 1)
     if text in losses_of_table(other):
-        message += f"; {SCRIPTS[other]} has {text}"
+        message += f"; {SCRIPTS[number]} has {text}"
     raise argparse.ArgumentTypeError(message)

@@ -75,9 +75,7 @@ class StopRequest:
         if verdict:
             raise Stopped(verdict)
 
-    def agreed(
-        self, loader: ImageLoader, note: Callable[[Batch], object]
-    ) -> Iterator[Batch]:
+    def agreed(self, loader: ImageLoader, note: Callable[[Batch], object]) -> Iterator[Batch]:
         """Yield the batches of a loader; all ranks agree to take each, see `agreement`.
 
         They agree before the step and not after it, since a rank that could not read its batch

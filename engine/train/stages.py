@@ -72,13 +72,15 @@ class Stage(NamedTuple):
     """One of the two stages.
 
     Attributes:
+        number: 1 or 2.
         make_sampler: (labels, batches, seed, world) -> the sampler of its batches.
         loss: (criterion, embeddings, labels) -> the loss and the figures of the log line.
     """
 
+    number: int
     make_sampler: Callable[[np.ndarray, BatchOptions, int, World], Sampler]
     loss: StageLoss
 
 
-ELEM = Stage(draw_images, elem_loss)
-PAIR = Stage(draw_groups, pair_loss)
+ELEM = Stage(1, draw_images, elem_loss)
+PAIR = Stage(2, draw_groups, pair_loss)

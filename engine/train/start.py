@@ -24,6 +24,7 @@ from metric_learning.engine.options.parts import (
     pick,
 )
 from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
+from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.devices import keep_freed_memory, place
 from metric_learning.engine.parallel.world import World
@@ -37,6 +38,7 @@ from metric_learning.engine.train.optimizers import build_optimizer
 from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.step import Meter
+from metric_learning.losses import stage_of
 from metric_learning.models import EmbeddingModel, load_weights
 from metric_learning.reader import ImageSet
 
@@ -56,6 +58,9 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     """
     # Where it begins decides what the flags mean, and so do the training images.
     flags = adopt_v1(flags, world)
+    if stage_of(flags.loss_name) != stage.number:
+        script = SCRIPTS[stage_of(flags.loss_name)]
+        raise ValueError(f"{flags.loss_name} is a loss of the other stage: train it with {script}")
     start = decide_on_main(world, lambda: find_start(pick(RunOptions, flags)))
     flags = flags.replaced(checkpoint=start.checkpoint)
     checkpoint = load_start(start.checkpoint) if start.checkpoint else None

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from metric_learning.engine.embed.extract import extract
 from torch import nn
 
-from metric_learning.engine.embed.extract import extract
 from metric_learning.reader.batches.loader import Batch
 from metric_learning.reader.preprocessing import Preprocessing
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.train.setup import set_up
+from metric_learning.engine.train.update import Updater, seed_draws, spread_of
 from torch import nn
 
 import train_elem
 import train_pair
 from metric_learning.common.flags import parse_flags
-from metric_learning.engine.parallel.distributed import World
 from metric_learning.engine.train.optimizers import build_optimizer
-from metric_learning.engine.train.setup import set_up
-from metric_learning.engine.train.update import Updater, seed_draws, spread_of
 from metric_learning.reader.batches.loader import to_inputs, train_loader
 
 SCRIPTS = {name: train_elem for name in train_elem.ELEM_LOSSES} | {

@@ -1,0 +1,129 @@
+"""What a report is about: the model of a checkpoint on its images, or features in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metric_learning.common.log import versions
+from metric_learning.engine.embed.embedder import embed_split, open_split
+from metric_learning.engine.options.evaluation import DATA_NAMES, EmbeddingOptions
+from metric_learning.engine.options.parts import DataOptions
+from metric_learning.engine.report.data import Subject
+from metric_learning.engine.run.records import read_records
+from metric_learning.reader import ImageSet
+
+
+def of_checkpoint(work: EmbeddingOptions) -> Subject:
+    """Embed the split with the model of a checkpoint; a run's records lie beside it."""
+    embedder, image_set = open_split(work)
+    embeddings = embed_split(work, embedder, image_set)
+    stats = Path(work.weights).parent / "stats.jsonl"
+    records = read_records(stats) if stats.is_file() else []
+    return build_subject(image_set, embeddings, work.flags, embedder.meta, records)
+
+
+def of_features(folder: Path) -> Subject:
+    """Read the features that infer.py wrote, and the index of the images that they are of.
+
+    Raises:
+        ValueError: the files do not belong together, or the classes of the images are unknown.
+    """
+    if not (folder / "labels.txt").is_file():
+        raise ValueError(
+            f"{folder} holds no labels.txt: expected a folder that infer.py wrote for a --dataset, "
+            "since a report needs classes"
+        )
+    meta: dict[str, Any] = {}
+    try:
+        features = np.load(folder / "features.npy")
+        labels = np.array((folder / "labels.txt").read_text("utf-8").split(), dtype=np.int64)
+        paths = (folder / "paths.txt").read_text(encoding="utf-8").splitlines()
+        if (folder / "meta.json").is_file():
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{folder}: a file is damaged ({error}): run infer.py again") from error
+    if features.ndim != 2 or not len(features) == len(labels) == len(paths):
+        raise ValueError(
+            f"{folder}: expected as many rows in features.npy as labels and paths, found features "
+            f"of shape {features.shape}, {len(labels)} labels, {len(paths)} paths: run infer.py "
+            "again"
+        )
+    flags = meta.get("flags", {})
+    if flags:
+        image_set = DataOptions(**{name: flags.get(name) for name in DATA_NAMES}).load(
+            flags["split"]
+        )
+    else:
+        image_set = plain_image_set(paths, labels)
+    if image_set.paths != paths or not np.array_equal(image_set.labels, labels):
+        raise ValueError(
+            f"{folder}: the images are no longer those of the data set {image_set.name}: run "
+            "infer.py again"
+        )
+    return build_subject(image_set, features, flags, meta.get("checkpoint", {}), [])
+
+
+def plain_image_set(paths: list[str], labels: np.ndarray) -> ImageSet:
+    """List image files whose classes have no names, all of them query and gallery."""
+    everywhere = np.ones(len(paths), dtype=bool)
+    names = {label: str(label) for label in np.unique(labels).tolist()}
+    return ImageSet("images", "test", paths, labels, names, everywhere, everywhere)
+
+
+def build_subject(
+    image_set: ImageSet,
+    embeddings: np.ndarray,
+    flags: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    records: list[dict[str, Any]],
+) -> Subject:
+    """Put together what is reported on.
+
+    Args:
+        image_set: N images.
+        embeddings: (N, D) float32 in the order of the set.
+        flags: of the script that embedded the images; empty where unknown.
+        meta: what the checkpoint says of itself; empty where unknown.
+        records: stats.jsonl of the training run; empty without one.
+    """
+    model = flags.get("model", "unknown model")
+    classes = flags.get(f"{image_set.split}_classes")
+    chosen = f", classes {classes}" if classes else ""
+    roles = "each is query and gallery"
+    if not image_set.is_self_retrieval:
+        roles = (
+            f"{image_set.is_query.sum():,} queries, {image_set.is_gallery.sum():,} in the gallery"
+        )
+    facts = [
+        ("Model", f"{model}, {embeddings.shape[1]}-d embeddings"),
+        ("Data set", f"{image_set.name}, {image_set.split} split{chosen}"),
+        ("Images", f"{len(image_set):,}; {roles}"),
+        ("Classes", f"{image_set.num_classes:,}"),
+    ]
+    if flags:
+        facts.append(("Weights", str(flags["pretrained_model"])))
+        facts.append(("Network input", f"{flags['image_shape'][1]} × {flags['image_shape'][2]} px"))
+    loss = meta.get("loss")  # converted weights have none
+    if loss:
+        options = ", ".join(f"{name} {value}" for name, value in meta["loss_options"].items())
+        facts.append(("Loss", f"{loss} ({options})" if options else loss))
+        facts.append(("Trained on", f"{meta['dataset']}, {meta['step']:,} steps"))
+    facts.append(("Versions", ", ".join(f"{name} {text}" for name, text in versions().items())))
+    return Subject(
+        title=f"{model}{f' with {loss}' if loss else ''} on {image_set.name}",
+        facts=facts,
+        flags=meta.get("flags", {}),
+        records=records,
+        embeddings=embeddings,
+        labels=image_set.labels,
+        class_names=image_set.class_names,
+        is_query=image_set.is_query,
+        is_gallery=image_set.is_gallery,
+        read_image=image_set.read_image,
+        super_classes=image_set.super_classes or {},
+    )
