@@ -73,7 +73,7 @@ def take(run: TrainingRun, batch: Batch) -> None:
 
     Of several ranks, `TrainingRun.batches` does that.
     """
-    if run.machine.world.size == 1 and run.stop.received:
+    if run.options.machine.world.size == 1 and run.stop.received:
         raise Stopped(run.stop.received)
     if batch.broken:
         run.broken.add(batch.broken)
