@@ -5,30 +5,28 @@ Exit status: 0 when the data set is in place, 1 when steps are left to do by han
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import os
 import shutil
 import stat
 import sys
 import tarfile
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from tqdm import tqdm
 
-from metric_learning.common.places import data_root
+if not __package__:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-CHUNK = 1 << 20
-TIMEOUT_SECONDS = 60
+from metric_learning.common.cli import user_errors
+from metric_learning.common.download import CHUNK, checksum_of, download
+from metric_learning.common.flags import Flag, parse_flags, path
+from metric_learning.common.places import data_root
 
 
 @dataclass(frozen=True)
@@ -112,22 +110,21 @@ MANUAL: dict[str, tuple[str, str]] = {
 }
 
 
+FLAGS = (Flag("dir", path, str(data_root()), "where its folder goes"),)
+NAME = Flag("name", str, None, f"one of {', '.join([*SOURCES, *MANUAL])}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch one data set; 0: it is in place, 1: steps are left to do by hand, 2: error."""
-    parser = argparse.ArgumentParser(prog="python data/download.py", description=__doc__)
-    parser.add_argument("name", help=f"one of {', '.join([*SOURCES, *MANUAL])}")
-    parser.add_argument("--dir", default=str(data_root()), help="where its folder goes")
-    args = parser.parse_args(argv)
-    try:
+    """Fetch one data set; 0: it is in place, 1: steps are left to do by hand."""
+    with user_errors():
+        args, _ = parse_flags(__doc__, FLAGS, argv, NAME, prog="python data/download.py")
         if args.name in MANUAL:
             return explain(args.name, Path(args.dir))
         if args.name not in SOURCES:
             known = ", ".join([*SOURCES, *MANUAL])
-            raise ValueError(f"unknown data set '{args.name}'; expected one of {known}")
+            what = f"unknown data set '{args.name}'" if args.name else "no data set named"
+            raise ValueError(f"{what}; expected one of {known}")
         fetch(SOURCES[args.name], Path(args.dir))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 
@@ -150,67 +147,22 @@ def fetch(source: Source, root: Path) -> None:
         return
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} lacks {source.marker}; move it away and run again")
+
     root.mkdir(parents=True, exist_ok=True)
     archive = root / source.filename
     if not archive.exists():
         part = archive.with_name(archive.name + ".part")
-        download(source.urls, part)
+        try:
+            download(source.urls, part)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; run again to resume") from error
         verify(part, source.md5)
         os.replace(part, archive)
     else:
         verify(archive, source.md5)
+
     unpack(archive, source.marker, target)
     print(f"{target} is ready; {archive} can be deleted")
-
-
-def download(urls: Sequence[str], part: Path) -> None:
-    """Download from the first address that answers, going on where an earlier try stopped.
-
-    Raises:
-        ConnectionError: no address gave the whole file; what came is kept.
-    """
-    failures = []
-    for url in urls:
-        if part.exists() and url.startswith("ftp:"):
-            failures.append(f"{url}: cannot resume; delete {part} to start anew")
-            continue
-        try:
-            return download_from(url, part)
-        except (HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            reason = getattr(error, "reason", None) or error
-            failures.append(f"{url}: {' '.join(str(reason).split())}")
-    raise ConnectionError(f"cannot download {'; '.join(failures)}; run again to resume")
-
-
-def download_from(url: str, part: Path) -> None:
-    """Download one address to a file, appending to it when the server can."""
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "metric-learning"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
-        )
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise
-        if error.headers.get("Content-Range") == f"bytes */{have}":
-            return
-        part.unlink()
-        return download_from(url, part)
-    with response:
-        have = have if getattr(response, "status", None) == 206 else 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        bar = tqdm(
-            desc=part.stem, initial=have, total=total, unit="B", unit_scale=True, disable=None
-        )
-        with open(part, "ab" if have else "wb") as file, bar:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                have += len(chunk)
-                bar.update(len(chunk))
-    if total is not None and have != total:
-        raise ConnectionError(f"connection closed after {have:,} of {total:,} bytes")
 
 
 def verify(path: Path, md5: str | None) -> None:
@@ -219,16 +171,11 @@ def verify(path: Path, md5: str | None) -> None:
     Raises:
         ValueError: the checksum differs.
     """
-    digest = hashlib.sha256() if md5 is None else hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
     if md5 is None:
-        print(f"no published checksum: the file's sha256 is {digest.hexdigest()}")
-    elif digest.hexdigest() != md5:
-        raise ValueError(
-            f"{path}: expected md5 {md5}, found {digest.hexdigest()}; delete it and run again"
-        )
+        found = checksum_of(path, "sha256")
+        print(f"no published checksum: the file's sha256 is {found}")
+    elif (found := checksum_of(path, "md5")) != md5:
+        raise ValueError(f"{path}: expected md5 {md5}, found {found}; delete it and run again")
 
 
 def unpack(archive: Path, marker: str, target: Path) -> None:
@@ -249,6 +196,7 @@ def unpack(archive: Path, marker: str, target: Path) -> None:
             raise ValueError(
                 f"{archive}: broken archive: {reason}; delete it and run again"
             ) from error
+
         found = min(content.rglob(marker), key=lambda path: len(path.parts), default=None)
         if found is None:
             raise ValueError(f"{archive}: expected an archive that holds {marker}")

@@ -8,7 +8,6 @@ in another pose, place, size and light, amid clutter and at times partly hidden.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -18,8 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import Flag, parse_flags, path
 from metric_learning.data.draw.products import KINDS, Product, draw_product, draw_products
 from metric_learning.data.draw.views import draw_view
 
@@ -27,20 +29,20 @@ MARKER = "demo.json"
 _VERSION = 1  # raise it when the drawing changes, so that folders of older versions are redrawn
 
 
+FLAGS = (
+    Flag("dir", path, "data/demo", "folder to make"),
+    Flag("num_classes", int, 100, "half train, half test"),
+    Flag("views", int, 8, "images of each class"),
+    Flag("size", int, 96, "side of the images in pixels"),
+    Flag("seed", int, 0, "another seed, other products"),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the data set unless it is there; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Draw the demo data set.")
-    parser.add_argument("--dir", default="data/demo", help="folder to make")
-    parser.add_argument("--num_classes", type=int, default=100, help="half train, half test")
-    parser.add_argument("--views", type=int, default=8, help="images of each class")
-    parser.add_argument("--size", type=int, default=96, help="side of the images in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other products")
-    args = parser.parse_args(argv)
-    try:
+    with user_errors():
+        args, _ = parse_flags("Draw the demo data set.", FLAGS, argv)
         print(make_demo(args.dir, args.num_classes, args.views, args.size, args.seed))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 
@@ -68,16 +70,12 @@ def make_demo(
     """
     _check_arguments(num_classes, views, size, seed)
     folder = Path(folder)
-    arguments = {
-        "num_classes": num_classes,
-        "views": views,
-        "size": size,
-        "seed": seed,
-        "version": _VERSION,
-    }
+    arguments = {"num_classes": num_classes, "views": views, "size": size, "seed": seed}
+    arguments["version"] = _VERSION
     what = f"{num_classes} classes, {views} views each, {size} pixels, seed {seed}: {folder}"
     if _read_marker(folder) == arguments:
         return f"the demo data set is there already ({what})"
+
     unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:
@@ -86,6 +84,7 @@ def make_demo(
         for split, part in (("train", lines[:half]), ("test", lines[half:])):
             text = "\n".join(["image_id class_id super_class_id path", *part]) + "\n"
             (unfinished / f"Ebay_{split}.txt").write_text(text)
+
         (unfinished / MARKER).write_text(json.dumps(arguments) + "\n")
         if folder.exists():
             shutil.rmtree(folder)

@@ -1,1 +1,4 @@
-"""Pretrained weights of others."""
+"""Pretrained weights, which git ignores, and how to get them.
+
+fetch_weights.py  python pretrained/fetch_weights.py: fetches ImageNet weights, converts others
+"""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import logging
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.error import URLError
 
 import timm
 import torch
 from torchvision.models import get_model_weights
 
-FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER.parent))
+if not __package__:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from metric_learning.models import (  # noqa: E402
+from metric_learning.common.cli import user_errors
+from metric_learning.common.download import checksum_of, download
+from metric_learning.common.flags import Flag, natural, parse_flags, path
+from metric_learning.models import (
     REFERENCE_MODELS,
     EmbeddingModel,
     build_model,
@@ -30,65 +30,65 @@ from metric_learning.models import (  # noqa: E402
     timm_name,
 )
 
+FOLDER = Path(__file__).resolve().parent
 TORCHVISION_MODELS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
+FLAGS = (
+    Flag("model", str, None, "reference or timm model name"),
+    Flag("convert", path, None, "convert this file instead of fetching one"),
+    Flag("embedding_size", natural, 0, "size of the embedding layer in the file to convert"),
+    Flag("sha256", str, None, "expected sha256 of the file that is fetched or converted"),
+    Flag("output", path, None, "file to write; default: pretrained/NAME.safetensors"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = parse_args(argv)
-    try:
-        output = fetch(args) if args.convert is None else convert(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {output}; use it with --model={args.model} --pretrained_model={output}")
+    with user_errors():
+        args, _ = parse_flags(__doc__, FLAGS, argv)
+        if not args.model:
+            raise ValueError("expected --model=NAME, a reference or timm model")
+
+        output = Path(args.output) if args.output else None
+        if args.convert:
+            file = Path(args.convert)
+            output = convert(args.model, file, args.embedding_size, args.sha256, output)
+        elif args.embedding_size:
+            raise ValueError(
+                "--embedding_size belongs to --convert; ImageNet weights have no such layer"
+            )
+        else:
+            output = fetch(args.model, args.sha256, output)
+
+        print(f"wrote {output}; use it with --model={args.model} --pretrained_model={output}")
     return 0
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="reference or timm model name")
-    parser.add_argument("--convert", type=Path, metavar="FILE", help="convert this file instead")
-    parser.add_argument(
-        "--embedding_size", type=int, default=0, help="size of the embedding layer in FILE"
-    )
-    parser.add_argument("--sha256", help="expected sha256 of the fetched file or of FILE")
-    parser.add_argument("--output", type=Path, help="default: pretrained/NAME.safetensors")
-    return parser.parse_args(argv)
-
-
-def fetch(args: argparse.Namespace) -> Path:
+def fetch(name: str, sha256: str | None, output: Path | None) -> Path:
     """Fetch ImageNet weights and write them; return the file."""
-    if args.embedding_size:
-        raise ValueError(
-            "--embedding_size belongs to --convert; ImageNet weights have no such layer"
-        )
-    model = build_model(args.model)
-    output = args.output or FOLDER / f"{args.model}_imagenet.safetensors"
-    if args.model in TORCHVISION_MODELS:
-        source = fetch_torchvision(model, args.sha256)
-    elif args.sha256:
+    model = build_model(name)
+    if name in TORCHVISION_MODELS:
+        source = fetch_torchvision(model, sha256)
+    elif sha256:
         raise ValueError(f"--sha256 is for --convert and {', '.join(TORCHVISION_MODELS)} only")
     else:
         source = fetch_timm(model)
-    return write(model, output, source)
+    return write(model, output or FOLDER / f"{name}_imagenet.safetensors", source)
 
 
 def fetch_torchvision(model: EmbeddingModel, sha256: str | None) -> str:
     """Load torchvision's published weights, whose file name carries their sha256's beginning."""
     url = get_model_weights(REFERENCE_MODELS[model.name])["IMAGENET1K_V1"].url
-    prefix = Path(url).stem.rpartition("-")[2]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(url).name
+        file = Path(folder) / Path(url).name
         try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
-        except (URLError, TimeoutError, ConnectionError) as error:
-            raise OSError(f"cannot fetch {url} ({error}); {offline_hint(model)}") from error
-        except RuntimeError as error:
-            raise ValueError(f"{url} arrived damaged ({error}); run the command again") from error
-        check_sha256(path, sha256)
-        load_weights(model, path)
+            download([url], file)
+        except ConnectionError as error:
+            raise OSError(f"{error}; {offline_hint(model)}") from error
+
+        if not checksum_of(file, "sha256").startswith(Path(url).stem.rpartition("-")[2]):
+            raise ValueError(f"{url} arrived damaged; run the command again")
+        check_sha256(file, sha256)
+        load_weights(model, file)
     return url
 
 
@@ -117,21 +117,23 @@ def offline_hint(model: EmbeddingModel) -> str:
     )
 
 
-def convert(args: argparse.Namespace) -> Path:
+def convert(
+    name: str, file: Path, embedding_size: int, sha256: str | None, output: Path | None
+) -> Path:
     """Convert a readable weights file; return the file written."""
-    check_sha256(args.convert, args.sha256)
-    options = options_of(read_metadata(args.convert) or {})
-    model = build_model(args.model, args.embedding_size, **options)
-    report = load_weights(model, args.convert)
+    check_sha256(file, sha256)
+    options = options_of(read_metadata(file) or {})
+    model = build_model(name, embedding_size, **options)
+    report = load_weights(model, file)
     if report.missing:
-        raise ValueError(f"{args.convert}: has no embedding layer; leave --embedding_size out")
+        raise ValueError(f"{file}: has no embedding layer; leave --embedding_size out")
     if report.unexpected:
         print(f"left out: {', '.join(report.unexpected)}")
-    name = args.convert.name.partition(".")[0]
-    output = args.output or FOLDER / f"{name}.safetensors"
-    if output.exists() and output.samefile(args.convert):
+
+    output = output or FOLDER / f"{file.name.partition('.')[0]}.safetensors"
+    if output.exists() and output.samefile(file):
         raise ValueError(f"{output} is the file to convert; pass another --output")
-    return write(model, output, args.convert.name)
+    return write(model, output, file.name)
 
 
 def write(model: EmbeddingModel, output: Path, source: str) -> Path:
@@ -156,8 +158,7 @@ def check_sha256(path: Path, expected: str | None) -> None:
         return
     if path.is_dir():
         raise ValueError(f"--sha256 checks a file, {path} is a folder; leave the flag out")
-    with path.open("rb") as file:
-        digest = hashlib.sha256(file.read()).hexdigest()
+    digest = checksum_of(path, "sha256")
     if digest != expected.lower():
         raise ValueError(f"{path}: sha256 is {digest}, expected {expected}; fetch it again")
 

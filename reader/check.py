@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -13,33 +12,54 @@ from typing import Any
 
 import numpy as np
 
-from metric_learning.reader.sets.datasets import DATASETS, load_index
+from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import Flag, natural, parse_flags
+from metric_learning.common.flags import path as parse_path
+from metric_learning.reader.sets.datasets import DATASETS, load_image_set
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS, map_files, read_content
 from metric_learning.reader.sets.image_set import ImageSet
 from metric_learning.reader.sets.table import SPLITS
 
 NUM_SHOWN = 20
+FLAGS = (
+    Flag("dataset", str, "sop", f"one of {', '.join(DATASETS)}"),
+    Flag("data_dir", parse_path, None, "its folder; default: its folder under data/"),
+    Flag("train_classes", str, None, "classes to train on, e.g. 1-25 or 1-10,15"),
+    Flag("test_classes", str, None, "classes to test on, e.g. 26-50"),
+    Flag("train_list", parse_path, None, "file of 'path label' lines, for --dataset=list"),
+    Flag("test_list", parse_path, None, "file of 'path label' lines, for --dataset=list"),
+    Flag("csv", parse_path, None, "CSV file of images, for --dataset=csv"),
+    Flag("fold", int, None, "its fold to test on, for --dataset=csv"),
+    Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
+    Flag("json", parse_path, None, "also write the whole report to this file"),
+)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m reader.check", description=__doc__)
-    parser.add_argument("--dataset", default="sop", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--data_dir", help="its folder; default: its folder under data/")
-    parser.add_argument("--train_classes", help="classes to train on, e.g. 1-25 or 1-10,15")
-    parser.add_argument("--test_classes", help="classes to test on, e.g. 26-50")
-    parser.add_argument("--train_list", help="file of 'path label' lines, for --dataset=list")
-    parser.add_argument("--test_list", help="file of 'path label' lines, for --dataset=list")
-    parser.add_argument("--csv", help="CSV file of images, for --dataset=csv")
-    parser.add_argument("--fold", type=int, help="its fold to test on, for --dataset=csv")
-    parser.add_argument(
-        "--num_workers",
-        type=int,
-        default=DEFAULT_WORKERS,
-        help="processes that read images; 0: this one alone (default: %(default)s)",
-    )
-    parser.add_argument("--json", metavar="FILE", help="also write the whole report to this file")
-    return parser
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check a data set; 0: clean, 1: problems were found."""
+    with user_errors():
+        args, _ = parse_flags(__doc__, FLAGS, argv, prog="python -m reader.check")
+        image_sets = [
+            load_image_set(
+                args.dataset,
+                args.data_dir,
+                split,
+                train_classes=args.train_classes,
+                test_classes=args.test_classes,
+                train_list=args.train_list,
+                test_list=args.test_list,
+                csv=args.csv,
+                fold=args.fold,
+            )
+            for split in SPLITS
+        ]
+
+        report = check(image_sets, args.num_workers)
+        print(format_report(report))
+        if args.json:
+            with open(args.json, "w", encoding="utf-8") as file:
+                json.dump(report, file, indent=1)
+    return 1 if report["problems"] else 0
 
 
 def check_file(path: str) -> tuple[str, str, str]:
@@ -50,36 +70,40 @@ def check_file(path: str) -> tuple[str, str, str]:
 
 
 def check_images(
-    indexes: Sequence[ImageSet], num_workers: int
+    image_sets: Sequence[ImageSet], num_workers: int
 ) -> dict[str, dict[str, tuple[str, str, str]]]:
     """Check the images of all splits; split -> path -> what `check_file` says."""
-    paths = dict.fromkeys(p for index in indexes if index.images is None for p in index.paths)
+    paths = dict.fromkeys(
+        p for image_set in image_sets if image_set.images is None for p in image_set.paths
+    )
     found = map_files(check_file, list(paths), num_workers) if paths else []
     of_file = dict(zip(paths, found, strict=True))
+
     checks = {}
-    for index in indexes:
-        if index.images is None:
-            checks[index.split] = {path: of_file[path] for path in index.paths}
+    for image_set in image_sets:
+        if image_set.images is None:
+            checks[image_set.split] = {path: of_file[path] for path in image_set.paths}
         else:
-            hashes = (hashlib.sha256(image.tobytes()).hexdigest() for image in index.images)
-            checks[index.split] = {
-                path: (digest, "ok", "") for path, digest in zip(index.paths, hashes, strict=True)
+            hashes = (hashlib.sha256(image.tobytes()).hexdigest() for image in image_set.images)
+            checks[image_set.split] = {
+                path: (digest, "ok", "")
+                for path, digest in zip(image_set.paths, hashes, strict=True)
             }
     return checks
 
 
-def describe_split(index: ImageSet) -> dict[str, int | float]:
+def describe_split(image_set: ImageSet) -> dict[str, int | float]:
     """Counts of images and classes and the distribution of class sizes."""
-    sizes = np.unique(index.labels, return_counts=True)[1]
+    sizes = np.unique(image_set.labels, return_counts=True)[1]
     return {
-        "images": len(index),
-        "classes": index.num_classes,
+        "images": len(image_set),
+        "classes": image_set.num_classes,
         "min_class_size": int(sizes.min()),
         "median_class_size": float(np.median(sizes)),
         "max_class_size": int(sizes.max()),
         "one_image_classes": int((sizes == 1).sum()),
-        "queries": int(index.is_query.sum()),
-        "gallery": int(index.is_gallery.sum()),
+        "queries": int(image_set.is_query.sum()),
+        "gallery": int(image_set.is_gallery.sum()),
     }
 
 
@@ -101,10 +125,11 @@ def repeated(paths: Iterable[str]) -> list[str]:
     return [path for path, count in counts.items() if count > 1]
 
 
-def check(indexes: Sequence[ImageSet], num_workers: int) -> dict[str, Any]:
+def check(image_sets: Sequence[ImageSet], num_workers: int) -> dict[str, Any]:
     """Read all images of the splits; the report as written to --json."""
     start = time.perf_counter()
-    checks = check_images(indexes, num_workers)
+    checks = check_images(image_sets, num_workers)
+
     split_of: dict[str, list[str]] = defaultdict(list)
     bad: dict[str, dict[str, str]] = {"broken": {}, "missing": {}}
     for split, of_path in checks.items():
@@ -112,19 +137,20 @@ def check(indexes: Sequence[ImageSet], num_workers: int) -> dict[str, Any]:
             split_of[path].append(split)
             if state != "ok":
                 bad[state][path] = reason
-    classes = [set(index.class_names.values()) for index in indexes]
+
+    classes = [set(image_set.class_names.values()) for image_set in image_sets]
     report = {
-        "dataset": indexes[0].name,
-        "splits": {index.split: describe_split(index) for index in indexes},
+        "dataset": image_sets[0].name,
+        "splits": {image_set.split: describe_split(image_set) for image_set in image_sets},
         **bad,
         "duplicates": [
             [{"path": path, "splits": split_of[path]} for path in group]
             for group in find_duplicates(checks)
         ],
-        "repeated": {index.split: repeated(index.paths) for index in indexes},
+        "repeated": {image_set.split: repeated(image_set.paths) for image_set in image_sets},
         "paths_in_both_splits": [path for path, splits in split_of.items() if len(splits) > 1],
         "classes_in_both_splits": sorted(classes[0].intersection(*classes[1:])),
-        "classes_may_be_shared": DATASETS[indexes[0].name].classes_shared,
+        "classes_may_be_shared": DATASETS[image_sets[0].name].classes_shared,
         "seconds": round(time.perf_counter() - start, 1),
     }
     return report | {"problems": count_problems(report)}
@@ -150,6 +176,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"{'one-image classes':>20}",
         f"{'':<28}{'min / median / max':>26}",
     ]
+
     for split, counts in report["splits"].items():
         sizes = " / ".join(
             f"{counts[f'{kind}_class_size']:,g}" for kind in ("min", "median", "max")
@@ -160,19 +187,23 @@ def format_report(report: dict[str, Any]) -> str:
         )
         if not counts["images"] == counts["queries"] == counts["gallery"]:
             lines.append(f"{'':<8}{counts['queries']:,} queries, {counts['gallery']:,} in gallery")
+
     lines.append("")
     lines += section("broken files", [f"{p}: {reason}" for p, reason in report["broken"].items()])
     lines += section("missing files", list(report["missing"]))
+
     groups = [
         " = ".join(f"{file['path']} ({', '.join(file['splits'])})" for file in group)
         for group in report["duplicates"]
     ]
     lines += section("duplicate files (same bytes)", groups)
+
     for split, paths in report["repeated"].items():
         lines += section(f"listed twice in {split}", paths)
     lines += section("files in both splits", report["paths_in_both_splits"])
     allowed = " (allowed)" if report["classes_may_be_shared"] else ""
     lines += section(f"classes in both splits{allowed}", report["classes_in_both_splits"])
+
     problems = report["problems"]
     verdict = "clean" if problems == 0 else f"{problems:,} problem{'s' if problems > 1 else ''}"
     return "\n".join([*lines, "", f"{verdict}; read in {report['seconds']:.1f} s"])
@@ -184,37 +215,6 @@ def section(title: str, items: list[str]) -> list[str]:
     if len(items) > NUM_SHOWN:
         shown.append(f"  and {len(items) - NUM_SHOWN:,} more")
     return [f"{title:<36}{len(items):>8,}", *shown]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check a data set; 0: clean, 1: problems were found, 2: user error."""
-    args = build_parser().parse_args(argv)
-    try:
-        if args.num_workers < 0:
-            raise ValueError(f"expected --num_workers of 0 or more, found {args.num_workers}")
-        indexes = [
-            load_index(
-                args.dataset,
-                args.data_dir,
-                split,
-                train_classes=args.train_classes,
-                test_classes=args.test_classes,
-                train_list=args.train_list,
-                test_list=args.test_list,
-                csv=args.csv,
-                fold=args.fold,
-            )
-            for split in SPLITS
-        ]
-        report = check(indexes, args.num_workers)
-        print(format_report(report))
-        if args.json:
-            with open(args.json, "w", encoding="utf-8") as file:
-                json.dump(report, file, indent=1)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 1 if report["problems"] else 0
 
 
 if __name__ == "__main__":

@@ -49,11 +49,13 @@ class Preprocessing:
                 f"expected a transform of {', '.join(TRANSFORMS)}, got {self.transform}: "
                 "change --transform"
             )
+
         if self.crop_size < 1:
             raise ValueError(
                 f"expected an image size of 1 pixel or more, got {self.crop_size}: "
                 "change --image_shape"
             )
+
         if not 0 < self.min_crop_area <= 1:
             raise ValueError(
                 "expected a smallest crop area above 0 and up to 1 (a fraction of the image), "

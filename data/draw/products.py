@@ -107,6 +107,8 @@ def _draw_mug(canvas: Canvas, product: Product, cover: Image.Image) -> None:
     height = 0.36 + 0.26 * product.height
     top, bottom = 0.52 - height / 2, 0.52 + height / 2
     trim, accent = TRIMS[product.trim], PALETTES[product.palette][1]
+
+    # The handle, or a saucer.
     right, middle = 0.5 + radius, top + 0.45 * height
     if product.part == 0:
         canvas.path(arc_points(right - 0.04, middle, 0.17, 0.3 * height, -90, 90), 0.055, trim)
@@ -121,6 +123,8 @@ def _draw_mug(canvas: Canvas, product: Product, cover: Image.Image) -> None:
             canvas.path(ear, 0.045, trim)
     else:
         canvas.ellipse(0.5, bottom, radius + 0.17, 0.065, trim)
+
+    # The body, and what is in it.
     profiles = (
         lambda v: 1.0,
         lambda v: 1.1 - 0.5 * v,
@@ -137,6 +141,8 @@ def _draw_lamp(canvas: Canvas, product: Product, cover: Image.Image) -> None:
     radius = 0.2 + 0.1 * product.width
     height = 0.22 + 0.14 * product.height
     trim = TRIMS[product.trim]
+
+    # The foot.
     x = 0.5 if product.part != 2 else 0.36
     end = 0.1 + height
     if product.part == 0:
@@ -155,6 +161,8 @@ def _draw_lamp(canvas: Canvas, product: Product, cover: Image.Image) -> None:
         )
         canvas.polygon(body, trim)
         canvas.box(x - 0.1, 0.87, x + 0.1, 0.92, trim)
+
+    # The shade.
     profiles = (
         lambda v: 0.4 + 0.7 * v,
         lambda v: np.sqrt(max(1 - (1 - v) ** 2, 0.0)) * 1.05,
@@ -169,6 +177,8 @@ def _draw_chair(canvas: Canvas, product: Product, cover: Image.Image) -> None:
     top = 0.2 - 0.12 * product.height
     trim = TRIMS[product.trim]
     left, right, seat, floor = 0.5 - half, 0.5 + half, 0.56, 0.93
+
+    # The legs.
     if product.part == 0:
         for x in (left + 0.02, right - 0.02):
             canvas.path([(x, seat + 0.08), (x, floor)], 0.035, trim)
@@ -183,6 +193,8 @@ def _draw_chair(canvas: Canvas, product: Product, cover: Image.Image) -> None:
         for x in (left + 0.03, right - 0.03):
             canvas.path([(x, seat + 0.05), (x, floor - 0.04)], 0.035, trim)
         canvas.path(arc_points(0.5, 0.68, half + 0.14, 0.25, 25, 155), 0.04, trim)
+
+    # The back.
     if product.shape == 0:
         canvas.box(left, top, right, seat, cover)
     elif product.shape == 1:
@@ -196,6 +208,8 @@ def _draw_chair(canvas: Canvas, product: Product, cover: Image.Image) -> None:
             canvas.path([(x, top), (x, seat)], 0.04, trim)
         for y in np.linspace(top + 0.03, seat - 0.13, 3):
             canvas.box(left, y, right, y + 0.07, cover)
+
+    # The seat.
     front = half + 0.06
     corners = [(left, seat - 0.05), (right, seat - 0.05), (0.5 + front, 0.66), (0.5 - front, 0.66)]
     canvas.polygon(corners, cover)
@@ -206,11 +220,15 @@ def _draw_sofa(canvas: Canvas, product: Product, cover: Image.Image) -> None:
     top = 0.36 - 0.12 * product.height
     trim, accent = TRIMS[product.trim], PALETTES[product.palette][1]
     left, right, seat, base = 0.5 - half, 0.5 + half, 0.56, 0.74
+
+    # The feet.
     if product.detail < 0.5:
         for x in (left, right):
             canvas.path([(x, base), (x, 0.83)], 0.045, trim)
     else:
         canvas.box(left, base, right, 0.8, trim)
+
+    # The back.
     if product.shape == 0:
         canvas.box(left, top, right, seat, cover)
     elif product.shape == 1:
@@ -220,6 +238,8 @@ def _draw_sofa(canvas: Canvas, product: Product, cover: Image.Image) -> None:
             step = (right - left) / product.shape
             canvas.box(left + i * step, top, left + (i + 1) * step, seat, cover)
         canvas.ellipse(left + half * 0.5, seat - 0.06, 0.075, 0.06, accent)
+
+    # The seat and its arms.
     canvas.box(left, seat, right, base, cover)
     canvas.path([(left, seat + 0.07), (right, seat + 0.07)], 0.02, accent)
     for side, x in ((-1, left), (1, right)):
@@ -240,6 +260,8 @@ def _draw_bicycle(canvas: Canvas, product: Product, cover: Image.Image) -> None:
     radius = (0.18, 0.17, 0.19, 0.12)[product.shape] + 0.03 * product.width
     hub = 0.84 - radius
     rear, front, crank = (0.25, hub), (0.77, hub), (0.47, hub + 0.02)
+
+    # The wheels.
     for x, y in (rear, front):
         if product.part == 1:
             canvas.ellipse(x, y, radius, radius, cover)
@@ -247,6 +269,8 @@ def _draw_bicycle(canvas: Canvas, product: Product, cover: Image.Image) -> None:
             for angle in range(0, 180, 36):
                 canvas.path(arc_points(x, y, radius, radius, angle, angle + 180)[::32], 0.012, trim)
         canvas.path(arc_points(x, y, radius, radius, 0, 360), 0.035, (44, 44, 48))
+
+    # The frame.
     seat, head = (0.38, 0.4 - 0.06 * product.height), (0.68, 0.36 - 0.06 * product.height)
     if product.shape == 0:
         canvas.path([rear, seat, head, crank, rear], 0.04, main)
@@ -261,12 +285,16 @@ def _draw_bicycle(canvas: Canvas, product: Product, cover: Image.Image) -> None:
     else:
         canvas.path([rear, (0.47, hub - 0.1), front], 0.07, main)
         canvas.path([seat, (0.45, hub)], 0.04, main)
+
+    # Fork, handlebar and saddle.
     canvas.path([head, front], 0.04, main)
     bar = (head[0] - 0.02, head[1] - 0.08)
     canvas.path([head, bar], 0.035, trim)
     grip = (bar[0] - 0.11, bar[1]) if product.detail < 0.5 else (bar[0] + 0.1, bar[1] + 0.06)
     canvas.path([bar, grip], 0.035, trim)
     canvas.path([(seat[0] - 0.06, seat[1] - 0.02), (seat[0] + 0.06, seat[1] - 0.02)], 0.05, trim)
+
+    # Luggage.
     if product.part == 0:
         corners = [(seat[0] + 0.05, seat[1] + 0.04), (head[0] - 0.06, head[1] + 0.05)]
         canvas.polygon([*corners, (crank[0] + 0.02, crank[1] - 0.1)], cover)

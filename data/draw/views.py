@@ -32,13 +32,16 @@ def _pose(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     narrowing = rng.uniform(0.85, 1.0)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shear = np.array([[1, rng.uniform(-0.12, 0.12)], [rng.uniform(-0.08, 0.08), 1]])
+
     matrix = np.eye(3)
     matrix[:2, :2] = scale * rotation @ shear @ np.diag([mirror * narrowing, 1.0])
     matrix[2, :2] = rng.uniform(-0.2, 0.2, size=2) / side
+
     room = 0.08 * side
     before, after = np.eye(3), np.eye(3)
     before[:2, 2] = -side / 2
     after[:2, 2] = side / 2 + rng.uniform(-room, room, size=2)
+
     inverse = np.linalg.inv(after @ matrix @ before)
     coefficients = tuple((inverse / inverse[2, 2]).ravel()[:8])
     method, resample = Image.Transform.PERSPECTIVE, Image.Resampling.BILINEAR
@@ -57,12 +60,14 @@ def _draw_background(side: int, rng: np.random.Generator) -> Image.Image:
     horizon = rng.uniform(0.4, 0.9)
     is_floor = (np.arange(side) / side > horizon)[:, None, None]
     surface = np.where(is_floor, floor, wall) + np.zeros((side, side, 1))
+
     grain = rng.uniform(-1, 1, size=(rng.integers(3, 24), rng.integers(3, 24)))
     texture = Image.fromarray(grain.astype(np.float32)).resize(
         (side, side), Image.Resampling.BICUBIC
     )
     surface += rng.uniform(3, 15) * np.asarray(texture)[:, :, None]
     scene = Image.fromarray(surface.clip(0, 255).astype(np.uint8))
+
     draw = ImageDraw.Draw(scene)
     for _ in range(rng.integers(1, 6)):
         x, y = rng.uniform(0, side, size=2)
@@ -76,6 +81,7 @@ def _draw_thing(
     """Draw a disc, a polygon, a rod or a striped box around (x, y)."""
     colour = _random_colour(rng)
     form = rng.integers(4)
+
     if form == 0:
         height = radius * rng.uniform(0.4, 1)
         draw.ellipse([x - radius, y - height, x + radius, y + height], fill=colour)

@@ -1,1 +1,9 @@
-"""Lists of one's own images: scan folders, filter, split into classes and folds."""
+"""Lists of one's own images: scan folders, filter, split into classes and folds.
+
+__main__.py  python -m data.prepare COMMAND: the flags of each command
+commands.py  the commands
+scan.py      a tree of images, described image by image
+hashes.py    perceptual hashes, and images whose hashes are close
+filter.py    which images to remove: broken ones, wrong sizes, near duplicates
+splits.py    classes divided into train and test, images into folds
+"""

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, boolean, natural, parse_flags, path, positive
@@ -29,7 +29,7 @@ class Command:
     """One step of the preparation.
 
     Args:
-        run: (args, output file) -> None, after the flags were parsed.
+        run: (what is read, output file, flags) -> None.
         help: what it does, in a sentence.
         source: what is read.
         output: default name of the CSV file that it writes, in the folder that `source` is or
@@ -37,7 +37,7 @@ class Command:
         flags: its own flags.
     """
 
-    run: Callable[[Namespace, Path], None]
+    run: Callable[[Path, Path, Any], None]
     help: str
     source: Flag
     output: str
@@ -47,14 +47,16 @@ class Command:
 FILE = Flag("path", path, None, "CSV file of an earlier command")
 COMMANDS: dict[str, Command] = {
     "scan": Command(
-        commands.scan,
+        lambda source, output, args: commands.scan(source, output, args.num_workers),
         "Describe every image of a folder of classes in a CSV file.",
         Flag("path", path, None, "folder with one folder of images per class"),
         "scanned.csv",
         (Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),),
     ),
     "filter": Command(
-        commands.filter_images,
+        lambda source, output, args: commands.filter_images(
+            source, output, args.report, args.min_size, args.max_size, args.threshold
+        ),
         "Remove broken images, wrong sizes and near duplicates.",
         FILE,
         "filtered.csv",
@@ -66,7 +68,9 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "split": Command(
-        commands.split,
+        lambda source, output, args: commands.split(
+            source, output, args.min_n_samples, args.max_n_samples
+        ),
         "Divide the classes into train and test by their number of images.",
         FILE,
         "split.csv",
@@ -76,7 +80,9 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "folds": Command(
-        commands.folds,
+        lambda source, output, args: commands.folds(
+            source, output, args.k, args.open_set, args.random_seed
+        ),
         "Divide the training images into folds.",
         FILE,
         "folds.csv",
@@ -99,31 +105,41 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if name not in COMMANDS:
             raise ValueError(f"expected a command, one of {', '.join(COMMANDS)}, found {name}")
+
         command = COMMANDS[name]
         help_text = f"CSV file to write; default: {command.output} in the folder of what is read"
         flags = (*command.flags, Flag("output", path, None, help_text))
         prog = f"python -m data.prepare {name}"
         args, _ = parse_flags(command.help, flags, arguments, command.source, prog)
-        command.run(args, choose_output(args, command.output))
+        source = check_source(args.path)
+        command.run(source, choose_output(source, args.output, command.output), args)
 
 
-def choose_output(args: Namespace, default: str) -> Path:
-    """Return the file to write, an error where that will not be possible.
+def check_source(path: str | None) -> Path:
+    """Return the file or folder to read.
 
     Raises:
         FileNotFoundError: there is nothing to read.
-        ValueError: no path was given, or the file cannot be written.
+        ValueError: no path was given.
     """
-    if not args.path:
+    if not path:
         raise ValueError("expected a path behind the command; --help tells more")
-    source = Path(args.path)
-    if not source.exists():
-        raise FileNotFoundError(f"no file or folder {source}")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no file or folder {path}")
+    return Path(path)
+
+
+def choose_output(source: Path, output: str | None, default: str) -> Path:
+    """Return the file to write, by default beside what is read.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
     folder = source if source.is_dir() else source.parent
-    output = prepare_output("output", args.output or str(folder / default))
-    if not os.access(output.parent, os.W_OK):
-        raise ValueError(f"cannot write into {output.parent}: choose another --output")
-    return output
+    file = prepare_output("output", output or str(folder / default))
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError(f"cannot write into {file.parent}: choose another --output")
+    return file
 
 
 if __name__ == "__main__":

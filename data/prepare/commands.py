@@ -1,9 +1,8 @@
-"""The commands of data/prepare.py: each reads a folder or a list of images and writes a list."""
+"""The commands of the preparation: each reads a folder or a list of images and writes a list."""
 
 from __future__ import annotations
 
 import csv
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +22,9 @@ from metric_learning.reader.check import section
 from metric_learning.reader.sets.csv_files import ImageList, Row, read_image_list
 
 
-def scan(args: Namespace, output: Path) -> None:
+def scan(tree: Path, output: Path, num_workers: int) -> None:
     """Describe every image of a tree."""
-    tree = Path(args.path)
-    rows = scan_tree(tree, args.num_workers)
+    rows = scan_tree(tree, num_workers)
     broken = [f"{row['path']}: {row['broken']}" for row in rows if row["broken"]]
     print("\n".join(section("broken images", broken)))
     print("\n".join(section("left out, in no class folder", list_ignored(tree))))
@@ -35,55 +33,63 @@ def scan(args: Namespace, output: Path) -> None:
         print(f"its paths are relative to {tree}: train with --data_dir={tree}")
 
 
-def filter_images(args: Namespace, output: Path) -> None:
-    """Remove images, and report which and why."""
-    if args.max_size and args.min_size > args.max_size:
+def filter_images(
+    file: Path, output: Path, report: str, min_size: int, max_size: int, threshold: int | None
+) -> None:
+    """Remove images, and report which and why.
+
+    Args:
+        file: the list.
+        output: the list of what is left.
+        report: the list of what was removed; empty: OUTPUT_removed.csv.
+        min_size: see this and what follows at `choose_removals`.
+        max_size: likewise.
+        threshold: likewise.
+    """
+    if max_size and min_size > max_size:
+        raise ValueError(f"--min_size={min_size} and --max_size={max_size} leave no image")
+    if (threshold or 0) > HASH_BITS // 2:
         raise ValueError(
-            f"--min_size={args.min_size} and --max_size={args.max_size} leave no image"
-        )
-    if (args.threshold or 0) > HASH_BITS // 2:
-        raise ValueError(
-            f"--threshold={args.threshold}: unrelated images differ by about {HASH_BITS // 2} of "
+            f"--threshold={threshold}: unrelated images differ by about {HASH_BITS // 2} of "
             f"{HASH_BITS} bits; expected less, such as 4"
         )
-    report = prepare_output(
-        "report", args.report or str(output.with_name(f"{output.stem}_removed.csv"))
-    )
-    if report == output:
-        raise ValueError(f"--report={report}: expected another file than --output")
-    images = read_image_list(Path(args.path))
-    removals = choose_removals(images, args.min_size, args.max_size, args.threshold)
+    removed_file = report or str(output.with_name(f"{output.stem}_removed.csv"))
+    if prepare_output("report", removed_file) == output:
+        raise ValueError(f"--report={removed_file}: expected another file than --output")
+
+    images = read_image_list(file)
+    removals = choose_removals(images, min_size, max_size, threshold)
     removed = {removal.row for removal in removals}
     rows = [row for i, row in enumerate(images.rows) if i not in removed]
     if not rows:
         raise ValueError(f"no image of {images.file} is left: allow more")
+
     removed_rows = report_rows(images, removals)
     for reason, lines in describe_removals(removed_rows).items():
         print("\n".join(section(reason, lines)))
     emptied = sorted({*images.labels} - {row["label"] for row in rows})
     print("\n".join(section("classes without an image left", emptied)))
     write_rows(output, images.columns, rows)
-    write_rows(report, REPORT_COLUMNS, removed_rows)
+    write_rows(Path(removed_file), REPORT_COLUMNS, removed_rows)
 
 
-def split(args: Namespace, output: Path) -> None:
+def split(file: Path, output: Path, min_n_samples: int, max_n_samples: int) -> None:
     """Add the column split: classes of some sizes are trained on, the others tested on."""
-    if args.max_n_samples and args.min_n_samples > args.max_n_samples:
+    if max_n_samples and min_n_samples > max_n_samples:
         raise ValueError(
-            f"--min_n_samples={args.min_n_samples} is above --max_n_samples={args.max_n_samples}"
+            f"--min_n_samples={min_n_samples} is above --max_n_samples={max_n_samples}"
         )
-    images = read_whole_images(Path(args.path), "split")
-    parts = split_classes(images.labels, args.min_n_samples, args.max_n_samples)
+    images = read_whole_images(file, "split")
+    parts = split_classes(images.labels, min_n_samples, max_n_samples)
     add_column(output, images, "split", parts)
 
 
-def folds(args: Namespace, output: Path) -> None:
+def folds(file: Path, output: Path, k: int, open_set: bool, seed: int) -> None:
     """Add the column fold: each fold is a test split whose training images are the others."""
-    if args.k < 2:
-        raise ValueError(f"--k={args.k}: expected at least 2 folds")
-    images = read_whole_images(Path(args.path), "fold")
-    column = fold_column(images, args.k, args.open_set, args.random_seed)
-    add_column(output, images, "fold", column)
+    if k < 2:
+        raise ValueError(f"--k={k}: expected at least 2 folds")
+    images = read_whole_images(file, "fold")
+    add_column(output, images, "fold", fold_column(images, k, open_set, seed))
 
 
 def read_whole_images(file: Path, column: str) -> ImageList:

@@ -53,11 +53,13 @@ def choose_removals(
     if BROKEN not in images.columns:
         raise ValueError(f"{images.file} has no column {BROKEN}: expected a file that scan wrote")
     removals = [Removal(i, BROKEN, row[BROKEN]) for i, row in enumerate(images.rows) if row[BROKEN]]
+
     whole = np.array([i for i, row in enumerate(images.rows) if not row[BROKEN]], dtype=np.int64)
     readable = images.select(whole)
     sides = np.stack(
         [readable.parse(name, natural, "pixels") for name in ("width", "height")], axis=1
     )  # Nx2
+
     is_small = sides.min(1, initial=2**62) < min_size
     is_large = (sides.max(1, initial=0) > max_size) & (max_size > 0)
     for reason, is_wrong in ((TOO_SMALL, is_small), (TOO_LARGE, is_large & ~is_small)):
@@ -65,6 +67,7 @@ def choose_removals(
             Removal(int(whole[i]), reason, "{} x {}".format(*sides[i]))
             for i in np.flatnonzero(is_wrong)
         ]
+
     if threshold is not None:
         left = np.flatnonzero(~is_small & ~is_large)
         removals += _duplicates(images, whole[left], sides[left].prod(1), threshold)

@@ -75,11 +75,13 @@ def _choose_kept(codes: np.ndarray, threshold: int) -> tuple[np.ndarray, faiss.I
         if kept:
             is_far = index.search(codes[numbers], 1)[0][:, 0] > threshold
             numbers = numbers[is_far]
+
         is_close = _hamming(codes[numbers]) <= threshold
         is_kept = np.ones(len(numbers), dtype=bool)
         for i in range(len(numbers)):
             if is_kept[i]:
                 is_kept[i + 1 :] &= ~is_close[i, i + 1 :]
+
         index.add(codes[numbers[is_kept]])
         kept.extend(numbers[is_kept].tolist())
     return np.array(kept, dtype=np.int64), index

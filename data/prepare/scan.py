@@ -7,9 +7,13 @@ from pathlib import Path
 
 from metric_learning.data.prepare.hashes import HASH_BITS, perceptual_hash
 from metric_learning.reader.sets.csv_files import Row
-from metric_learning.reader.sets.folders import has_train_test, list_classes, walk_images
+from metric_learning.reader.sets.folders import (
+    has_train_test,
+    list_classes,
+    split_folders,
+    walk_images,
+)
 from metric_learning.reader.sets.image_files import map_files, read_content
-from metric_learning.reader.sets.table import SPLITS
 
 
 def scan_tree(tree: Path, num_workers: int) -> list[Row]:
@@ -33,11 +37,10 @@ def scan_tree(tree: Path, num_workers: int) -> list[Row]:
     """
     if not tree.is_dir():
         raise FileNotFoundError(f"no folder {tree}")
-    splits = SPLITS if has_train_test(tree) else ("",)
     places = [
         (path, label, split)
-        for split in splits
-        for label, files in list_classes(tree / split, levels=None).items()
+        for split, folder in _parts(tree).items()
+        for label, files in list_classes(folder, levels=None).items()
         for path in files
     ]
     if not places:
@@ -66,12 +69,21 @@ def scan_file(path: str) -> Row:
 
 def list_ignored(tree: Path) -> list[str]:
     """Names of what `scan_tree` leaves out: images in no class folder, folders beside train/."""
-    is_divided = has_train_test(tree)
-    places = ("", *SPLITS) if is_divided else ("",)
-    loose = [path for place in places for path in walk_images(tree / place, 0).get("", [])]
-    beside = sorted(f"{f.name}/" for f in tree.iterdir() if f.is_dir() and f.name[0] != ".")
-    folders = [name for name in beside if is_divided and name[:-1] not in SPLITS]
-    return [os.path.relpath(path, tree) for path in loose] + folders
+    parts = _parts(tree)
+    loose = [
+        os.path.relpath(path, tree)
+        for folder in dict.fromkeys((tree, *parts.values()))
+        for path in walk_images(folder, levels=0).get("", [])
+    ]
+    if "" in parts:
+        return loose
+    beside = sorted(f for f in tree.iterdir() if f.is_dir() and f not in parts.values())
+    return loose + [f"{folder.name}/" for folder in beside if not folder.name.startswith(".")]
+
+
+def _parts(tree: Path) -> dict[str, Path]:
+    """Split -> folder of a divided tree, else "" -> the tree."""
+    return split_folders(tree) if has_train_test(tree) else {"": tree}
 
 
 def _printable(name: str) -> str:

@@ -63,12 +63,14 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # a broken pickle raises many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: not a CIFAR-10 batch: {reason}") from error
+
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
         raise ValueError(
             f"{path}: expected ({len(labels)}, 3072) uint8, found {pixels.shape} {pixels.dtype}"
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASS_NAMES):
         raise ValueError(f"{path}: expected labels 0-9, found {labels.min()}-{labels.max()}")
+
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), labels
 

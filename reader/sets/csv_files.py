@@ -93,6 +93,7 @@ def read_image_list(file: Path) -> ImageList:
     """
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}")
+
     rows: list[Row] = []
     lines: list[int] = []
     with file.open(encoding="utf-8-sig", newline="") as opened:
@@ -110,6 +111,7 @@ def read_image_list(file: Path) -> ImageList:
             raise ValueError(f"{file}: expected a UTF-8 CSV file") from error
         except csv.Error as error:
             raise ValueError(f"{file}:{reader.line_num}: expected CSV, found: {error}") from error
+
     if not rows:
         raise ValueError(f"{file}: expected images, found only the names of the columns")
     return ImageList(file, columns, rows, lines)

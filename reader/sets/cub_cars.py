@@ -42,6 +42,7 @@ def read_cub200_2011(data_dir: Path, split: str) -> Table:
     """Read images.txt, image_class_labels.txt and classes.txt; classes 1-100 are for training."""
     label_file = data_dir / "image_class_labels.txt"
     class_of = read_numbers(label_file, "image_id class_id")
+
     names = {}
     for line, (number, name) in read_columns(data_dir / "classes.txt", "class_id class_name"):
         if parse_label(number) < 1:
@@ -49,12 +50,14 @@ def read_cub200_2011(data_dir: Path, split: str) -> Table:
                 data_dir / "classes.txt", line, "class_id class_name", f"{number} {name}"
             )
         names[int(number) - 1] = name
+
     paths, classes = [], []
     for line, (image_id, path) in read_columns(data_dir / "images.txt", "image_id path"):
         if image_id not in class_of:
             raise ValueError(f"{data_dir / 'images.txt'}:{line}: {label_file} lacks {image_id}")
         paths.append(os.path.join(data_dir, "images", path))
         classes.append(class_of[image_id])
+
     unnamed = set(classes) - set(names)
     names |= {number: str(number + 1) for number in unnamed}
     numbers = np.array(classes, dtype=np.int64)
@@ -68,6 +71,7 @@ def read_cub200_2010(data_dir: Path, split: str) -> Table:
         return read_cub200_lists(data_dir, lists, split)
     if not (data_dir / "images").is_dir():
         raise FileNotFoundError(f"no folder {data_dir / 'images'}")
+
     files_of = list_classes(data_dir / "images")
     number_of = {}
     for name in files_of:
@@ -77,6 +81,7 @@ def read_cub200_2010(data_dir: Path, split: str) -> Table:
                 f"{data_dir / 'images' / name}: expected a name such as 001.Black_footed_Albatross"
             )
         number_of[name] = number - 1
+
     paths, classes = flatten(files_of, number_of)
     names = {number: name for name, number in number_of.items()}
     return numbered_table(paths, classes, names, NUM_CUB_TRAIN_CLASSES, split)
@@ -91,6 +96,7 @@ def read_cub200_lists(data_dir: Path, lists: dict[str, Path], split: str) -> Tab
             in_parent = read_list(path, data_dir.parent)
             table = in_parent if os.path.exists(in_parent.paths[0]) else table
         tables[name] = table
+
     train, test = tables["train"], tables["test"]
     in_train = np.arange(len(train.paths) + len(test.paths)) < len(train.paths)
     paths = train.paths + test.paths
@@ -119,6 +125,7 @@ def read_cars196(data_dir: Path, split: str) -> Table:
         classes = np.concatenate([train["class"], test["class"]])
     else:
         raise FileNotFoundError(f"no file {data_dir / 'cars_annos.mat'} or folder devkit")
+
     class_names = {number: str(name) for number, name in enumerate(names)}
     numbers = classes.astype(np.int64) - 1
     return numbered_table(paths, numbers, class_names, NUM_CARS_TRAIN_CLASSES, split)

@@ -41,6 +41,7 @@ def read_columns(
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a UTF-8 text file of lines '{expected}'") from error
+
     cuts = len(expected.split()) - 1
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):

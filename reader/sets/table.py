@@ -49,6 +49,7 @@ def choose_rows(table: Table, split: str, ranges: str | None) -> np.ndarray:
     """
     if not table.paths:
         raise ValueError(f"no images in the {split} split")
+
     present = np.unique(table.classes)
     order = present if table.class_order is None else table.class_order
     if ranges is not None:
@@ -58,6 +59,7 @@ def choose_rows(table: Table, split: str, ranges: str | None) -> np.ndarray:
         rows = np.flatnonzero(table.in_split)
     else:
         rows = np.arange(len(table.paths))
+
     if len(rows) == 0:
         numbers = np.flatnonzero(np.isin(order, present)) + 1
         middle = len(numbers) // 2
@@ -82,6 +84,7 @@ def parse_classes(ranges: str, num_classes: int, flag: str) -> np.ndarray:
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
             raise ValueError(f"{shown}: expected class ranges such as 1-25 or 1-10,15")
+
         start, end = int(first), int(last if dash else first)
         if start < 1:
             raise ValueError(f"{shown}: classes are counted from 1, found 0")
@@ -90,6 +93,7 @@ def parse_classes(ranges: str, num_classes: int, flag: str) -> np.ndarray:
         if end > num_classes:
             raise ValueError(f"{shown}: no class {end}; there are classes 1-{num_classes}")
         positions.extend(range(start - 1, end))
+
     if len(set(positions)) < len(positions):
         raise ValueError(f"{shown}: ranges overlap; name each class once")
     return np.array(positions, dtype=np.int64)

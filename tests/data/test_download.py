@@ -66,7 +66,10 @@ def offer(monkeypatch):
 
 
 def run(root, capsys, name="sop"):
-    status = download.main([name, f"--dir={root}"])
+    try:
+        status = download.main([name, f"--dir={root}"])
+    except SystemExit as stop:
+        status = stop.code
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -263,6 +266,10 @@ def test_folder_of_something_else_is_left_alone(tmp_path, capsys, offer):
     assert status == 2 and "lacks Ebay_train.txt; move it away" in err
     (tmp_path / "SOP" / "mine.txt").unlink()
     assert run(tmp_path, capsys)[0] == 0
+
+
+def test_no_name_is_an_error(tmp_path, capsys):
+    assert "no data set named; expected one of sop" in run(tmp_path, capsys, "")[2]
 
 
 def test_unknown_name_is_an_error(tmp_path, capsys):

@@ -16,6 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ["--num_classes=20", "--views=3", "--size=32"]
 
 
+def _fails(*argv):
+    """Whether the command ends with a user error."""
+    with pytest.raises(SystemExit) as stop:
+        make_demo.main(list(argv))
+    return stop.value.code == 2
+
+
 def _rows(folder, split):
     header, *lines = (folder / f"Ebay_{split}.txt").read_text().splitlines()
     assert header == "image_id class_id super_class_id path"
@@ -122,23 +129,23 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(make_demo, "draw_view", full_disk)
-    assert make_demo.main([f"--dir={tmp_path / 'demo'}", *SMALL]) == 2
+    assert _fails(f"--dir={tmp_path / 'demo'}", *SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_something_else_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
-    assert make_demo.main([f"--dir={tmp_path}", *SMALL]) == 2
+    assert _fails(f"--dir={tmp_path}", *SMALL)
     assert "choose another --dir" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "precious"
-    assert make_demo.main([f"--dir={tmp_path / 'mine.txt'}", *SMALL]) == 2
+    assert _fails(f"--dir={tmp_path / 'mine.txt'}", *SMALL)
 
 
 @pytest.mark.parametrize(
     "option", ["--num_classes=8", "--num_classes=21", "--views=1", "--size=4", "--seed=-1"]
 )
 def test_arguments_out_of_range_are_one_line(option, tmp_path, capsys):
-    assert make_demo.main([f"--dir={tmp_path / 'demo'}", option]) == 2
+    assert _fails(f"--dir={tmp_path / 'demo'}", option)
     error = capsys.readouterr().err
     assert error.startswith("error: expected")
     assert option.split("=")[0] in error

@@ -175,6 +175,19 @@ def test_a_divided_tree_keeps_its_split_and_labels(toy_tree, tmp_path):
         assert ours.labels.tolist() == theirs.labels.tolist()
 
 
+def test_a_validation_folder_is_the_test_split(tmp_path, capsys):
+    for seed, split in enumerate(("train", "val")):
+        save(tmp_path / split / "cat" / "0.png", seed)
+    save(tmp_path / "extra" / "cat" / "0.png", 9)
+    run("scan", tmp_path, "--num_workers=0")
+    rows = read(tmp_path / "scanned.csv")
+    assert [(row["path"], row["label"], row["split"]) for row in rows] == [
+        ("train/cat/0.png", "cat", "train"),
+        ("val/cat/0.png", "cat", "test"),
+    ]
+    assert "  extra/\n" in capsys.readouterr().out
+
+
 def test_deeper_folders_give_longer_labels(tmp_path):
     save(tmp_path / "Greek" / "alpha" / "1.png", 1)
     save(tmp_path / "Greek" / "0.png", 2)

@@ -9,7 +9,10 @@ from metric_learning.reader import check
 
 
 def run(capsys, *argv):
-    status = check.main([str(arg) for arg in argv])
+    try:
+        status = check.main([str(arg) for arg in argv])
+    except SystemExit as stop:
+        status = stop.code
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -114,7 +117,7 @@ def test_queries_and_gallery_are_counted(tmp_path, draw, capsys):
         (["--dataset=nope"], "unknown dataset 'nope'"),
         (["--dataset=list"], "needs --train_list=FILE"),
         (["--dataset=sop", "--data_dir=/nonexistent"], "no folder /nonexistent"),
-        (["--num_workers=-1"], "expected --num_workers of 0 or more"),
+        (["--num_workers=-1"], "--num_workers: expected an integer of at least 0"),
     ],
 )
 def test_user_errors_are_one_line(capsys, argv, message):
