@@ -1,9 +1,9 @@
-# make demo | test | check | bench: each sets everything up first, in .venv.
+# make demo | test | check | docs | bench: each sets everything up first, in .venv.
 # TORCH_BACKEND=cpu (or cu128, ...) is handed to uv as --torch-backend.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-.PHONY: setup demo test check bench
+.PHONY: setup demo test check docs bench
 
 setup: $(VENV)/.installed
 
@@ -22,6 +22,14 @@ check: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy --package metric_learning --package benchmarks
+
+# The pages of docs/ as a site in site/; a link that leads nowhere is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
+$(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
+	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --requirement requirements-docs.txt
+	touch $@
 
 # Reading, training and exact ranks, each beside what others do; nearly an hour.
 bench: setup
