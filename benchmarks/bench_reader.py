@@ -14,7 +14,6 @@ import shlex
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import machine, names_among
 from benchmarks.reader_paths import QUALITY, WAYS, Batches, Work, index_of, write_images
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, integers, natural, parse_flags, path, positive
+from metric_learning.common.flags import Flag, Flags, integers, natural, parse_flags, path, positive
 
 BASELINE = "pillow_v1"
 DISTRIBUTIONS = ("torch", "torchvision", "pillow", "opencv-python-headless", "numpy")
@@ -49,12 +48,12 @@ FLAGS = (
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Print the table in Markdown and return all values."""
     with user_errors(), tempfile.TemporaryDirectory() as folder:
-        args, given = parse_flags(__doc__, FLAGS, argv)
+        args = parse_flags(__doc__, FLAGS, argv)
         if len(args.size) != 2:
             raise ValueError(f"expected --size=HEIGHT,WIDTH, found {len(args.size)} numbers")
         if args.json:
             open(args.json, "a").close()  # a path that cannot be written is an error at once
-        files = find_images(args, given, Path(folder))
+        files = find_images(args, Path(folder))
         result = {
             "command": shlex.join(sys.argv[1:] if argv is None else argv),
             "arguments": vars(args),
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return result
 
 
-def find_images(args: Namespace, given: set[str], folder: Path) -> list[Path]:
+def find_images(args: Flags, folder: Path) -> list[Path]:
     """Return the JPEG files to read, synthetic ones unless --data_dir names a folder.
 
     Raises:
@@ -80,7 +79,7 @@ def find_images(args: Namespace, given: set[str], folder: Path) -> list[Path]:
     if args.data_dir is None:
         write_images(folder, args.images, args.size, args.seed)
         return sorted(folder.glob("*.jpg"))
-    unused = [f"--{name}" for name in ("size", "seed") if name in given]
+    unused = [f"--{name}" for name in ("size", "seed") if name in args.given]
     if unused:
         raise ValueError(f"{', '.join(unused)} is for synthetic images: leave out --data_dir or it")
     files = [
@@ -93,7 +92,7 @@ def find_images(args: Namespace, given: set[str], folder: Path) -> list[Path]:
     return files[: args.images]
 
 
-def measure(args: Namespace, files: Sequence[Path], folder: Path) -> dict[str, list[dict]]:
+def measure(args: Flags, files: Sequence[Path], folder: Path) -> dict[str, list[dict]]:
     """Read all files in all ways, in turns, on one thread; per way what each round took."""
     index = index_of([str(file) for file in files])
     work = Work(index, args.batch_size, args.crop_size, folder, args.cache_size)

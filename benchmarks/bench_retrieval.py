@@ -15,7 +15,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import machine, names_among
 from benchmarks.retrieval_methods import METHODS
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, integers, natural, parse_flags, path, positive
+from metric_learning.common.flags import Flag, Flags, integers, natural, parse_flags, path, positive
 
 LEAST_IMAGES = 100
 WHOLE_IMAGES = 5000  # up to here all queries are measured unless --share says otherwise
@@ -77,7 +76,7 @@ FLAGS = (
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Print the tables in Markdown and return all values."""
     with user_errors():
-        args, _ = parse_flags(__doc__, FLAGS, argv)
+        args = parse_flags(__doc__, FLAGS, argv)
         if min(args.sizes) < LEAST_IMAGES:
             raise ValueError(f"expected at least {LEAST_IMAGES} images, found {min(args.sizes)}")
         if not Path("/proc/self/clear_refs").exists():
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return result
 
 
-def installed_methods(args: Namespace) -> list[str]:
+def installed_methods(args: Flags) -> list[str]:
     """Return the methods of the flags whose packages are there; say which are not.
 
     Raises:
@@ -121,7 +120,7 @@ def installed_methods(args: Namespace) -> list[str]:
     return left
 
 
-def interpreter(args: Namespace, name: str) -> str:
+def interpreter(args: Flags, name: str) -> str:
     """Return the Python interpreter that runs a method."""
     return args.oml_python if name == "oml" else sys.executable
 
@@ -158,9 +157,7 @@ def make_embeddings(size: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.
     return embeddings, labels
 
 
-def measure_data_set(
-    args: Namespace, methods: Sequence[str], size: int, dim: int
-) -> dict[str, Any]:
+def measure_data_set(args: Flags, methods: Sequence[str], size: int, dim: int) -> dict[str, Any]:
     """Measure the methods in turns on embeddings of one size; return what each round found."""
     embeddings, labels = make_embeddings(size, dim, args.seed)
     rows: dict[str, dict[str, Any]] = {
@@ -185,7 +182,7 @@ def measure_data_set(
     return {"images": size, "dimensions": dim, "bytes": num_bytes, "methods": rows}
 
 
-def num_queries(args: Namespace, name: str, size: int) -> int:
+def num_queries(args: Flags, name: str, size: int) -> int:
     """Return how many queries of a data set a method is measured on."""
     default = 1.0 if size <= WHOLE_IMAGES else METHODS[name].share or 1.0
     return max(1, round(size * (args.share or {}).get(name, default)))

@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,11 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from metric_learning.engine.parallel.distributed import World, join_world, leave_world
+
 from benchmarks.bench_retrieval import machine
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, parse_flags, positive
-from metric_learning.engine.parallel.distributed import World, join_world, leave_world
+from metric_learning.common.flags import Flag, Flags, parse_flags, positive
 from metric_learning.engine.parallel.sharded_head import build_sharded_loss
 from metric_learning.losses import ELEM_LOSSES
 
@@ -49,7 +49,7 @@ GIB = 2**30
 def main(argv: Sequence[str] | None = None) -> dict[int, list[dict[str, Any]]]:
     """Print a table in Markdown; return what each round found, by number of processes."""
     with user_errors():
-        args, _ = parse_flags(__doc__, FLAGS, argv)
+        args = parse_flags(__doc__, FLAGS, argv)
         if args.batch_size % args.processes:
             raise ValueError(
                 f"expected a batch size that is a multiple of {args.processes} (processes), "
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> dict[int, list[dict[str, Any]]]:
         return found
 
 
-def measure_apart(args: Namespace, num_processes: int) -> dict[str, Any]:
+def measure_apart(args: Flags, num_processes: int) -> dict[str, Any]:
     """Measure in fresh processes; return what `measure` found."""
     flags = [f"--{flag.name}={getattr(args, flag.name)}" for flag in FLAGS]
     threads = max(1, machine()["threads"] // num_processes)
@@ -79,7 +79,7 @@ def measure_apart(args: Namespace, num_processes: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(args: Namespace, world: World) -> dict[str, Any]:
+def measure(args: Flags, world: World) -> dict[str, Any]:
     """Train the layer for some steps.
 
     Returns:
@@ -117,7 +117,7 @@ def measure(args: Namespace, world: World) -> dict[str, Any]:
     }
 
 
-def table(args: Namespace, found: dict[int, list[dict[str, Any]]]) -> str:
+def table(args: Flags, found: dict[int, list[dict[str, Any]]]) -> str:
     """Return the Markdown table, a row per number of processes, the best round of each."""
     weights = 4 * args.class_dim * args.embedding_size / GIB
     lines = [
@@ -154,7 +154,7 @@ def table(args: Namespace, found: dict[int, list[dict[str, Any]]]) -> str:
 
 def run_worker() -> None:
     """Measure as one of the processes that torchrun started; rank 0 prints what was found."""
-    args, _ = parse_flags(__doc__, FLAGS, None)
+    args = parse_flags(__doc__, FLAGS, None)
     world = join_world()
     found = measure(args, world)
     if world.is_main:

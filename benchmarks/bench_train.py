@@ -15,7 +15,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,7 @@ from benchmarks.common import machine, names_among
 from benchmarks.reader_paths import write_images
 from benchmarks.train_methods import METHODS, WARM_UP, Work
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, integers, natural, parse_flags, path, positive
+from metric_learning.common.flags import Flag, Flags, integers, natural, parse_flags, path, positive
 
 BASELINE = "bare"
 FLAGS = (
@@ -48,7 +47,7 @@ FLAGS = (
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Print the table in Markdown and return all values."""
     with user_errors(), tempfile.TemporaryDirectory() as folder:
-        args, _ = parse_flags(__doc__, FLAGS, argv)
+        args = parse_flags(__doc__, FLAGS, argv)
         if len(args.size) != 2:
             raise ValueError(f"expected --size=HEIGHT,WIDTH, found {len(args.size)} numbers")
         if args.batch_size % 8:
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return result
 
 
-def make_classes(args: Namespace, folder: Path) -> None:
+def make_classes(args: Flags, folder: Path) -> None:
     """Draw the images of one batch of the largest method, and write their list."""
     lines = []
     for number in range(num_classes(args)):
@@ -88,18 +87,18 @@ def make_classes(args: Namespace, folder: Path) -> None:
     (folder / "train.txt").write_text("".join(lines))
 
 
-def num_classes(args: Namespace) -> int:
+def num_classes(args: Flags) -> int:
     """Return how many classes the largest batch has: 8 of a plain one."""
     return 8 * max(1, *(METHODS[name].batches // 4 for name in args.methods))
 
 
-def samples_each_class(args: Namespace) -> int:
+def samples_each_class(args: Flags) -> int:
     """Return how many images of each class there are, and are in the largest batch."""
     largest = max(METHODS[name].batches for name in args.methods) * args.batch_size
     return largest // num_classes(args)
 
 
-def measure_apart(args: Namespace, name: str, folder: str) -> dict[str, Any]:
+def measure_apart(args: Flags, name: str, folder: str) -> dict[str, Any]:
     """Measure a method in a fresh process.
 
     Raises:

@@ -117,7 +117,7 @@ NAME = Flag("name", str, None, f"one of {', '.join([*SOURCES, *MANUAL])}")
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch one data set; 0: it is in place, 1: steps are left to do by hand."""
     with user_errors():
-        args, _ = parse_flags(__doc__, FLAGS, argv, NAME, prog="python data/download.py")
+        args = parse_flags(__doc__, FLAGS, argv, NAME, prog="python data/download.py")
         if args.name in MANUAL:
             return explain(args.name, Path(args.dir))
         if args.name not in SOURCES:

@@ -41,7 +41,7 @@ FLAGS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the data set unless it is there; returns the exit status."""
     with user_errors():
-        args, _ = parse_flags("Draw the demo data set.", FLAGS, argv)
+        args = parse_flags("Draw the demo data set.", FLAGS, argv)
         print(make_demo(args.dir, args.num_classes, args.views, args.size, args.seed))
     return 0
 

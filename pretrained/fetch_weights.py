@@ -44,7 +44,7 @@ FLAGS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     with user_errors():
-        args, _ = parse_flags(__doc__, FLAGS, argv)
+        args = parse_flags(__doc__, FLAGS, argv)
         if not args.model:
             raise ValueError("expected --model=NAME, a reference or timm model")
 

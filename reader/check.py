@@ -38,7 +38,7 @@ FLAGS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Check a data set; 0: clean, 1: problems were found."""
     with user_errors():
-        args, _ = parse_flags(__doc__, FLAGS, argv, prog="python -m reader.check")
+        args = parse_flags(__doc__, FLAGS, argv, prog="python -m reader.check")
         image_sets = [
             load_image_set(
                 args.dataset,

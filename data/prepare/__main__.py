@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, boolean, natural, parse_flags, path, positive
@@ -29,7 +28,7 @@ class Command:
     """One step of the preparation.
 
     Args:
-        run: (what is read, output file, flags) -> None.
+        run: (what is read, output file, a value per flag by its name) -> None.
         help: what it does, in a sentence.
         source: what is read.
         output: default name of the CSV file that it writes, in the folder that `source` is or
@@ -37,7 +36,7 @@ class Command:
         flags: its own flags.
     """
 
-    run: Callable[[Path, Path, Any], None]
+    run: Callable[..., None]
     help: str
     source: Flag
     output: str
@@ -47,16 +46,14 @@ class Command:
 FILE = Flag("path", path, None, "CSV file of an earlier command")
 COMMANDS: dict[str, Command] = {
     "scan": Command(
-        lambda source, output, args: commands.scan(source, output, args.num_workers),
+        commands.scan,
         "Describe every image of a folder of classes in a CSV file.",
         Flag("path", path, None, "folder with one folder of images per class"),
         "scanned.csv",
         (Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),),
     ),
     "filter": Command(
-        lambda source, output, args: commands.filter_images(
-            source, output, args.report, args.min_size, args.max_size, args.threshold
-        ),
+        commands.filter_images,
         "Remove broken images, wrong sizes and near duplicates.",
         FILE,
         "filtered.csv",
@@ -68,9 +65,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "split": Command(
-        lambda source, output, args: commands.split(
-            source, output, args.min_n_samples, args.max_n_samples
-        ),
+        commands.split,
         "Divide the classes into train and test by their number of images.",
         FILE,
         "split.csv",
@@ -80,9 +75,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "folds": Command(
-        lambda source, output, args: commands.folds(
-            source, output, args.k, args.open_set, args.random_seed
-        ),
+        commands.folds,
         "Divide the training images into folds.",
         FILE,
         "folds.csv",
@@ -108,11 +101,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         command = COMMANDS[name]
         help_text = f"CSV file to write; default: {command.output} in the folder of what is read"
-        flags = (*command.flags, Flag("output", path, None, help_text))
+        table = (*command.flags, Flag("output", path, None, help_text))
         prog = f"python -m data.prepare {name}"
-        args, _ = parse_flags(command.help, flags, arguments, command.source, prog)
-        source = check_source(args.path)
-        command.run(source, choose_output(source, args.output, command.output), args)
+        flags = parse_flags(command.help, table, arguments, command.source, prog)
+        source = check_source(flags.path)
+        output = choose_output(source, flags.output, command.output)
+        command.run(
+            source, output, **{flag.name: flags.values[flag.name] for flag in command.flags}
+        )
 
 
 def check_source(path: str | None) -> Path:

@@ -84,12 +84,12 @@ def split(file: Path, output: Path, min_n_samples: int, max_n_samples: int) -> N
     add_column(output, images, "split", parts)
 
 
-def folds(file: Path, output: Path, k: int, open_set: bool, seed: int) -> None:
+def folds(file: Path, output: Path, k: int, open_set: bool, random_seed: int) -> None:
     """Add the column fold: each fold is a test split whose training images are the others."""
     if k < 2:
         raise ValueError(f"--k={k}: expected at least 2 folds")
     images = read_whole_images(file, "fold")
-    add_column(output, images, "fold", fold_column(images, k, open_set, seed))
+    add_column(output, images, "fold", fold_column(images, k, open_set, random_seed))
 
 
 def read_whole_images(file: Path, column: str) -> ImageList:
