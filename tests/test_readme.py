@@ -202,23 +202,12 @@ def test_the_example_of_a_loss_trains_with_its_own_flag(toy_flags, tmp_path):
     assert count == 1
     (checkout / "losses" / "table.py").write_text(text, "utf-8")
 
-    def run(*flags: str) -> str:
-        command = [sys.executable, "train_pair.py", *flags]
-        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "cosine up to which a negative pair costs nothing" in " ".join(run("--help").split())
-    run(
-        *toy_flags,
-        "--model=test_resnet",
-        "--loss_name=cosine",
-        "--cosine_margin=0.3",
-        "--train_batch_size=8",
-        "--lr=0.001",
-        "--total_iter_num=2",
-        "--test_iter_step=0",
-        "--model_save_dir=runs",
-        "--run_name=cosine",
-    )
+    both = "import train_pair as t\ntry: t.main(['--help'])\nexcept SystemExit: t.main()"
+    flags = [*toy_flags, "--model=test_resnet", "--loss_name=cosine", "--cosine_margin=0.3"]
+    flags += ["--train_batch_size=8", "--lr=0.001", "--total_iter_num=2", "--test_iter_step=0"]
+    flags += ["--model_save_dir=runs", "--run_name=cosine"]
+    command = [sys.executable, "-c", both, *flags]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cosine up to which a negative pair costs nothing" in " ".join(done.stdout.split())
     assert (checkout / "runs" / "cosine" / "last.pt").is_file()
