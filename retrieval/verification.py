@@ -174,9 +174,7 @@ class _Pairs:
     """
 
     def __init__(
-        self,
-        query_labels: npt.NDArray[np.int64],
-        gallery_labels: npt.NDArray[np.int64] | None,
+        self, query_labels: npt.NDArray[np.int64], gallery_labels: npt.NDArray[np.int64] | None
     ) -> None:
         is_self_retrieval = gallery_labels is None
         gallery_labels = query_labels if gallery_labels is None else gallery_labels
