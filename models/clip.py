@@ -12,8 +12,8 @@ from torch import nn
 from metric_learning.common.optional import import_optional
 
 PREFIX = "open_clip:"
-# How the keys of weights of both towers begin that are not the image tower's: those of the text
-# tower, under `text` in newer models, and those of neither.
+# How keys begin, in weights of both towers, that belong to the text tower (under `text` in newer
+# models), or to neither.
 TEXT_PARTS = (
     *("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"),
     "text",
@@ -130,7 +130,7 @@ def find_clip(name: str) -> Clip:
             f"unknown model {name}: the weights of {architecture} are {', '.join(tags) or 'none'}"
         )
 
-    # What the weights ask of images and of the activation.
+    # The images and the activation that these weights need.
     weights = [open_clip.get_pretrained_cfg(architecture, one) for one in tags if tag in ("", one)]
     norms = {(tuple(config["mean"]), tuple(config["std"])) for config in weights}
     openai = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD

@@ -21,7 +21,7 @@ DEFAULT_COLUMNS = ("class", "queries", "recall@1", "r_precision", "map@r", "medi
 
 @dataclass(frozen=True)
 class ClassRow:
-    """What the queries of a class, or of a super class, scored.
+    """The scores of the queries of a class, or of a super class.
 
     Attributes:
         name: of the class.

@@ -28,7 +28,7 @@ CLASSIFIER_PARTS = {"weight": "bias", "w_0": "b_0"}  # of a linear layer: torch'
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What `load_weights` did.
+    """The outcome of `load_weights`.
 
     Attributes:
         loaded: the model's keys that were filled.
@@ -151,7 +151,7 @@ def save_weights(
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, Any] | None:
-    """Return what this project wrote beside the weights; None for files of others."""
+    """Return the facts that this project wrote beside the weights; None for files of others."""
     path, source = identify(path)
     return None if source.startswith("paddle") else read_weights(path).metadata
 
