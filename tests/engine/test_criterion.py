@@ -100,7 +100,10 @@ def test_pairs_are_drawn_for_the_siamese_loss(train):
         (["--loss_name=pml:NCALoss", "--xbm_size=9"], "--xbm_size is not used by --loss_name=pml"),
         (["--loss_name=supcon", "--xbm_start=9"], "--xbm_start is not used (without --xbm_size)"),
         (["--loss_name=supcon", "--xbm_size=7"], "8 images does not fit a memory of 7"),
-        (["--loss_name=supcon", "--loss_options=a=1"], "--loss_options is not used (--loss_name=supcon has flags of its own)"),
+        (
+            ["--loss_name=supcon", "--loss_options=a=1"],
+            "--loss_options is not used (--loss_name=supcon has",
+        ),
         (["--loss_name=supcon", "--margin=1"], "--margin is not used by --loss_name=supcon"),
         (["--loss_name=triplet", "--samples_each_class=2"], "--samples_each_class is not used"),
         (["--loss_name=siamese", "--samples_each_class=2"], "--samples_each_class is not used"),
