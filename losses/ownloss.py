@@ -35,7 +35,7 @@ def find_own(name: str) -> type[nn.Module]:
 
     loss = getattr(module, class_name, None)
     if loss is None:
-        raise ValueError(f"loss {name}: {module_name} ({module.__file__}) has no {class_name}")
+        raise ValueError(f"loss {name}: {module!r} has no {class_name!r}")
     if not inspect.isclass(loss) or not issubclass(loss, nn.Module):
         raise ValueError(f"loss {name}: expected a subclass of torch.nn.Module, found {loss!r}")
     if getattr(loss, "stage", None) not in (1, 2):
