@@ -46,6 +46,7 @@ def user_errors() -> Iterator[None]:
                 "the GPU has too little memory: lower the batch size, --image_shape or the model, "
                 "or compute with --use_gpu=False"
             )
+
         is_lost = any(words in str(error) for words in LOST_PEER)
         if not is_lost or os.environ.get("METRIC_LEARNING_TRACEBACK"):
             raise

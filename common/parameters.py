@@ -27,6 +27,7 @@ def parse_options(
             raise ValueError(f"{what} has no parameter {name!r}: its parameters are {known}")
         if name in options:
             raise ValueError(f"{what}: {name} is given twice")
+
         try:
             number = types[name](value)
         except ValueError:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from metric_learning.engine.embed.features import FeatureFile, FeatureWriter
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import decide_on_main, gather_rows, wait_for_all
+from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.models import EmbeddingModel
 from metric_learning.reader import ImageSet
@@ -70,13 +71,7 @@ def embed_images(
     if len(image_set) == 0:
         raise ValueError("there is no image to embed: the data set is empty")
     world = machine.world
-    missing = np.arange(len(image_set))
-    if features is not None:  # one list for all ranks, since the first one writes soon
-        missing = decide_on_main(world, features.prepare)
-        if log is not None and len(missing) < len(image_set):
-            found = len(image_set) - len(missing)
-            log(f"{found} of {len(image_set)} features are in {features.path}")
-
+    missing = np.arange(len(image_set)) if features is None else missing_rows(features, world, log)
     own = missing[world.rank :: world.size]
     loader = load_images(image_set, preprocessing, machine, batch_size, own)
     work = logged(model, loader, preprocessing, machine, log, log_every)
@@ -96,6 +91,17 @@ def embed_images(
             f"the embedding of {image_set.paths[wrong]} holds NaN or infinity: the model diverged"
         )
     return embeddings
+
+
+def missing_rows(
+    features: FeatureFile, world: World, log: Callable[[str], object] | None
+) -> np.ndarray:
+    """Return the rows that a feature file lacks, one list for all ranks, and say what it holds."""
+    missing = decide_on_main(world, features.prepare)  # before the first rank writes to it
+    found = features.shape[0] - len(missing)
+    if log is not None and found:
+        log(f"{found} of {features.shape[0]} features are in {features.path}")
+    return missing
 
 
 def load_images(

@@ -109,6 +109,7 @@ def describe(embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
     shape = [3, preprocessing.crop_size, preprocessing.crop_size]
     flags = {name: work.flags[name] for name in EMBEDDING_NAMES} | {"image_shape": shape}
     known = {name: value for name, value in work.meta.items() if name not in TRAINING_FACTS}
+
     return {
         **known,
         **flags,
@@ -152,6 +153,7 @@ def write_and_compare(form: str, model: nn.Module, metadata: dict[str, Any], fil
         raise ValueError(
             f"{metadata['model']} cannot be exported as {form} ({reason}): choose another form"
         ) from error
+
     if not difference <= TOLERANCE:  # so that NaN is too much
         raise ValueError(
             f"{metadata['model']} as {form} gives embeddings that differ from torch's by "
@@ -188,6 +190,7 @@ def write_onnx(model: nn.Module, file: Path, metadata: dict[str, Any]) -> None:
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size >= ONNX_LIMIT:
         raise ValueError(f"its weights have {size / 1e9:.1f} GB, an ONNX file holds 2")
+
     torch.onnx.export(
         model,
         (_example(metadata),),
@@ -198,6 +201,7 @@ def write_onnx(model: nn.Module, file: Path, metadata: dict[str, Any]) -> None:
         opset_version=OPSET,
         dynamo=False,
     )
+
     graph = onnx.load(file)
     onnx.helper.set_model_props(graph, {METADATA: json.dumps(metadata)})
     onnx.save(graph, file)

@@ -51,6 +51,7 @@ class FeatureFile:
                 f"--features={self.path} exists without {self.about_path.name}, so another program "
                 "made it, and it is not replaced: choose another name"
             )
+
         try:
             found = json.loads(self.about_path.read_text("utf-8"))
             shape = self.read().shape
@@ -63,6 +64,7 @@ class FeatureFile:
                     f"--features={self.path} holds features of other {name} ({there}, not {value}):"
                     " choose another name or delete the file"
                 )
+
         if not self.done_path.exists():
             return np.empty(0, np.int64)
         return np.flatnonzero(np.fromfile(self.done_path, np.uint8) == 0)

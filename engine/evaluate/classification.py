@@ -78,6 +78,7 @@ def classify(
         loss = class_layer(batch, truth)[0]
         ahead = classes_ahead(class_layer.class_scores(batch), truth)
         figures = np.array([float(loss), *(float((ahead < k).double().mean()) for k in (1, 5))])
+
         totals += figures * len(truth)
         if number % log_every == 0:
             shown = [float(f"{figure:.12g}") for figure in figures]

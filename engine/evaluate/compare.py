@@ -43,6 +43,7 @@ def compare_checkpoints(
         first.labels,
         seed=work.machine.seed,
     )
+
     asking = np.flatnonzero(image_set.is_query)[first.rows]
     flipped = {
         name: [image_set.paths[asking[query]] for query in queries]

@@ -178,6 +178,7 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
             "weights)"
         )
     device = choose_device(flags.device, flags.use_gpu, world)
+
     meta = {} if path == RANDOM else read_metadata(path) or {}
     if meta:
         dataset = flags.dataset if "dataset" in flags.given else None
@@ -186,6 +187,7 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
     flags = flags.replaced(
         image_shape=(3, size, size), transform=flags.transform or default_transform(flags.model)
     )
+
     return pick(
         EmbeddingOptions,
         flags,

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,11 +90,15 @@ def options_of(place: str) -> dict[str, Option]:
 
 
 def _parsed(name: str) -> ast.Module:
-    """Parse the source of a module without importing it."""
+    """Parse the source of a module; neither it nor the packages that it lies in are imported."""
     if os.getcwd() not in sys.path:  # as `losses.ownloss` does
         sys.path.append(os.getcwd())
+    first, *others = name.split(".")
     try:
-        spec = find_spec(name)
+        spec = find_spec(first)
+        for other in others:
+            places = None if spec is None else spec.submodule_search_locations
+            spec = PathFinder.find_spec(other, places) if places else None
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None:

@@ -98,6 +98,7 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
             f"{path} was written by {SCRIPTS[stage_of(name)]} (--loss_name={name}): resume it "
             "there, or give it as --pretrained_model to start from its weights"
         )
+
     kept = {"checkpoint", "config", *(LENGTHS if flags.given & LENGTHS else ())}
     values = {name: value for name, value in meta["flags"].items() if name not in kept}
     fixed = {name: found.get(name) for name in FIXED_FLAGS}
@@ -117,18 +118,9 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> Options:
         ValueError: flags contradict each other, the data or this machine.
     """
     _refuse_unused(flags)
-    num_steps = flags.total_iter_num
-    if num_steps is None or "num_epochs" in flags.given:
-        num_steps = math.ceil(flags.num_epochs * len(train_set) / flags.train_batch_size)
-    size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
-    loss = _settle_loss(flags, world, check_counts(train_set, flags.class_dim, flags.total_images))
-    flags = flags.replaced(
-        image_shape=(3, size, size),
-        transform=flags.transform or default_transform(flags.model),
-        total_iter_num=num_steps,
-        class_dim=loss.class_dim,
-        **({} if is_pml(loss.loss_name) else loss.options),
-    )
+    class_dim = check_counts(train_set, flags.class_dim, flags.total_images)
+    loss = _settle_loss(flags, world, class_dim)
+    flags = _derive(flags, loss, len(train_set))
 
     is_pair = stage_of(flags.loss_name) == 2
     samples_each_class = getattr(flags, "samples_each_class", None) or DEFAULT_SAMPLES_EACH_CLASS
@@ -162,6 +154,21 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> Options:
     check_batch_norm(options.batches, options.optimizer, options.model, options.machine)
     check_reading(options.reading, options.model.transform, options.machine.device, train_set)
     return options
+
+
+def _derive(flags: Flags, loss: LossOptions, num_images: int) -> Flags:
+    """Return the flags with values in place of those that were left open."""
+    num_steps = flags.total_iter_num
+    if num_steps is None or "num_epochs" in flags.given:
+        num_steps = math.ceil(flags.num_epochs * num_images / flags.train_batch_size)
+    size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
+    return flags.replaced(
+        image_shape=(3, size, size),
+        transform=flags.transform or default_transform(flags.model),
+        total_iter_num=num_steps,
+        class_dim=loss.class_dim,
+        **({} if is_pml(loss.loss_name) else loss.options),
+    )
 
 
 def _refuse_unused(flags: Flags) -> None:

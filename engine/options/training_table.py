@@ -61,6 +61,7 @@ def training_flags(stage: str, loss_name: str, **defaults: Any) -> tuple[Flag, .
     names = ", ".join(losses)
     if stage == PAIR:
         names += ", pml:NAME, a loss of pytorch-metric-learning"
+
     table = (
         *(*DATA_FLAGS, *READING_FLAGS, *MODEL_FLAGS, *BATCH_NORM_FLAGS),
         Flag(
@@ -93,6 +94,7 @@ def loss_flags(losses: Mapping[str, Mapping[str, Option]]) -> tuple[Flag, ...]:
                     f"{loss_name}: {name} is annotated {option.type or 'as nothing'}, expected "
                     f"one of {', '.join(PARSERS)}"
                 )
+
     return tuple(
         Flag(
             name,
@@ -129,7 +131,9 @@ def parse_training(
     places = losses_of_table(stage)
     if loss_name is not None and is_own(loss_name):
         places = {loss_name: loss_name}
-        table = [*table, *_new(loss_flags({loss_name: options_of(loss_name)}), table)]
+        known = {flag.name for flag in table}
+        own = loss_flags({loss_name: options_of(loss_name)})
+        table = [*table, *(flag for flag in own if flag.name not in known)]
 
     if loss_name in places and {"-h", "--help"} & set(words):
         used = {*options_of(places[loss_name]), "samples_each_class"}
@@ -140,12 +144,6 @@ def parse_training(
 
 def _all_options(stage: str) -> dict[str, dict[str, Option]]:
     return {name: options_of(place) for name, place in losses_of_table(stage).items()}
-
-
-def _new(flags: Sequence[Flag], table: Sequence[Flag]) -> list[Flag]:
-    """Return the flags that a table lacks."""
-    known = {flag.name for flag in table}
-    return [flag for flag in flags if flag.name not in known]
 
 
 def _last(words: Sequence[str], flag: str) -> str | None:

@@ -112,11 +112,13 @@ class _SplitCrossEntropy(torch.autograd.Function):
         peaks = torch.stack([logits.amax(1), own])
         dist.all_reduce(peaks, dist.ReduceOp.MAX)
         largest, targets = peaks
+
         exponentials = (logits - largest[:, None]).clamp_(min=LOWEST_SHIFTED_LOGIT).exp_()
         ahead = ~(logits < targets[:, None])
         sums = torch.stack([exponentials.sum(1, dtype=torch.float64), ahead.sum(1).double()])
         dist.all_reduce(sums)
         total, num_ahead = sums
+
         shifted = (targets - largest).clamp(min=LOWEST_SHIFTED_LOGIT)
         loss = (total.log() - shifted).mean().to(logits.dtype)
         num_ahead = num_ahead.long() - 1  # the image's own class is not ahead of itself
@@ -159,12 +161,14 @@ def build_sharded_loss(world: World, name: str, **options: Any) -> nn.Module:
         raise ValueError("--shard_head is not possible with --label_smoothing: leave one out")
     if world.size == 1:
         return build_loss(name, **options)
+
     class_dim = options["class_dim"]
     if class_dim < world.size:
         raise ValueError(
             f"--shard_head=True gives each process classes of its own, found {class_dim} classes "
             f"for {world.size} processes: leave it out"
         )
+
     first, end = (_first_class(world.rank + i, class_dim, world) for i in (0, 1))
     random_state = torch.get_rng_state()
     loss: Any = build_loss(name, **options | {"class_dim": end - first})

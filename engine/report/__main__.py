@@ -84,6 +84,7 @@ def find_source(run_or_checkpoint: str | None, features: str | None) -> Path:
         raise FileNotFoundError(
             f"{source} does not exist: give a run folder, a checkpoint or features"
         )
+
     if features or source.is_file():
         return source
     for name in ("best.pt", "last.pt"):

@@ -102,6 +102,7 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
         gallery_labels=None if is_self else subject.labels[gallery],
         device=device,
     )
+
     rows = queries[scores.rows]
     neighbours, cosines = nearest(
         subject.embeddings[rows],
@@ -163,6 +164,7 @@ def sample_pairs(
     partner_labels = subject.labels[partners]
     starts = np.searchsorted(partner_labels, subject.labels[queries], side="left")
     sizes = np.searchsorted(partner_labels, subject.labels[queries], side="right") - starts
+
     own = np.full(len(queries), len(partners))  # place of the query itself among the partners
     if subject.is_self_retrieval:
         own[order] = np.arange(len(order))
@@ -170,6 +172,7 @@ def sample_pairs(
     choices = sizes - has_own if is_positive else len(partners) - sizes
     if choices.sum() == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)
+
     drawn = rng.choice(len(queries), num_pairs, p=choices / choices.sum())
     places = rng.integers(choices[drawn])
     if is_positive:

@@ -56,6 +56,7 @@ def map_embeddings(
     is_flat = unit.shape[1] < 2 or np.ptp(unit, axis=0).max() < 1e-6
     if len(rows) < MIN_IMAGES or is_flat:
         return None
+
     num_components = min(PCA_DIM, *unit.shape)
     components = PCA(num_components, random_state=seed).fit_transform(unit)
     try:
@@ -66,6 +67,7 @@ def map_embeddings(
     else:
         num_neighbours = min(15, len(rows) - 1)
         method, layout = "UMAP", UMAP(n_neighbors=num_neighbours, n_jobs=1, random_state=seed)
+
     places = layout.fit_transform(components).astype(np.float64)
     low, span = places.min(0), np.maximum(np.ptp(places, axis=0), 1e-9)
     room = np.array([WIDTH, HEIGHT]) - PICTURE

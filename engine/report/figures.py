@@ -66,6 +66,7 @@ def draw_recall(curve: RecallCurve) -> str:
                 linewidth=0,
                 label="95 % interval",
             )
+
         axes.plot(curve.ks, 100 * curve.recalls, color=FIRST, label="Recall@K")
         axes.set_xlabel("K, images looked at")
         axes.set_ylabel("Recall@K, %")
@@ -93,6 +94,7 @@ def draw_similarities(positive: np.ndarray, negative: np.ndarray) -> str:
                 axes.stairs(
                     shares, edges, color=colour, linestyle=style, linewidth=2.0, label=label
                 )
+
         axes.set_xlabel("cosine similarity")
         axes.set_ylabel("share of pairs, %")
         axes.set_ylim(bottom=0)
@@ -158,6 +160,7 @@ def _to_svg(name: str, title: str, draw: Callable[[Axes], None]) -> str:
         file = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(file, format="svg", metadata=nothing)
+
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML declaration
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)

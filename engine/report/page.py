@@ -82,6 +82,7 @@ def render(
     layout = embedding_map.map_embeddings(subject.embeddings, subject.labels, seed)
     if picture is not None and layout is not None:
         plot_map(layout, subject.labels, subject.class_names, picture)
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -91,6 +92,7 @@ def render(
     )
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
     environment.filters["breakable"] = _breakable
+
     return environment.get_template("report.html").render(
         subject=subject,
         found=found,
@@ -133,6 +135,7 @@ def _tiles(found: Found, curve: RecallCurve) -> list[dict[str, str]]:
     interval = "one class: no interval"
     if curve.low is not None and curve.high is not None:
         interval = f"95 % interval {100 * curve.low[0]:.1f} to {100 * curve.high[0]:.1f}"
+
     tiles = [
         {
             "name": f"Recall@{name.partition('@')[2]}",
@@ -142,6 +145,7 @@ def _tiles(found: Found, curve: RecallCurve) -> list[dict[str, str]]:
         for name, value in metrics.items()
         if name.startswith("recall@")
     ]
+
     for metric, (name, note) in METRIC_NAMES.items():
         tiles.append({"name": name, "value": f"{100 * metrics[metric]:.2f} %", "note": note})
     tiles.append(
@@ -177,6 +181,7 @@ def _similarities(subject: Subject, seed: int) -> dict[str, Any]:
     for name, is_positive in (("same class", True), ("two classes", False)):
         pairs = sample_pairs(subject, is_positive, NUM_PAIRS, seed)
         cosines[name] = pair_cosines(subject.embeddings, *pairs)
+
     positive, negative = cosines.values()
     return {
         "chart": draw_similarities(positive, negative),
@@ -218,6 +223,7 @@ def _query(
             found.neighbours[place].tolist(), found.cosines[place].tolist(), strict=True
         )
     ]
+
     return {
         "picture": thumbnail(row, QUERY_PIXELS),
         "name": subject.class_names[int(subject.labels[row])],
@@ -241,6 +247,7 @@ def _confused(
     rows = []
     for label, wrong, count in confusions(neighbour_labels, found.scores.labels)[:NUM_CONFUSIONS]:
         place = confusion_example(found, neighbour_labels, (label, wrong))
+
         rows.append(
             {
                 "name": subject.class_names[label],
@@ -279,6 +286,7 @@ def _map(
                 "count": int(own.sum()),
             }
         )
+
     return {
         "method": layout.method,
         "num_images": len(layout.rows),

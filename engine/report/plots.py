@@ -78,6 +78,7 @@ def plot_neighbours(
     rng = np.random.default_rng(seed)
     queries = np.sort(rng.choice(len(features), min(num_queries, len(features)), replace=False))
     neighbours, cosines = nearest(features[queries], features, k, own_rows=queries)
+
     figure, axes = plt.subplots(
         len(queries), k + 1, squeeze=False, figsize=(1.5 * (k + 1), 1.75 * len(queries))
     )
@@ -89,6 +90,7 @@ def plot_neighbours(
             mark = "right" if is_right else "wrong"
             title = f"{mark}: {labels[found]}, {cosines[row, column]:.2f}"
             _draw(axes[row, column + 1], paths[found], title, RIGHT if is_right else WRONG)
+
     figure.suptitle("queries and their nearest images: class, cosine similarity")
     _save(figure, picture)
 

@@ -38,6 +38,7 @@ def of_features(folder: Path) -> Subject:
             f"{folder} holds no labels.txt: expected a folder that infer.py wrote for a --dataset, "
             "since a report needs classes"
         )
+
     found = open_features(folder)
     labels = found.labels
     assert labels is not None
@@ -47,6 +48,7 @@ def of_features(folder: Path) -> Subject:
         image_set = data.load(flags["split"])
     else:
         image_set = plain_image_set(found.paths, labels)
+
     if image_set.paths != found.paths or not np.array_equal(image_set.labels, labels):
         raise ValueError(
             f"{folder}: the images are no longer those of the data set {image_set.name}: run "
@@ -66,7 +68,7 @@ def plain_image_set(paths: list[str], labels: np.ndarray) -> ImageSet:
 def build_subject(
     image_set: ImageSet,
     embeddings: np.ndarray,
-    flags: Mapping[str, Any],
+    made_with: Mapping[str, Any],
     meta: Mapping[str, Any],
     records: list[dict[str, Any]],
 ) -> Subject:
@@ -75,33 +77,22 @@ def build_subject(
     Args:
         image_set: N images.
         embeddings: (N, D) float32 in the order of the set.
-        flags: of the script that embedded the images; empty where unknown.
+        made_with: flags of the script that embedded the images; empty where unknown.
         meta: what the checkpoint says of itself; empty where unknown.
         records: stats.jsonl of the training run; empty without one.
     """
-    model = flags.get("model", "unknown model")
-    classes = flags.get(f"{image_set.split}_classes")
-    chosen = f", classes {classes}" if classes else ""
-    roles = "each is query and gallery"
-    if not image_set.is_self_retrieval:
-        roles = (
-            f"{image_set.is_query.sum():,} queries, {image_set.is_gallery.sum():,} in the gallery"
-        )
-    facts = [
-        ("Model", f"{model}, {embeddings.shape[1]}-d embeddings"),
-        ("Data set", f"{image_set.name}, {image_set.split} split{chosen}"),
-        ("Images", f"{len(image_set):,}; {roles}"),
-        ("Classes", f"{image_set.num_classes:,}"),
-    ]
-    if flags:
-        facts.append(("Weights", str(flags["pretrained_model"])))
-        facts.append(("Network input", f"{flags['image_shape'][1]} × {flags['image_shape'][2]} px"))
+    model = made_with.get("model", "unknown model")
     loss = meta.get("loss")  # converted weights have none
+    facts = facts_of_images(image_set, embeddings.shape[1], made_with)
+    if made_with:
+        size = "{1} × {2} px".format(*made_with["image_shape"])
+        facts += [("Weights", str(made_with["pretrained_model"])), ("Network input", size)]
     if loss:
         options = ", ".join(f"{name} {value}" for name, value in meta["loss_options"].items())
         facts.append(("Loss", f"{loss} ({options})" if options else loss))
         facts.append(("Trained on", f"{meta['dataset']}, {meta['step']:,} steps"))
     facts.append(("Versions", ", ".join(f"{name} {text}" for name, text in versions().items())))
+
     return Subject(
         title=f"{model}{f' with {loss}' if loss else ''} on {image_set.name}",
         facts=facts,
@@ -115,3 +106,22 @@ def build_subject(
         read_image=image_set.read_image,
         super_classes=image_set.super_classes or {},
     )
+
+
+def facts_of_images(
+    image_set: ImageSet, dim: int, made_with: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Say in (name, text) which images were embedded, and by what."""
+    classes = made_with.get(f"{image_set.split}_classes")
+    chosen = f", classes {classes}" if classes else ""
+    roles = "each is query and gallery"
+    if not image_set.is_self_retrieval:
+        roles = (
+            f"{image_set.is_query.sum():,} queries, {image_set.is_gallery.sum():,} in the gallery"
+        )
+    return [
+        ("Model", f"{made_with.get('model', 'unknown model')}, {dim}-d embeddings"),
+        ("Data set", f"{image_set.name}, {image_set.split} split{chosen}"),
+        ("Images", f"{len(image_set):,}; {roles}"),
+        ("Classes", f"{image_set.num_classes:,}"),
+    ]

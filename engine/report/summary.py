@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> str:
             (dump / "paths.txt").read_text(encoding="utf-8").splitlines(),
             report / "neighbours.png",
         )
+
         print(f"\n{table}\n")
         places: dict[str, str | Path] = {
             "run folders": ", ".join(map(str, runs)),

@@ -60,6 +60,7 @@ def load_checkpoint(path: str | Path, in_file: bool = False) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
+
     try:
         with zipfile.ZipFile(path) as file:
             changed = file.testzip()  # reads 1 MiB at a time
@@ -72,6 +73,7 @@ def load_checkpoint(path: str | Path, in_file: bool = False) -> dict[str, Any]:
             f"checkpoint {path} is damaged or not written by this project ({reason}): "
             "choose another one of the run"
         ) from error
+
     if not isinstance(checkpoint, dict) or not set(PARTS) <= set(checkpoint):
         raise ValueError(
             f"{path} holds weights but no training state: give it as --pretrained_model, which "

@@ -58,7 +58,7 @@ def _holds_run(folder: Path) -> bool:
     return (folder / "args.json").exists() or any(folder.glob("*.pt"))
 
 
-def _describe_call(path: Path, flags: Mapping[str, Any]) -> None:
+def _describe_call(path: Path, settled: Mapping[str, Any]) -> None:
     """Write args.json; the calls that resumed the run are listed in it under `resumed`.
 
     Raises:
@@ -66,10 +66,11 @@ def _describe_call(path: Path, flags: Mapping[str, Any]) -> None:
     """
     described: dict[str, Any] = {
         "command": sys.argv,
-        "flags": dict(flags),
+        "flags": dict(settled),
         "versions": versions(),
         "started": timestamped("")[1:-2],
     }
+
     if path.exists():
         try:
             first = json.loads(path.read_text(encoding="utf-8"))
@@ -100,7 +101,7 @@ class RunFolder:
 
     Args:
         folder: run folder, created here.
-        flags: written to args.json with the versions and the command.
+        settled: a value per flag, written to args.json with the versions and the command.
         is_main: whether this process writes.
         step: the step that the run goes on from; later records and points of curves are replaced.
         tested: the last step that was tested; later records of tests are replaced.
@@ -113,7 +114,7 @@ class RunFolder:
     def __init__(
         self,
         folder: Path,
-        flags: Mapping[str, Any],
+        settled: Mapping[str, Any],
         is_main: bool = True,
         step: int = 0,
         tested: int = -1,
@@ -122,6 +123,7 @@ class RunFolder:
         self.is_main = is_main
         if not is_main:
             return
+
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._log_file = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
@@ -129,13 +131,14 @@ class RunFolder:
                 remove_leftovers(folder, FILES)
             is_undescribed = not (folder / "args.json").exists() and _holds_run(folder)
             _drop_later_records(folder / "stats.jsonl", step, tested)
-            _describe_call(folder / "args.json", flags)
+            _describe_call(folder / "args.json", settled)
             self._stats_file = (folder / "stats.jsonl").open("a", encoding="utf-8", buffering=1)
             self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:
             raise OSError(
                 f"cannot write to {folder} ({error.strerror}): choose another --model_save_dir"
             ) from error
+
         self._excepthook = threading.excepthook
         threading.excepthook = self._report_thread
         if is_undescribed:

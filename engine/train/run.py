@@ -102,6 +102,7 @@ class TrainingRun:
         """Write to the run folder, and leave a last.pt that resumes where the body is stopped."""
         last = self.path / "last.pt"
         resume = "the same command" if self.start.is_auto else f"--checkpoint={last}"
+
         flags, is_main = self.options.flags, self.machine.world.is_main
         with RunFolder(self.path, flags, is_main, self.step, self.tested) as self.folder:
             self.best = decide_on_main(
@@ -162,6 +163,7 @@ class TrainingRun:
             for name, value in means.items()
             if name not in hidden
         )
+
         self.say(f"trainbatch {self.step}, lr {rate:.6f}, {figures}, time {seconds:.2f} sec")
         per_second = {"images_per_second": self.options.batches.train_batch_size / seconds}
         self.folder.record("train", self.step, lr=rate, **means, spread=spread, **per_second)

@@ -46,12 +46,6 @@ from metric_learning.reader import ImageSet
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
     """Settle the options of a training and build everything; restore the checkpoint, if any.
 
-    Args:
-        flags: what the user asked for.
-        stage: how batches are drawn.
-        world: this process's place among the ranks.
-        stop: whether a signal asks for an end.
-
     Raises:
         ValueError: flags contradict each other, the data or the checkpoint.
         OSError: a file cannot be read.

@@ -68,11 +68,11 @@ def count_reaching(typing_context, data, start, count, low, high):
     """
     signature = types.UniTuple(types.int32, 2)(data, start, count, low, high)
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0])
-        limits = [_splat(builder, limit, LANES) for limit in args[3:]]
-        step = ir.Constant(args[1].type, LANES)
-        totals = _emit_count(builder, pointer, args[1], step, args[2], limits)
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], arguments[0])
+        limits = [_splat(builder, limit, LANES) for limit in arguments[3:]]
+        step = ir.Constant(arguments[1].type, LANES)
+        totals = _emit_count(builder, pointer, arguments[1], step, arguments[2], limits)
         sums = [_emit_sum(builder, total) for total in totals]
         return context.make_tuple(builder, signature.return_type, sums)
 
@@ -97,13 +97,13 @@ def count_columns_reaching(typing_context, data, start, step, count, bounds, rea
     """
     signature = types.int32(data, start, step, count, bounds, reached)
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, bound_pointer, output = (
-            _pointer(context, builder, signature.args[i], args[i]) for i in (0, 4, 5)
+            _pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 4, 5)
         )
         halves = [ir.Constant(ir.IntType(64), half * LANES) for half in range(2)]
         limits = [_load(builder, builder.gep(bound_pointer, [half]), LANES) for half in halves]
-        totals = _emit_count(builder, pointer, args[1], args[2], args[3], limits)
+        totals = _emit_count(builder, pointer, arguments[1], arguments[2], arguments[3], limits)
         for half, total in zip(halves, totals, strict=True):
             place = builder.bitcast(builder.gep(output, [half]), COUNTERS.as_pointer())
             builder.store(total, place, align=4)
@@ -133,23 +133,23 @@ def multiply_panels(
     """
     signature = types.void(rows, columns, panel, pairs, row_units, column_units, out, stride)
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         assert PAIR_PRODUCT is not None
         lanes = PAIR_PRODUCT.lanes
         row, column, row_units, column_units, out = (
-            _pointer(context, builder, signature.args[i], args[i]) for i in (0, 1, 4, 5, 6)
+            _pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 4, 5, 6)
         )
 
         steps = [_number(i * lanes) for i in range(PAIR_PRODUCT.panels)]
         panels = [
-            builder.gep(column, [builder.mul(args[2], _number(i))]) for i in range(len(steps))
+            builder.gep(column, [builder.mul(arguments[2], _number(i))]) for i in range(len(steps))
         ]
-        sums = _emit_sums(builder, row, panels, args[3])
+        sums = _emit_sums(builder, row, panels, arguments[3])
 
         units = [_load(builder, builder.gep(column_units, [step]), lanes) for step in steps]
         for i, of_row in enumerate(sums):
             row_unit = builder.load(builder.gep(row_units, [_number(i)]))
-            start = builder.gep(out, [builder.mul(args[7], _number(i))])
+            start = builder.gep(out, [builder.mul(arguments[7], _number(i))])
             for step, unit, total in zip(steps, units, of_row, strict=True):
                 scaled = builder.fmul(builder.sitofp(total, unit.type), unit)
                 cosines = builder.fmul(scaled, _splat(builder, row_unit, lanes))
