@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ def embed_images(
     assert features is None or stop is None
     if len(image_set) == 0:
         raise ValueError("there is no image to embed: the data set is empty")
+
     world = machine.world
     missing = np.arange(len(image_set)) if features is None else missing_rows(features, world, log)
     own = missing[world.rank :: world.size]
@@ -80,17 +81,18 @@ def embed_images(
             rows = collect_rows(work, (len(own), model.embedding_size), stop)
         embeddings = gather_rows(rows, world, machine.device)
     else:
-        write_rows(work, features, own)
-        wait_for_all(world)
-        decide_on_main(world, features.finish)
-        embeddings = features.read()
+        embeddings = keep_rows(work, features, own, world)
+    check_finite(embeddings, image_set.paths)
+    return embeddings
 
+
+def check_finite(embeddings: np.ndarray, paths: Sequence[str]) -> None:
+    """Raise ValueError where an embedding is not finite; the message names the image."""
     wrong = first_not_finite(embeddings)
     if wrong is not None:
         raise ValueError(
-            f"the embedding of {image_set.paths[wrong]} holds NaN or infinity: the model diverged"
+            f"the embedding of {paths[wrong]} holds NaN or infinity: the model diverged"
         )
-    return embeddings
 
 
 def missing_rows(
@@ -175,13 +177,20 @@ def collect_rows(
     return rows
 
 
-def write_rows(work: Iterator[np.ndarray], features: FeatureFile, rows: np.ndarray) -> None:
-    """Write embeddings to rows of a feature file; what was computed stays whatever happens."""
-    if not len(rows):
-        return
-    writer = FeatureWriter(features, rows)
-    try:
-        for embeddings in work:
-            writer(embeddings)
-    finally:
-        writer.sync()
+def keep_rows(
+    work: Iterator[np.ndarray], features: FeatureFile, rows: np.ndarray, world: World
+) -> np.ndarray:
+    """Write embeddings to rows of a feature file, and map all that it then holds, (N, D) float32.
+
+    What was computed stays whatever happens.
+    """
+    if len(rows):
+        writer = FeatureWriter(features, rows)
+        try:
+            for embeddings in work:
+                writer(embeddings)
+        finally:
+            writer.sync()
+    wait_for_all(world)
+    decide_on_main(world, features.finish)
+    return features.read()
