@@ -33,9 +33,9 @@ $(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
 
 # Reading, training and exact ranks, each beside what others do; nearly an hour.
 bench: setup
-	$(PYTHON) -m benchmarks.bench_reader
-	$(PYTHON) -m benchmarks.bench_train
-	$(PYTHON) -m benchmarks.bench_retrieval
+	$(PYTHON) -m benchmarks.speed.reader
+	$(PYTHON) -m benchmarks.speed.train
+	$(PYTHON) -m benchmarks.speed.retrieval
 
 # Arcmargin, then EML, on the built-in data set; evaluated before, between and after.
 DEMO := output/demo

@@ -1,4 +1,4 @@
-"""The ways from JPEG files to training batches that `bench_reader` compares.
+"""The ways from JPEG files to training batches that `benchmarks.speed.reader` compares.
 
 Each yields batches (B, 3, S, S) of random resized crops, every other one mirrored, of all images
 in order, on one thread: normalised float32, or uint8 where a GPU is to normalise them.
@@ -37,14 +37,14 @@ class Work:
     """What is to be read.
 
     Attributes:
-        index: JPEG files.
+        image_set: JPEG files.
         batch_size: B.
         crop_size: S in pixels.
         folder: a place for a cache.
         cache_size: short side of its images in pixels.
     """
 
-    index: ImageSet
+    image_set: ImageSet
     batch_size: int
     crop_size: int
     folder: Path
@@ -71,12 +71,14 @@ def write_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> 
     """Write synthetic photographs of a height and width as JPEG files: noise of several scales."""
     height, width = size
     rng = np.random.default_rng(seed)
+
     for number in range(count):
         image = np.full((height, width, 3), 128, np.float32)
         for step, strength in NOISE.items():
             shape = height // step + 2, width // step + 2, 3
             points = strength * rng.standard_normal(shape, np.float32)
             image += cv2.resize(points, (width, height), interpolation=cv2.INTER_CUBIC)
+
         pixels = Image.fromarray(image.clip(0, 255).astype(np.uint8))
         pixels.save(folder / f"{number:05d}.jpg", quality=QUALITY)
 
@@ -123,7 +125,7 @@ def _read_pillow(path: str) -> Image.Image:
 
 
 def _stacked(work: Work, read: Callable[[str], torch.Tensor]) -> Batches:
-    paths = work.index.paths
+    paths = work.image_set.paths
     for start in range(0, len(paths), work.batch_size):
         yield torch.stack([read(path) for path in paths[start : start + work.batch_size]])
 
@@ -134,30 +136,32 @@ def of_this(
     """Return the `prepare` of this project's own loader, without workers."""
 
     def prepare(work: Work) -> Callable[[], Batches]:
-        index = work.index
+        image_set = work.image_set
         if cached:
-            index = open_cache(
-                index,
+            image_set = open_cache(
+                image_set,
                 work.folder / "cache",
                 work.cache_size,
                 num_workers=1,
                 on_bad_image="error",
                 log=lambda line: None,
             )
+
         preprocessing = Preprocessing(transform, work.crop_size, IMAGENET_MEAN, IMAGENET_STD)
 
         def read() -> Batches:
             loader = train_loader(
-                index,
-                InOrder(len(index), work.batch_size),
+                image_set,
+                InOrder(len(image_set), work.batch_size),
                 preprocessing,
                 start_step=0,
-                end_step=-(-len(index) // work.batch_size),
+                end_step=-(-len(image_set) // work.batch_size),
                 seed=0,
                 num_workers=0,
                 pin_memory=False,
                 reading=Reading(hand_over),
             )
+
             for batch in loader:
                 if for_gpu:
                     assert isinstance(batch.images, torch.Tensor)
@@ -184,8 +188,8 @@ class InOrder:
         return np.arange(start, min(start + self.batch_size, self.num_images))
 
 
-def index_of(paths: Sequence[str]) -> ImageSet:
-    """Return an index of these files, all of one class."""
+def image_set_of(paths: Sequence[str]) -> ImageSet:
+    """Return an image set of these files, all of one class."""
     everything = np.ones(len(paths), bool)
     labels = np.zeros(len(paths), np.int64)
     return ImageSet("benchmark", "train", list(paths), labels, {0: "0"}, everything, everything)
