@@ -31,8 +31,9 @@ $(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
 	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --requirement requirements-docs.txt
 	touch $@
 
-# Reading, training and exact ranks, each beside what others do; nearly an hour.
+# The command line, reading, training and exact ranks, each beside others; nearly an hour.
 bench: setup
+	$(PYTHON) -m benchmarks.speed.door
 	$(PYTHON) -m benchmarks.speed.reader
 	$(PYTHON) -m benchmarks.speed.train
 	$(PYTHON) -m benchmarks.speed.retrieval

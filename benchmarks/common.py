@@ -84,17 +84,19 @@ def in_turns(
     return rounds
 
 
-def run_apart(command: Sequence[str], **environment: str) -> dict[str, Any]:
+def run_apart(command: Sequence[str], num_threads: int | None = None) -> dict[str, Any]:
     """Run a command in a fresh process and return the JSON object that is its last line.
 
-    Args:
-        command: modules of this checkout can be run with -m.
-        **environment: what differs from this process's.
+    With `num_threads` it computes on so many, and on no GPU.
 
     Raises:
         ValueError: it fails.
     """
-    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    if num_threads is not None:
+        kinds = ("OMP", "OPENBLAS", "MKL", "NUMBA")
+        variables |= {f"{kind}_NUM_THREADS": str(num_threads) for kind in kinds}
+        variables["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip() or "no message").splitlines()[-1]
@@ -168,25 +170,17 @@ def command_line(argv: Sequence[str] | None) -> str:
     return shlex.join(sys.argv[1:] if argv is None else argv)
 
 
-class Result(dict[str, Any]):
-    """All values of a benchmark, kept in a JSON file if one is named.
+def begin(
+    file: str | None, argv: Sequence[str] | None, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what every result begins with; a file that cannot be written is an error at once."""
+    if file:
+        open(file, "a").close()
+    words = command_line(argv)
+    return {"command": words, "arguments": dict(arguments), "machine": machine()}
 
-    Args:
-        file: where they are written; a path that cannot be written is an error at once.
-        argv: arguments of the benchmark, None for those of the process.
-        arguments: what they mean.
-    """
 
-    def __init__(
-        self, file: str | None, argv: Sequence[str] | None, arguments: Mapping[str, Any]
-    ) -> None:
-        super().__init__(command=command_line(argv), arguments=dict(arguments), machine=machine())
-        self.file = file
-        if file:
-            open(file, "a").close()
-
-    def keep(self, **values: Any) -> None:
-        """Add values and write the file."""
-        self.update(values)
-        if self.file:
-            Path(self.file).write_text(json.dumps(self, indent=2) + "\n")
+def keep(file: str | None, result: Mapping[str, Any]) -> None:
+    """Write a result to its JSON file, if it has one."""
+    if file:
+        Path(file).write_text(json.dumps(result, indent=2) + "\n")

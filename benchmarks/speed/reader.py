@@ -18,16 +18,8 @@ from typing import Any
 import cv2
 import torch
 
-from benchmarks.common import (
-    Result,
-    Rounds,
-    height_and_width,
-    in_turns,
-    markdown,
-    names_among,
-    notes,
-    versions,
-)
+from benchmarks import common
+from benchmarks.common import Rounds
 from benchmarks.speed.reader_ways import QUALITY, WAYS, Batches, Work, image_set_of, write_images
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, natural, parse_flags, path, positive
@@ -36,13 +28,13 @@ BASELINE = "pillow_v1"
 DISTRIBUTIONS = ("torch", "torchvision", "pillow", "opencv-python-headless", "numpy")
 FLAGS = (
     Flag("images", positive, 200, "number of images"),
-    Flag("size", height_and_width, (400, 500), "height and width of synthetic images in pixels"),
+    Flag("size", common.height_and_width, (400, 500), "height and width of synthetic images"),
     Flag("data_dir", path, None, "folder of JPEG files to read instead of synthetic images"),
     Flag("batch_size", positive, 32, "images per batch"),
     Flag("crop_size", positive, 224, "side of the network input in pixels"),
     Flag("cache_size", positive, 256, "short side of the images in the cache, in pixels"),
     Flag("rounds", positive, 5, "times that each way is measured"),
-    Flag("methods", names_among(WAYS), tuple(WAYS), "what is measured"),
+    Flag("methods", common.names_among(WAYS), tuple(WAYS), "what is measured"),
     Flag("json", path, None, "file to write all values to"),
     Flag("seed", natural, 0, "of the synthetic images"),
 )
@@ -52,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Print the table in Markdown and return all values."""
     with user_errors(), tempfile.TemporaryDirectory() as folder:
         flags = parse_flags(__doc__, FLAGS, argv)
-        result = Result(flags.json, argv, flags.values)
+        result = common.begin(flags.json, argv, flags.values)
 
         if flags.data_dir is None:
             (height, width), images_dir = flags.size, folder
@@ -68,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         image_set = image_set_of([str(file) for file in files])
         work = Work(image_set, flags.batch_size, flags.crop_size, Path(folder), flags.cache_size)
         rounds = measure(work, flags.methods, flags.rounds)
-        result.keep(
-            images=len(files), bytes=num_bytes, versions=versions(*DISTRIBUTIONS), methods=rounds
-        )
+        result |= {"images": len(files), "bytes": num_bytes, "methods": rounds}
+        result["versions"] = common.versions(*DISTRIBUTIONS)
+        common.keep(flags.json, result)
 
         conditions = (
             f"{len(files)} {kind}, {num_bytes / len(files) / 1000:.0f} KB on average, to batches "
@@ -81,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
         jobs = {name: WAYS[name].job for name in rounds}
         used = dict.fromkeys(rounds, result["versions"])
-        print(table(len(files), rounds), notes("reader", argv, conditions, jobs, used), sep="\n\n")
+        text = common.notes("reader", argv, conditions, jobs, used)
+        print(table(len(files), rounds), text, sep="\n\n")
         return result
 
 
@@ -105,7 +98,7 @@ def measure(work: Work, names: Sequence[str], num_rounds: int) -> Rounds:
         reads = {name: WAYS[name].prepare(work) for name in names}
         for read in reads.values():
             measure_once(read, count)
-        return in_turns(
+        return common.in_turns(
             names,
             num_rounds,
             lambda name: measure_once(reads[name], count),
@@ -156,7 +149,7 @@ def table(count: int, rounds: Rounds) -> str:
         for name, own in rates.items()
     ]
     titles = ("method", "images per CPU second", f"times {BASELINE}", "images per second")
-    return markdown((*titles, "of each round"), rows)
+    return common.markdown((*titles, "of each round"), rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -132,37 +133,22 @@ def _stacked(work: Work, read: Callable[[str], torch.Tensor]) -> Batches:
 
 def of_this(
     transform: str, hand_over: str = "crops", *, cached: bool = False, for_gpu: bool = False
-) -> Callable[[Work], Callable[[], Batches]]:
-    """Return the `prepare` of this project's own loader, without workers."""
+) -> Way:
+    """Return this project's own loader, without workers, as a way to read."""
 
     def prepare(work: Work) -> Callable[[], Batches]:
-        image_set = work.image_set
+        images, sampler = work.image_set, InOrder(len(work.image_set), work.batch_size)
         if cached:
-            image_set = open_cache(
-                image_set,
-                work.folder / "cache",
-                work.cache_size,
-                num_workers=1,
-                on_bad_image="error",
-                log=lambda line: None,
-            )
-
+            place, log = work.folder / "cache", lambda line: None
+            one: Any = {"num_workers": 1, "on_bad_image": "error", "log": log}
+            images = open_cache(images, place, work.cache_size, **one)
         preprocessing = Preprocessing(transform, work.crop_size, IMAGENET_MEAN, IMAGENET_STD)
 
         def read() -> Batches:
-            loader = train_loader(
-                image_set,
-                InOrder(len(image_set), work.batch_size),
-                preprocessing,
-                start_step=0,
-                end_step=-(-len(image_set) // work.batch_size),
-                seed=0,
-                num_workers=0,
-                pin_memory=False,
-                reading=Reading(hand_over),
-            )
-
-            for batch in loader:
+            options: Any = {"seed": 0, "num_workers": 0, "pin_memory": False}
+            options |= {"start_step": 0, "end_step": sampler.num_batches}
+            options |= {"reading": Reading(hand_over)}
+            for batch in train_loader(images, sampler, preprocessing, **options):
                 if for_gpu:
                     assert isinstance(batch.images, torch.Tensor)
                     yield batch.images
@@ -171,7 +157,10 @@ def of_this(
 
         return read
 
-    return prepare
+    job = f"this project, --transform={transform}{' --cache' if cached else ''}"
+    if hand_over == "images":
+        job += " --augment_on=device, the device being the CPU"
+    return Way(prepare, job + (", without the normalisation that a GPU does" if for_gpu else ""))
 
 
 class InOrder:
@@ -181,6 +170,7 @@ class InOrder:
 
     def __init__(self, num_images: int, batch_size: int) -> None:
         self.num_images, self.batch_size = num_images, batch_size
+        self.num_batches = -(-num_images // batch_size)
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of batch `step`."""
@@ -199,24 +189,11 @@ WAYS: dict[str, Way] = {
     "pillow_v1": Way(prepare_pillow_v1, "Pillow, torchvision.transforms (the baseline)"),
     "pillow_v2": Way(prepare_pillow_v2, "Pillow, torchvision.transforms.v2 on bytes"),
     "torchvision": Way(prepare_torchvision, "torchvision.io, torchvision.transforms.v2 on bytes"),
-    "standard": Way(of_this("standard"), "this project, --transform=standard"),
-    "standard_for_gpu": Way(
-        of_this("standard", for_gpu=True),
-        "this project, --transform=standard, without the normalisation that a GPU does",
-    ),
-    "reference": Way(of_this("reference"), "this project, --transform=reference"),
-    "device": Way(
-        of_this("standard", "images"),
-        "this project, --transform=standard --augment_on=device, the device being the CPU",
-    ),
-    "cache_standard": Way(
-        of_this("standard", cached=True), "this project, --transform=standard --cache"
-    ),
-    "cache_standard_for_gpu": Way(
-        of_this("standard", cached=True, for_gpu=True),
-        "this project, --transform=standard --cache, without the normalisation that a GPU does",
-    ),
-    "cache_reference": Way(
-        of_this("reference", cached=True), "this project, --transform=reference --cache"
-    ),
+    "standard": of_this("standard"),
+    "standard_for_gpu": of_this("standard", for_gpu=True),
+    "reference": of_this("reference"),
+    "device": of_this("standard", "images"),
+    "cache_standard": of_this("standard", cached=True),
+    "cache_standard_for_gpu": of_this("standard", cached=True, for_gpu=True),
+    "cache_reference": of_this("reference", cached=True),
 }

@@ -18,21 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import (
-    Result,
-    Rounds,
-    in_turns,
-    machine,
-    markdown,
-    names_among,
-    notes,
-    run_apart,
-)
+from benchmarks import common
+from benchmarks.common import Rounds
 from benchmarks.speed.retrieval_methods import METHODS
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, integers, natural, parse_flags, path, positive
 
 LEAST_IMAGES = 100
+CONDITIONS = (
+    "rounds in turns, the best of them counts; each in a fresh process after a warm-up (imports, "
+    "compilation, threads). CPU: user + system. Memory: peak, less what was held after the "
+    "warm-up, embeddings included. Metrics in percent. `scaled`: only the first of the queries "
+    "were searched for in all images; the time of the search (not of its preparation) was scaled "
+    "up to all, memory and metrics are those of what ran. Synthetic embeddings."
+)
 WHOLE_IMAGES = 5000  # up to here all queries are measured unless --share says otherwise
 MEAN_CLASS_SIZE, LEAST_CLASS_SIZE, MOST_CLASS_SIZE = 5.35, 2, 12  # of Stanford Online Products
 # Chosen so that Recall@1 of 60,502 images is about 0.8 at 512 and at 2048 dimensions.
@@ -64,7 +63,7 @@ FLAGS = (
     Flag("sizes", integers, (60502, 20000), "numbers of images"),
     Flag("dims", integers, (512, 2048), "dimensions of the embeddings"),
     Flag("rounds", positive, 3, "times that each method is measured"),
-    Flag("methods", names_among(METHODS), tuple(METHODS), "what is measured"),
+    Flag("methods", common.names_among(METHODS), tuple(METHODS), "what is measured"),
     Flag(
         "share",
         shares,
@@ -86,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             raise ValueError(f"expected at least {LEAST_IMAGES} images, found {min(flags.sizes)}")
         if not Path("/proc/self/clear_refs").exists():
             raise ValueError("memory is measured by /proc/self/clear_refs: run this on Linux")
-        result = Result(flags.json, argv, flags.values)
+        result = common.begin(flags.json, argv, flags.values) | {"data_sets": []}
         interpreters = dict.fromkeys(flags.methods, sys.executable)
         if "oml" in interpreters:
             interpreters["oml"] = flags.oml_python
         interpreters = with_packages(interpreters)
 
-        data_sets: list[dict[str, Any]] = []
+        data_sets = result["data_sets"]
         for size in flags.sizes:
             queries = {name: num_queries(name, size, flags.share or {}) for name in interpreters}
             for dim in flags.dims:
@@ -102,8 +101,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 data_sets.append({"images": size, "dimensions": dim, "bytes": 4 * size * dim})
                 data_sets[-1] |= {"queries": queries, "methods": rounds}
                 print(table(size, dim, queries, rounds), end="\n\n", flush=True)
-                result.keep(data_sets=data_sets)
-        print(retrieval_notes(argv, flags.rounds, flags.seed, data_sets[0]["methods"]))
+                common.keep(flags.json, result)
+        rounds = data_sets[0]["methods"]
+        jobs = {name: METHODS[name].job for name in rounds}
+        used = {name: found[0].get("versions", {}) for name, found in rounds.items()}
+        print(common.notes("retrieval", argv, CONDITIONS, jobs, used))
         return result
 
 
@@ -170,7 +172,7 @@ def measure(
     folder: str, interpreters: Mapping[str, str], queries: Mapping[str, int], num_rounds: int
 ) -> Rounds:
     """Measure methods in turns on the embeddings of a folder; what each round found."""
-    return in_turns(
+    return common.in_turns(
         interpreters,
         num_rounds,
         lambda name: measure_apart(interpreters[name], name, folder, queries[name]),
@@ -190,13 +192,9 @@ def measure_apart(python: str, name: str, folder: str, queries: int) -> dict[str
     Returns:
         The dict of `retrieval_methods.measure`, or a `failure` in words.
     """
-    threads = {
-        variable: str(machine()["threads"])
-        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    }
     command = [python, "-m", "benchmarks.speed.retrieval_methods", name, folder, str(queries)]
     try:
-        return run_apart(command, **threads, CUDA_VISIBLE_DEVICES="")
+        return common.run_apart(command, common.machine()["threads"])
     except ValueError as error:
         return {"failure": str(error)}
 
@@ -227,27 +225,12 @@ def table(size: int, dim: int, queries: Mapping[str, int], rounds: Rounds) -> st
         )
     title = f"### {size:,} images, {dim} dimensions ({4 * size * dim / 2**20:,.0f} MiB)"
     titles = ("method", "queries", "CPU s", "times floor", "wall s", "memory MiB", "recall@1")
-    return f"{title}\n\n{markdown((*titles, 'map@r', 'CPU s of each round'), rows)}"
+    return f"{title}\n\n{common.markdown((*titles, 'map@r', 'CPU s of each round'), rows)}"
 
 
 def best(rounds: Sequence[Mapping[str, Any]], what: str) -> float:
     """Return the smallest value of those that did not fail."""
     return min((found[what] for found in rounds if what in found), default=0.0)
-
-
-def retrieval_notes(argv: Sequence[str] | None, num_rounds: int, seed: int, rounds: Rounds) -> str:
-    """Return what is to be read with the tables: conditions, machine, versions, jobs."""
-    conditions = (
-        f"{num_rounds} rounds in turns, the best of them counts; each in a fresh process after a "
-        "warm-up (imports, compilation, threads). CPU: user + system. Memory: peak, less what was "
-        "held after the warm-up, embeddings included. Metrics in percent. `scaled`: only the first "
-        "of the queries were searched for in all images; the time of the search (not of its "
-        "preparation) was scaled up to all queries, memory and metrics are those of what ran. "
-        f"Synthetic embeddings, seed {seed}."
-    )
-    jobs = {name: METHODS[name].job for name in rounds}
-    used = {name: found[0]["versions"] for name, found in rounds.items() if "versions" in found[0]}
-    return notes("retrieval", argv, conditions, jobs, used)
 
 
 if __name__ == "__main__":

@@ -23,16 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.common import (
-    Rounds,
-    in_turns,
-    machine,
-    markdown,
-    memory,
-    notes,
-    run_apart,
-    versions,
-)
+from benchmarks import common
+from benchmarks.common import Rounds
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, parse_flags, positive
 from metric_learning.engine.parallel.sharded_head import build_sharded_loss
@@ -76,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> Rounds:
         if "RANK" in os.environ:  # one of the processes that torchrun started
             return measure_as_rank(work)
 
-        rounds = in_turns(
+        rounds = common.in_turns(
             dict.fromkeys(("1", str(flags.processes))),
             flags.rounds,
             lambda num_processes: measure_apart(int(num_processes), words),
@@ -86,20 +78,16 @@ def main(argv: Sequence[str] | None = None) -> Rounds:
             "SGD with momentum, gloo; memory above what the process held before, weights, gradient "
             "and momentum included."
         )
-        used = {"all": versions("torch", "numpy")}
-        print(table(work, rounds), notes("shard", argv, conditions, {}, used), sep="\n\n")
+        used = {"all": common.versions("torch", "numpy")}
+        print(table(work, rounds), common.notes("shard", argv, conditions, {}, used), sep="\n\n")
         return rounds
 
 
 def measure_apart(num_processes: int, words: Sequence[str]) -> dict[str, Any]:
     """Measure in fresh processes; return what `measure` found."""
-    threads = max(1, machine()["threads"] // num_processes)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    return run_apart(
-        [sys.executable, *launcher, "-m", "benchmarks.speed.shard", *words],
-        OMP_NUM_THREADS=str(threads),
-        CUDA_VISIBLE_DEVICES="",
-    )
+    command = [sys.executable, *launcher, "-m", "benchmarks.speed.shard", *words]
+    return common.run_apart(command, max(1, common.machine()["threads"] // num_processes))
 
 
 def measure_as_rank(work: Work) -> Rounds:
@@ -119,7 +107,7 @@ def measure(work: Work, world: World) -> dict[str, Any]:
         `losses` of all steps, median `seconds` and mean `cpu_seconds` (of all processes) of the
         timed ones, and of each process `peak_bytes` above what it held before.
     """
-    held = memory("VmRSS")
+    held = common.memory("VmRSS")
     torch.manual_seed(0)
     sizes = {"class_dim": work.class_dim, "embedding_size": work.embedding_size}
     criterion = build_sharded_loss(world, work.loss_name, **sizes)
@@ -181,7 +169,7 @@ def table(work: Work, rounds: Rounds) -> str:
     )
     titles = ("processes", "CPU s per step", "times one process", "wall s per step")
     more = ("peak GiB of each process", "loss of the first and last step", "CPU s of each round")
-    return f"{title}\n\n{markdown((*titles, *more), rows)}"
+    return f"{title}\n\n{common.markdown((*titles, *more), rows)}"
 
 
 if __name__ == "__main__":

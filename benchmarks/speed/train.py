@@ -18,32 +18,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import (
-    Result,
-    Rounds,
-    height_and_width,
-    in_turns,
-    markdown,
-    names_among,
-    notes,
-    run_apart,
-)
+from benchmarks import common
+from benchmarks.common import Rounds
 from benchmarks.speed.reader_ways import write_images
 from benchmarks.speed.train_methods import LEAST_CLASSES, METHODS, WARM_UP, Work
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, natural, parse_flags, path, positive
 
 BASELINE = "bare"
+MEASURED = (BASELINE, "this", "cached", "pml")
 FLAGS = (
     Flag("model", str, "ResNet18", "network"),
     Flag("image_size", positive, 64, "side of the network input in pixels"),
     Flag("batch_size", positive, 64, "images per step"),
     Flag("num_steps", positive, 20, f"steps that are measured, after {WARM_UP} of warm-up"),
-    Flag("size", height_and_width, (400, 500), "height and width of the JPEG files in pixels"),
+    Flag("size", common.height_and_width, (400, 500), "height and width of the JPEG files"),
     Flag("num_workers", natural, 2, "processes that read images"),
     Flag("device", str, "cpu", "cpu or cuda"),
     Flag("rounds", positive, 2, "times that each method is measured"),
-    Flag("methods", names_among(METHODS), ("bare", "this", "cached", "pml"), "what is measured"),
+    Flag("methods", common.names_among(METHODS), MEASURED, "what is measured"),
     Flag("json", path, None, "file to write all values to"),
     Flag("seed", natural, 0, "of the synthetic images"),
 )
@@ -58,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 f"--batch_size={flags.batch_size}: expected a multiple of {LEAST_CLASSES} images"
             )
         check_installed(flags.methods)
-        result = Result(flags.json, argv, flags.values)
+        result = common.begin(flags.json, argv, flags.values)
 
         make_work = partial(
             Work,
@@ -75,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             for name, size in sizes.items()
         }
         make_classes(works, flags.size, flags.seed)
-        rounds = in_turns(
+        rounds = common.in_turns(
             works,
             flags.rounds,
             lambda name: measure_apart(name, works[name]),
             lambda found: f"{found['wall_seconds']:.3f} s per step",
         )
-        result.keep(methods=rounds)
+        common.keep(flags.json, result | {"methods": rounds})
 
         conditions = (
             f"{flags.model} at {flags.image_size} px on {flags.device}, {flags.num_steps} steps "
@@ -90,8 +83,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"pixels, {flags.num_workers} workers. Memory: peak beyond the imports, without "
             "workers; on a GPU, of the device."
         )
-        print(table(sizes, rounds), train_notes(argv, conditions, rounds), sep="\n\n")
-        return result
+        jobs = {name: METHODS[name].job for name in rounds}
+        used = {name: found[0]["versions"] for name, found in rounds.items()}
+        print(table(sizes, rounds), common.notes("train", argv, conditions, jobs, used), sep="\n\n")
+        return result | {"methods": rounds}
 
 
 def check_installed(methods: Iterable[str]) -> None:
@@ -123,7 +118,7 @@ def measure_apart(name: str, work: Work) -> dict[str, Any]:
     """
     module = "benchmarks.speed.train_methods"
     try:
-        return run_apart([sys.executable, "-m", module, name, json.dumps(asdict(work))])
+        return common.run_apart([sys.executable, "-m", module, name, json.dumps(asdict(work))])
     except ValueError as error:
         raise ValueError(f"{name} {error}") from error
 
@@ -149,14 +144,7 @@ def table(sizes: Mapping[str, int], rounds: Rounds) -> str:
         for name, found in rounds.items()
     ]
     titles = ("method", "images per step", "images/s", f"times {BASELINE}", "CPU s per step")
-    return markdown((*titles, "memory MiB", "images/s of each round"), rows)
-
-
-def train_notes(argv: Sequence[str] | None, conditions: str, rounds: Rounds) -> str:
-    """Return what is to be read with the table."""
-    jobs = {name: METHODS[name].job for name in rounds}
-    used = {name: found[0]["versions"] for name, found in rounds.items()}
-    return notes("train", argv, conditions, jobs, used)
+    return common.markdown((*titles, "memory MiB", "images/s of each round"), rows)
 
 
 if __name__ == "__main__":

@@ -140,18 +140,7 @@ def train_cached(work: Work, stamp: Stamp, *more: str) -> None:
 
 def train_chunked(work: Work, stamp: Stamp) -> None:
     """Train with this project on batches that are larger than what the network sees at once."""
-    size = work.batch_size // METHODS["chunked"].batches
-    train_cached(work, stamp, f"--chunk_size={size}")
-
-
-def train_fast(work: Work, stamp: Stamp) -> None:
-    """Train with this project as on a GPU that has bfloat16."""
-    train_cached(work, stamp, "--amp=bfloat16", "--compile=True")
-
-
-def train_bare_fast(work: Work, stamp: Stamp) -> None:
-    """Make bare steps as on a GPU that has bfloat16."""
-    train_bare(work, stamp, "--amp=bfloat16", "--compile=True")
+    train_cached(work, stamp, f"--chunk_size={work.batch_size // METHODS['chunked'].batches}")
 
 
 def train_pml(work: Work, stamp: Stamp) -> None:
@@ -192,10 +181,9 @@ def train_pml(work: Work, stamp: Stamp) -> None:
     ).train(num_epochs=1)
 
 
+AS_ON_A_GPU = ("--amp=bfloat16", "--compile=True")
 METHODS = {
-    "bare": Method(
-        train_bare, "network, loss and optimizer on one batch of random numbers on the device"
-    ),
+    "bare": Method(train_bare, "network, loss and optimizer on a batch that lies on the device"),
     "this": Method(train_this, "train_pair.py from JPEG files"),
     "cached": Method(train_cached, "train_pair.py --cache"),
     "chunked": Method(
@@ -206,8 +194,13 @@ METHODS = {
         "pytorch-metric-learning's MetricLossOnly trainer with torchvision's transforms",
         package="pytorch_metric_learning",
     ),
-    "bare_fast": Method(train_bare_fast, "bare in bfloat16, compiled"),
-    "fast": Method(train_fast, "train_pair.py --cache --amp=bfloat16 --compile=True"),
+    "bare_fast": Method(
+        lambda work, stamp: train_bare(work, stamp, *AS_ON_A_GPU), "bare in bfloat16, compiled"
+    ),
+    "fast": Method(
+        lambda work, stamp: train_cached(work, stamp, *AS_ON_A_GPU),
+        f"train_pair.py --cache {' '.join(AS_ON_A_GPU)}",
+    ),
 }
 
 
