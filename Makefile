@@ -1,9 +1,9 @@
-# make demo | test | check | docs | bench: each sets everything up first, in .venv.
+# make demo | test | slow | check | docs | bench: each sets everything up first, in .venv.
 # TORCH_BACKEND=cpu (or cu128, ...) is handed to uv as --torch-backend.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-.PHONY: setup demo test check docs bench
+.PHONY: setup demo test slow check docs bench
 
 setup: $(VENV)/.installed
 
@@ -17,6 +17,10 @@ $(VENV)/.installed: requirements-base.txt requirements.txt requirements-dev.txt 
 
 test: setup
 	$(PYTHON) -m pytest
+
+# What takes minutes, such as the check of a GPU on tiny sizes and the CPU.
+slow: setup
+	$(PYTHON) -m pytest -m slow
 
 check: setup
 	$(PYTHON) -m ruff check .

@@ -5,28 +5,29 @@ python -m benchmarks.gpu.check --out=FOLDER --device=cpu        the same code on
 python -m benchmarks.gpu.check --out=FOLDER --only=nvjpeg,syncs
 
 Every section runs in a process of its own with a time limit. What it finds is written at once, a
-JSON line each, to OUT/gpu_check.jsonl; when it ends, one line with all of it is printed. What the
-sections print is in OUT/gpu_check.log. Those that check results run side by side; those that
-measure speed run alone, after them.
+JSON line each, to FOLDER/gpu_check.jsonl, and printed when it ends; what it prints is in
+FOLDER/gpu_check.log. Sections that check results run side by side; those that measure speed run
+alone, after them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
-from benchmarks.common import ROOT, names_among
+from benchmarks.common import names_among
 from benchmarks.gpu.table import SECTIONS
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, boolean, natural, parse_flags, path, positive
@@ -40,138 +41,8 @@ FLAGS = (
     Flag("list", boolean, False, "print the sections"),
 )
 TOGETHER_SECONDS = 175  # on a GPU, after which the measurements of speed begin
-CPU_FACTOR = 3  # of all limits
+CPU_FACTOR = 3  # of all times
 LOG_LENGTH = 60000  # characters of the log of a section
-
-
-@dataclass
-class Job:
-    """The process of a section; it works from `begin` to `until` at most, once it may."""
-
-    process: subprocess.Popen[bytes]
-    begin: float = 0.0
-    until: float = float("inf")
-
-
-class Runner:
-    """Starts the sections and reports what they wrote.
-
-    Args:
-        out: folder of what is reported.
-        work: folder of what is not kept.
-        device: cuda or cpu.
-        seconds: for everything.
-    """
-
-    def __init__(self, out: Path, work: Path, device: str, seconds: float) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        self.work, self.device = work, device
-        self.until = time.monotonic() + seconds
-        self.findings, self.log = out / "gpu_check.jsonl", out / "gpu_check.log"
-        self.findings.write_text("")
-        self.log.write_text("")
-        self.jobs: dict[str, Job] = {}
-
-    def left(self) -> float:
-        """Seconds that are left for everything."""
-        return self.until - time.monotonic()
-
-    def start(self, name: str) -> None:
-        """Start the process of a section, which imports what it needs and waits for `go`."""
-        command = [sys.executable, "-m", "benchmarks.gpu.process", name, self.device]
-        own = {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor")}
-        if self.device == "cpu":
-            own["CUDA_VISIBLE_DEVICES"] = ""
-        with (self.work / f"{name}.log").open("w") as output:
-            process = subprocess.Popen(
-                [*command, str(self.work), str(self.findings.resolve())],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd=ROOT,
-                env=os.environ | own,
-            )
-        self.jobs[name] = Job(process)
-
-    def go(self, name: str) -> None:
-        """Let a section work, for as long as its limit and the whole allow."""
-        job = self.jobs[name]
-        limit = SECTIONS[name].limit * (1 if self.device == "cuda" else CPU_FACTOR)
-        limit = max(10, min(limit, int(self.left()) - 3))
-        job.begin = time.monotonic()
-        job.until = job.begin + limit + 2
-        assert job.process.stdin is not None
-        with contextlib.suppress(OSError):
-            job.process.stdin.write(f"{limit}\n".encode())
-            job.process.stdin.flush()
-
-    def end(self, name: str, status: str) -> None:
-        """Stop what is left of a section, and report what it found."""
-        job = self.jobs.pop(name)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(job.process.pid, signal.SIGKILL)  # its own session, started above
-        job.process.wait()
-        text = (self.work / f"{name}.log").read_text(errors="replace")[-LOG_LENGTH:]
-        with self.log.open("a") as log:
-            log.write(f"===== {name}: {status}\n{text}\n")
-
-        found: dict[str, Any] = {}
-        for line in self.findings.read_text().splitlines():
-            finding = json.loads(line)
-            if finding["section"] == name:
-                found |= finding
-        seconds = time.monotonic() - job.begin if job.begin else 0.0
-        print(json.dumps(found | self.report(name, status, seconds)), flush=True)
-        if name == "data" and status != "ok":
-            (self.work / "data.failed").touch()  # who waits for the images need not go on waiting
-
-    def report(self, name: str, status: str, seconds: float = 0.0) -> dict[str, Any]:
-        """Write how a section ended, and return it."""
-        line = {"section": name, "status": status, "seconds": round(seconds, 1)}
-        with self.findings.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        return line
-
-    def poll(self) -> None:
-        """Report the sections that ended or have no time left; wait a moment."""
-        for name, job in list(self.jobs.items()):
-            status = job.process.poll()
-            if status is not None:
-                self.end(name, "ok" if status == 0 else f"exit {status}")
-            elif min(job.until, self.until) < time.monotonic():
-                self.end(name, "out of time")
-        time.sleep(0.1)
-
-    def run_together(self, names: Iterable[str], most: int, seconds: float) -> None:
-        """Run sections side by side, at most so many at once, for so many seconds."""
-        queue, until = list(names), time.monotonic() + seconds
-        while (queue or self.jobs) and time.monotonic() < min(until, self.until):
-            while queue and len(self.jobs) < most:
-                self.start(queue[0])
-                self.go(queue.pop(0))
-            self.poll()
-
-        for name in list(self.jobs):
-            self.end(name, "out of time")
-        for name in queue:
-            print(json.dumps(self.report(name, "not started")))
-
-    def run_alone(self, names: Sequence[str]) -> None:
-        """Run sections one after the other; the next one imports what it needs meanwhile."""
-        for name, following in zip(names, [*names[1:], None], strict=True):
-            if self.left() < 12:
-                print(json.dumps(self.report(name, "not started")))
-                continue
-            if name not in self.jobs:
-                self.start(name)
-            self.go(name)
-            if following:
-                self.start(following)
-            while name in self.jobs:
-                self.poll()
-        for name in list(self.jobs):
-            self.end(name, "not started")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -183,27 +54,116 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{name:12} {entry.limit:4} s  {entry.does}")
             return
 
+        begin, work = time.monotonic(), Path(tempfile.mkdtemp(prefix="gpu_check_"))
+        is_cuda = flags.device == "cuda"
+        if not is_cuda:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
+        until = begin + flags.seconds * (1 if is_cuda else CPU_FACTOR)
         chosen = [name for name in SECTIONS if name in flags.only]
         if "data" not in chosen and any(SECTIONS[name].needs_images for name in chosen):
             chosen.insert(0, "data")
         alone = [name for name in chosen if SECTIONS[name].is_alone]
-        is_cuda = flags.device == "cuda"
-        seconds = flags.seconds * (1 if is_cuda else CPU_FACTOR)
-        begin = time.monotonic()
-        work = Path(tempfile.mkdtemp(prefix="gpu_check_"))
-        runner = Runner(Path(flags.out), work, flags.device, seconds)
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+        together = [name for name in chosen if name not in alone]
 
+        runner = Runner(Path(flags.out), work, flags.device)
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
         try:
-            together = TOGETHER_SECONDS if is_cuda and alone else seconds
-            most = flags.jobs or (8 if is_cuda else 2)
-            runner.run_together([name for name in chosen if name not in alone], most, together)
-            runner.run_alone(alone)
+            first_until = min(until, begin + TOGETHER_SECONDS) if is_cuda and alone else until
+            runner.run(together, flags.jobs or (8 if is_cuda else 2), first_until)
+            runner.run(alone, 1, until)
         finally:
-            for name in list(runner.jobs):
+            for name in list(runner.running):
                 runner.end(name, "stopped")
             shutil.rmtree(work, ignore_errors=True)
-        print(json.dumps(runner.report("all", "ok", time.monotonic() - begin)))
+        print(runner.report("all", status="ok", seconds=round(time.monotonic() - begin, 1)))
+
+
+@dataclass
+class Runner:
+    """Runs sections and reports what they find.
+
+    They are forked from this process, which has imported what they need, but has not touched the
+    GPU.
+
+    Attributes:
+        out: folder of what is reported.
+        work: folder of what is not kept.
+        device: cuda or cpu.
+    """
+
+    out: Path
+    work: Path
+    device: str
+
+    def __post_init__(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.findings, self.log = self.out / "gpu_check.jsonl", self.out / "gpu_check.log"
+        for file in (self.findings, self.log):
+            file.write_text("")
+        self.running: dict[str, tuple[BaseProcess, float, float]] = {}  # process, begin, end
+
+    def run(self, names: Sequence[str], most: int, until: float) -> None:
+        """Run sections, at most so many at once, until a time at most."""
+        queue = list(names)
+        while queue or self.running:
+            now = time.monotonic()
+            for name, (process, _, end) in list(self.running.items()):
+                if process.exitcode is not None:
+                    self.end(name, f"exit {process.exitcode}" if process.exitcode else "ok")
+                elif now > end:
+                    self.end(name, "out of time")
+
+            while queue and len(self.running) < most:
+                name = queue.pop(0)
+                limit = SECTIONS[name].limit * (1 if self.device == "cuda" else CPU_FACTOR)
+                limit = min(limit, int(until - now))
+                if limit < 8:
+                    print(self.report(name, status="not started"))
+                    continue
+                self.running[name] = self.start(name, limit), now, now + limit
+            time.sleep(0.1)
+
+    def start(self, name: str, limit: float) -> BaseProcess:
+        """Start the process of a section."""
+        from benchmarks.gpu.section import run_section  # torch and all else, only now
+
+        function = getattr(import_module(f"benchmarks.gpu.{SECTIONS[name].module}"), name)
+        arguments = function, name, self.device, self.work, self.findings.resolve(), limit
+        fork = multiprocessing.get_context("fork")
+        process = fork.Process(target=run_section, args=arguments)
+        process.start()
+        return process
+
+    def end(self, name: str, status: str) -> None:
+        """Stop what is left of a section, and report what it found."""
+        process, begin, _ = self.running.pop(name)
+        assert process.pid is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # its own session, see `run_section`
+        process.kill()
+        process.join()
+
+        file = self.work / f"{name}.log"
+        text = file.read_text(errors="replace")[-LOG_LENGTH:] if file.exists() else ""
+        with self.log.open("a") as log:
+            log.write(f"===== {name}: {status}\n{text}\n")
+        found: dict[str, object] = {}
+        for line in self.findings.read_text().splitlines():
+            finding = json.loads(line)
+            if finding["section"] == name:
+                found |= finding
+        self.report(name, status=status, seconds=round(time.monotonic() - begin, 1))
+        print(json.dumps({"section": name, "status": status, **found}), flush=True)
+        if name == "data" and status != "ok":
+            (self.work / "data.failed").touch()  # who waits for the images waits no longer
+
+    def report(self, name: str, **found: object) -> str:
+        """Write a finding, and return its line."""
+        line = json.dumps({"section": name, **found})
+        with self.findings.open("a") as file:
+            file.write(line + "\n")
+        return line
 
 
 if __name__ == "__main__":

@@ -56,36 +56,31 @@ def cases(class_dim: int, dim: int) -> Iterator[Case]:
         build = partial(build_loss, name, **({"samples_each_class": k} if takes_k else {}))
         yield Case(name, pair_loss, build, layout_of(name), k)
 
-    def batch(name: str, build: Callable[[], Any], layout: str = "labels") -> Case:
-        return Case(name, pair_loss, build, layout, 4)
-
-    for mining in ("all", "semihard", "distance"):
-        yield batch(f"batch_triplet {mining}", partial(build_loss, "batch_triplet", mining=mining))
+    variants: dict[str, Callable[[], Any]] = {
+        f"batch_triplet {mining}": partial(build_loss, "batch_triplet", mining=mining)
+        for mining in ("all", "semihard", "distance")
+    }
     for name in ("contrastive", "multi_similarity", "smooth_ap"):
         inner: Any = build_loss(name)
-        yield batch(f"{name} xbm", partial(CrossBatchMemory, inner, dim, 480))
-    eml = build_loss("eml", samples_each_class=4)
-    yield batch("eml alpha", partial(JointLoss, eml, class_dim, dim, 0.5), "blocks")
+        variants[f"{name} xbm"] = partial(CrossBatchMemory, inner, dim, 480)
     for name in ("pml:NCALoss", "pml:MultiSimilarityLoss", "pml:NTXentLoss"):
         with suppress(ValueError):  # the package is not there
             loss_options(name)
-            yield batch(name, partial(build_loss, name))
+            variants[name] = partial(build_loss, name)
+    eml = build_loss("eml", samples_each_class=4)
+    variants["eml alpha"] = partial(JointLoss, eml, class_dim, dim, 0.5)
+    for name, make in variants.items():
+        yield Case(name, pair_loss, make, "blocks", 4)
 
 
 def losses(section: Section) -> None:
     """Compare values and gradients with the CPU's, and curves of a few steps in two precisions."""
     torch.set_num_threads(max(1, min(8, (os.cpu_count() or 2) // 2)))
-    classes, dim = section.size((11318, 512), (40, 16))
+    classes, dim, few = section.size((11318, 512, 48), (40, 16, 24))
     width = build_model("test_resnet", image_size=SIZE).embedding_size
-    few = section.size(48, 24)
-    small = {case.name: case for case in cases(few, width)}
     rows: dict[str, dict[str, Any]] = {}
-    for case in cases(classes, dim):
-
-        def compare(case: Case = case) -> dict[str, Any]:
-            return equality(section, case, classes, dim) | curves(section, small[case.name], few)
-
-        found = section.attempt(case.name, compare, needs=3)
+    for case, small in zip(cases(classes, dim), cases(few, width), strict=True):
+        found = section.attempt(case.name, compare, section, case, small, classes, dim, few)
         if found is not None:
             rows[case.name] = found
 
@@ -97,37 +92,29 @@ def losses(section: Section) -> None:
     )
 
 
-def equality(section: Section, case: Case, classes: int, dim: int) -> dict[str, float]:
-    """Relative differences to the CPU of value and gradient on the same embeddings."""
-    size = section.size(240, 24)
-    labels = case.labels(size) % classes
+def compare(
+    section: Section, case: Case, small: Case, classes: int, dim: int, few: int
+) -> dict[str, Any]:
+    """Relative differences to the CPU: of value and gradient, of the losses of a few steps."""
+    size, found = section.size(240, 24), []
     drawn = torch.randn(size, dim, generator=torch.Generator().manual_seed(2))
-    found = []
     for device in (CPU, section.device):
         torch.manual_seed(0)
         criterion = case.build().train().to(device)
         torch.manual_seed(5)
-        embeddings = drawn.to(device).detach().clone().requires_grad_()
-        loss, _ = case.compute(criterion, embeddings, labels.to(device))
+        embeddings = drawn.to(device).clone().requires_grad_()
+        loss, _ = case.compute(criterion, embeddings, (case.labels(size) % classes).to(device))
         loss.backward()
         found.append((loss, embeddings.grad))
+    row: dict[str, Any] = {"value": relative(found[1][0], found[0][0])}
+    row["gradient"] = relative(found[1][1], found[0][1])
 
-    (expected, expected_gradient), (value, gradient) = found
-    return {
-        "value": relative(value, expected),
-        "gradient": relative(gradient, expected_gradient),
-    }
-
-
-def curves(section: Section, case: Case, size: int) -> dict[str, Any]:
-    """Relative differences to float32 on the CPU of the first and last losses of a few steps."""
-    expected = curve(section, case, size, CPU, None)
-    row: dict[str, Any] = {}
+    expected = curve(section, small, few, CPU, None)
     for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
-        found = curve(section, case, size, section.device, dtype)
-        row[f"{name} first"] = relative(found[0], expected[0])
-        row[f"{name} last"] = relative(found[-5:].mean(), expected[-5:].mean())
-    return row | {"finite": bool(found.isfinite().all()), "losses": found[[0, -1]].tolist()}
+        losses = curve(section, small, few, section.device, dtype)
+        row[f"{name} first"] = relative(losses[0], expected[0])
+        row[f"{name} last"] = relative(losses[-5:].mean(), expected[-5:].mean())
+    return row | {"finite": bool(losses.isfinite().all()), "ends": losses[[0, -1]].tolist()}
 
 
 def curve(
@@ -163,17 +150,18 @@ def loss_speed(section: Section) -> None:
     """Milliseconds of both passes of every loss, on embeddings that lie on the device."""
     size, dim, classes = section.size((240, 512, 11318), (24, 16, 40))
     for case in cases(classes, dim):
+        section.attempt(case.name, milliseconds, section, case, size, dim, classes)
 
-        def milliseconds(case: Case = case) -> float:
-            criterion = case.build().train().to(section.device)
-            embeddings = torch.randn(size, dim, device=section.device, requires_grad=True)
-            labels = (case.labels(size) % classes).to(section.device)
 
-            def once() -> None:
-                embeddings.grad = None
-                criterion.zero_grad()
-                case.compute(criterion, embeddings, labels)[0].backward()
+def milliseconds(section: Section, case: Case, size: int, dim: int, classes: int) -> float:
+    """Return how long both passes of a loss take."""
+    criterion = case.build().train().to(section.device)
+    embeddings = torch.randn(size, dim, device=section.device, requires_grad=True)
+    labels = (case.labels(size) % classes).to(section.device)
 
-            return 1e3 * section.seconds_of(once, section.size(20, 1), section.size(3, 1))
+    def once() -> None:
+        embeddings.grad = None
+        criterion.zero_grad()
+        case.compute(criterion, embeddings, labels)[0].backward()
 
-        section.attempt(case.name, milliseconds, needs=2)
+    return 1e3 * section.seconds_of(once, *section.size((20, 3), (1, 1)))

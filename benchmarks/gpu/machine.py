@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import ROOT, machine, versions
-from benchmarks.gpu.section import Section, relative
+from benchmarks.gpu.section import Section, convolutions_in, relative
 from metric_learning.engine.parallel.devices import choose_amp, place
 from metric_learning.models import build_model
 
-DISTRIBUTIONS = ("torch", "torchvision", "timm", "numpy", "numba", "opencv-python-headless")
-DISTRIBUTIONS += ("triton", "faiss-gpu", "faiss-cpu", "pytorch-metric-learning")
-OPTIONAL = re.compile(r"^(?:import|from) (faiss|pytorch_metric_learning)", re.MULTILINE)
+DISTRIBUTIONS = (
+    *("torch", "torchvision", "timm", "numpy", "numba", "opencv-python-headless", "triton"),
+    *("faiss-gpu", "faiss-cpu", "pytorch-metric-learning"),
+)
 
 
 def env(section: Section) -> None:
@@ -69,9 +67,9 @@ def precision(section: Section) -> None:
         place(model, section.device)
         moved = images.to(section.device, memory_format=torch.channels_last)
         section.note(as_it_is=gaps(model(moved), exact))
-        for allowed in (True, False):
-            with torch.backends.cudnn.flags(allow_tf32=allowed):
-                section.note(**{f"tf32 {allowed}": gaps(model(moved), exact)})
+        for kind in ("tf32", "ieee"):
+            with convolutions_in(kind):
+                section.note(**{kind: gaps(model(moved), exact)})
         with torch.autocast(section.device.type, dtype=torch.bfloat16):
             section.note(bfloat16=gaps(model(moved), exact))
 
@@ -83,50 +81,36 @@ def gaps(found: Tensor, exact: Tensor) -> dict[str, float]:
 
 
 def tests(section: Section) -> None:
-    """Run the tests of the project that are about GPUs."""
-    files = [
-        str(file)
-        for file in sorted((ROOT / "tests").rglob("test_*.py"))
-        if "cuda" in file.read_text() and is_runnable(file) and "benchmarks" not in file.parts
-    ]
-    if not section.is_cuda:
-        files = [file for file in files if file.endswith("test_devices.py")]
-    command = [sys.executable, "-m", "pytest", "--no-header", "-p", "no:cacheprovider", *files]
-    command += section.size(["-k", "cuda or gpu or devices", "--tb=short"], [])
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=max(10, section.left()), cwd=ROOT
-    )
+    """Run the tests of the project that are about GPUs; those without their packages are errors."""
+    found = sorted((ROOT / "tests").rglob(section.size("test_*.py", "test_devices.py")))
+    files = [str(file) for file in found if "cuda" in file.read_text()]
+    options = section.size(["-k", "cuda or gpu or devices"], [])
+    command = [sys.executable, "-m", "pytest", "--no-header", "-p", "no:cacheprovider", *options]
+    command += ["--continue-on-collection-errors", *files]
+    limit = max(10, section.left())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=ROOT)
 
     print(done.stdout[-6000:], done.stderr[-2000:])
     lines = done.stdout.strip().splitlines() or [""]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    section.note(exit=done.returncode, summary=lines[-1], failed=failed, files=len(files))
-
-
-def is_runnable(file: Path) -> bool:
-    """Whether what a test file imports beside the project is installed."""
-    return all(importlib.util.find_spec(name) for name in OPTIONAL.findall(file.read_text()))
+    section.note(exit=done.returncode, summary=lines[-1], failed=failed)
 
 
 def ceilings(section: Section) -> None:
     """Measure matrix products, the device's memory, and copies to it."""
-    for name, size, times in section.size(
-        (("bfloat16", 8192, 10), ("float32", 8192, 4), ("float64", 4096, 4)),
-        (("float32", 256, 4), ("float64", 256, 4)),
-    ):
-
-        def products(name: str = name, size: int = size, times: int = times) -> float:
-            dtype = getattr(torch, name)
-            a, b = (torch.randn(size, size, device=section.device).to(dtype) for _ in range(2))
-            return 2 * size**3 / 1e12 / section.seconds_of(lambda: a @ b, times)
-
-        section.attempt(f"{name} TFLOP/s", products, needs=2)
+    for name, size in section.size(
+        {"bfloat16": 8192, "float32": 8192, "float64": 4096}, {"float32": 256, "float64": 256}
+    ).items():
+        dtype = getattr(torch, name)
+        a, b = (torch.randn(size, size, device=section.device).to(dtype) for _ in range(2))
+        seconds = section.seconds_of(partial(torch.mm, a, b), 5, warm_up=2)
+        section.note(**{f"{name} TFLOP/s": 2 * size**3 / 1e12 / seconds})
 
     size = section.size(2**30, 2**20)
-    source = torch.empty(size, dtype=torch.uint8, device=section.device)
-    copy: Callable[[], Tensor] = lambda: torch.empty_like(source).copy_(source)  # noqa: E731
-    section.note(copy_gb_per_s=2 * size / 1e9 / section.seconds_of(copy, 10))
+    source, target = (torch.empty(size, dtype=torch.uint8, device=section.device) for _ in "st")
+    seconds = section.seconds_of(partial(target.copy_, source), 10, warm_up=2)
+    section.note(copy_gb_per_s=2 * size / 1e9 / seconds)
     if section.is_cuda:
-        pinned = torch.empty(size // 4, dtype=torch.uint8).pin_memory()
-        send: Callable[[], Tensor] = lambda: source[: size // 4].copy_(pinned)  # noqa: E731
-        section.note(h2d_gb_per_s=size / 4e9 / section.seconds_of(send, 5))
+        pinned, part = torch.empty(size // 4, dtype=torch.uint8).pin_memory(), target[: size // 4]
+        seconds = section.seconds_of(partial(part.copy_, pinned), 5, warm_up=2)
+        section.note(h2d_gb_per_s=size / 4e9 / seconds)

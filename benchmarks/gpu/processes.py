@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
-import time
 import warnings
 from typing import Any
 from unittest.mock import patch
@@ -17,12 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.common import ROOT
 from benchmarks.gpu.runs import (
-    SCRIPTS,
-    Records,
+    STAGES,
     demo_words,
     losses_of,
     read_records,
-    summary_of,
+    train_and_sum_up,
     train_quietly,
 )
 from benchmarks.gpu.section import Section, relative
@@ -30,9 +29,16 @@ from metric_learning.engine.parallel.devices import choose_device
 from metric_learning.engine.parallel.world import World, join_world, leave_world
 from metric_learning.engine.train.step import compiled
 from metric_learning.losses import build_loss
-from metric_learning.models import EmbeddingModel, build_model
+from metric_learning.models import build_model
 
 ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+SHARD = "--shard_head=True"
+CASES = {
+    "eml gather": (2, ["--loss_name=eml", "--gather=True"]),
+    "eml gather chunk": (2, ["--loss_name=eml", "--gather=True", "--chunk_size=2"]),
+    "arcmargin shard_head": (1, ["--loss_name=arcmargin", SHARD]),
+    "xbm gather": (2, ["--loss_name=batch_triplet", "--gather=True", "--xbm_size=24"]),
+}
 
 
 def nccl(section: Section) -> None:
@@ -41,31 +47,26 @@ def nccl(section: Section) -> None:
     os.environ |= {**ONE, "MASTER_PORT": str(port)}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        begin = time.monotonic()
         world = join_world()
         device = choose_device("auto", section.is_cuda, world)
-        backend = str(dist.get_backend_config())
-        section.note(joined=time.monotonic() - begin, backend=backend, device=str(device))
-
-        for kind in {device, torch.device("cpu")}:
-            section.attempt(f"collectives, {kind}", lambda kind=kind: collect(kind))  # type: ignore[misc]
-        section.attempt("objects and barrier", lambda: share_objects(world))
-        section.attempt("DDP", lambda: train_replica(section, device))
-        if section.is_cuda:
-            section.attempt("SyncBatchNorm", lambda: synchronised(device))
+        section.note(backend=str(dist.get_backend_config()), device=str(device))
+        for where in {device, torch.device("cpu")}:
+            section.attempt(f"collectives, {where.type}", collect, where)
+        section.attempt("objects and barrier", share_objects, world)
+        section.attempt("DDP", train_replica, section, device)
         section.attempt("leave", leave_world)
     texts = {str(w.message)[:160] for w in caught if "torch" in str(w.filename)}
     section.note(warnings=sorted(texts)[:6])
 
     section.images()
     os.environ["MASTER_PORT"] = str(port + 1)
-    more = ["--loss_name=eml", "--samples_each_class=2", "--train_batch_size=8"]
-    more += ["--total_iter_num=3", "--test_iter_step=3", "--gather=True"]
-    words = demo_words(section, "nccl", *more, "--device=auto", f"--use_gpu={section.is_cuda}")
-    section.attempt("train_pair", lambda: summary_of(train_quietly(2, words)), needs=8)
+    more = ["--loss_name=eml", "--samples_each_class=2", "--train_batch_size=8", "--gather=True"]
+    more += ["--total_iter_num=3", "--test_iter_step=3", "--device=auto"]
+    words = demo_words(section, "nccl", *more, f"--use_gpu={section.is_cuda}")
+    section.attempt("train_pair", train_and_sum_up, 2, words)
 
 
-def collect(device: torch.device) -> str:
+def collect(device: torch.device) -> None:
     """Make collectives of tensors on a device."""
     tensor = torch.ones(5, device=device)
     dist.all_reduce(tensor)
@@ -73,100 +74,67 @@ def collect(device: torch.device) -> str:
     dist.all_gather([torch.empty_like(tensor)], tensor)
     dist.all_reduce(torch.arange(6, device=device), dist.ReduceOp.MAX)
     dist.all_reduce(torch.ones(3, dtype=torch.float64, device=device))
-    return "done"
 
 
-def share_objects(world: World) -> str:
+def share_objects(world: World) -> None:
     """Send objects, and wait for all."""
     dist.broadcast_object_list([{"a": 1}], group=world.patient)
     dist.all_gather_object([None], ValueError("x"), group=world.patient)
     dist.barrier(group=world.patient)
-    return "done"
 
 
-def small_model(device: torch.device) -> EmbeddingModel:
-    """Return a small network in training mode."""
-    torch.manual_seed(0)
-    model = build_model("test_resnet", image_size=32).to(device)
-    return model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-
-
-def train_replica(section: Section, device: torch.device) -> str:
-    """Train under DistributedDataParallel, with and without averaging, in bfloat16, compiled."""
-    replica = DistributedDataParallel(small_model(device), [device] if section.is_cuda else None)
+def train_replica(section: Section, device: torch.device) -> None:
+    """Train under DistributedDataParallel, in bfloat16; on a GPU compiled and synchronised too."""
+    model: Any = build_model("test_resnet", image_size=32).to(device).train()
+    model = model.to(memory_format=torch.channels_last)
+    replica = DistributedDataParallel(model, [device] if section.is_cuda else None)
     criterion = build_loss("eml", samples_each_class=2)
-    weights = replica.parameters()
-    optimizer = torch.optim.SGD(weights, 0.01, momentum=0.9, fused=section.is_cuda)
-    labels = torch.arange(8, device=device) // 2
+    optimizer = torch.optim.SGD(replica.parameters(), 0.01, 0.9, fused=section.is_cuda)
+    labels, images = torch.arange(8, device=device) // 2, torch.randn(8, 3, 32, 32, device=device)
 
     for number in range(4):
         with replica.no_sync() if number % 2 == 0 else contextlib.nullcontext():
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                embeddings = replica(torch.randn(8, 3, 32, 32, device=device))
+                embeddings = replica(images)
             criterion(embeddings.float(), labels).backward()
         if number % 2:
             optimizer.step()
             optimizer.zero_grad()
     if section.is_cuda:
-        compiled(replica, device)(torch.randn(8, 3, 32, 32, device=device)).sum().backward()
-    return "done"
-
-
-def synchronised(device: torch.device) -> str:
-    """Run both passes of a network whose batch norm spans all processes."""
-    model = convert_sync_batchnorm(small_model(device)).to(device)
-    model(torch.randn(4, 3, 32, 32, device=device)).sum().backward()
-    return "done"
+        compiled(replica, device)(images).sum().backward()
+        convert_sync_batchnorm(model).to(device)(images).sum().backward()
 
 
 def two_ranks(section: Section) -> None:
     """Compare two processes on one device, which NCCL refuses, over gloo with one process."""
     section.images()
-    cases = {
-        "eml gather": (2, ["--loss_name=eml", "--gather=True"]),
-        "eml gather chunk": (2, ["--loss_name=eml", "--gather=True", "--chunk_size=2"]),
-        "arcmargin shard_head": (1, ["--loss_name=arcmargin", "--shard_head=True"]),
-        "batch_triplet xbm gather": (2, ["--loss_name=batch_triplet", "--gather=True"]),
-    }
-    cases["batch_triplet xbm gather"][1].append("--xbm_size=24")
-    for number, (name, (stage, more)) in enumerate(cases.items()):
-
-        def compare(number: int = number, stage: int = stage, more: list[str] = more) -> Any:
-            one = [word for word in more if word != "--shard_head=True"]
-            alone = train_quietly(stage, words_of(section, f"one_{number}", *one))
-            both = train_twice(section, number, stage, more)
-            tests = [r["map@r"] for found in (alone, both) for r in found if r["kind"] == "test"]
-            return {"loss": relative(losses_of(both), losses_of(alone)), "map@r": tests}
-
-        section.attempt(name, compare, needs=12)
+    for number, (name, (stage, more)) in enumerate(CASES.items()):
+        section.attempt(name, compare_ranks, section, number, stage, more)
 
 
-def words_of(section: Section, run_name: str, *more: str) -> list[str]:
-    """Return flags of a few steps whose weights do not depend on how images are shared."""
-    own = ["--train_batch_size=8", "--total_iter_num=4", "--test_iter_step=4", "--freeze_bn=True"]
-    own += ["--amp=off", "--num_workers=0", "--lr=0.01", f"--device={section.device.type}"]
-    return demo_words(section, run_name, *own, *more)
-
-
-def train_twice(section: Section, number: int, stage: int, more: list[str]) -> Records:
-    """Train in two processes; return their records.
+def compare_ranks(section: Section, number: int, stage: int, more: list[str]) -> dict[str, Any]:
+    """Return how far the losses of two processes are from those of one, and the tests of both.
 
     Raises:
-        RuntimeError: they fail.
+        RuntimeError: the processes fail.
     """
-    import subprocess
+    own = ["--train_batch_size=8", "--total_iter_num=4", "--test_iter_step=4", "--freeze_bn=True"]
+    own += ["--amp=off", "--num_workers=0", "--lr=0.01", f"--device={section.device}", *more]
+    words = demo_words(section, f"one {number}", *own)
+    alone = train_quietly(stage, [word for word in words if word != SHARD])
 
-    port = 21000 + os.getpid() % 20000 + number
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    command = [sys.executable, *launcher, "-m", "benchmarks.gpu.processes", str(stage)]
-    command += words_of(section, f"two_{number}", *more)
+    port = f"--master_port={21000 + os.getpid() % 20000 + number}"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", port]
+    command = [*launcher, "-m", "benchmarks.gpu.processes", str(stage)]
+    command += demo_words(section, f"two {number}", *own)
     limit = max(10, min(section.size(60, 180), section.left()))
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=ROOT)
     if done.returncode:
-        lines = done.stderr.splitlines()
-        reasons = [line for line in lines if "Error" in line or "error:" in line]
+        reasons = [line for line in done.stderr.splitlines() if "rror" in line]
         raise RuntimeError(f"exit {done.returncode}: {' / '.join(reasons[:3])[:280]}")
-    return read_records(section.own / f"two_{number}")
+    both = read_records(section.own / f"two_{number}")
+    tests = [record["map@r"] for record in (*alone, *both) if record["kind"] == "test"]
+    return {"loss": relative(losses_of(both), losses_of(alone)), "map@r": tests}
 
 
 def main() -> None:
@@ -182,7 +150,7 @@ def main() -> None:
             stack.enter_context(patch.object(dist, "init_process_group", over_gloo))
             stack.enter_context(patch.object(torch.cuda, "device_count", lambda: 2))
             stack.enter_context(patch.object(torch.cuda, "set_device", lambda device: None))
-        SCRIPTS[stage].main(words)
+        STAGES[stage][0].main(words)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,24 +20,11 @@ SPARE_SECONDS = 4  # before the limit, to write what was found
 
 
 class Section:
-    """A section of the check.
-
-    Args:
-        name: a key of SECTIONS.
-        device: cuda or cpu.
-        work: folder that all sections share.
-        findings: file of JSON lines.
-        limit: seconds that it has.
-
-    Attributes:
-        own: folder of this section.
-        workers: processes that read images.
-    """
+    """A section: where it computes and writes, in folder `work` for all and `own` for itself."""
 
     def __init__(self, name: str, device: str, work: Path, findings: Path, limit: float) -> None:
-        self.name, self.device = name, torch.device(device)
-        self.is_cuda = device == "cuda"
-        self.work, self.own = work, work / name
+        self.name, self.device, self.work = name, torch.device(device), work
+        self.is_cuda, self.own = device == "cuda", work / name
         self.own.mkdir(parents=True, exist_ok=True)
         self.until = time.monotonic() + limit - SPARE_SECONDS
         self.workers = self.size(max(1, min(14, (os.cpu_count() or 1) - 2)), 1)
@@ -53,22 +42,15 @@ class Section:
         """Write what was found, whatever comes next."""
         self._file.write(json.dumps({"section": self.name, **rounded(found)}) + "\n")
 
-    def attempt(self, name: str, step: Callable[[], T], needs: float = 0.0) -> T | None:
-        """Make a step and note what it returns; its error is noted too, and the section goes on.
-
-        Args:
-            name: of the finding.
-            step: what is done.
-            needs: seconds that it takes; where fewer are left it is skipped.
-        """
-        if self.left() < needs:
-            self.note(**{name: f"skipped: {self.left():.0f} s left"})
-            return None
+    def attempt(self, name: str, step: Callable[..., T], *arguments: Any) -> T | None:
+        """Make a step and note what it returns; its error is noted too, and the section goes on."""
         begin, found = time.monotonic(), None
+        if self.left() < 0:
+            self.note(**{name: "skipped: no time is left"})
+            return None
         try:
-            found = step()
-            if found is not None:
-                self.note(**{name: found})
+            found = step(*arguments)
+            self.note(**{name: "done" if found is None else found})
         except (Exception, SystemExit) as error:
             self.note(**{name: {"error": described(error)}})
             traceback.print_exc()
@@ -87,29 +69,61 @@ class Section:
             torch.cuda.reset_peak_memory_stats()
 
     def memory(self) -> dict[str, float]:
-        """The peak of the device's memory; nothing on a CPU."""
+        """Return the peak of the device's memory; nothing on a CPU."""
         return {"GiB": torch.cuda.max_memory_allocated() / 2**30} if self.is_cuda else {}
 
-    def seconds_of(self, call: Callable[[], Any], times: int, warm_up: int = 3) -> float:
-        """Wall seconds per call, the device waited for."""
+    def seconds_of(self, call: Callable[[], Any], times: int, warm_up: int = 0) -> float:
+        """Return the wall seconds per call, the device waited for."""
         for _ in range(warm_up):
             call()
         self.sync()
-
         begin = time.perf_counter()
         for _ in range(times):
             call()
         self.sync()
         return (time.perf_counter() - begin) / times
 
-    def images(self, timeout: float = 90) -> Path:
+    def images(self) -> Path:
         """Return the folder of the images that the section `data` draws, when they are there."""
-        end = time.monotonic() + min(self.size(timeout, 3 * timeout), max(5, self.left()))
         while not (self.work / "data.done").exists():
-            if time.monotonic() > end or (self.work / "data.failed").exists():
+            if self.left() < 0 or (self.work / "data.failed").exists():
                 raise TimeoutError("the section `data` has not drawn the images")
             time.sleep(0.2)
         return self.work / "images"
+
+
+def run_section(function: Callable[[Section], None], *arguments: Any) -> None:
+    """Run a section in this process, which prints to a file of its own from now on.
+
+    Args:
+        function: what the section does.
+        *arguments: those of `Section`.
+    """
+    os.setsid()
+    section = Section(*arguments)
+    log = os.open(section.work / f"{section.name}.log", os.O_WRONLY | os.O_CREAT)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log, stream.fileno())
+    try:
+        function(section)
+    except Exception as error:
+        section.note(error=described(error))
+        raise
+    finally:
+        sys.stdout.flush()
+
+
+@contextmanager
+def convolutions_in(precision: str) -> Iterator[None]:
+    """Let cuDNN convolve float32 images in another precision: ieee or tf32."""
+    switch: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = switch.fp32_precision
+    switch.fp32_precision = precision
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
 
 
 def rounded(value: Any) -> Any:
@@ -118,8 +132,6 @@ def rounded(value: Any) -> Any:
         return {str(key): rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
         return [rounded(item) for item in value]
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        value = value.item()
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else str(value)
     return value if value is None or isinstance(value, bool | int) else str(value)

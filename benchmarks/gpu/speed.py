@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -27,38 +26,40 @@ from metric_learning.models import build_model
 from metric_learning.reader import load_image_set
 from metric_learning.reader.preprocessing import Preprocessing
 
+NUM_PROFILED = 4  # steps
+BARE, CACHED, FREE = "bare", "this", "this, without waits for the device"
 BFLOAT16 = "--amp=bfloat16"
-COMPILE = "--compile=True"
 
 
 def train_speed(section: Section) -> None:
     """Measure the bare step and the project's, and what costs the difference."""
-    images = section.images()
-    cache = f"--cache={section.own / 'cache'}"
-    few = f"--num_workers={section.size(2, 0)}"
-
-    def bare(name: str, *more: str) -> None:
-        section.attempt(name, partial(measure_bare, section, images, *more), needs=6)
-
-    def project(name: str, *more: str) -> None:
-        section.attempt(name, partial(measure_project, section, images, *more), needs=10)
-
-    bare("bare bf16", BFLOAT16)
-    project("cache bf16", cache, BFLOAT16)
-    section.attempt("profile", lambda: profiled(section, images, cache, BFLOAT16), needs=10)
-    with without_waits():
-        project("cache bf16, without waits for the device", cache, BFLOAT16)
-    project("JPEG bf16", BFLOAT16)
-    project("JPEG bf16, the default of workers", BFLOAT16, few)
-    project("augment_on=device bf16", BFLOAT16, "--augment_on=device")
-    bare("bare float32 (TF32 convolutions)", "--amp=off")
+    section.images()
+    cached = [f"--cache={section.own / 'cache'}", BFLOAT16]
+    runs: list[tuple[str, list[str]]] = [
+        (BARE, [BFLOAT16]),
+        (CACHED, cached),
+        (FREE, cached),
+        ("this from JPEG", [BFLOAT16]),
+        ("this from JPEG, 2 workers", [BFLOAT16, "--num_workers=2"]),
+        ("this, augment_on=device", [BFLOAT16, "--augment_on=device"]),
+        ("bare, float32 (TF32 convolutions)", ["--amp=off"]),
+    ]
     if section.is_cuda:
-        project("decode_on=device bf16", BFLOAT16, "--decode_on=device")
-        with torch.backends.cudnn.flags(benchmark=True, allow_tf32=True):
-            bare("bare bf16, cudnn.benchmark", BFLOAT16)
-        project("cache bf16, with_mem_opt", cache, BFLOAT16, "--with_mem_opt=True")
-        bare("bare bf16 compiled", BFLOAT16, COMPILE)
-        project("cache bf16 compiled", cache, BFLOAT16, COMPILE)
+        runs += [
+            ("this, decode_on=device", [BFLOAT16, "--decode_on=device"]),
+            ("bare, cudnn.benchmark", [BFLOAT16]),
+            ("this, with_mem_opt", [*cached, "--with_mem_opt=True"]),
+            ("bare, compiled", [BFLOAT16, "--compile=True"]),
+            ("this, compiled", [*cached, "--compile=True"]),
+        ]
+
+    for name, words in runs:
+        torch.backends.cudnn.benchmark = "benchmark" in name
+        measure = measure_bare if name.startswith(BARE) else measure_this
+        with without_waits() if name == FREE else nullcontext():
+            section.attempt(name, measure, section, *words)
+        if name == CACHED:
+            section.attempt("profile", profiled, section, *words)
 
 
 def sizes(section: Section) -> tuple[int, int, int]:
@@ -66,58 +67,51 @@ def sizes(section: Section) -> tuple[int, int, int]:
     return section.size((256, 20, 5), (16, 2, 1))
 
 
-def measure_bare(section: Section, images: Path, *more: str) -> dict[str, float]:
+def measure_bare(section: Section, *words: str) -> dict[str, float]:
     """Measure network, loss and optimizer alone."""
     section.fresh_memory()
     batch, steps, warm_up = sizes(section)
-    work = Work(
-        model=section.size("ResNet50", "test_resnet"),
-        image_size=section.size(224, 32),
-        batch_size=batch,
-        samples_each_class=4,
-        num_steps=steps + warm_up + 1,
-        num_workers=section.workers,
-        folder=str(images),
-        device=str(section.device),
-    )
+    name, image_size = section.size(("ResNet50", 224), ("test_resnet", 32))
+    total, folder, device = steps + warm_up + 1, str(section.images()), str(section.device)
+    work = Work(name, image_size, batch, 4, total, section.workers, folder, device)
     stamps: list[float] = []
 
     def stamp() -> None:
-        if len(stamps) in (warm_up, work.num_steps - 1):
+        if len(stamps) in (warm_up, total - 1):
             section.sync()
         stamps.append(time.perf_counter())
 
-    train_bare(work, stamp, *more)
+    train_bare(work, stamp, *words)
     seconds = (stamps[-1] - stamps[warm_up]) / steps
     return {"images/s": batch / seconds, "ms": 1e3 * seconds, **section.memory()}
 
 
-def measure_project(section: Section, images: Path, *more: str) -> dict[str, float]:
+def measure_this(section: Section, *words: str) -> dict[str, float]:
     """Measure steps of the project, and how long they wait for images."""
     section.fresh_memory()
     batch, steps, warm_up = sizes(section)
-    stepper = make_stepper(section, images, *more)
-    section.seconds_of(stepper, warm_up, warm_up=0)
+    stepper = make_stepper(section, *words)
+    section.seconds_of(stepper, warm_up)
     stepper.waited = 0.0
-    seconds = section.seconds_of(stepper, steps, warm_up=0)
-    waited = {"ms waiting for images": 1e3 * stepper.waited / steps}
-    return {"images/s": batch / seconds, "ms": 1e3 * seconds, **waited, **section.memory()}
+    seconds = section.seconds_of(stepper, steps)
+    row = {"images/s": batch / seconds, "ms": 1e3 * seconds, **section.memory()}
+    return row | {"ms waiting for images": 1e3 * stepper.waited / steps}
 
 
-def make_stepper(section: Section, images: Path, *more: str) -> Stepper:
+def make_stepper(section: Section, *words: str) -> Stepper:
     """Start a training of some steps more than are measured."""
     batch, steps, warm_up = sizes(section)
     total = f"--total_iter_num={steps + warm_up + 8}"
-    return Stepper(2, photo_words(section, images, batch, total, *more))
+    return Stepper(2, photo_words(section, batch, total, *words))
 
 
-def profiled(section: Section, images: Path, *more: str) -> dict[str, float]:
+def profiled(section: Section, *words: str) -> dict[str, float]:
     """Say how busy the GPU is, and how a checkpoint is written."""
-    stepper, steps = make_stepper(section, images, *more), 4
-    section.seconds_of(stepper, 1, warm_up=2)
+    stepper = make_stepper(section, *words)
+    section.seconds_of(stepper, 3)
     activities = [ProfilerActivity.CPU, *section.size([ProfilerActivity.CUDA], [])]
     with profile(activities=activities) as found:
-        wall = steps * section.seconds_of(stepper, steps, warm_up=0)
+        wall = NUM_PROFILED * section.seconds_of(stepper, NUM_PROFILED)
 
     events = found.events()
     kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
@@ -127,9 +121,9 @@ def profiled(section: Section, images: Path, *more: str) -> dict[str, float]:
     torch.save(stepper.run.checkpoint(), file)
     return {
         "GPU busy": busy / wall,
-        "kernels per step": len(kernels) / steps,
-        "waits per step": calls["cudaStreamSynchronize"] / steps,
-        "copies per step": calls["cudaMemcpyAsync"] / steps,
+        "kernels per step": len(kernels) / NUM_PROFILED,
+        "waits per step": calls["cudaStreamSynchronize"] / NUM_PROFILED,
+        "copies per step": calls["cudaMemcpyAsync"] / NUM_PROFILED,
         "seconds of a checkpoint": time.perf_counter() - begin,
         "MiB of a checkpoint": file.stat().st_size / 2**20,
     }
@@ -144,44 +138,43 @@ def without_waits() -> Iterator[None]:
         self.learner.scaler.step(self.learner.optimizer)
         return True
 
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(Step, "apply_gradients", apply_gradients))
-        if hasattr(emlloss, "check_blocks"):
-            stack.enter_context(patch.object(emlloss, "check_blocks", lambda labels, k: None))
+    unchecked = patch.object(emlloss, "check_blocks", lambda labels, k: None)
+    with unchecked, patch.object(Step, "apply_gradients", apply_gradients):
         yield
 
 
 def extraction(section: Section) -> None:
     """Embed JPEG files as tests, eval.py and infer.py do; then the network alone."""
-    images = section.images()
-    size = section.size(224, 32)
-    model = build_model(section.size("ResNet50", "test_resnet"), image_size=size).eval()
+    name, size = section.size(("ResNet50", 224), ("test_resnet", 32))
+    model = build_model(name, image_size=size).eval()
     place(model, section.device)
-    image_set = load_image_set("list", None, "test", test_list=str(images / "train.txt"))
-    ways: list[tuple[str, int, torch.dtype | None]] = [
-        *(("standard", batch, None) for batch in section.size((10, 50, 256), (10,))),
-        ("standard", 256, torch.bfloat16),
-        *(("reference", 256, dtype) for dtype in (None, torch.bfloat16)),
-    ]
-    for transform, batch, dtype in ways:
-        machine = MachineOptions(World(), section.device, dtype, 0, section.workers)
-        preprocessing = Preprocessing(transform, size, model.mean, model.std)
-        rows: Any = {"preprocessing": preprocessing, "machine": machine, "batch_size": batch}
-        embed = partial(embed_images, model, image_set, **rows)
+    listed = str(section.images() / "train.txt")
+    image_set = load_image_set("list", None, "test", test_list=listed)
 
-        def rate(embed: Any = embed) -> float:
-            return len(image_set) / section.seconds_of(embed, 1, warm_up=0)
+    ways = [(batch, torch.float32) for batch in section.size((10, 50, 256), (10,))]
+    for batch, dtype in [*ways, (256, torch.bfloat16)]:
+        amp = None if dtype is torch.float32 else dtype
+        machine = MachineOptions(World(), section.device, amp, 0, section.workers)
+        for transform in ("standard", "reference") if batch == 256 else ("standard",):
+            sight = Preprocessing(transform, size, model.mean, model.std)
+            embed = partial(embed_images, model, image_set, sight, machine, batch)
+            title = f"{transform}, batch {batch}, {dtype}"
+            section.attempt(title, rate_of, section, embed, len(image_set), 1)
+        alone = partial(forward, model, section.device, batch, size, amp)
+        section.attempt(f"network alone, batch {batch}, {dtype}", rate_of, section, alone, batch, 3)
 
-        section.attempt(f"images/s, {transform}, batch {batch}, {dtype}", rate, needs=5)
-    for batch, dtype in {(batch, dtype) for transform, batch, dtype in ways}:
-        inputs = torch.randn(batch, 3, size, size, device=section.device)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
 
-        @torch.inference_mode()
-        def forward(inputs: torch.Tensor = inputs, dtype: torch.dtype | None = dtype) -> Any:
-            with torch.autocast(section.device.type, dtype=dtype, enabled=dtype is not None):
-                return model(inputs)
+def rate_of(section: Section, call: Any, count: int, times: int) -> dict[str, float]:
+    """Return the images per second of a call that takes so many, warmed up if it is repeated."""
+    return {"images/s": count / section.seconds_of(call, times, warm_up=times - 1)}
 
-        times = section.size(10, 1)
-        measure = lambda f=forward, b=batch: b / section.seconds_of(f, times)  # noqa: E731
-        section.attempt(f"images/s, network alone, batch {batch}, {dtype}", measure, needs=3)
+
+@torch.inference_mode()
+def forward(
+    model: Any, device: torch.device, batch: int, size: int, dtype: torch.dtype | None
+) -> torch.Tensor:
+    """Return the embeddings (B, D) of black images that lie on the device."""
+    images = torch.zeros(batch, 3, size, size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        return model(images)

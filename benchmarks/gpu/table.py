@@ -6,17 +6,15 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A section.
+    """A section: the function of its name in a module of benchmarks.gpu.
 
     Attributes:
-        place: `module:function`, below benchmarks.gpu.
         limit: seconds at most.
-        does: what it looks at.
         is_alone: it measures speed, and nothing runs beside it.
         needs_images: of the section `data`.
     """
 
-    place: str
+    module: str
     limit: int
     does: str
     is_alone: bool = False
@@ -24,22 +22,22 @@ class Entry(NamedTuple):
 
 
 SECTIONS = {
-    "data": Entry("images:draw", 80, "draws the images", False, False),
-    "stages": Entry("training:stages", 165, "both stages in every way of the GPU; eval and infer"),
-    "compiled": Entry("training:compiled", 165, "--compile=True: seconds, graphs and breaks"),
-    "losses": Entry("losses:losses", 150, "every loss against the CPU", False, False),
-    "tests": Entry("machine:tests", 150, "the project's own tests of GPUs", False, False),
-    "nvjpeg": Entry("images:nvjpeg", 120, "decoding on the device: kinds of files, races"),
-    "two_ranks": Entry("processes:two_ranks", 130, "two processes against one"),
-    "resume": Entry("training:resume", 110, "from the CPU to the GPU and back"),
-    "nccl": Entry("processes:nccl", 100, "every collective, in a world of one process"),
-    "syncs": Entry("training:syncs", 90, "where the host waits for the GPU in a step"),
-    "precision": Entry("machine:precision", 60, "features beside those of the CPU", False, False),
-    "env": Entry("machine:env", 40, "versions, card and switches", False, False),
-    "ceilings": Entry("machine:ceilings", 20, "products, memory and copies", True, False),
-    "train_speed": Entry("speed:train_speed", 135, "images per second, and what costs", True),
-    "retrieval": Entry("retrieval:retrieval", 80, "exact ranks of 60,502 images", True, False),
-    "extraction": Entry("speed:extraction", 40, "embeddings of JPEG files per second", True),
-    "big_batch": Entry("training:big_batch", 50, "gradient caching, 4096 images", True),
-    "loss_speed": Entry("losses:loss_speed", 30, "milliseconds of every loss", True, False),
+    "data": Entry("images", 80, "draws the images", False, False),
+    "stages": Entry("training", 165, "both stages in every way of the GPU; eval and infer"),
+    "compiled": Entry("training", 165, "--compile=True: seconds, graphs and breaks"),
+    "losses": Entry("losses", 150, "every loss against the CPU", False, False),
+    "tests": Entry("machine", 150, "the project's own tests of GPUs", False, False),
+    "nvjpeg": Entry("images", 120, "decoding on the device: kinds of files, races"),
+    "two_ranks": Entry("processes", 130, "two processes against one"),
+    "resume": Entry("training", 110, "from the CPU to the GPU and back"),
+    "nccl": Entry("processes", 100, "every collective, in a world of one process"),
+    "syncs": Entry("training", 90, "where the host waits for the GPU in a step"),
+    "precision": Entry("machine", 60, "features beside those of the CPU", False, False),
+    "env": Entry("machine", 40, "versions, card and switches", False, False),
+    "ceilings": Entry("machine", 20, "products, memory and copies", True, False),
+    "train_speed": Entry("speed", 135, "images per second, and what costs", True),
+    "retrieval": Entry("retrieval", 80, "exact ranks of 60,502 images", True, False),
+    "extraction": Entry("speed", 40, "embeddings of JPEG files per second", True),
+    "big_batch": Entry("training", 50, "gradient caching, 4096 images", True),
+    "loss_speed": Entry("losses", 30, "milliseconds of every loss", True, False),
 }
