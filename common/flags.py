@@ -72,7 +72,7 @@ class Flags:
                     f"--{name}={_shown(self.values[name])}: leave the flag out"
                 )
         free = {name: value for name, value in (others or {}).items() if name not in self.given}
-        return self.replaced(**free, **fixed)
+        return self.replaced(**{**free, **fixed})
 
     def refuse(self, names: Iterable[str], reason: str) -> None:
         """Raise ValueError where the user gave a flag that nothing would use."""
@@ -299,7 +299,7 @@ def words_of(table: Sequence[Flag], argv: Sequence[str] | None) -> list[str]:
     answers = (*TRUE_WORDS, *FALSE_WORDS)
     return [
         f"{word}=True" if word in switches and following.lower() not in answers else word
-        for word, following in zip(words, [*words[1:], ""], strict=True)
+        for word, following in zip(words, [*words[1:], ""], strict=False)
     ]
 
 

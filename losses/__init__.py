@@ -5,10 +5,10 @@ Begin at table: the losses by name, their options, and how one is built.
 - NAMEloss: a loss each, or two that are variants of one another. Apart from them, jointloss adds
   stage 1's class layer to a loss of stage 2, pmlloss has the losses of pytorch-metric-learning,
   and ownloss finds those of the user's own modules.
-- classes: what the losses of stage 1 share that compare cosines with class weights.
-- pairs: what the losses of stage 2 share that look at labels and not at positions. mining chooses
-  triples among such pairs, memory compares a batch with the batches before it.
-- functional: what any of them needs, such as distances, accuracies and checks of a batch.
+- classes: base classes of the losses of stage 1 that are computed from cosines to class weights.
+- pairs: pairs by label, for the losses of stage 2 that look at labels and not at positions. mining
+  chooses triples among such pairs, memory compares a batch with the batches before it.
+- functional: functions that several losses share: distances, accuracies, checks of a batch.
 """
 
 from metric_learning.losses.table import (

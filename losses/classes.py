@@ -1,4 +1,4 @@
-"""What the losses of stage 1 that compare cosines with class weights have in common."""
+"""Base classes of the losses of stage 1 that are computed from cosines to class weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from metric_learning.losses.functional import (
     check_classes,
     cross_entropy,
     draw_xavier_uniform,
-    full_precision,
+    normalised,
 )
 
 
 class CosineLoss(nn.Module):
     """Base of losses that are the cross-entropy of logits made of cosines to class weights.
 
-    A subclass says in `margined` what becomes of the cosines.
+    A subclass changes the cosines in `margined`.
 
     Args:
         class_dim: number of training classes C.
@@ -46,7 +46,7 @@ class CosineLoss(nn.Module):
     def cosines(self, embeddings: Tensor) -> Tensor:
         """Return the cosines (B, C) or (B, C, K) of embeddings (B, D) to the class weights."""
         weight = F.normalize(self.weight, dim=-1)
-        flat = F.linear(F.normalize(full_precision(embeddings)), weight.flatten(0, -2))
+        flat = F.linear(normalised(embeddings), weight.flatten(0, -2))
         return flat.view(-1, *self.weight.shape[:-1])
 
     def class_scores(self, embeddings: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class CosineLoss(nn.Module):
 class TargetMarginLoss(CosineLoss):
     """Base of cosine losses whose margin looks at one image and one class, see SplittableLoss.
 
-    A subclass says in `add_margin` what becomes of the cosine of an image's own class.
+    A subclass changes the cosine of an image's own class in `add_margin`.
     """
 
     def add_margin(self, targets: Tensor) -> Tensor:

@@ -29,11 +29,7 @@ class CosFaceLoss(TargetMarginLoss):
     """
 
     def __init__(
-        self,
-        class_dim: int,
-        embedding_size: int,
-        scale: float = 64.0,
-        cos_margin: float = 0.35,
+        self, class_dim: int, embedding_size: int, scale: float = 64.0, cos_margin: float = 0.35
     ) -> None:
         super().__init__(class_dim, embedding_size, scale)
         self.cos_margin = cos_margin

@@ -37,11 +37,7 @@ class CurricularFaceLoss(CosineLoss):
     running_cosine: Tensor
 
     def __init__(
-        self,
-        class_dim: int,
-        embedding_size: int,
-        scale: float = 64.0,
-        arc_margin: float = 0.5,
+        self, class_dim: int, embedding_size: int, scale: float = 64.0, arc_margin: float = 0.5
     ) -> None:
         super().__init__(class_dim, embedding_size, scale)
         self.arc_margin = arc_margin

@@ -12,7 +12,7 @@ from metric_learning.losses.functional import change_targets
 class ElasticLoss(CosineLoss):
     """Base of both: margins from a normal distribution, in evaluation mode its mean.
 
-    They come from torch's random generator. A subclass says in `with_margins` what a margin does.
+    They come from torch's random generator. A subclass applies them in `with_margins`.
 
     Args:
         class_dim: number of training classes C.

@@ -1,4 +1,4 @@
-"""What several losses share: precision, scores, distances, extremes and checks of a batch."""
+"""Functions that several losses share: precision, scores, distances and checks of a batch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ LOWEST_SHIFTED_LOGIT = -64.0
 def full_precision(tensor: Tensor) -> Tensor:
     """Return half-precision tensors as float32 and leave float32 and float64 as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def normalised(embeddings: Tensor) -> Tensor:
+    """Put rows (B, D) on the unit sphere, in float32 at least."""
+    return F.normalize(full_precision(embeddings))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -99,7 +104,7 @@ def mean_or_zero(values: Tensor) -> Tensor:
 
 
 def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
-    """Log of the sum of exp over what a mask chooses of each row: (B, M), (B, M) -> (B,).
+    """Log of the sum of exp over the masked entries of each row: (B, M), (B, M) -> (B,).
 
     Every row must have an entry in the mask.
     """
@@ -107,7 +112,7 @@ def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def log_one_plus_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
-    """Log of 1 + the sum of exp over what a mask chooses of each row: (B, M), (B, M) -> (B,)."""
+    """Log of 1 + the sum of exp over the masked entries of each row: (B, M), (B, M) -> (B,)."""
     return F.pad(values.masked_fill(~mask, -torch.inf), (1, 0)).logsumexp(1)
 
 

@@ -52,7 +52,7 @@ class CrossBatchMemory(nn.Module):
         loss: Tensor = self.loss(embeddings, labels)
         self.num_batches += 1
         if self.num_batches <= self.start or not bool(embeddings.isfinite().all()):
-            return loss  # what is not finite would stay in the memory for long
+            return loss  # values that are not finite would stay in the memory for long
         own = self._remember(full_precision(embeddings.detach()), labels)
         count = min(int(self.num_remembered), len(self.labels))
         remembered = self.embeddings[:count], self.labels[:count]

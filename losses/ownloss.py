@@ -9,7 +9,7 @@ from importlib import import_module
 
 from torch import nn
 
-OPTION_TYPES = (int, float, bool, str, tuple[int, ...])  # what a flag can be parsed as
+OPTION_TYPES = (int, float, bool, str, tuple[int, ...])  # those that flags are parsed as
 
 
 def find_own(name: str) -> type[nn.Module]:
@@ -35,7 +35,7 @@ def find_own(name: str) -> type[nn.Module]:
 
     loss = getattr(module, class_name, None)
     if loss is None:
-        raise ValueError(f"loss {name}: {module_name} ({module.__file__}) has no {class_name}")
+        raise ValueError(f"loss {name}: {module!r} has no {class_name!r}")
     if not inspect.isclass(loss) or not issubclass(loss, nn.Module):
         raise ValueError(f"loss {name}: expected a subclass of torch.nn.Module, found {loss!r}")
     if getattr(loss, "stage", None) not in (1, 2):
@@ -54,7 +54,7 @@ def find_own(name: str) -> type[nn.Module]:
 
 
 def options_of(loss: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """Return what a class takes by name, in the order of its signature, annotations as types."""
+    """Return the options of a class, in the order of its signature, annotations as types."""
     return {
         name: parameter
         for name, parameter in inspect.signature(loss, eval_str=True).parameters.items()

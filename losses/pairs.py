@@ -1,4 +1,4 @@
-"""Pairs by label: what the losses share that look at labels and not at positions.
+"""Pairs by label, for the losses that look at labels and not at positions.
 
 Batches of P classes with K images each suit all of them, in any order; classes may differ in size
 and an image may be there twice. An image without a positive or without a negative is no anchor
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metric_learning.losses.functional import check_batch, full_precision
+from metric_learning.losses.functional import check_batch, normalised
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Pairs:
 
 
 class LabelLoss(nn.Module):
-    """A loss of the pairs of a batch by label; a subclass says what they cost, in `compare`.
+    """A loss on the pairs of a batch by label; a subclass computes it in `compare`.
 
     Shape:
         embeddings: (B, D) float, normalised here.
@@ -90,8 +89,8 @@ def pairs_with(
     """
     is_same_class = labels[:, None] == reference_labels[None, :]
     return Pairs(
-        F.normalize(full_precision(embeddings)),
-        F.normalize(full_precision(references)),
+        normalised(embeddings),
+        normalised(references),
         is_same_class.scatter(1, own[:, None], False),
         ~is_same_class,
     )

@@ -87,7 +87,7 @@ def pml_options(name: str) -> dict[str, inspect.Parameter]:
         parameters = list(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
         for parameter in parameters:
             is_named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-            # What a parent needs without a default is given by the loss itself, but for the sizes.
+            # A parent's options without a default are given by the loss itself, but for the sizes.
             is_open = kind is loss or parameter.default is not parameter.empty
             if is_named and (is_open or parameter.name in (CLASS_DIM, "embedding_size")):
                 own_name = "class_dim" if parameter.name == CLASS_DIM else parameter.name

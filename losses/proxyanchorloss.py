@@ -38,11 +38,7 @@ class ProxyAnchorLoss(CosineLoss):
     """
 
     def __init__(
-        self,
-        class_dim: int,
-        embedding_size: int,
-        scale: float = 32.0,
-        anchor_margin: float = 0.1,
+        self, class_dim: int, embedding_size: int, scale: float = 32.0, anchor_margin: float = 0.1
     ) -> None:
         check_above_zero(scale=scale)
         super().__init__(class_dim, embedding_size, scale)

@@ -10,7 +10,7 @@ from metric_learning.losses.functional import (
     check_batch,
     check_blocks,
     check_samples_each_class,
-    full_precision,
+    normalised,
     squared_distances,
     tied_max,
     tied_min,
@@ -50,7 +50,7 @@ class QuadrupletLoss(nn.Module):
         """Return the hinge of the batch's two extremes."""
         check_batch(embeddings, labels)
         check_blocks(labels, self.samples_each_class)
-        distances = squared_distances(F.normalize(full_precision(embeddings)))  # BxB
+        distances = squared_distances(normalised(embeddings))  # BxB
         is_positive, is_negative = block_pairs(
             len(labels), self.samples_each_class, distances.device
         )

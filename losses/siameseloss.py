@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metric_learning.losses.functional import check_batch, check_pairs, euclidean, full_precision
+from metric_learning.losses.functional import check_batch, check_pairs, euclidean, normalised
 
 
 class SiameseLoss(nn.Module):
@@ -43,7 +43,7 @@ class SiameseLoss(nn.Module):
         """Return the mean cost over all pairs."""
         check_batch(embeddings, labels)
         check_pairs(labels)
-        embeddings = F.normalize(full_precision(embeddings))
+        embeddings = normalised(embeddings)
         squared = (embeddings[0::2] - embeddings[1::2]).square().sum(1)  # B/2
         too_close = F.relu(self.negative_margin - euclidean(squared)).square()
         return torch.where(labels[0::2] == labels[1::2], squared, too_close).mean()

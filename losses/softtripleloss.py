@@ -7,11 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metric_learning.losses.classes import CosineLoss
-from metric_learning.losses.functional import (
-    change_targets,
-    check_above_zero,
-    euclidean,
-)
+from metric_learning.losses.functional import change_targets, check_above_zero, euclidean
 
 
 class SoftTripleLoss(CosineLoss):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metric_learning.losses.functional import check_batch, check_triples, full_precision
+from metric_learning.losses.functional import check_batch, check_triples, normalised
 
 
 class TripletLoss(nn.Module):
@@ -38,7 +38,7 @@ class TripletLoss(nn.Module):
         """Return the mean hinge over all triples."""
         check_batch(embeddings, labels)
         check_triples(labels)
-        embeddings = F.normalize(full_precision(embeddings))
+        embeddings = normalised(embeddings)
         anchors, positives, negatives = embeddings.view(-1, 3, embeddings.shape[1]).unbind(1)
         to_positive = (anchors - positives).square().sum(1)
         to_negative = (anchors - negatives).square().sum(1)

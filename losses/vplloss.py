@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metric_learning.losses.classes import CosineLoss, add_angle
-from metric_learning.losses.functional import change_targets, full_precision
+from metric_learning.losses.functional import change_targets, normalised
 
 
 class VplLoss(CosineLoss):
@@ -68,7 +68,7 @@ class VplLoss(CosineLoss):
 
     def margined(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the logits (B, C); in training mode, remember the batch afterwards."""
-        rows = F.normalize(full_precision(embeddings))
+        rows = normalised(embeddings)
         cosines = F.linear(rows, F.normalize(self._prototypes()))
         if self.training:
             self._remember(rows.detach(), labels)

@@ -37,10 +37,10 @@ def build_model(
         image_size: side of the square images in pixels; None for that of the published weights.
             Models built for one size (vision transformers) are built for this one; others take
             any size and do not look at it.
-        pooling: what makes a feature of the feature map, a key of `POOLINGS`; "own" leaves it to
+        pooling: how a feature map becomes a feature, a key of `POOLINGS`; "own" leaves it to
             the backbone, an average in nearly all convolutional ones.
         last_stride: 1 doubles the sides of a ResNet's feature map; 2 leaves it as it is.
-        feature_norm: what lies between pooling and linear layer, a key of `FEATURE_NORMS`.
+        feature_norm: layer between pooling and linear layer, a key of `FEATURE_NORMS`.
 
     Raises:
         ValueError: the name is unknown, a size or an option cannot be had, or the weights do not

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from metric_learning.common.optional import import_optional
 
 PREFIX = "open_clip:"
-# How the keys of weights of both towers begin that are not the image tower's: those of the text
-# tower, under `text` in newer models, and those of neither.
+# How keys begin, in weights of both towers, that belong to the text tower (under `text` in newer
+# models), or to neither.
 TEXT_PARTS = (
     *("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"),
     "text",
 )
 OPENAI_PARTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's own weights
 NEITHER_PARTS = ("logit_scale", "logit_bias", "attn_mask", "text_decoder", *OPENAI_PARTS)
-POSITIONS = ("positional_embedding", "pos_embed")
 # The smallest text tower; open_clip builds one beside the image tower.
 NO_TEXTS = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
 
@@ -133,7 +130,7 @@ def find_clip(name: str) -> Clip:
             f"unknown model {name}: the weights of {architecture} are {', '.join(tags) or 'none'}"
         )
 
-    # What the weights ask of images and of the activation.
+    # The images and the activation that these weights need.
     weights = [open_clip.get_pretrained_cfg(architecture, one) for one in tags if tag in ("", one)]
     norms = {(tuple(config["mean"]), tuple(config["std"])) for config in weights}
     openai = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -179,29 +176,3 @@ def import_open_clip() -> Any:
 def is_beside_images(key: str) -> bool:
     """Whether a key of weights of both towers, without prefixes, is not the image tower's."""
     return key.partition(".")[0] in (*TEXT_PARTS, *NEITHER_PARTS)
-
-
-def resample_clip_positions(
-    tower: ImageTower, tensors: dict[str, torch.Tensor], prefix: str
-) -> None:
-    """Fit the position embedding of weights trained at another image size, in place.
-
-    Args:
-        tower: what the weights are for.
-        tensors: weights by their names in the tower, behind `prefix`.
-        prefix: of the names.
-    """
-    for name, own in tower.state_dict().items():
-        positions = tensors.get(f"{prefix}{name}")
-        if not name.endswith(POSITIONS) or positions is None or positions.ndim != own.ndim:
-            continue
-        side = math.isqrt(own.shape[-2])
-        num_prefix = own.shape[-2] - side**2  # 1 with a class token
-        num_patches = max(positions.shape[-2] - num_prefix, 0)
-        is_grid = math.isqrt(num_patches) ** 2 == num_patches > 0
-        if is_grid and positions.shape[-1] == own.shape[-1]:
-            tensors[f"{prefix}{name}"] = resample_abs_pos_embed(
-                positions.reshape(1, *positions.shape[-2:]),
-                [side, side],
-                num_prefix_tokens=num_prefix,
-            ).reshape(own.shape)

@@ -96,7 +96,7 @@ class EmbeddingModel(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """All of `new_parts` in one module, for who trains them at another rate."""
+        """All of `new_parts` in one module, to be trained at another rate."""
         return nn.ModuleList(self.new_parts().values())
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def no_norm(feature_size: int) -> nn.Module:
-    """Return what leaves features as they are."""
+    """Return a module that leaves features as they are."""
     return nn.Identity()
 
 

@@ -1,4 +1,4 @@
-"""Options of a model beside its name and size, and what a weights file says of them."""
+"""Options of a model beside its name and size, and those that a weights file settles."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def options_of(metadata: dict[str, Any]) -> dict[str, Any]:
     """Return the options that a weights file settles.
 
     Args:
-        metadata: what this project wrote beside the weights. Of a trained model it settles all
-            options, also where it is older than some; of a converted file those that it names.
+        metadata: facts that this project wrote beside the weights. For a trained model they settle
+            all options, also where it is older than some; for a converted file those they name.
     """
     named = {name: metadata[name] for name in MODEL_OPTIONS if name in metadata}
     return MODEL_OPTIONS | named if "flags" in metadata else named

@@ -30,7 +30,7 @@ from metric_learning.models import (
     timm_name,
 )
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path("pretrained")
 TORCHVISION_MODELS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
 FLAGS = (
     Flag("model", str, None, "reference or timm model name"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +21,7 @@ from metric_learning.reader.sets.image_set import ImageSet
 from metric_learning.reader.sets.table import SPLITS
 
 NUM_SHOWN = 20
+SET_OPTIONS = ("train_classes", "test_classes", "train_list", "test_list", "csv", "fold")
 FLAGS = (
     Flag("dataset", str, "sop", f"one of {', '.join(DATASETS)}"),
     Flag("data_dir", parse_path, None, "its folder; default: its folder under data/"),
@@ -38,26 +39,15 @@ FLAGS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Check a data set; 0: clean, 1: problems were found."""
     with user_errors():
-        args = parse_flags(__doc__, FLAGS, argv, prog="python -m reader.check")
+        flags = parse_flags(__doc__, FLAGS, argv, prog="python -m reader.check")
+        options = {name: getattr(flags, name) for name in SET_OPTIONS}
         image_sets = [
-            load_image_set(
-                args.dataset,
-                args.data_dir,
-                split,
-                train_classes=args.train_classes,
-                test_classes=args.test_classes,
-                train_list=args.train_list,
-                test_list=args.test_list,
-                csv=args.csv,
-                fold=args.fold,
-            )
-            for split in SPLITS
+            load_image_set(flags.dataset, flags.data_dir, split, **options) for split in SPLITS
         ]
-
-        report = check(image_sets, args.num_workers)
+        report = check(image_sets, flags.num_workers)
         print(format_report(report))
-        if args.json:
-            with open(args.json, "w", encoding="utf-8") as file:
+        if flags.json:
+            with open(flags.json, "w", encoding="utf-8") as file:
                 json.dump(report, file, indent=1)
     return 1 if report["problems"] else 0
 
@@ -119,10 +109,7 @@ def find_duplicates(checks: dict[str, dict[str, tuple[str, str, str]]]) -> list[
 
 def repeated(paths: Iterable[str]) -> list[str]:
     """Paths that occur more than once."""
-    counts: dict[str, int] = defaultdict(int)
-    for path in paths:
-        counts[path] += 1
-    return [path for path, count in counts.items() if count > 1]
+    return [path for path, count in Counter(paths).items() if count > 1]
 
 
 def check(image_sets: Sequence[ImageSet], num_workers: int) -> dict[str, Any]:

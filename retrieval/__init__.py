@@ -1,14 +1,15 @@
 """Retrieval: exact ranks of embeddings, the metrics that follow from them, and search.
 
-Metrics: metrics calls inputs (checks), ranks, scores (of each query) and ties, and takes means.
-counting is what ranks and verification count similarities with. significance says how sure a
-metric is, tables says of which classes; clustering and verification score without queries.
+Begin at metrics: it has embeddings checked (inputs), ranks them, scores each query by its ranks
+(scores; ties where images tie) and takes means.
 
-Search: search finds exact neighbours; indexes are kept in a file, of the kinds in index_kinds.
-rerank, with reciprocal, changes similarities, and whitening embeddings, before either; unit puts
-embeddings on the unit sphere for all of them.
-
-report is an old name of `metric-learning report`.
+- counting: the comparisons of all pairs that ranks and verification are made of.
+- significance: how sure a metric is. tables: scores per class.
+- verification, clustering: scores without queries.
+- search: exact neighbours. indexes: built once, kept in a file, of the kinds in index_kinds.
+- rerank, reciprocal: similarities after a second pass. whitening: embeddings with equal variances.
+- unit: embeddings on the unit sphere, for all of these.
+- report: an old name of `metric-learning report`.
 """
 
 from metric_learning.retrieval.metrics import evaluate, score_queries

@@ -36,7 +36,7 @@ class SearchIndex:
         paths: N image files, in the order of the rows.
         labels: (N,) int64; empty where they are not known.
         class_names: label -> name; may be empty.
-        metadata: what made the embeddings, as JSON has it.
+        metadata: how the embeddings were made, as JSON has it.
         vectors: the faiss index of the unit embeddings, on the CPU.
     """
 
@@ -162,7 +162,7 @@ def build_index(
     & Zisserman 2003, https://doi.org/10.1109/ICCV.2003.1238663). ivfpq: the same with product
     quantisation, 8 bits for D/m floats (Jegou et al. 2011, https://doi.org/10.1109/TPAMI.2010.57).
     hnsw: a graph of neighbours that is walked greedily (Malkov & Yashunin 2018,
-    https://arxiv.org/abs/1603.09320). `measure_recall` says what the last three miss.
+    https://arxiv.org/abs/1603.09320). `measure_recall` measures how much the last three miss.
 
     Args:
         features: (N, D) float embeddings, any scale.
@@ -170,7 +170,7 @@ def build_index(
         kind: a key of INDEX_OPTIONS.
         labels: (N,) integer, or empty.
         class_names: label -> name.
-        metadata: what made the embeddings; has to be JSON.
+        metadata: how the embeddings were made; has to be JSON.
         options: parameters of the kind. nlist: cells; default 4 sqrt(N), at most N / 39. nprobe:
             cells that are searched; default nlist / 16, at least 8. m: bytes per image in `ivfpq`,
             which divide D, default about D / 8; edges per image in `hnsw`, default 32.

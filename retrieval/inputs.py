@@ -47,7 +47,7 @@ def checked(
     Raises:
         ValueError: a shape does not fit, an embedding is not finite, or labels are no integers.
     """
-    rows = np.asarray(_as_array(embeddings))
+    rows = checked_rows(_as_array(embeddings), what)
     numbers = np.asarray(_as_array(labels))
     if numbers.shape != rows.shape[:1]:
         raise ValueError(
@@ -55,7 +55,7 @@ def checked(
         )
     if not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(f"expected integer labels for {what}, found {numbers.dtype}")
-    return checked_rows(rows, what), numbers.astype(np.int64)
+    return rows, numbers.astype(np.int64)
 
 
 def checked_rows(rows: np.ndarray, what: str) -> np.ndarray:

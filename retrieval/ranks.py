@@ -13,8 +13,8 @@ from metric_learning.retrieval.counting.choose import choose_counter
 from metric_learning.retrieval.counting.thresholds import Counter, Share, Thresholds
 
 TIE_TOLERANCE = 1e-9  # similarities this close are equal
-BYTES_PER_POSITIVE = 64  # about what is held per positive while ranks are counted
-BYTES_PER_THREAD = 8  # and per positive and thread
+BYTES_PER_POSITIVE = 64  # held while ranks are counted, about
+BYTES_PER_THREAD = 8  # held in addition, per positive and thread
 LEAST_BYTES = 2**26  # that may always be used for them
 
 
@@ -68,8 +68,8 @@ def iterate_ranks(
       that duplicates of it are ordinary gallery images.
     - A zero embedding has similarity 0 to everything.
 
-    Most comparisons are decided by tiles of int16 or float32 whose error is bounded; what comes
-    closer to a threshold is decided again in float64. So the ranks do not depend on chunks,
+    Most comparisons are decided by tiles of int16 or float32 whose error is bounded; those that
+    come closer to a threshold are decided again in float64. So the ranks do not depend on chunks,
     threads, device, or how many processes share the work, as far as float64 tells a difference of
     similarities from 1e-9.
 
@@ -181,7 +181,7 @@ def ranks_of_similarities(
 
 
 def _count_row(similarities: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count what is ahead of each threshold and level with it, among similarities (G,)."""
+    """Count the similarities (G,) that are ahead of each threshold, and level with it."""
     if len(thresholds) == 0:
         return thresholds, thresholds
     candidates = np.sort(similarities[similarities >= thresholds[-1] - TIE_TOLERANCE])

@@ -56,7 +56,7 @@ def reranked_similarities(
     gallery: np.ndarray | None = None,
     device: str | torch.device = "cpu",
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield what a method makes of the similarities, chunk by chunk of the queries.
+    """Yield the similarities after a re-ranking, queries chunk by chunk.
 
     qe: expanded queries in the gallery as it is; dba: queries as they are in the augmented gallery;
     both by cosine. kreciprocal: see `retrieval.reciprocal.k_reciprocal_similarities`.

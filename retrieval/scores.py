@@ -28,7 +28,7 @@ class Columns(Mapping[str, np.ndarray]):
         ks: the K of recall@K.
         stored: the other metrics.
         tied: (T,) int64, queries whose recall is an expectation.
-        tied_recalls: (T, K) float64, what it is.
+        tied_recalls: (T, K) float64, these expectations.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Columns(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class QueryScores:
-    """What each query that has a positive scored.
+    """The scores of each query that has a positive.
 
     Attributes:
         rows: (Q,) int64, the row of each query among all query embeddings.
@@ -102,7 +102,7 @@ def score_ranks(
         ks: K of recall@K, each at least 1.
         precision_ks: K of precision@K, each at least 1.
         ties: "pessimistic" puts a negative that ties with a positive before it; "expected" takes
-            the mean over all orders of what ties.
+            the mean over all orders of tied images.
 
     Returns:
         The scores; of no query where none has a positive.

@@ -22,7 +22,7 @@ EQUAL = 1e-9  # relative; sums of the same numbers with other signs round differ
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """What one model scores more than another on the same queries.
+    """By how much one model scores more than another on the same queries.
 
     Attributes:
         difference: mean of second - first over all queries.

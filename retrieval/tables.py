@@ -21,7 +21,7 @@ DEFAULT_COLUMNS = ("class", "queries", "recall@1", "r_precision", "map@r", "medi
 
 @dataclass(frozen=True)
 class ClassRow:
-    """What the queries of a class, or of a super class, scored.
+    """The scores of the queries of a class, or of a super class.
 
     Attributes:
         name: of the class.
@@ -136,21 +136,12 @@ def confusions(neighbour_labels: np.ndarray, labels: np.ndarray) -> list[tuple[i
 
 def worst_first(rows: Sequence[ClassRow]) -> list[ClassRow]:
     """Sort rows by recall@1, then map@r, then label; classes without queries come last."""
-
-    def badness(row: ClassRow) -> tuple[float, float, int]:
-        return (
-            row.scores.get("recall@1", math.inf),
-            row.scores.get("map@r", math.inf),
-            row.label,
-        )
-
-    return sorted(rows, key=badness)
+    best = {"recall@1": math.inf, "map@r": math.inf}
+    return sorted(rows, key=lambda row: (*((best | row.scores)[name] for name in best), row.label))
 
 
 def format_table(
-    rows: Sequence[ClassRow],
-    columns: Sequence[str] = DEFAULT_COLUMNS,
-    limit: int | None = 20,
+    rows: Sequence[ClassRow], columns: Sequence[str] = DEFAULT_COLUMNS, limit: int | None = 20
 ) -> str:
     """Lay out a table for the terminal, the worst classes first, fractions in percent.
 

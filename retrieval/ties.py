@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class _Groups:
-    """What ties, as groups in rank order; all orders of the images of a group are equally likely.
+    """Tied images, as groups in rank order; all orders of the images of a group are equally likely.
 
     A positive that ties with no negative is a group of its own.
 
@@ -36,7 +36,7 @@ class _Groups:
 def expected_scores(
     untied_ranks: np.ndarray, ranks: np.ndarray, ks: Sequence[int], precision_ks: Sequence[int]
 ) -> dict[str, float]:
-    """Compute the exact mean of each score of one query over all orders of what ties.
+    """Compute the exact mean of each score of one query over all orders of tied images.
 
     Positives that share a tied negative form a group, and all orders within a group are equally
     likely. Average precision as in Computing Information Retrieval Performance Measures

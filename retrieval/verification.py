@@ -27,7 +27,7 @@ class SimilarityHistograms:
 
     Attributes:
         edges: (B + 1,) float64, ascending. The bins are 2^-15 wide and centred on the multiples of
-            that, so that what ties at -1, 0 or 1 shares a bin however it is rounded. Where all
+            that, so that ties at -1, 0 or 1 share a bin however they are rounded. Where all
             similarities lie within 2^-5, as those of an untrained model may, the bins cover only
             that range and are at least 2^5 times finer.
         positives: (B,) int64, pairs of the same class per bin.
@@ -174,9 +174,7 @@ class _Pairs:
     """
 
     def __init__(
-        self,
-        query_labels: npt.NDArray[np.int64],
-        gallery_labels: npt.NDArray[np.int64] | None,
+        self, query_labels: npt.NDArray[np.int64], gallery_labels: npt.NDArray[np.int64] | None
     ) -> None:
         is_self_retrieval = gallery_labels is None
         gallery_labels = query_labels if gallery_labels is None else gallery_labels

@@ -9,7 +9,7 @@ import torch
 
 from metric_learning.retrieval.unit import unit_rows
 
-SMALLEST_VARIANCE = 1e-10  # of the largest: what is below is rounding of float32, not a direction
+SMALLEST_VARIANCE = 1e-10  # of the largest; a smaller one is rounding of float32, not a direction
 CHUNK_ROWS = 2**13  # rows held in float64 at once
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's table on the first 50 classes of CUB-200-2011: frozen, stage 1, stage 2, over seeds.
+# Tables on the first 50 classes of CUB-200-2011: frozen, stage 1, stage 2, over seeds.
 # Usage: benchmarks/quality/cub50.sh [SEED ...]; runs and results land in output/cub50, which must not hold
 # runs of the same seeds already.
 set -euo pipefail

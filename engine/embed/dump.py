@@ -15,19 +15,16 @@ from metric_learning.common.atomic import write_atomically, write_text
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.embed.embedding import iterate_embeddings, load_images
-from metric_learning.engine.options.evaluation import EmbeddingOptions
 from metric_learning.reader import ImageSet
 
 
-def dump_features(
-    folder: Path, work: EmbeddingOptions, embedder: Embedder, image_set: ImageSet
-) -> Path:
+def dump_features(folder: Path, embedder: Embedder, image_set: ImageSet) -> Path:
     """Write the features of all images into a folder, print them, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "features.npy").exists():
         log(f"the features in {folder} will be replaced")
 
-    model, preprocessing = embedder.model, embedder.preprocessing
+    work, model, preprocessing = embedder.work, embedder.model, embedder.preprocessing
     loader = load_images(image_set, preprocessing, work.machine, work.batch_size)
     features = np.empty((len(image_set), model.embedding_size), np.float32)
     done = 0
@@ -36,7 +33,7 @@ def dump_features(
         print_lines(embedder, embeddings, done)
         done += len(embeddings)
 
-    meta = {"flags": dict(work.flags), "checkpoint": embedder.meta}
+    meta = {"flags": dict(work.flags), "checkpoint": work.meta}
     write_dump(folder, features, image_set, meta)
     log(f"{len(image_set)} features of {features.shape[1]} dimensions in {folder}")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.embed.class_layer import load_class_layer
 from metric_learning.engine.embed.embedding import embed_images
 from metric_learning.engine.embed.features import FeatureFile
 from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.options.evaluation import EmbeddingOptions
 from metric_learning.engine.parallel.devices import place
-from metric_learning.models import EmbeddingModel, load_weights
-from metric_learning.models.weights.fingerprint import RANDOM
+from metric_learning.models import EmbeddingModel, changed_options, load_weights
+from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
 from metric_learning.models.weights.load import first_keys
 from metric_learning.reader import ImageSet
 from metric_learning.reader.preprocessing import Preprocessing
+from metric_learning.reader.sets.plain_images import image_set_of, is_one_image
+
+COLUMNS = ("image", "path")  # of a batch of rows, as Ray Data gives it
+EMBEDDING = "embedding"  # the column that is added to it
 
 
 @dataclass(frozen=True)
@@ -27,18 +33,57 @@ class Embedder:
     """A model ready to embed images.
 
     Attributes:
+        work: what it is, where it computes, and what its checkpoint says of it.
         model: in evaluation mode, on its device.
         preprocessing: the image pipeline that it was trained with.
-        meta: what its checkpoint says of it; empty for foreign weights.
         class_layer: a stage-1 loss with its class weights, or None where there is none.
         source: a line about where the weights come from and what of them was left out.
     """
 
+    work: EmbeddingOptions
     model: EmbeddingModel
     preprocessing: Preprocessing
-    meta: Mapping[str, Any]
     class_layer: Any
     source: str
+
+    def __call__(self, images: Any) -> Any:
+        """Embed images.
+
+        Args:
+            images: N paths, Pillow images or arrays (H, W, 3) uint8 RGB, or one of them; or a
+                mapping with a column `image` or `path` of them, as Ray Data's map_batches gives.
+
+        Returns:
+            (N, D) float32, not normalised, in their order; for a mapping, a dict of its columns
+            and of `embedding`.
+
+        Raises:
+            ImageError: an image cannot be read; the message names it.
+            ValueError: something is no image, or a mapping has neither column.
+        """
+        if isinstance(images, Mapping):
+            column = next((name for name in COLUMNS if name in images), None)
+            if column is None:
+                raise ValueError(f"expected a column {' or '.join(COLUMNS)}, found {[*images]}")
+            return {**images, EMBEDDING: self(list(images[column]))}
+
+        listed = [images] if is_one_image(images) else list(images)
+        if not listed:
+            return np.empty((0, self.model.embedding_size), np.float32)
+        return np.asarray(self.embed(image_set_of(listed)))
+
+    def embed(self, image_set: ImageSet, features: FeatureFile | None = None) -> np.ndarray:
+        """Embed images as the options say, see `embed_images`: (N, D) float32."""
+        return embed_images(
+            self.model,
+            image_set,
+            self.preprocessing,
+            self.work.machine,
+            self.work.batch_size,
+            features=features,
+            log=self.work.say,
+            log_every=self.work.display_iter_step,
+        )
 
 
 def load_embedder(work: EmbeddingOptions) -> Embedder:
@@ -72,7 +117,7 @@ def load_embedder(work: EmbeddingOptions) -> Embedder:
         model.mean, model.std = tuple(work.meta["mean"]), tuple(work.meta["std"])
     preprocessing = preprocessing_of(work.model, model)
     place(model, work.machine.device)
-    return Embedder(model.eval(), preprocessing, work.meta, class_layer, source)
+    return Embedder(work, model.eval(), preprocessing, class_layer, source)
 
 
 def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
@@ -85,20 +130,27 @@ def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
     return embedder, image_set
 
 
-def embed_split(
-    work: EmbeddingOptions,
-    embedder: Embedder,
-    image_set: ImageSet,
-    features: FeatureFile | None = None,
-) -> np.ndarray:
-    """Embed images as the options say, see `embed_images`: (N, D) float32."""
-    return embed_images(
-        embedder.model,
-        image_set,
-        embedder.preprocessing,
-        work.machine,
-        work.batch_size,
-        features=features,
-        log=work.say,
-        log_every=work.display_iter_step,
-    )
+def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> FeatureFile:
+    """Return the file of --features for the embeddings of images, not prepared yet.
+
+    Raises:
+        ValueError: the file cannot be written, or its name does not end in .npy.
+    """
+    path = prepare_output("features", file)
+    if path.suffix != ".npy":
+        raise ValueError(f"--features={path}: expected a name that ends in .npy")
+
+    work, model, preprocessing = embedder.work, embedder.model, embedder.preprocessing
+    changed = changed_options(model.options)
+    paths = hashlib.sha256("\n".join(image_set.paths).encode()).hexdigest()
+    about = {
+        "weights": fingerprint(work.weights, work.machine.seed),
+        "images": f"{len(image_set)} of {image_set.name}, {image_set.split}, paths sha256:{paths}",
+        "model": ", ".join([model.name, *(f"{name} {value}" for name, value in changed.items())]),
+        "preprocessing": (
+            f"{preprocessing.transform}, {preprocessing.crop_size} px, mean {model.mean}, "
+            f"std {model.std}"
+        ),
+        "precision": str(work.machine.amp_dtype or torch.float32),
+    }
+    return FeatureFile(path, about, (len(image_set), model.embedding_size))

@@ -20,7 +20,6 @@ from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.options.evaluation import (
     EMBEDDING_NAMES,
     EmbeddingOptions,
-    InferenceOptions,
 )
 from metric_learning.models import save_weights
 from metric_learning.models.weights.files import identify
@@ -52,7 +51,9 @@ class UnitEmbeddings(nn.Module):
         return functional.normalize(self.model(images))
 
 
-def export_model(options: InferenceOptions) -> Path:
+def export_model(
+    work: EmbeddingOptions, form: str, output: str | None, is_normalized: bool
+) -> Path:
     """Write the model in the form of --export, and return the file.
 
     A file that runs by itself gets its name only when it gives the embeddings that torch gives;
@@ -62,17 +63,15 @@ def export_model(options: InferenceOptions) -> Path:
         ValueError: a flag is wrong, the model has no such form, or its embeddings differ.
         OSError: a file cannot be read or written.
     """
-    form, work = options.export, options.work
-    assert form is not None
-    file = check_output(form, options.output, work.weights)
+    file = check_output(form, output, work.weights)
     embedder = load_embedder(work)
     log(embedder.source)
     if not all(tensor.isfinite().all() for tensor in embedder.model.state_dict().values()):
         raise ValueError(f"{work.weights} holds NaN or infinity: the model diverged")
 
-    model = UnitEmbeddings(embedder.model) if options.normalize else embedder.model
+    model = UnitEmbeddings(embedder.model) if is_normalized else embedder.model
     model.eval().requires_grad_(False)
-    metadata = describe(work, embedder, options.normalize)
+    metadata = describe(embedder, is_normalized)
     write_atomically(file, partial(write_and_compare, form, model, metadata))
     size = file.stat().st_size / 2**20
     log(
@@ -97,7 +96,7 @@ def check_output(form: str, output: str | None, weights: str) -> Path:
     return file
 
 
-def describe(work: EmbeddingOptions, embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
+def describe(embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
     """Say what is needed to use the exported model or to rebuild it, and what it comes from.
 
     Returns:
@@ -106,10 +105,10 @@ def describe(work: EmbeddingOptions, embedder: Embedder, is_normalized: bool) ->
         that was exported, by name and SHA-256; `versions`; and what the checkpoint knows, such as
         `loss`, `dataset`, `step` and the `class_names` of its training images.
     """
-    preprocessing = embedder.preprocessing
+    work, preprocessing = embedder.work, embedder.preprocessing
     shape = [3, preprocessing.crop_size, preprocessing.crop_size]
     flags = {name: work.flags[name] for name in EMBEDDING_NAMES} | {"image_shape": shape}
-    known = {name: value for name, value in embedder.meta.items() if name not in TRAINING_FACTS}
+    known = {name: value for name, value in work.meta.items() if name not in TRAINING_FACTS}
     return {
         **known,
         **flags,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -10,15 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from metric_learning.common.atomic import write_atomically, write_json
-from metric_learning.common.outputs import prepare_output
-from metric_learning.engine.options.evaluation import EmbeddingOptions
-from metric_learning.models import EmbeddingModel, changed_options
-from metric_learning.models.weights.fingerprint import fingerprint
-from metric_learning.reader import ImageSet
-from metric_learning.reader.preprocessing import Preprocessing
 
 SYNC_SECONDS = 5.0  # between writes of rows that are computed to the disk
 
@@ -31,7 +23,7 @@ class FeatureFile:
 
     Args:
         path: the .npy file.
-        about: what the features depend on, see `open_features`.
+        about: what the features depend on, see `embedder.open_features`.
         shape: N, D.
     """
 
@@ -122,34 +114,3 @@ class FeatureWriter:
         self.done[self.rows[self.num_synced : self.num_written]] = 1
         self.done.flush()
         self.num_synced, self.synced_at = self.num_written, time.monotonic()
-
-
-def open_features(
-    file: str,
-    work: EmbeddingOptions,
-    preprocessing: Preprocessing,
-    model: EmbeddingModel,
-    image_set: ImageSet,
-) -> FeatureFile:
-    """Return the file of --features for the embeddings of an image set, not prepared yet.
-
-    Raises:
-        ValueError: the file cannot be written, or its name does not end in .npy.
-    """
-    path = prepare_output("features", file)
-    if path.suffix != ".npy":
-        raise ValueError(f"--features={path}: expected a name that ends in .npy")
-
-    changed = changed_options(model.options)
-    paths = hashlib.sha256("\n".join(image_set.paths).encode()).hexdigest()
-    about = {
-        "weights": fingerprint(work.weights, work.machine.seed),
-        "images": f"{len(image_set)} of {image_set.name}, {image_set.split}, paths sha256:{paths}",
-        "model": ", ".join([model.name, *(f"{name} {value}" for name, value in changed.items())]),
-        "preprocessing": (
-            f"{preprocessing.transform}, {preprocessing.crop_size} px, mean {model.mean}, "
-            f"std {model.std}"
-        ),
-        "precision": str(work.machine.amp_dtype or torch.float32),
-    }
-    return FeatureFile(path, about, (len(image_set), model.embedding_size))

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from metric_learning.common.log import log
+from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.embed.dump import dump_features
 from metric_learning.engine.embed.embedder import load_embedder
 from metric_learning.engine.embed.export import export_model
-from metric_learning.engine.embed.search import make_index, prepare_index, search
+from metric_learning.engine.embed.search import IndexKind, make_index, prepare_index, search
 from metric_learning.engine.options.evaluation import InferenceOptions
 from metric_learning.reader.sets.plain_images import list_plain_images
 
@@ -21,17 +22,21 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         ValueError: the weights do not fit, or an image or a file is wrong.
         OSError: a file cannot be read or written.
     """
-    if options.export is not None:
-        return export_model(options)
-    if options.search_index is not None:
-        return search(options)
-
     work = options.work
+    if options.export is not None:
+        return export_model(work, options.export, options.output, options.normalize)
+    if options.search_index is not None:
+        queries = list_plain_images(options.query) if options.query else options.query_text
+        file = prepare_output("json", options.json) if options.json else None
+        return search(work, options.search_index, queries, options.topk, file)
+
     if options.index is not None:
         prepare_index(options.index)
     embedder = load_embedder(work)
     log(embedder.source)
     images = list_plain_images(options.images) if options.images else work.data.load(work.split)
     if options.index is None:
-        return dump_features(Path(options.output_dir), work, embedder, images)
-    return make_index(options.index, options, embedder, images)
+        return dump_features(Path(options.output_dir), embedder, images)
+    kind = IndexKind(options.index_type, options.index_options)
+    what = options.images or f"{work.data.dataset}, {work.split}"
+    return make_index(Path(options.index), kind, embedder, images, what)

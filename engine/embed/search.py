@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,11 @@ from metric_learning.common.atomic import write_json
 from metric_learning.common.log import log, versions
 from metric_learning.common.outputs import prepare_output
 from metric_learning.common.parameters import parse_options
-from metric_learning.engine.embed.embedder import Embedder, embed_split, load_embedder
-from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, InferenceOptions
+from metric_learning.engine.embed.embedder import Embedder, load_embedder
+from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.models.weights.fingerprint import fingerprint
 from metric_learning.reader import ImageSet
-from metric_learning.reader.sets.plain_images import list_plain_images
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
 from metric_learning.retrieval.indexes import (
     SearchIndex,
@@ -44,59 +43,65 @@ def prepare_index(file: str) -> None:
         )
 
 
+class IndexKind(NamedTuple):
+    """Which index is built: a key of INDEX_OPTIONS, and its parameters as `name=value,...`."""
+
+    name: str
+    options: str
+
+    def parameters(self, num_images: int, dim: int) -> dict[str, int]:
+        """Return all parameters, those of the options as given.
+
+        Raises:
+            ValueError: a parameter is unknown or out of range, or the images are too few.
+        """
+        types = dict.fromkeys(INDEX_OPTIONS[self.name], int)
+        given = parse_options(self.options, types, f"--index_type={self.name}")
+        whole = {name: int(value) for name, value in given.items()}
+        return choose_options(self.name, whole, num_images, dim)
+
+
 def make_index(
-    file: str, options: InferenceOptions, embedder: Embedder, image_set: ImageSet
-) -> Path:
-    """Embed images, build the search index of them, and return its file."""
-    kind = options.index_type
-    parameters = index_parameters(
-        kind, options.index_options, len(image_set), embedder.model.embedding_size
-    )
-    features = embed_split(options.work, embedder, image_set)
-    search_index = index_of(features, options, image_set, parameters)
-    search_index.save(file)
-
-    shown = "".join(f", {name} {value}" for name, value in parameters.items())
-    log(f"{kind} index of {len(search_index)} images in {file}{shown}")
-    if kind != "exact":
-        log(describe_recall(search_index, features, options.work.machine.device))
-    return Path(file)
-
-
-def index_parameters(kind: str, text: str, num_images: int, dim: int) -> dict[str, int]:
-    """Return all parameters of an index of some kind, those of --index_options as given.
-
-    Raises:
-        ValueError: a parameter is unknown or out of range, or the images are too few.
-    """
-    given = parse_options(text, dict.fromkeys(INDEX_OPTIONS[kind], int), f"--index_type={kind}")
-    whole = {name: int(value) for name, value in given.items()}
-    return choose_options(kind, whole, num_images, dim)
-
-
-def index_of(
-    features: np.ndarray,
-    options: InferenceOptions,
+    file: Path,
+    kind: IndexKind,
+    embedder: Embedder,
     image_set: ImageSet,
-    parameters: dict[str, int],
-) -> SearchIndex:
-    """Build an index of embeddings (N, D) of images."""
-    work = options.work
-    return build_index(
+    what: str,
+) -> Path:
+    """Embed images, build the search index of them, and return its file.
+
+    Args:
+        file: is written.
+        kind: which index.
+        embedder: the model.
+        image_set: N images.
+        what: says in the index what they are.
+    """
+    work = embedder.work
+    parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
+    features = embedder.embed(image_set)
+    search_index = build_index(
         features,
         image_set.paths,
-        options.index_type,
+        kind.name,
         labels=image_set.labels if image_set.class_names else (),
         class_names=image_set.class_names,
         metadata={
             "fingerprint": fingerprint(work.weights, work.machine.seed),
             "weights": work.weights,
             "flags": {name: work.flags[name] for name in EMBEDDING_NAMES},
-            "images": options.images or f"{work.data.dataset}, {work.split}",
+            "images": what,
             "versions": versions(),
         },
         options=parameters,
     )
+    search_index.save(str(file))
+
+    shown = "".join(f", {name} {value}" for name, value in parameters.items())
+    log(f"{kind.name} index of {len(search_index)} images in {file}{shown}")
+    if kind.name != "exact":
+        log(describe_recall(search_index, features, work.machine.device))
+    return file
 
 
 def describe_recall(search_index: SearchIndex, features: np.ndarray, device: torch.device) -> str:
@@ -110,8 +115,21 @@ def describe_recall(search_index: SearchIndex, features: np.ndarray, device: tor
     return f"finds {recall:.4f} of the exact {k} nearest, measured with {len(rows)} of its images"
 
 
-def search(options: InferenceOptions) -> list[dict[str, Any]]:
-    """Print the neighbours of the images of --query or the texts of --query_text and return them.
+def search(
+    work: EmbeddingOptions,
+    search_index: SearchIndex,
+    queries: ImageSet | Sequence[str],
+    k: int,
+    file: Path | None,
+) -> list[dict[str, Any]]:
+    """Print the neighbours of images or texts and return them.
+
+    Args:
+        work: how images are embedded.
+        search_index: what is searched.
+        queries: images, or texts for the text tower of a CLIP model.
+        k: neighbours of each.
+        file: JSON file for the answers, or None.
 
     Returns:
         Per query its `path` or `text`, and `neighbours`, see `find_neighbours`.
@@ -120,26 +138,22 @@ def search(options: InferenceOptions) -> list[dict[str, Any]]:
         ValueError: the weights do not fit, or see `load_embedder` and `embed_texts`.
         OSError: a file cannot be read or written.
     """
-    work, device = options.work, options.work.machine.device
-    file = prepare_output("json", options.json) if options.json else None
-    queries: list[dict[str, Any]]
-    if options.query:
-        images = list_plain_images(options.query)
-        queries = [{"path": path} for path in images.paths]
-        features = embed_split(work, load_embedder(work), images)
+    device = work.machine.device
+    if isinstance(queries, ImageSet):
+        asked = [{"path": path} for path in queries.paths]
+        features = load_embedder(work).embed(queries)
     else:
-        queries = [{"text": text} for text in options.query_text]
-        features = embed_texts(work.model.model, work.weights, options.query_text, device)
+        asked = [{"text": text} for text in queries]
+        features = embed_texts(work.model.model, work.weights, queries, device)
 
-    assert options.search_index is not None
-    neighbours = find_neighbours(options.search_index, features, options.topk, device)
-    answers = [
-        query | {"neighbours": found} for query, found in zip(queries, neighbours, strict=True)
+    found = find_neighbours(search_index, features, k, device)
+    answers: list[dict[str, Any]] = [
+        {**query, "neighbours": neighbours} for query, neighbours in zip(asked, found, strict=True)
     ]
     print_answers(answers)
     if file is not None:
-        asked = {"index": options.index, "weights": work.weights, "versions": versions()}
-        write_json(file, {"queries": answers, **asked})
+        made = {"index": work.flags["index"], "weights": work.weights, "versions": versions()}
+        write_json(file, {"queries": answers, **made})
     return answers
 
 

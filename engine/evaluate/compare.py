@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from metric_learning.engine.embed.embedder import embed_split, open_split
+from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.evaluate.measures import check_sizes, score_split, whiten
 from metric_learning.engine.options.evaluation import (
     EmbeddingOptions,
-    EvaluationOptions,
     MetricOptions,
 )
 from metric_learning.reader import ImageSet
@@ -21,8 +21,10 @@ from metric_learning.retrieval.significance import PairedComparison, compare_pai
 SHOWN = 10  # flipped queries that are logged; --json has them all
 
 
-def compare_checkpoints(options: EvaluationOptions) -> dict[str, Any]:
-    """Evaluate two checkpoints on the data of the first, and test the difference.
+def compare_checkpoints(
+    works: Sequence[EmbeddingOptions], metrics: MetricOptions
+) -> dict[str, Any]:
+    """Evaluate two checkpoints on the same images, and test the difference.
 
     Returns:
         `first` and `second`, the metrics of each; `difference` of Recall@1, second - first, with
@@ -32,9 +34,9 @@ def compare_checkpoints(options: EvaluationOptions) -> dict[str, Any]:
     Raises:
         ValueError: the images are of one class, or see `load_embedder`.
     """
-    work = options.works[0]
-    image_set, first = _score(work, options.metrics)
-    _, second = _score(options.works[1], options.metrics)
+    work = works[0]
+    image_set, first = _score(work, metrics)
+    _, second = _score(works[1], metrics)
     found = compare_paired(
         first.columns["recall@1"],
         second.columns["recall@1"],
@@ -57,7 +59,7 @@ def compare_checkpoints(options: EvaluationOptions) -> dict[str, Any]:
         **flipped,
         "evaluated": {
             "images": len(image_set),
-            "flags": [dict(work.flags) for work in options.works],
+            "flags": [dict(work.flags) for work in works],
         },
     }
 
@@ -84,9 +86,9 @@ def log_comparison(
 def _score(work: EmbeddingOptions, metrics: MetricOptions) -> tuple[ImageSet, QueryScores]:
     embedder, image_set = open_split(work)
     check_sizes(metrics, image_set)
-    embeddings = embed_split(work, embedder, image_set)
+    embeddings = embedder.embed(image_set)
     if metrics.whiten is not None:
-        embeddings = whiten(work, embedder, embeddings, metrics.whiten or None)
+        embeddings = whiten(embedder, embeddings, metrics.whiten or None)
     scores = score_split(metrics, work.machine, image_set, embeddings)
     work.say(f"{work.weights}: recall@1 {scores.columns['recall@1'].mean():.5f}")
     return image_set, scores

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from metric_learning.engine.embed.embedder import Embedder, embed_split
+from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.evaluate.classification import class_numbers, classify
 from metric_learning.engine.evaluate.scoring import by_role, score_images, with_float64
-from metric_learning.engine.options.evaluation import EmbeddingOptions, MetricOptions
+from metric_learning.engine.options.evaluation import MetricOptions
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import share_of
 from metric_learning.reader import ImageSet
@@ -40,13 +40,12 @@ def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
             )
 
 
-def whiten(
-    work: EmbeddingOptions, embedder: Embedder, embeddings: np.ndarray, dim: int | None
-) -> np.ndarray:
+def whiten(embedder: Embedder, embeddings: np.ndarray, dim: int | None) -> np.ndarray:
     """Whiten embeddings (N, D) by what the training split teaches, to `dim` dimensions or all."""
+    work = embedder.work
     train = work.data.load("train")
     work.say(f"whitening is learned on {len(train)} training images")
-    whitened = fit_whitening(embed_split(work, embedder, train), dim).apply(embeddings)
+    whitened = fit_whitening(embedder.embed(train), dim).apply(embeddings)
     work.say(f"whitened from {embeddings.shape[1]} to {whitened.shape[1]} dimensions")
     return whitened
 
@@ -113,21 +112,21 @@ def log_metrics(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
 
 
 def measure_accuracy(
-    work: EmbeddingOptions, embedder: Embedder, image_set: ImageSet, embeddings: np.ndarray
+    embedder: Embedder, image_set: ImageSet, embeddings: np.ndarray
 ) -> dict[str, float]:
     """Measure and log what the class layer says of the images, see `classify`.
 
     Returns:
         Nothing where it does not know their classes.
     """
-    layer = embedder.class_layer
-    numbers = class_numbers(image_set, len(layer.weight), embedder.meta.get("class_names"))
+    work, layer = embedder.work, embedder.class_layer
+    numbers = class_numbers(image_set, len(layer.weight), work.meta.get("class_names"))
     if numbers is None:
         if work.class_dim:
             work.say("no accuracy: the class layer does not know the classes of these images")
         return {}
 
-    if "class_names" not in embedder.meta:
+    if "class_names" not in work.meta:
         first, last = numbers.min(), numbers.max()
         names = image_set.class_names
         work.say(

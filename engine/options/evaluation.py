@@ -15,6 +15,7 @@ from metric_learning.engine.options.parts import (
     ModelOptions,
     pick,
 )
+from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import default_transform
 from metric_learning.engine.parallel.devices import choose_amp, choose_device
 from metric_learning.engine.parallel.world import World
@@ -150,6 +151,13 @@ def described_by(
 def plain(value: Any) -> Any:
     """Return a value of a JSON file as the flag has it: tuples instead of lists."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def default_flags(**values: Any) -> Flags:
+    """Return the flags of a model, its data and the machine, all as by default but some."""
+    table = (*MODEL_FLAGS, *DATA_FLAGS, *MACHINE_FLAGS)
+    defaults = {flag.name: flag.default for flag in table} | {"split": "test", "amp": "off"}
+    return Flags(defaults | values, frozenset(values))
 
 
 def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> EmbeddingOptions:

@@ -151,7 +151,7 @@ def _new(flags: Sequence[Flag], table: Sequence[Flag]) -> list[Flag]:
 def _last(words: Sequence[str], flag: str) -> str | None:
     """Return the value of a flag on a command line, the last where it is given several times."""
     found = None
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip(words, [*words[1:], None], strict=False):
         name, sign, value = word.partition("=")
         if name == flag:
             found = value if sign else following

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from metric_learning.common.log import versions
-from metric_learning.engine.embed.embedder import embed_split, open_split
+from metric_learning.engine.embed.embedder import open_split
+from metric_learning.engine.embed.serving import open_features
 from metric_learning.engine.options.evaluation import DATA_NAMES, EmbeddingOptions
 from metric_learning.engine.options.parts import DataOptions
 from metric_learning.engine.report.data import Subject
@@ -21,14 +21,14 @@ from metric_learning.reader import ImageSet
 def of_checkpoint(work: EmbeddingOptions) -> Subject:
     """Embed the split with the model of a checkpoint; a run's records lie beside it."""
     embedder, image_set = open_split(work)
-    embeddings = embed_split(work, embedder, image_set)
+    embeddings = embedder.embed(image_set)
     stats = Path(work.weights).parent / "stats.jsonl"
     records = read_records(stats) if stats.is_file() else []
-    return build_subject(image_set, embeddings, work.flags, embedder.meta, records)
+    return build_subject(image_set, embeddings, work.flags, embedder.work.meta, records)
 
 
 def of_features(folder: Path) -> Subject:
-    """Read the features that infer.py wrote, and the index of the images that they are of.
+    """Read the features that infer.py wrote, and list the images that they are of.
 
     Raises:
         ValueError: the files do not belong together, or the classes of the images are unknown.
@@ -38,34 +38,22 @@ def of_features(folder: Path) -> Subject:
             f"{folder} holds no labels.txt: expected a folder that infer.py wrote for a --dataset, "
             "since a report needs classes"
         )
-    meta: dict[str, Any] = {}
-    try:
-        features = np.load(folder / "features.npy")
-        labels = np.array((folder / "labels.txt").read_text("utf-8").split(), dtype=np.int64)
-        paths = (folder / "paths.txt").read_text(encoding="utf-8").splitlines()
-        if (folder / "meta.json").is_file():
-            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{folder}: a file is damaged ({error}): run infer.py again") from error
-    if features.ndim != 2 or not len(features) == len(labels) == len(paths):
-        raise ValueError(
-            f"{folder}: expected as many rows in features.npy as labels and paths, found features "
-            f"of shape {features.shape}, {len(labels)} labels, {len(paths)} paths: run infer.py "
-            "again"
-        )
-    flags = meta.get("flags", {})
+    found = open_features(folder)
+    labels = found.labels
+    assert labels is not None
+    flags = found.meta.get("flags", {})
     if flags:
-        image_set = DataOptions(**{name: flags.get(name) for name in DATA_NAMES}).load(
-            flags["split"]
-        )
+        data = DataOptions(**{name: flags.get(name) for name in DATA_NAMES})
+        image_set = data.load(flags["split"])
     else:
-        image_set = plain_image_set(paths, labels)
-    if image_set.paths != paths or not np.array_equal(image_set.labels, labels):
+        image_set = plain_image_set(found.paths, labels)
+    if image_set.paths != found.paths or not np.array_equal(image_set.labels, labels):
         raise ValueError(
             f"{folder}: the images are no longer those of the data set {image_set.name}: run "
             "infer.py again"
         )
-    return build_subject(image_set, features, flags, meta.get("checkpoint", {}), [])
+    meta = found.meta.get("checkpoint", {})
+    return build_subject(image_set, found.embeddings, flags, meta, [])
 
 
 def plain_image_set(paths: list[str], labels: np.ndarray) -> ImageSet:

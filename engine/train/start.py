@@ -170,12 +170,7 @@ def prepare_network(
     if machine.recompute:
         recompute_activations(model)
 
-    for name, is_asked, part in (
-        ("freeze_bn", optimizer.freeze_bn, model.backbone),
-        ("sync_bn", machine.sync_bn, model),
-    ):
-        if is_asked and not any(isinstance(m, _BatchNorm) for m in part.modules()):
-            raise ValueError(f"--{name} is not used: {options.model} has no batch norm")
+    check_batch_norm(model, optimizer.freeze_bn, machine.sync_bn)
     if machine.sync_bn:
         synchronise_batch_norm(model, machine.world, machine.device)
     place(model, machine.device)
@@ -192,6 +187,16 @@ def recompute_activations(model: EmbeddingModel) -> None:
         model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AssertionError, AttributeError) as error:
         raise ValueError(f"--with_mem_opt: {model.name} cannot, leave the flag out") from error
+
+
+def check_batch_norm(model: EmbeddingModel, freeze_bn: bool, sync_bn: bool) -> None:
+    """Raise ValueError where an option is about batch norm and its part of the model has none."""
+    for name, is_asked, part in (
+        ("freeze_bn", freeze_bn, model.backbone),
+        ("sync_bn", sync_bn, model),
+    ):
+        if is_asked and not any(isinstance(m, _BatchNorm) for m in part.modules()):
+            raise ValueError(f"--{name} is not used: {model.name} has no batch norm")
 
 
 def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:

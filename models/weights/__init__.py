@@ -1,7 +1,7 @@
 """Weights files of any origin, read without running code, into a model and out of it.
 
 - load: a file into a model, and a model into a file; begin here.
-- files: what form a file has, and its tensors by name.
+- files: the form of a file, and its tensors by name.
 - paddle: PaddlePaddle's forms, and timm's names of its variables. array_pickle: a pickle of arrays.
-- fingerprint: what identifies weights, whatever the name of their file.
+- fingerprint: identifies weights, whatever the name of their file.
 """

@@ -27,14 +27,14 @@ IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a weights file holds.
+    """The content of a weights file.
 
     Attributes:
         path: the file or folder that was read.
         source: its form, for people: "safetensors", "torch", "paddle pickle" and so on.
         tensors: tensors by the names that the file uses; empty for Paddle's forms.
         arrays: Paddle's variables by name; empty for the other forms.
-        metadata: what this project wrote beside the weights, None in files of others.
+        metadata: facts that this project wrote beside the weights; None in files of others.
     """
 
     path: Path
@@ -79,7 +79,7 @@ def identify(path: str | PathLike[str]) -> tuple[Path, str]:
     if path.is_dir():
         return path, "paddle folder"
 
-    # What its first bytes say.
+    # Which form it has, by its first bytes.
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -144,7 +144,7 @@ def _read_safetensors(path: Path) -> WeightsFile:
 
 
 def _own_metadata(found: Any) -> dict[str, Any] | None:
-    """Return what this project wrote; other projects write dicts of other content."""
+    """Return metadata if this project wrote it; other projects write dicts of other content."""
     is_own = isinstance(found, dict) and {"model", "embedding_size"} <= set(found)
     return found if is_own else None
 

@@ -1,4 +1,4 @@
-"""What identifies weights, whatever the name of their file."""
+"""A fingerprint that identifies weights, whatever the name of their file."""
 
 from __future__ import annotations
 

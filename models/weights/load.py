@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,13 +14,7 @@ from safetensors.torch import save
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 from metric_learning.common.atomic import write_atomically
-from metric_learning.models.clip import (
-    OPENAI_PARTS,
-    PREFIX,
-    ImageTower,
-    is_beside_images,
-    resample_clip_positions,
-)
+from metric_learning.models.clip import OPENAI_PARTS, PREFIX, ImageTower, is_beside_images
 from metric_learning.models.embedder import EmbeddingModel
 from metric_learning.models.options import changed_options, options_of
 from metric_learning.models.weights import paddle
@@ -27,12 +22,13 @@ from metric_learning.models.weights.files import WeightsFile, identify, read_wei
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 CLASSIFIERS = ("fc", "classifier", "head", "heads", "head_dist", "last_linear", "logits")
+POSITIONS = ("positional_embedding", "pos_embed")  # how open_clip's and timm's names of them end
 CLASSIFIER_PARTS = {"weight": "bias", "w_0": "b_0"}  # of a linear layer: torch's, Paddle's
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What `load_weights` did.
+    """The outcome of `load_weights`.
 
     Attributes:
         loaded: the model's keys that were filled.
@@ -155,7 +151,7 @@ def save_weights(
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, Any] | None:
-    """Return what this project wrote beside the weights; None for files of others."""
+    """Return the facts that this project wrote beside the weights; None for files of others."""
     path, source = identify(path)
     return None if source.startswith("paddle") else read_weights(path).metadata
 
@@ -197,20 +193,22 @@ def _normalise(key: str, own: dict[str, torch.Tensor]) -> str:
 
 
 def _resample_positions(model: EmbeddingModel, matched: dict[str, torch.Tensor]) -> None:
-    """Fit the position embedding of weights trained at another image size."""
-    if isinstance(model.backbone, ImageTower):
-        resample_clip_positions(model.backbone, matched, "backbone.")
-    key = "backbone.pos_embed"
-    positions = matched.get(key)
-    wanted = getattr(model.backbone, "pos_embed", None)
-    patches: Any = getattr(model.backbone, "patch_embed", None)
-    if positions is None or wanted is None or patches is None or positions.ndim != 3:
-        return
-    if positions.shape != wanted.shape and positions.shape[-1] == wanted.shape[-1]:
-        num_prefix = wanted.shape[1] - patches.num_patches
-        matched[key] = resample_abs_pos_embed(
-            positions, list(patches.grid_size), num_prefix_tokens=num_prefix
-        )
+    """Fit position embeddings, (N, D) or (1, N, D), of weights trained at another image size."""
+    for name, own in model.state_dict().items():
+        positions = matched.get(name)
+        if positions is None or not name.endswith(POSITIONS):
+            continue
+        if positions.ndim != own.ndim or own.ndim not in (2, 3):
+            continue
+
+        side = math.isqrt(own.shape[-2])
+        num_prefix = own.shape[-2] - side**2  # 1 with a class token
+        num_patches = max(positions.shape[-2] - num_prefix, 0)
+        is_grid = math.isqrt(num_patches) ** 2 == num_patches > 0
+        if is_grid and positions.shape[-1] == own.shape[-1]:
+            grid = positions.reshape(1, *positions.shape[-2:])
+            grid = resample_abs_pos_embed(grid, [side, side], num_prefix_tokens=num_prefix)
+            matched[name] = grid.reshape(own.shape)
 
 
 def _check_embedding(

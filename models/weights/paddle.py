@@ -19,17 +19,8 @@ from metric_learning.models.weights.array_pickle import read_array_pickle
 
 PADDLE_MODELS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
 
-DTYPES = {  # VarType.Type of Paddle's framework.proto
-    0: "?",
-    1: "<i2",
-    2: "<i4",
-    3: "<i8",
-    4: "<f2",
-    5: "<f4",
-    6: "<f8",
-    20: "u1",
-    21: "i1",
-}
+# By VarType.Type of Paddle's framework.proto.
+DTYPES = {0: "?", 1: "<i2", 2: "<i4", 3: "<i8", 4: "<f2", 5: "<f4", 6: "<f8", 20: "u1", 21: "i1"}
 VERSION_0 = bytes(4)  # what every variable file begins with
 CLASS_LAYER = 1000  # width of the ImageNet class layer in Paddle's published weights
 

@@ -45,31 +45,13 @@ class CacheError(ImageError):
     """A cache is damaged or not of these images; the message names its folder."""
 
 
-@dataclass(frozen=True)
 class CachePaths:
-    """The files of a cache."""
+    """The files of a cache, see above."""
 
-    folder: Path
-
-    @property
-    def about(self) -> Path:
-        """What the cache is of, JSON."""
-        return self.folder / "about.json"
-
-    @property
-    def index(self) -> Path:
-        """One ENTRY per image, .npy."""
-        return self.folder / "index.npy"
-
-    @property
-    def pixels(self) -> Path:
-        """The pixels of all images."""
-        return self.folder / "pixels.bin"
-
-    @property
-    def lock(self) -> Path:
-        """An empty file that the building process locks."""
-        return self.folder / "lock"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.about, self.index = folder / "about.json", folder / "index.npy"
+        self.pixels, self.lock = folder / "pixels.bin", folder / "lock"
 
 
 class CachedImages:

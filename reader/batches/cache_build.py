@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def open_cache(
         )
     about = describe(image_set, short_side)
     if not is_complete(folder, about):
-        builder = _Builder(image_set, folder, about, max(1, num_workers), on_bad_image, log)
+        builder = _Builder(
+            image_set, CachePaths(folder), about, max(1, num_workers), on_bad_image, log
+        )
         with locked(folder, log):
             if not is_complete(folder, about):
                 builder.build()
@@ -110,41 +113,37 @@ def locked(folder: Path, log: Log) -> Iterator[None]:
         yield
 
 
+@dataclass(eq=False)
 class _Builder:
     """One build of a cache, from nothing or from what an earlier one left."""
 
-    def __init__(
-        self,
-        image_set: ImageSet,
-        folder: Path,
-        about: dict[str, Any],
-        num_workers: int,
-        on_bad_image: str,
-        log: Log,
-    ) -> None:
-        self._image_set, self._files, self._about = image_set, CachePaths(folder), about
-        self._num_workers, self._on_bad_image, self._log = num_workers, on_bad_image, log
+    image_set: ImageSet
+    files: CachePaths
+    about: dict[str, Any]
+    num_workers: int
+    on_bad_image: str
+    log: Log
 
     def build(self) -> None:
         """Bring the cache to completion; the lock must be held."""
-        files = self._files
+        files = self.files
         if not files.about.exists():
-            write_json(files.about, self._about)
+            write_json(files.about, self.about)
         with one_thread_each():
             if files.index.exists():
-                self._entries = read_entries(files.folder, len(self._image_set))
+                self._entries = read_entries(files.folder, len(self.image_set))
             else:
                 self._entries = self._plan()
                 self._save_entries()
 
             self._reserve()
             self._fill()
-        write_json(files.about, self._about | {"index": checksum(self._entries)})
-        self._log(f"cache: {files.folder} is complete")
+        write_json(files.about, self.about | {"index": checksum(self._entries)})
+        self.log(f"cache: {files.folder} is complete")
 
     def _plan(self) -> np.ndarray:
         """Find from the heads of all files where each image will lie, (N,) of ENTRY."""
-        entries = np.zeros(len(self._image_set), ENTRY)
+        entries = np.zeros(len(self.image_set), ENTRY)
         with self._mapped(self._shape, range(len(entries)), "reading sizes") as shapes:
             for i, shape in enumerate(shapes):
                 if isinstance(shape, ImageError):
@@ -157,19 +156,19 @@ class _Builder:
     def _shape(self, i: int) -> tuple[int, int] | ImageError:
         """Height and width of image i in the cache, or its error."""
         try:
-            return self._reduced(*self._image_set.read_shape(i))
+            return self._reduced(*self.image_set.read_shape(i))
         except ImageError as error:
             return error
 
     def _reduced(self, height: int, width: int) -> tuple[int, int]:
-        short_side = self._about["cache_size"]
+        short_side = self.about["cache_size"]
         if min(height, width) <= short_side:
             return height, width
         return resized_shape(height, width, short_side)
 
     def _reserve(self) -> None:
         """Say the size and take the room on the disk, all of it, so that it cannot run out."""
-        path, size = self._files.pixels, num_bytes(self._entries)
+        path, size = self.files.pixels, num_bytes(self._entries)
         path.touch()
         if path.stat().st_size != size:  # not begun, or lost
             self._entries["state"][self._entries["state"] == PRESENT] = MISSING
@@ -177,14 +176,14 @@ class _Builder:
         free = shutil.disk_usage(path.parent).free
         num_missing = int((self._entries["state"] == MISSING).sum())
 
-        self._log(
-            f"cache: {size / GB:.2f} GB for {len(self._image_set)} images in {path.parent}, "
+        self.log(
+            f"cache: {size / GB:.2f} GB for {len(self.image_set)} images in {path.parent}, "
             f"{free / GB:.2f} GB free; {num_missing} to decode"
         )
         too_small = OSError(
             f"--cache={path.parent} needs {size / GB:.2f} GB, {max(needed, 0) / GB:.2f} GB more "
             f"than it has, but {free / GB:.2f} GB are free: free some, or choose another folder or "
-            f"a smaller --cache_size (it is {self._about['cache_size']} pixels)"
+            f"a smaller --cache_size (it is {self.about['cache_size']} pixels)"
         )
         if needed > free:
             raise too_small
@@ -205,7 +204,7 @@ class _Builder:
         """Decode what is missing, and write it to the disk every few seconds."""
         missing = np.flatnonzero(self._entries["state"] == MISSING).tolist()
         synced_at = time.monotonic()
-        with self._files.pixels.open("r+b", buffering=0) as file:
+        with self.files.pixels.open("r+b", buffering=0) as file:
             self._file = file.fileno()
             try:
                 with self._mapped(self._store, missing, "decoding") as outcomes:
@@ -230,9 +229,9 @@ class _Builder:
         entry = self._entries[i]
         shape = int(entry["height"]), int(entry["width"])
         try:
-            rgb = self._image_set.read_image(i)
+            rgb = self.image_set.read_image(i)
             if self._reduced(*rgb.shape[:2]) != shape:
-                path = self._image_set.paths[i]
+                path = self.image_set.paths[i]
                 raise ImageError(f"cannot read image {path}: its size is not that of its head")
         except ImageError as error:
             return error
@@ -250,10 +249,10 @@ class _Builder:
         Raises:
             ImageError: broken images are not skipped, or there are too many.
         """
-        if self._on_bad_image == "error":
+        if self.on_bad_image == "error":
             raise error
         entries["state"][i] = BROKEN
-        self._log(f"cache: {error}")
+        self.log(f"cache: {error}")
         check_broken(int((entries["state"] == BROKEN).sum()), len(entries))
 
     def _sync(self) -> None:
@@ -266,7 +265,7 @@ class _Builder:
             with temporary.open("wb") as file:  # np.save would add a suffix to a path
                 np.save(file, self._entries)
 
-        write_atomically(self._files.index, write)
+        write_atomically(self.files.index, write)
 
     @contextlib.contextmanager
     def _mapped(
@@ -276,7 +275,7 @@ class _Builder:
 
         On leaving, no thread is at work any more.
         """
-        pool = ThreadPoolExecutor(self._num_workers)
+        pool = ThreadPoolExecutor(self.num_workers)
         try:
             yield tqdm(
                 pool.map(work, items),

@@ -187,6 +187,7 @@ def _row_constants(
     return scale.repeat(width).to(device), shift.repeat(width).to(device)
 
 
+@dataclass(frozen=True, eq=False)
 class TrainBatches(Dataset):
     """This rank's training batches by step; that of an unreadable image is its error.
 
@@ -199,42 +200,37 @@ class TrainBatches(Dataset):
         reading: how images are read.
     """
 
-    def __init__(
-        self,
-        image_set: ImageSet,
-        sampler: Sampler,
-        preprocessing: Preprocessing,
-        seed: int,
-        reading: Reading,
-    ) -> None:
-        self._image_set, self._sampler, self._seed = image_set, sampler, seed
-        self._preprocessing, self._reading = preprocessing, reading
+    image_set: ImageSet
+    sampler: Sampler
+    preprocessing: Preprocessing
+    seed: int
+    reading: Reading
 
     def __getitem__(self, step: int) -> Batch | ImageError:
-        indices = self._sampler.batch(step)
-        first = step * self._sampler.batch_size + self._sampler.rank * len(indices)
+        indices = self.sampler.batch(step)
+        first = step * self.sampler.batch_size + self.sampler.rank * len(indices)
         broken: dict[str, str] = {}
         try:
             samples = [self._sample(int(i), first + n, broken) for n, i in enumerate(indices)]
         except ImageError as error:  # raised in a worker, it would arrive as a traceback
             return error
 
-        if self._reading.hand_over == "crops":
+        if self.reading.hand_over == "crops":
             images: torch.Tensor | WholeImages = stack(samples)
         else:
             from metric_learning.reader.batches.on_device import pack
 
             images = pack(samples)
-        return Batch(images, torch.from_numpy(self._image_set.labels[indices]), broken)
+        return Batch(images, torch.from_numpy(self.image_set.labels[indices]), broken)
 
     def _sample(self, i: int, draw: int, broken: dict[str, str]) -> Any:
         """Return the crop of image i, or the image and what is to be cropped of it."""
         image = self._read_or_replace(i, draw, broken)
-        options = self._preprocessing
-        rng = np.random.default_rng([_AUGMENTATION_STREAM, self._seed, draw])
+        options = self.preprocessing
+        rng = np.random.default_rng([_AUGMENTATION_STREAM, self.seed, draw])
         height, width = image.shape[:2]
         crop = random_crop(height, width, rng, options.min_crop_area, options.horizontal_flip)
-        if self._reading.hand_over != "crops":
+        if self.reading.hand_over != "crops":
             return image, crop
         assert isinstance(image, np.ndarray)
         return TRANSFORMS[options.transform].train(image, crop, options.crop_size)
@@ -250,12 +246,12 @@ class TrainBatches(Dataset):
             try:
                 return self._read(candidate)
             except ImageError as error:
-                if isinstance(error, CacheError) or self._reading.on_bad_image == "error":
+                if isinstance(error, CacheError) or self.reading.on_bad_image == "error":
                     raise
                 reasons.append(str(error))
-                broken[self._image_set.paths[candidate]] = reasons[-1]
+                broken[self.image_set.paths[candidate]] = reasons[-1]
 
-        name = self._image_set.class_names[int(self._image_set.labels[i])]
+        name = self.image_set.class_names[int(self.image_set.labels[i])]
         raise ImageError(
             f"class {name} has no readable image among its {len(reasons)}: {reasons[0]}; take the "
             "class out or repair its files"
@@ -264,18 +260,19 @@ class TrainBatches(Dataset):
     def _candidates(self, i: int, draw: int) -> Iterator[int]:
         """Yield image i, then the others of its class in an order that follows from the draw."""
         yield i
-        others = np.flatnonzero(self._image_set.labels == self._image_set.labels[i])
-        rng = np.random.default_rng([_REPLACEMENT_STREAM, self._seed, draw])
+        others = np.flatnonzero(self.image_set.labels == self.image_set.labels[i])
+        rng = np.random.default_rng([_REPLACEMENT_STREAM, self.seed, draw])
         yield from rng.permutation(others[others != i]).tolist()
 
     def _read(self, i: int) -> np.ndarray | JpegFile:
-        if self._reading.hand_over != "files":
-            return self._image_set.read_image(i)
+        if self.reading.hand_over != "files":
+            return self.image_set.read_image(i)
         from metric_learning.reader.batches.on_device import read_file
 
-        return read_file(self._image_set, i)
+        return read_file(self.image_set, i)
 
 
+@dataclass(frozen=True, eq=False)
 class EvalBatches(Dataset):
     """Batches of test images by number; that of an unreadable image is its error.
 
@@ -286,26 +283,21 @@ class EvalBatches(Dataset):
         batch_size: B.
     """
 
-    def __init__(
-        self,
-        image_set: ImageSet,
-        preprocessing: Preprocessing,
-        indices: np.ndarray,
-        batch_size: int,
-    ) -> None:
-        self._image_set, self._preprocessing = image_set, preprocessing
-        self._indices, self._batch_size = indices, batch_size
+    image_set: ImageSet
+    preprocessing: Preprocessing
+    indices: np.ndarray
+    batch_size: int
 
     def __getitem__(self, number: int) -> Batch | ImageError:
-        start = number * self._batch_size
-        indices = self._indices[start : start + self._batch_size]
-        crop = TRANSFORMS[self._preprocessing.transform].test
-        size = self._preprocessing.crop_size
+        start = number * self.batch_size
+        indices = self.indices[start : start + self.batch_size]
+        crop = TRANSFORMS[self.preprocessing.transform].test
+        size = self.preprocessing.crop_size
         try:
-            crops = [crop(self._image_set.read_image(int(i)), size) for i in indices]
+            crops = [crop(self.image_set.read_image(int(i)), size) for i in indices]
         except ImageError as error:
             return error
-        return Batch(stack(crops), torch.from_numpy(self._image_set.labels[indices]), {})
+        return Batch(stack(crops), torch.from_numpy(self.image_set.labels[indices]), {})
 
 
 def stack(crops: Sequence[np.ndarray]) -> torch.Tensor:

@@ -73,10 +73,6 @@ class SeededSampler:
         """Check the labels, and note what is special about them."""
         raise NotImplementedError
 
-    def batch(self, step: int) -> np.ndarray:
-        """Return the image indices of this rank's share of global batch `step`."""
-        raise NotImplementedError
-
 
 class ShuffledSampler(SeededSampler):
     """Every image exactly once per epoch, in an order that is drawn anew for every epoch.
@@ -123,10 +119,7 @@ class ClassBlockSampler(SeededSampler):
         labels: (N,) integer labels of the training images.
         batch_size: images per step over all ranks, a multiple of K times world_size.
         samples_each_class: K, at least 2.
-        seed: this and what follows are those of `SeededSampler`.
-        rank: likewise.
-        world_size: likewise.
-        num_parts: likewise.
+        seed, rank, world_size, num_parts: those of `SeededSampler`.
 
     Raises:
         ValueError: K < 2, a batch that is not made of whole blocks, or fewer classes than P.

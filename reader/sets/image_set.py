@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -32,7 +33,7 @@ class ImageSet:
         class_names: label -> name, in label order.
         is_query: (N,) bool, images that search in the evaluation.
         is_gallery: (N,) bool, images that are searched.
-        images: (N, H, W, 3) uint8 RGB for data sets stored as arrays, else None.
+        images: N times (H, W, 3) uint8 RGB for images held in memory, else None.
         super_classes: label -> name of its super class, else None.
     """
 
@@ -43,7 +44,7 @@ class ImageSet:
     class_names: dict[int, str]
     is_query: np.ndarray
     is_gallery: np.ndarray
-    images: np.ndarray | None = None
+    images: Sequence[np.ndarray] | np.ndarray | None = None
     super_classes: dict[int, str] | None = None
 
     def __post_init__(self) -> None:

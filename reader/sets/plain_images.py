@@ -1,13 +1,17 @@
-"""A set of plain images without labels: one file, or all images below a folder."""
+"""Images without labels: one file, all images below a folder, or images in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from metric_learning.reader.sets.folders import walk_images
-from metric_learning.reader.sets.image_set import ImageSet
+from metric_learning.reader.sets.image_set import ImageSet, to_rgb
 
 
 def list_plain_images(path: str | Path) -> ImageSet:
@@ -28,13 +32,54 @@ def list_plain_images(path: str | Path) -> ImageSet:
     if not files:
         raise ValueError(f"no images below {root}: expected files such as .jpg or .png")
 
-    everywhere = np.ones(len(files), dtype=bool)
+    return unlabelled([str(file) for file in files])
+
+
+def unlabelled(names: list[str], images: Sequence[np.ndarray] | None = None) -> ImageSet:
+    """Return a set of images without labels.
+
+    Args:
+        names: N paths, or names of the `images`.
+        images: N times (H, W, 3) uint8 RGB, of any sizes; None: the names are paths.
+    """
+    everywhere = np.ones(len(names), dtype=bool)
     return ImageSet(
         name="images",
         split="test",
-        paths=[str(file) for file in files],
-        labels=np.full(len(files), -1, dtype=np.int64),
+        paths=names,
+        labels=np.full(len(names), -1, dtype=np.int64),
         class_names={},
         is_query=everywhere,
         is_gallery=everywhere,
+        images=images,
     )
+
+
+def is_one_image(images: Any) -> bool:
+    """Whether something is a path, a Pillow image or an array (H, W, 3), and not several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim == 3
+    return isinstance(images, str | PathLike | Image.Image)
+
+
+def image_set_of(images: Sequence[Any]) -> ImageSet:
+    """List paths, or images that are in memory.
+
+    Raises:
+        ValueError: there are both, or something else.
+    """
+    if all(isinstance(image, str | PathLike) for image in images):
+        return unlabelled([str(image) for image in images])
+
+    arrays = []
+    for number, image in enumerate(images):
+        array = to_rgb(image) if isinstance(image, Image.Image) else image
+        is_rgb = isinstance(array, np.ndarray) and array.ndim == 3 and array.shape[2] == 3
+        if not is_rgb or array.dtype != np.uint8:
+            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
+            raise ValueError(
+                f"image {number}: expected a path, a Pillow image or an array (H, W, 3) uint8, "
+                f"found {found}"
+            )
+        arrays.append(array)
+    return unlabelled([f"image {number}" for number in range(len(arrays))], arrays)

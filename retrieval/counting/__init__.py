@@ -2,5 +2,5 @@
 
 - thresholds: what is counted, for ranks and for verification, and the `Counter` that counts it.
 - choose: which counter serves a device. cpu: the compiled one. by_torch: that for all others.
-- bins: those in which verification counts. full_precision: torch's products without TF32.
+- bins: of similarities, for verification. full_precision: torch's products without TF32.
 """

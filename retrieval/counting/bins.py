@@ -13,7 +13,7 @@ FEW_BINS = 2**10  # where all similarities lie in fewer, they are counted again 
 
 @dataclass(frozen=True)
 class Bins:
-    """2^16 + 1 bins of the same width; what lies outside of them counts in the outer ones.
+    """2^16 + 1 bins of the same width; similarities outside of them count in the outer ones.
 
     Attributes:
         centre: middle of the middle bin.

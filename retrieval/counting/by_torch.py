@@ -134,7 +134,7 @@ class TorchCounter:
             undecided = (num_ahead != torch.searchsorted(low, similarities, right=True)).nonzero()
             num_reached = num_ahead
 
-            # What the error of float32 leaves undecided is decided in float64.
+            # Pairs that are undecided in float32 are decided in float64.
             if len(undecided) > MOST_UNDECIDED * similarities.numel():
                 block64 = _normalised(self.queries, self.query_norms, rows, torch.float64)
                 factors64 = _normalised(self.gallery, self.gallery_norms, columns, torch.float64)
@@ -163,7 +163,7 @@ class TorchCounter:
         num_ahead: Tensor,
         num_reached: Tensor,
     ) -> None:
-        """Set what the undecided pairs (P, 2) beat and reach, in float64."""
+        """Count the thresholds that the undecided pairs (P, 2) beat and reach, in float64."""
         exact = self._cosines(rows[undecided[:, 0]], columns[undecided[:, 1]])
         size = max(1, PAIR_ELEMENTS // thresholds.shape[1])
         parts = zip(torch.split(undecided, size), torch.split(exact, size), strict=True)

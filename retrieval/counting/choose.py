@@ -20,7 +20,7 @@ except (ImportError, RuntimeError) as error:  # no numba, or no folder for what 
 def choose_counter(
     queries: np.ndarray, gallery: np.ndarray | None, device: str | torch.device
 ) -> Counter:
-    """Return what counts similarities on a device.
+    """Return the counter of similarities for a device.
 
     Args:
         queries: (Q, D) float32 or float64.
@@ -30,9 +30,8 @@ def choose_counter(
     device = torch.device(device)
     if device.type == "cpu" and CpuCounter is not None:
         return CpuCounter(queries, gallery)
-    on_device = [
-        None if rows is None else torch.from_numpy(np.require(rows, requirements="W")).to(device)
-        for rows in (queries, gallery)  # a memory map, which may not be written to, is copied
-    ]
-    assert on_device[0] is not None
-    return TorchCounter(on_device[0], on_device[1])
+
+    def move(rows: np.ndarray) -> torch.Tensor:  # a memory map, which is not writable, is copied
+        return torch.from_numpy(np.require(rows, requirements="W")).to(device)
+
+    return TorchCounter(move(queries), None if gallery is None else move(gallery))

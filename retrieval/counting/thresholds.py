@@ -1,4 +1,4 @@
-"""What an exact rank is: the terms in which all ways of counting agree."""
+"""What is counted for ranks and for verification, in terms that all ways of counting share."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Counter(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Count the gallery images ahead of each threshold and level with it, (M,) int64 each.
 
-        Ahead is what is more similar by more than the tolerance. All gallery images count,
+        An image is ahead if it is more similar by more than the tolerance. All images count, the
         positives and the query itself included. Queries outside of the range have no thresholds.
         """
 

@@ -16,11 +16,9 @@ from torch import nn
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from metric_learning.engine.parallel.distributed import (
+from metric_learning.engine.parallel.collectives import (
     average,
     gather_batch,
-    join_world,
-    leave_world,
     over_all_ranks,
     wrap,
 )
@@ -28,8 +26,10 @@ from metric_learning.engine.parallel.sharded_head import (
     ShardedHead,
     build_sharded_loss,
     collect_state,
-    restore_state,
+    own_state,
 )
+from metric_learning.engine.parallel.world import join_world, leave_world
+from metric_learning.engine.train.optimizers import restore_optimizer
 from metric_learning.losses import PAIR_LOSSES, build_loss
 
 BATCH, INPUT, SIZE, CLASSES, STEPS = 36, 7, 5, 11, 5
@@ -127,7 +127,9 @@ def resumed(training, name, optimizer_name, world):
         dist.broadcast_object_list(state)
     again = start_head(name, optimizer_name, world, seed=9)
     again.network.load_state_dict(training.network.state_dict())
-    restore_state(again.criterion, again.optimizer, *state[0])
+    criterion, *own = own_state(again.criterion, again.optimizer, *state[0])
+    criterion.load_state_dict(own[0])
+    restore_optimizer(again.optimizer, own[1])
     return again
 
 

@@ -9,8 +9,8 @@ import torch
 import infer
 import train_pair
 from metric_learning.common.flags import parse_flags
+from metric_learning.engine.options.training import parse_pml_options
 from metric_learning.engine.run.checkpoints import load_checkpoint
-from metric_learning.engine.train.criterion import parse_pml_options
 
 SHORT = [
     *("--model=test_resnet", "--train_batch_size=8", "--lr=0.001"),
@@ -98,9 +98,12 @@ def test_pairs_are_drawn_for_the_siamese_loss(train):
     [
         (["--loss_name=eml", "--xbm_size=9"], "--xbm_size is not used by --loss_name=eml: "),
         (["--loss_name=pml:NCALoss", "--xbm_size=9"], "--xbm_size is not used by --loss_name=pml"),
-        (["--loss_name=supcon", "--xbm_start=9"], "--xbm_start is not used without --xbm_size"),
+        (["--loss_name=supcon", "--xbm_start=9"], "--xbm_start is not used (without --xbm_size)"),
         (["--loss_name=supcon", "--xbm_size=7"], "8 images does not fit a memory of 7"),
-        (["--loss_name=supcon", "--loss_options=a=1"], "--loss_options is not used by"),
+        (
+            ["--loss_name=supcon", "--loss_options=a=1"],
+            "--loss_options is not used (--loss_name=supcon has",
+        ),
         (["--loss_name=supcon", "--margin=1"], "--margin is not used by --loss_name=supcon"),
         (["--loss_name=triplet", "--samples_each_class=2"], "--samples_each_class is not used"),
         (["--loss_name=siamese", "--samples_each_class=2"], "--samples_each_class is not used"),
@@ -145,4 +148,4 @@ def test_options_of_the_peer_library_are_numbers():
 
 def test_ks_of_a_loss_are_a_list():
     flags = ["--loss_name=recall_surrogate", "--recall_ks=1,2"]
-    assert parse_flags("", train_pair.FLAGS, flags)[0].recall_ks == (1, 2)
+    assert parse_flags("", train_pair.FLAGS, flags).recall_ks == (1, 2)

@@ -3,22 +3,28 @@
 import platform
 import subprocess
 import sys
-from argparse import Namespace
 
 import pytest
 import torch
 
+from metric_learning.engine.parallel import devices
 from metric_learning.engine.parallel.devices import choose_device, keep_freed_memory
-from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.parallel.world import World
 
 
-def choose(device="auto", use_gpu=True, **world):
-    lines = []
-    chosen = choose_device(Namespace(device=device, use_gpu=use_gpu), lines.append, World(**world))
-    return chosen, lines
+@pytest.fixture
+def choose(monkeypatch):
+    """Choose a device; returns it and what was logged."""
+
+    def choose_and_log(device="auto", use_gpu=True, **world):
+        lines = []
+        monkeypatch.setattr(devices, "log", lines.append)
+        return choose_device(device, use_gpu, World(**world)), lines
+
+    return choose_and_log
 
 
-def test_the_cpu_is_taken_where_no_gpu_is_wanted_or_there_is_none(monkeypatch):
+def test_the_cpu_is_taken_where_no_gpu_is_wanted_or_there_is_none(choose, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose(use_gpu=False) == (torch.device("cpu"), [])
     assert choose("cpu", size=2) == (torch.device("cpu"), [])
@@ -26,18 +32,18 @@ def test_the_cpu_is_taken_where_no_gpu_is_wanted_or_there_is_none(monkeypatch):
     assert device == torch.device("cpu") and "finds no GPU here" in lines[0]
 
 
-def test_a_device_that_is_not_there_is_refused():
+def test_a_device_that_is_not_there_is_refused(choose):
     with pytest.raises(ValueError, match="--device=cuda:99 cannot be used here"):
         choose("cuda:99")
 
 
-def test_one_device_for_several_processes_is_refused():
+def test_one_device_for_several_processes_is_refused(choose):
     assert choose("cpu:0")[0] == torch.device("cpu:0")
     with pytest.raises(ValueError, match="--device=cpu:0 is one device for 2 processes"):
         choose("cpu:0", rank=1, size=2)
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
+def test_more_processes_than_gpus_are_refused(choose, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="expected a GPU per process, found 1 on this node"):

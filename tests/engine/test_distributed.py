@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import eval as eval_script
 import train_elem
 import train_pair
-from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.checkpoints import load_checkpoint
-from metric_learning.engine.train.setup import check_batch_norm, synchronise_batch_norm
+from metric_learning.engine.train.start import check_batch_norm, synchronise_batch_norm
 from metric_learning.models import build_model
 
 SCRIPTS = {script: Path(script.__file__) for script in (train_elem, train_pair)}
@@ -137,12 +136,11 @@ def test_batch_norm_is_synchronised_on_several_gpus_only():
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     assert norms and all(isinstance(module, torch.nn.SyncBatchNorm) for module in norms)
     assert list(model.state_dict()) == names and torch.equal(model(images), embeddings)
-    args = Namespace(freeze_bn=False, sync_bn=True, model="linear")
-    with pytest.raises(ValueError, match="--sync_bn is not used: linear has no batch norm"):
-        check_batch_norm(args, build_model("test_vit"))
-    args = Namespace(freeze_bn=True, sync_bn=False, model="linear")
+    with pytest.raises(ValueError, match="--sync_bn is not used: test_vit has no batch norm"):
+        check_batch_norm(build_model("test_vit"), freeze_bn=False, sync_bn=True)
     with pytest.raises(ValueError, match="--freeze_bn is not used"):
-        check_batch_norm(args, build_model("test_vit", feature_norm="bnneck"))
+        vit = build_model("test_vit", feature_norm="bnneck")
+        check_batch_norm(vit, freeze_bn=True, sync_bn=False)
 
 
 LEAVE_AT_ONCE = f"""
@@ -153,7 +151,8 @@ sys.setswitchinterval(10)  # seconds for which no other thread gets the interpre
 
 import torch
 
-from metric_learning.engine.parallel.distributed import gather_batch, join_world, leave_world, wrap
+from metric_learning.engine.parallel.collectives import gather_batch, wrap
+from metric_learning.engine.parallel.world import join_world, leave_world
 
 world = join_world()
 module = wrap(torch.nn.Linear(1, 1), world, torch.device("cpu"))

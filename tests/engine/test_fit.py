@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 import eval as eval_script
 import train_elem
 import train_pair
-from metric_learning.engine.evaluate.classification import classes_ahead
 from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.engine.train.stages import elem_loss, pair_loss
+from metric_learning.losses import build_loss
+from metric_learning.losses.functional import classes_ahead
 
 STAGES = {
     "elem": (train_elem, ["--loss_name=arcmargin", "--train_batch_size=8", "--lr=0.01"]),
@@ -121,16 +123,16 @@ def test_pair_line_has_the_batch_recall(toy_flags, tmp_path):
 
 def test_batch_recall_is_that_of_the_nearest_other_row():
     embeddings = torch.tensor([[1.0, 0], [2.0, 0.1], [0, 1], [0.1, -1]])
-    criterion = train_pair.PAIR_LOSSES["eml"]()
-    figures = train_pair.compute_loss(criterion, embeddings, torch.tensor([0, 0, 1, 1]))[1]
+    criterion = build_loss("eml")
+    figures = pair_loss(criterion, embeddings, torch.tensor([0, 0, 1, 1]))[1]
     assert figures["recall"].item() == 0.5
 
 
 def test_accuracy_is_taken_from_the_margined_logits():
-    criterion = train_elem.ELEM_LOSSES["arcmargin"](3, 2, arc_margin=1.0)
+    criterion = build_loss("arcmargin", class_dim=3, embedding_size=2, arc_margin=1.0)
     criterion.weight.data.copy_(torch.tensor([[1.0, 0], [0, 1], [-1, 0]]))
     embeddings = torch.tensor([[1.0, 0.9], [-1, 0.1]])
-    figures = train_elem.compute_loss(criterion, embeddings, torch.tensor([0, 2]))[1]
+    figures = elem_loss(criterion, embeddings, torch.tensor([0, 2]))[1]
     assert figures["acc1"].item() == 0.5 and figures["acc5"].item() == 1.0
 
 

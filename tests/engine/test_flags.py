@@ -7,7 +7,9 @@ import infer
 import train_elem
 import train_pair
 from metric_learning.common.flags import Flag, parse_flags, positive
-from metric_learning.engine.options.training_flags import options_of_loss
+from metric_learning.engine.options.training import settle
+from metric_learning.engine.parallel.world import World
+from metric_learning.reader import load_image_set
 
 SCRIPTS = {"elem": train_elem, "pair": train_pair, "eval": eval_script, "infer": infer}
 
@@ -59,9 +61,9 @@ def parse(script, *argv):
     ],
 )
 def test_defaults_are_the_reference_s(script, expected):
-    args, given = parse(script)
-    assert {name: getattr(args, name) for name in expected} == expected
-    assert not given
+    flags = parse(script)
+    assert {name: getattr(flags, name) for name in expected} == expected
+    assert not flags.given
 
 
 FOLDER = Flag("folder", str, None, "the folder to read")
@@ -79,8 +81,8 @@ FOLDER = Flag("folder", str, None, "the folder to read")
 )
 def test_a_positional_may_stand_anywhere_or_be_left_out(argv, expected):
     flags = (Flag("batch_size", positive, 10, "images per batch"),)
-    args, given = parse_flags("", flags, argv, FOLDER)
-    assert (args.folder, args.batch_size, given) == expected
+    found = parse_flags("", flags, argv, FOLDER)
+    assert (found.folder, found.batch_size, found.given) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,17 +104,17 @@ def test_help_shows_the_positional(capsys):
 
 @pytest.mark.parametrize("word", ["False", "false", "no", "off", "0", "NO"])
 def test_words_for_false(word):
-    assert parse("eval", f"--use_gpu={word}")[0].use_gpu is False
+    assert parse("eval", f"--use_gpu={word}").use_gpu is False
 
 
 @pytest.mark.parametrize("word", ["True", "yes", "on", "1"])
 def test_words_for_true(word):
-    assert parse("eval", "--use_gpu", word)[0].use_gpu is True
+    assert parse("eval", "--use_gpu", word).use_gpu is True
 
 
 def test_a_blank_behind_a_backslash_is_ignored():
-    args, given = parse("infer", "--batch_size=1", " ")
-    assert args.batch_size == 1 and given == {"batch_size"}
+    flags = parse("infer", "--batch_size=1", " ")
+    assert flags.batch_size == 1 and flags.given == {"batch_size"}
 
 
 @pytest.mark.parametrize(
@@ -147,16 +149,17 @@ def test_an_unknown_loss_lists_the_known_ones(capsys):
 def test_config_file_gives_flags_and_the_command_line_wins(tmp_path):
     config = tmp_path / "recipe.yaml"
     config.write_text("lr: 0.5\nlr_steps: [3, 4]\nuse_gpu: no\nrun_name: null\nloss_name: eml\n")
-    args, given = parse("pair", f"--config={config}", "--lr=0.25")
-    assert (args.lr, args.lr_steps, args.use_gpu, args.loss_name) == (0.25, (3, 4), False, "eml")
-    assert given == {"lr", "lr_steps", "use_gpu", "loss_name", "config"}
+    flags = parse("pair", f"--config={config}", "--lr=0.25")
+    values = flags.lr, flags.lr_steps, flags.use_gpu, flags.loss_name
+    assert values == (0.25, (3, 4), False, "eml")
+    assert flags.given == {"lr", "lr_steps", "use_gpu", "loss_name", "config"}
 
 
 def test_the_command_line_replaces_the_alternative_of_a_config(tmp_path):
     config = tmp_path / "recipe.yaml"
     config.write_text("num_epochs: 5\n")
-    args, given = parse("elem", f"--config={config}", "--total_iter_num=3")
-    assert given == {"total_iter_num", "config"} and args.num_epochs is None
+    flags = parse("elem", f"--config={config}", "--total_iter_num=3")
+    assert flags.given == {"total_iter_num", "config"} and flags.num_epochs is None
 
 
 @pytest.mark.parametrize(
@@ -174,16 +177,26 @@ def test_a_wrong_config_is_an_error(tmp_path, text, message):
         parse("pair", f"--config={config}")
 
 
-def test_a_flag_of_another_loss_is_refused():
-    args, given = parse("pair", "--loss_name=eml", "--margin=0.3")
+@pytest.fixture
+def settled(toy_tree):
+    """Settle the options of a training on the toy tree from its flags."""
+
+    def settle_flags(script, *argv):
+        flags = parse(script, "--use_gpu=False", *argv)
+        return settle(flags, load_image_set("folder", toy_tree, "train"), World())
+
+    return settle_flags
+
+
+def test_a_flag_of_another_loss_is_refused(settled):
     with pytest.raises(ValueError, match="--margin is not used by --loss_name=eml"):
-        options_of_loss(args, given)
+        settled("pair", "--loss_name=eml", "--margin=0.3")
 
 
-def test_options_not_given_are_the_loss_s_own():
-    args, given = parse("elem", "--loss_name=arcmargin", "--arc_margin=0.3")
+def test_options_not_given_are_the_loss_s_own(settled):
+    options = settled("elem", "--loss_name=arcmargin", "--arc_margin=0.3")
     expected = {"arc_scale": 80.0, "arc_margin": 0.3, "arc_easy_margin": False}
-    assert options_of_loss(args, given) == expected
+    assert options.loss.options == expected
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -206,4 +219,4 @@ def test_a_flag_that_repeats_lists_its_values(tmp_path):
         ([f"--config={tmp_path / 'two.yaml'}"], ["a, b", "c"]),
         ([f"--config={tmp_path / 'two.yaml'}", "--word=d"], ["d"]),
     ):
-        assert parse_flags(None, flags, argv)[0].word == expected
+        assert parse_flags(None, flags, argv).word == expected

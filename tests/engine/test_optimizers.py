@@ -7,13 +7,18 @@ from torch import nn
 
 import train_elem
 from metric_learning.common.flags import parse_flags
-from metric_learning.engine.train.optimizers import build_optimizer, check_optimizer_flags
-from metric_learning.engine.train.schedules import learning_rate, set_learning_rate
+from metric_learning.engine.options.parts import OptimizerOptions, ScheduleOptions, pick
+from metric_learning.engine.options.training import settle
+from metric_learning.engine.parallel.world import World
+from metric_learning.engine.train.optimizers import build_optimizer
+from metric_learning.engine.train.train import rate_at, set_rate
 from metric_learning.losses import build_loss
+from metric_learning.reader import load_image_set
 
 
-def flags(*argv):
-    return parse_flags("", train_elem.FLAGS, ["--lr=0.1", "--lr_steps=2,4", *argv])[0]
+def options(*argv, part=OptimizerOptions):
+    flags = parse_flags("", train_elem.FLAGS, ["--lr=0.1", "--lr_steps=2,4", *argv])
+    return pick(part, flags)
 
 
 def numpy_trajectory(weights, bias, features, labels, num_steps):
@@ -39,9 +44,9 @@ def test_five_updates_are_the_reference_s():
     features, labels = rng.normal(size=(12, 5)), rng.integers(0, 3, 12)
     criterion = build_loss("softmax", class_dim=3, embedding_size=5).double()
     start = [parameter.detach().numpy().copy() for parameter in criterion.parameters()]
-    optimizer = build_optimizer(nn.Identity(), nn.Identity(), criterion, flags())
+    optimizer = build_optimizer(nn.Identity(), nn.Identity(), criterion, options())
     for step in range(5):
-        set_learning_rate(optimizer, learning_rate(flags(), step))
+        set_rate(optimizer, rate_at(options(part=ScheduleOptions), step))
         optimizer.zero_grad()
         criterion(torch.tensor(features), torch.tensor(labels))[0].backward()
         optimizer.step()
@@ -53,8 +58,8 @@ def test_five_updates_are_the_reference_s():
 def test_every_parameter_is_trained_once_and_heads_at_their_own_rate():
     model = nn.ModuleDict({"trunk": nn.Linear(4, 3), "embedding": nn.Linear(3, 2)})
     criterion = build_loss("arcmargin", class_dim=5, embedding_size=2)
-    optimizer = build_optimizer(model, model["embedding"], criterion, flags("--lr_head_mult=10"))
-    set_learning_rate(optimizer, 0.02)
+    optimizer = build_optimizer(model, model["embedding"], criterion, options("--lr_head_mult=10"))
+    set_rate(optimizer, 0.02)
     rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert len(rate_of) == sum(len(group["params"]) for group in optimizer.param_groups) == 5
     assert rate_of[id(model["trunk"].weight)] == 0.02
@@ -64,16 +69,16 @@ def test_every_parameter_is_trained_once_and_heads_at_their_own_rate():
 def test_a_head_rate_without_a_head_is_an_error():
     with pytest.raises(ValueError, match="--lr_head_mult is not used"):
         build_optimizer(
-            nn.Linear(2, 2), nn.Identity(), build_loss("eml"), flags("--lr_head_mult=10")
+            nn.Linear(2, 2), nn.Identity(), build_loss("eml"), options("--lr_head_mult=10")
         )
 
 
 def test_weights_of_the_loss_may_have_a_rate_of_their_own():
     model = nn.ModuleDict({"trunk": nn.Linear(4, 3), "embedding": nn.Linear(3, 2)})
     criterion = build_loss("arcmargin", class_dim=5, embedding_size=2)
-    args = flags("--lr_head_mult=10", "--lr_loss_mult=100")
-    optimizer = build_optimizer(model, model["embedding"], criterion, args)
-    set_learning_rate(optimizer, 0.02)
+    chosen = options("--lr_head_mult=10", "--lr_loss_mult=100")
+    optimizer = build_optimizer(model, model["embedding"], criterion, chosen)
+    set_rate(optimizer, 0.02)
     rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rate_of[id(model["embedding"].weight)] == pytest.approx(0.2)
     assert rate_of[id(criterion.weight)] == pytest.approx(2.0)
@@ -82,8 +87,8 @@ def test_weights_of_the_loss_may_have_a_rate_of_their_own():
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_norms_and_biases_may_be_left_out_of_weight_decay(name):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    args = flags(f"--optimizer={name}", "--decay_norm_and_bias=False", "--weight_decay=0.01")
-    optimizer = build_optimizer(model, nn.Identity(), build_loss("eml"), args)
+    chosen = options(f"--optimizer={name}", "--decay_norm_and_bias=False", "--weight_decay=0.01")
+    optimizer = build_optimizer(model, nn.Identity(), build_loss("eml"), chosen)
     decay_of = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
@@ -94,26 +99,26 @@ def test_norms_and_biases_may_be_left_out_of_weight_decay(name):
 
 
 def test_nesterov_and_momentum_reach_sgd():
-    args = flags("--nesterov=True", "--momentum=0.99")
-    optimizer = build_optimizer(nn.Linear(2, 2), nn.Identity(), build_loss("eml"), args)
+    chosen = options("--nesterov=True", "--momentum=0.99")
+    optimizer = build_optimizer(nn.Linear(2, 2), nn.Identity(), build_loss("eml"), chosen)
     assert optimizer.defaults["nesterov"] and optimizer.defaults["momentum"] == 0.99
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--optimizer=adam", "--momentum=0.5"], "--momentum is not used by --optimizer=adam"),
-        (["--optimizer=adamw", "--nesterov=True"], "--nesterov is not used by --optimizer=adamw"),
+        (["--optimizer=adam", "--momentum=0.5"], r"--momentum is not used \(--optimizer=adam\)"),
+        (["--optimizer=adamw", "--nesterov=True"], r"--nesterov is not used \(--optimizer=adamw\)"),
         (["--nesterov=True", "--momentum=0"], "--nesterov needs a --momentum above 0"),
     ],
 )
-def test_flags_that_the_optimizer_does_not_use_are_refused(argv, message):
-    args, given = parse_flags("", train_elem.FLAGS, argv)
+def test_flags_that_the_optimizer_does_not_use_are_refused(argv, message, toy_tree):
+    flags = parse_flags("", train_elem.FLAGS, argv)
     with pytest.raises(ValueError, match=message):
-        check_optimizer_flags(args, given)
+        settle(flags, load_image_set("folder", toy_tree, "train"), World())
 
 
 def test_a_rate_for_weights_that_the_loss_lacks_is_an_error():
-    args = flags("--lr_loss_mult=2")
+    chosen = options("--lr_loss_mult=2")
     with pytest.raises(ValueError, match="--lr_loss_mult is not used"):
-        build_optimizer(nn.Linear(2, 2), nn.Identity(), build_loss("eml"), args)
+        build_optimizer(nn.Linear(2, 2), nn.Identity(), build_loss("eml"), chosen)

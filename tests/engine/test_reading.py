@@ -9,7 +9,7 @@ import torch
 import train_elem
 import train_pair
 from metric_learning.engine.run.checkpoints import load_checkpoint
-from metric_learning.engine.train.reading import BrokenImages
+from metric_learning.engine.train.images import BrokenImages
 from metric_learning.reader import ImageError, ImageSet
 
 PAIR = ["--loss_name=eml", "--train_batch_size=8", "--lr=0.001", "--total_iter_num=4"]
@@ -102,11 +102,11 @@ def test_a_broken_test_image_is_an_error_all_the_same(train, toy_tree, tmp_path,
 
 def test_broken_images_are_counted_by_path():
     everything = np.ones(100, bool)
-    index = ImageSet(
+    image_set = ImageSet(
         "toy", "train", ["p"] * 100, np.zeros(100, np.int64), {}, everything, everything
     )
     lines = []
-    broken = BrokenImages(index, lines.append)
+    broken = BrokenImages(image_set, lines.append)
     for _ in range(3):
         broken.add({f"{i}.png": f"cannot read image {i}.png" for i in range(5)})
     assert len(lines) == 5

@@ -1,11 +1,11 @@
 """The run folder: one writer, records that no step has twice, files that cannot be written."""
 
 import json
-from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 
-from metric_learning.engine.run.folder import Run
+from metric_learning.engine.run.run_folder import RunFolder
 
 RECORDS = [("train", 1), ("test", 1), ("train", 2), ("test", 2), ("train", 3)]
 
@@ -27,7 +27,7 @@ def records(folder):
 )
 def test_no_record_is_written_twice(tmp_path, torn, step, tested, kept):
     write_records(tmp_path / "run", torn)
-    with Run(tmp_path / "run", Namespace(), step=step, tested=tested) as run:
+    with RunFolder(tmp_path / "run", {}, step=step, tested=tested) as run:
         run.record("train", 10, loss=1.0)
     assert records(tmp_path / "run") == [*RECORDS[:kept], ("train", 10)]
 
@@ -35,13 +35,13 @@ def test_no_record_is_written_twice(tmp_path, torn, step, tested, kept):
 def test_two_processes_never_write_to_one_folder(start, tiny_flags, tmp_path):
     folder = tmp_path / "run"
     leftover = folder / ".last.pt.1.tmp"
-    with Run(folder, Namespace()):
+    with RunFolder(folder, {}):
         leftover.touch()
         other = start(*tiny_flags, "--run_name=run", "--checkpoint=auto")
         assert other.wait() == 2
         assert f"another process writes to {folder}: wait for its end" in other.output
         assert leftover.exists()
-    with Run(folder, Namespace()):
+    with RunFolder(folder, {}):
         assert not leftover.exists()
 
 
@@ -58,8 +58,8 @@ def fail(*_):
     ],
 )
 def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, name, attribute, method):
-    with pytest.raises(OSError) as error, Run(tmp_path, Namespace()) as run:
-        monkeypatch.setattr(run, attribute, Namespace(**{method: fail, "close": fail}))
+    with pytest.raises(OSError) as error, RunFolder(tmp_path, {}) as run:
+        monkeypatch.setattr(run, attribute, SimpleNamespace(**{method: fail, "close": fail}))
         run.log("line")
         run.record("train", 1, loss=0.5)
     assert error.value.filename == str(tmp_path / name)

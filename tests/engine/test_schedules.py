@@ -1,13 +1,12 @@
 """Learning rates by step."""
 
-from argparse import Namespace
-
 import pytest
 
-from metric_learning.engine.train.schedules import learning_rate
+from metric_learning.engine.options.parts import ScheduleOptions
+from metric_learning.engine.train.train import rate_at
 
 
-def flags(**values):
+def schedule(**values):
     defaults = {
         "lr": 0.1,
         "lr_strategy": "piecewise_decay",
@@ -15,11 +14,11 @@ def flags(**values):
         "warmup_iter_num": 0,
         "total_iter_num": 10,
     }
-    return Namespace(**defaults | values)
+    return ScheduleOptions(**defaults | values)
 
 
 def rates_of(steps, **values):
-    return [learning_rate(flags(**values), step) for step in steps]
+    return [rate_at(schedule(**values), step) for step in steps]
 
 
 def test_piecewise_decay_divides_by_ten_at_each_step():

@@ -4,8 +4,8 @@ import pytest
 import small_training
 import torch
 
-from metric_learning.engine.parallel.distributed import World
 from metric_learning.engine.parallel.sharded_head import build_sharded_loss
+from metric_learning.engine.parallel.world import World
 from metric_learning.losses import ELEM_LOSSES, SplittableLoss, build_loss
 
 

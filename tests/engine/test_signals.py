@@ -9,10 +9,11 @@ import pytest
 from test_fit import parts_equal
 
 import train_elem
-from metric_learning.engine.embed import inference
-from metric_learning.engine.parallel.distributed import World
+from metric_learning.engine.embed import embedding
+from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.checkpoints import load_checkpoint
 from metric_learning.engine.run.signals import SIGNALS, Stopped, StopRequest, noted_signals
+from metric_learning.engine.train import stages
 
 
 @pytest.fixture
@@ -36,14 +37,14 @@ def test_a_test_is_broken_off_and_made_up_for(train, monkeypatch, tmp_path):
     whole = train("whole")
     batches = []
 
-    def extract(model, loader, *rest):
+    def watched(model, loader, *rest):
         kill_self(signal.SIGTERM)
         batches.append(iterations := [])
         return original(model, Watched(loader, iterations), *rest)
 
-    original = inference.extract
+    original = embedding.iterate_embeddings
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "extract", extract)
+        patch.setattr(embedding, "iterate_embeddings", watched)
         folder = train("run")
     assert [len(iterations) for iterations in batches] == [1]
     assert load_checkpoint(folder / "last.pt")["step"] == 2
@@ -63,6 +64,9 @@ class Watched:
     def __init__(self, loader, noted):
         self.loader, self.noted = loader, noted
 
+    def __len__(self):
+        return len(self.loader)
+
     def __iter__(self):
         for batch in self.loader:
             self.noted.append(batch)
@@ -74,17 +78,17 @@ def kinds(folder):
 
 
 def interrupt(monkeypatch, name, *numbers):
-    """Send signals to this process when the training script calls its function `name`."""
-    original = getattr(train_elem, name)
+    """Send signals to this process when the stage's function `name` is called."""
+    original = getattr(stages.ELEM, name)
 
     def interrupted(*args):
         kill_self(*numbers)
         return original(*args)
 
-    monkeypatch.setattr(train_elem, name, interrupted)
+    monkeypatch.setattr(stages, "ELEM", stages.ELEM._replace(**{name: interrupted}))
 
 
-@pytest.mark.parametrize(("name", "step"), [("make_sampler", 0), ("compute_loss", 1)])
+@pytest.mark.parametrize(("name", "step"), [("make_sampler", 0), ("loss", 1)])
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
 def test_a_signal_stops_before_the_next_step(train, monkeypatch, name, step, numbers):
     handlers = [signal.getsignal(number) for number in SIGNALS]
@@ -103,7 +107,7 @@ def test_a_signal_stops_before_the_next_step(train, monkeypatch, name, step, num
 
 
 def test_without_auto_the_line_names_the_checkpoint(tiny_flags, monkeypatch):
-    interrupt(monkeypatch, "compute_loss", signal.SIGINT)
+    interrupt(monkeypatch, "loss", signal.SIGINT)
     folder = train_elem.main([*tiny_flags, "--total_iter_num=4", "--test_iter_step=0"])
     last_line = (folder / "log.txt").read_text().splitlines()[-1]
     assert last_line.endswith(
@@ -112,7 +116,7 @@ def test_without_auto_the_line_names_the_checkpoint(tiny_flags, monkeypatch):
 
 
 def test_a_second_interrupt_stops_at_once(train, monkeypatch, tmp_path, capsys):
-    interrupt(monkeypatch, "compute_loss", signal.SIGINT, signal.SIGINT)
+    interrupt(monkeypatch, "loss", signal.SIGINT, signal.SIGINT)
     with pytest.raises(SystemExit) as stop:
         train("run")
     assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
@@ -124,7 +128,7 @@ def test_in_another_thread_the_handlers_stay():
 
     def note():
         with noted_signals(World()) as request:
-            assert not request.is_asked()
+            assert not request.received
             inside.extend(signal.getsignal(number) for number in SIGNALS)
 
     inside = []

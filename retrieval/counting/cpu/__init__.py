@@ -5,5 +5,5 @@
 - kernels: the loops that compare a tile with thresholds; many_positives: those for queries with
   many of them. histogram: the loops that count the similarities of negative pairs in bins.
 - vectors: embeddings and tiles as these loops see them. instructions: vector instructions for them.
-  jit: how they are compiled, and where what is compiled is kept.
+  jit: how they are compiled, and where the result is kept.
 """

@@ -93,7 +93,7 @@ class CpuCounter:
 
 
 def is_mapped(array: np.ndarray) -> bool:
-    """Whether an array, or what it is a view of, lies in a memory-mapped file."""
+    """Whether an array, or the one that it is a view of, lies in a memory-mapped file."""
     owner: Any = array
     while isinstance(owner, np.ndarray):
         if isinstance(owner, np.memmap):

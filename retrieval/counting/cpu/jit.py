@@ -18,7 +18,7 @@ SETTINGS: Any = numba.config
 
 @cache
 def _cache_folder() -> str:
-    """Folder of what is compiled, named after the source of all loops.
+    """Folder of the compiled loops, named after the source of all of them.
 
     numba looks only at the file of the function that it loads, not at those that it calls.
     """

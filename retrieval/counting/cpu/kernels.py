@@ -44,9 +44,9 @@ def _decide(q, g, p, queries, gallery, thresholds, counts):
 
 @kernel
 def _bounds_of(p, thresholds, margin, is_exact):
-    """What reaches the high bound is ahead, what only reaches the low one is undecided.
+    """Two bounds: a similarity that reaches the high one is ahead, the low one alone undecided.
 
-    With exact similarities what only reaches the low one is level.
+    With exact similarities one that reaches the low bound alone is level.
     """
     threshold, tolerance = thresholds.cosines[p], thresholds.tolerance
     if is_exact:
@@ -159,7 +159,7 @@ def count_tile(tile, queries, gallery, thresholds, guides, is_two_sided, counts)
         is_two_sided: in self-retrieval, the columns are queries too.
         counts: ahead (M,) and level (M,), added to.
     """
-    is_exact = tile.error == 0.0  # else what comes this near to a threshold is decided in float64
+    is_exact = tile.error == 0.0  # else similarities near a threshold are decided in float64
     margin = thresholds.tolerance + tile.error
     column_queries = gallery.order[tile.column : tile.column + tile.width * is_two_sided]
     row_bounds = np.empty(2, tile.values.dtype)

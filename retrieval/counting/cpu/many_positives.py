@@ -1,7 +1,7 @@
 """Counting for queries with many positives: each similarity is looked up among their thresholds.
 
 The thresholds of a query are cut into as many bins of equal width as there are thresholds, and a
-guide says where each bin begins: what is left to search is about one threshold, not all of them.
+guide says where each bin begins: about one threshold is left to search, not all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from metric_learning.retrieval.counting.cpu.jit import kernel
 from metric_learning.retrieval.counting.cpu.vectors import cosine
 
 MANY = 128  # queries with more positives are counted here
-LEAST_WIDTH = 1e-12  # of what is cut into bins: the number of bins in 1 stays finite
+LEAST_WIDTH = 1e-12  # of the range that is cut into bins: the number of bins in 1 stays finite
 
 
 class Guides(NamedTuple):

@@ -44,11 +44,11 @@ class Product(Protocol):
         """Normalise vectors start..stop, in order, and write them to such memory.
 
         Returns:
-            Greatest Euclidean distance of what was written from one of them.
+            Greatest Euclidean distance of a vector from its written form.
         """
 
     def multiply(self, rows: Any, columns: Any, height: int, width: int, out: np.ndarray) -> None:
-        """Write height x width cosines to `out` (2-D); what the grain adds has no meaning."""
+        """Write height x width cosines to `out` (2-D); those that the grain adds mean nothing."""
 
     def rounding_error(self, dim: int) -> float:
         """Bound the error of a product of two vectors that `fill` wrote."""
@@ -130,7 +130,7 @@ def ladder() -> tuple[Product, ...]:
 
 
 def _seconds(product: Product) -> float:
-    """Time a tile; infinite where an error is above what is accounted for."""
+    """Time a tile; infinite where an error exceeds its bound."""
     rng = np.random.default_rng(0)
     sides = [prepare(rng.standard_normal((TIMED_ROWS, TIMED_DIM), np.float32)) for _ in range(2)]
     factors = [product.room(TIMED_ROWS, TIMED_DIM) for _ in sides]

@@ -33,7 +33,7 @@ class Rounded(NamedTuple):
 
     Attributes:
         panels: (panels, pairs, LANES) int32, each of them a pair of int16 of one vector.
-        units: (N,) float32, what 1 stands for in each vector.
+        units: (N,) float32, the value of an integer 1 in each vector.
     """
 
     panels: np.ndarray
@@ -65,7 +65,7 @@ class Int16Product:
         _multiply(rows, columns, height, width, out)
 
     def rounding_error(self, dim: int) -> float:
-        """See Product; sums are exact, what is rounded is their scaling."""
+        """See Product; sums are exact, only their scaling is rounded."""
         return rounding_error(0, np.float32)
 
 

@@ -60,7 +60,7 @@ def for_each_tile(
         query_range: first query and the one behind the last.
         make_visitor: called once per thread.
         share: of the tiles that this process computes.
-        choose_products: returns what computes a tile, from fast to exact; it may time them.
+        choose_products: returns ways to compute a tile, from fast to exact; it may time them.
     """
     columns = queries if gallery is None else gallery
     start, stop = query_range
@@ -96,7 +96,7 @@ def for_each_tile(
 
 
 class Workspace:
-    """What one thread needs to compute tiles."""
+    """The memory in which one thread computes tiles."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from metric_learning.retrieval.counting.cpu.jit import any_order, kernel
 
 
 class Vectors(NamedTuple):
-    """Embeddings with what is needed to walk over them.
+    """Embeddings, their norms, and an order to walk over them.
 
     Attributes:
         rows: (N, D) float32 or float64.

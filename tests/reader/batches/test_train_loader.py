@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision.transforms.v2 import functional
 
 from metric_learning.reader.batches.loader import (
+    Batch,
     Reading,
     check_broken,
     normalise,
@@ -133,6 +135,15 @@ def test_files_are_decoded_where_the_batch_goes(image_set):
     assert sum(path is not None for path in batches[0].images.jpegs) == 16
     for images, wanted in zip(inputs_of(batches), expected, strict=True):
         np.testing.assert_array_equal(images, wanted)
+
+
+@pytest.mark.parametrize("hand_over", ["crops", "images"])
+def test_pinned_batches_hold_the_same(image_set, monkeypatch, hand_over):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # without a GPU
+    batches = load(image_set, ShuffledSampler(image_set.labels, 8), Reading(hand_over), end=1)
+    pinned = [pin_memory(batch) for batch in batches]
+    assert isinstance(pinned[0], Batch) and pinned[0].images is not batches[0].images
+    assert torch.equal(*inputs_of(batches), *inputs_of(pinned))
 
 
 def keep_head(path):

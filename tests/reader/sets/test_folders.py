@@ -1,6 +1,8 @@
 import pytest
 
+from metric_learning import reader
 from metric_learning.reader import load_image_set
+from metric_learning.reader.sets.folders import walk_images
 
 
 def write_tree(root, draw, classes, images_per_class=2):
@@ -77,3 +79,21 @@ def test_omniglot_alphabets_split(tmp_path, draw):
 def test_omniglot_in_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="omniglot: no images_background/ALPHABET"):
         load_image_set("omniglot", tmp_path, "train")
+
+
+def test_the_walk_goes_so_many_levels_down_and_leaves_out_what_is_hidden(tmp_path, draw):
+    names = ("b/0.png", "b/c/1.JPG", "b c/0.png", "a.png", ".x/0.png", "b/.0.png", "b/n.txt")
+    for name in names:
+        draw((tmp_path / name).with_suffix(".png")).rename(tmp_path / name)
+    (tmp_path / "linked").symlink_to(tmp_path / "b")
+    found = walk_images(tmp_path)
+    assert list(found) == ["", "b", "b/c", "b c", "linked", "linked/c"]
+    assert found["b/c"] == [str(tmp_path / "b/c/1.JPG")]
+    assert list(walk_images(tmp_path, 0)) == [""]
+    assert list(walk_images(tmp_path, 1)) == ["", "b", "b c", "linked"]
+    with pytest.raises(FileNotFoundError):
+        walk_images(tmp_path / "gone")
+
+
+def test_the_former_name_opens_the_same():
+    assert reader.load_index is load_image_set

@@ -2,42 +2,39 @@
 
 import pytest
 import torch
-from metric_learning.engine.parallel.distributed import World
-from metric_learning.engine.train.setup import set_up
-from metric_learning.engine.train.update import Updater, seed_draws, spread_of
+from conftest import build_run
 from torch import nn
 
 import train_elem
 import train_pair
-from metric_learning.common.flags import parse_flags
+from metric_learning.engine.train import stages
 from metric_learning.engine.train.optimizers import build_optimizer
+from metric_learning.engine.train.step import Step, seed_draws, spread_of
+from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES
 from metric_learning.reader.batches.loader import to_inputs, train_loader
 
-SCRIPTS = {name: train_elem for name in train_elem.ELEM_LOSSES} | {
-    name: train_pair for name in train_pair.PAIR_LOSSES
-}
+LOSSES = (*ELEM_LOSSES, *PAIR_LOSSES)
+
+
+def stage_loss_of(loss_name):
+    return (stages.ELEM if loss_name in ELEM_LOSSES else stages.PAIR).loss
 
 
 @pytest.fixture
 def training_of(toy_flags):
     """Build the training of a small ResNet on the toy tree, batches of 12, from its flags."""
 
-    def build(loss_name, *flags):
-        script = SCRIPTS[loss_name]
-        args, given = parse_flags(
-            "",
-            script.FLAGS,
-            [*toy_flags, "--model=test_resnet", f"--loss_name={loss_name}", "--lr=0.05"]
-            + ["--train_batch_size=12", "--total_iter_num=9", "--test_iter_step=0", *flags],
-        )
-        return set_up(args, given, script.make_sampler, World())
+    def build(loss_name, *more):
+        argv = [*toy_flags, "--model=test_resnet", f"--loss_name={loss_name}", "--lr=0.05"]
+        argv += ["--train_batch_size=12", "--total_iter_num=9", "--test_iter_step=0", *more]
+        return build_run(train_elem if loss_name in ELEM_LOSSES else train_pair, argv)
 
     return build
 
 
 def batches_of(training, num_steps):
     return train_loader(
-        training.train_index,
+        training.train_set,
         training.sampler,
         training.preprocessing,
         start_step=0,
@@ -49,27 +46,38 @@ def batches_of(training, num_steps):
 
 
 def inputs_of(training, batch):
-    return to_inputs(batch, training.preprocessing, training.device), batch.labels
+    return to_inputs(batch, training.preprocessing, torch.device("cpu")), batch.labels
+
+
+def step_of(training, stage_loss=None):
+    """Return what updates the weights of a training."""
+    options = training.options
+    return Step(
+        training.learner,
+        stage_loss or stage_loss_of(options.loss.loss_name),
+        training.preprocessing,
+        options.batches,
+        options.machine,
+        options.optimizer.clip_grad_norm,
+    )
 
 
 def run(training, num_steps=2):
-    """Make some updates and return their outcomes."""
-    training.model.train()
-    if training.args.freeze_bn:
-        training.model.eval()
-    compute_loss = SCRIPTS[training.args.loss_name].compute_loss
-    updater = Updater(training, compute_loss)
-    outcomes = []
-    for batch in batches_of(training, num_steps):
-        outcomes.append(updater.update(batch))
-        training.step += 1
-    return outcomes
+    """Make some updates and return their figures, None of those that were skipped."""
+    training.learner.model.train()
+    if training.options.optimizer.freeze_bn:
+        training.learner.model.eval()
+    step = step_of(training)
+    return [step(batch, number) for number, batch in enumerate(batches_of(training, num_steps))]
 
 
 def weights_of(training):
+    learner = training.learner
     return {
-        **{f"model.{name}": value for name, value in training.model.state_dict().items()},
-        **{f"loss.{name}": value for name, value in training.criterion.state_dict().items()},
+        **{f"model.{name}": value for name, value in learner.model.state_dict().items()},
+        **{
+            f"loss.{name}": value for name, value in training.learner.criterion.state_dict().items()
+        },
     }
 
 
@@ -81,7 +89,7 @@ def assert_equal_weights(one, other, **tolerance):
 
 
 # An elastic loss draws its margins where the network has stopped drawing, after the last chunk.
-@pytest.mark.parametrize("loss_name", [name for name in SCRIPTS if "elastic" not in name])
+@pytest.mark.parametrize("loss_name", [name for name in LOSSES if "elastic" not in name])
 def test_chunks_of_a_batch_give_the_plain_update(training_of, loss_name):
     plain, chunked = (
         training_of(loss_name, "--freeze_bn=True", "--lr=0.005", f"--chunk_size={size}")
@@ -90,10 +98,10 @@ def test_chunks_of_a_batch_give_the_plain_update(training_of, loss_name):
     start = {name: value.clone() for name, value in weights_of(plain).items()}
     outcomes = [run(training) for training in (plain, chunked)]
     for ours, theirs in zip(*outcomes, strict=True):
-        assert ours.figures.keys() == theirs.figures.keys()
-        for name, value in ours.figures.items():
-            torch.testing.assert_close(theirs.figures[name], value, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(theirs.spread, ours.spread, rtol=1e-4, atol=1e-6)
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            rtol = 1e-4 if name == "spread" else 1e-5
+            torch.testing.assert_close(theirs[name], value, rtol=rtol, atol=1e-6)
     assert_equal_weights(plain, chunked, rtol=1e-4, atol=1e-6)
     changed = weights_of(plain)
     assert any(not torch.equal(changed[name], start[name]) for name in start)
@@ -103,40 +111,40 @@ def test_chunks_count_in_batch_norm_once_each(training_of):
     training = training_of("eml", "--chunk_size=6", "--lr=0")
     [batch] = batches_of(training, 1)
     images, _ = inputs_of(training, batch)
-    reference = training_of("eml").model.train()
+    reference = training_of("eml").learner.model.train()
     for chunk in images.split(6):
         reference(chunk)
     run(training, 1)
     for name, value in reference.state_dict().items():
-        torch.testing.assert_close(training.model.state_dict()[name], value, msg=name)
+        torch.testing.assert_close(training.learner.model.state_dict()[name], value, msg=name)
 
 
 def test_both_passes_over_a_chunk_draw_the_same(training_of):
     """With dropout the gradients are those of the embeddings that the loss has seen."""
     training = training_of("softmax", "--freeze_bn=True", "--chunk_size=6", "--momentum=0")
-    training.model.embedding = nn.Dropout(0.5)
-    training.model.embedding.train()
+    training.learner.model.embedding = nn.Dropout(0.5)
+    training.learner.model.embedding.train()
     [batch] = batches_of(training, 1)
     images, labels = inputs_of(training, batch)
-    before = training.criterion.weight.detach().clone()
-    updater = Updater(training, train_elem.compute_loss)
-    training.model.eval()
-    training.model.embedding.train()
-    outcome = updater.update(batch)
+    before = training.learner.criterion.weight.detach().clone()
+    step = step_of(training)
+    training.learner.model.eval()
+    training.learner.model.embedding.train()
+    outcome = step(batch, 0)
     parts = []
     reference = training_of("softmax", "--freeze_bn=True", "--momentum=0")
-    reference.model.embedding = nn.Dropout(0.5)
-    reference.model.eval()
-    reference.model.embedding.train()
+    reference.learner.model.embedding = nn.Dropout(0.5)
+    reference.learner.model.eval()
+    reference.learner.model.embedding.train()
     for chunk, part in enumerate(images.split(6)):
         seed_draws(0, 0, 0, 0, chunk)
-        parts.append(reference.model(part))
-    loss = reference.criterion(torch.cat(parts), labels)[0]
+        parts.append(reference.learner.model(part))
+    loss = reference.learner.criterion(torch.cat(parts), labels)[0]
     loss.backward()
-    reference.optimizer.param_groups[0]["lr"] = 0.05
-    reference.optimizer.step()
-    torch.testing.assert_close(outcome.figures["loss"], loss.detach())
-    assert not torch.equal(before, training.criterion.weight)
+    reference.learner.optimizer.param_groups[0]["lr"] = 0.05
+    reference.learner.optimizer.step()
+    torch.testing.assert_close(outcome["loss"], loss.detach())
+    assert not torch.equal(before, training.learner.criterion.weight)
     assert_equal_weights(training, reference, rtol=1e-5, atol=1e-7)
 
 
@@ -154,24 +162,24 @@ def test_the_draws_of_a_step_are_its_own():
 def test_parts_of_a_batch_have_losses_of_their_own(training_of, loss_name, parts):
     training = training_of(loss_name, "--freeze_bn=True", f"--accumulation_steps={parts}")
     reference = training_of(loss_name, "--freeze_bn=True")
-    reference.model.eval()
+    reference.learner.model.eval()
     [batch] = batches_of(training, 1)
     images, labels = inputs_of(training, batch)
-    compute_loss = SCRIPTS[loss_name].compute_loss
+    stage_loss = stage_loss_of(loss_name)
     losses = []
     for part in zip(images.chunk(parts), labels.chunk(parts), strict=True):
-        loss, _ = compute_loss(reference.criterion, reference.model(part[0]), part[1])
+        loss, _ = stage_loss(reference.learner.criterion, reference.learner.model(part[0]), part[1])
         (loss / parts).backward()
         losses.append(loss.detach())
-    reference.optimizer.step()
+    reference.learner.optimizer.step()
     [outcome] = run(training, 1)
-    torch.testing.assert_close(outcome.figures["loss"], torch.stack(losses).mean())
+    torch.testing.assert_close(outcome["loss"], torch.stack(losses).mean())
     assert_equal_weights(training, reference, rtol=1e-5, atol=1e-7)
 
 
 def test_recomputed_activations_change_nothing(training_of):
     plain, recomputed = (training_of("eml", f"--with_mem_opt={word}") for word in ("no", "yes"))
-    assert recomputed.model.backbone.grad_checkpointing
+    assert recomputed.learner.model.backbone.grad_checkpointing
     for training in (plain, recomputed):
         run(training, 3)
     assert_equal_weights(plain, recomputed, rtol=1e-6, atol=1e-7)
@@ -185,10 +193,9 @@ def test_a_model_that_cannot_recompute_is_an_error(training_of):
 def test_what_is_not_finite_changes_no_weight(training_of):
     training = training_of("softmax")
     before = {name: value.clone() for name, value in weights_of(training).items()}
-    updater = Updater(training, lambda *given: (train_elem.compute_loss(*given)[0] * torch.nan, {}))
+    step = step_of(training, lambda *given: (stages.elem_loss(*given)[0] * torch.nan, {}))
     [batch] = batches_of(training, 1)
-    outcome = updater.update(batch)
-    assert not outcome.is_finite and outcome.figures["loss"].isnan()
+    assert step(batch, 0) is None
     after = weights_of(training)
     parameters = [name for name in before if "running" not in name and "tracked" not in name]
     assert all(torch.equal(before[name], after[name]) for name in parameters)
@@ -196,31 +203,30 @@ def test_what_is_not_finite_changes_no_weight(training_of):
 
 def test_float16_lowers_its_scale_until_the_gradients_are_finite(training_of):
     training = training_of("arcmargin", "--amp=float16")
-    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    training.learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     outcomes = run(training, 24)
-    assert not outcomes[0].is_finite and outcomes[-1].is_finite
-    num_good = [outcome.is_finite for outcome in outcomes][::-1].index(False)
-    assert training.scaler.state_dict()["_growth_tracker"] == num_good
-    assert training.scaler.get_scale() < 2.0**30
-    assert all(parameter.isfinite().all() for parameter in training.model.parameters())
+    assert outcomes[0] is None and outcomes[-1] is not None
+    num_good = outcomes[::-1].index(None)
+    assert training.learner.scaler.state_dict()["_growth_tracker"] == num_good
+    assert training.learner.scaler.get_scale() < 2.0**30
+    assert all(parameter.isfinite().all() for parameter in training.learner.model.parameters())
 
 
 def test_what_overflows_leaves_batch_norm_as_it_was(training_of):
     training = training_of("arcmargin", "--amp=float16")
-    training.model.train()
+    training.learner.model.train()
     [batch] = batches_of(training, 1)
-    training.model.backbone.get_submodule("conv1")[0].weight.data.fill_(6e4)
-    before = {name: value.clone() for name, value in training.model.state_dict().items()}
-    outcome = Updater(training, train_elem.compute_loss).update(batch)
-    assert not outcome.is_finite
-    after = training.model.state_dict()
+    training.learner.model.backbone.get_submodule("conv1")[0].weight.data.fill_(6e4)
+    before = {name: value.clone() for name, value in training.learner.model.state_dict().items()}
+    assert step_of(training)(batch, 0) is None
+    after = training.learner.model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
 def test_half_precision_follows_float32(training_of, amp):
     losses = [
-        [float(o.figures["loss"]) for o in run(training_of("eml", f"--amp={name}", "--lr=0.001"))]
+        [float(found["loss"]) for found in run(training_of("eml", f"--amp={name}", "--lr=0.001"))]
         for name in ("off", amp)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
@@ -228,7 +234,9 @@ def test_half_precision_follows_float32(training_of, amp):
 
 def test_clipping_limits_the_norm_of_all_gradients(training_of):
     training = training_of("arcmargin", "--clip_grad_norm=0.01", "--momentum=0", "--weight_decay=0")
-    training.optimizer.param_groups[0]["lr"] = training.optimizer.param_groups[1]["lr"] = 1.0
+    training.learner.optimizer.param_groups[0]["lr"] = training.learner.optimizer.param_groups[1][
+        "lr"
+    ] = 1.0
     before = {name: value.clone() for name, value in weights_of(training).items()}
     run(training, 1)
     after = weights_of(training)
@@ -239,17 +247,16 @@ def test_clipping_limits_the_norm_of_all_gradients(training_of):
 
 def test_the_moving_average_follows_the_weights(training_of):
     training = training_of("eml", "--ema_decay=0.5")
-    name = next(iter(training.model.state_dict()))
-    expected = training.model.state_dict()[name].clone()
-    updater = Updater(training, train_pair.compute_loss)
-    for batch in batches_of(training, 4):
-        updater.update(batch)
-        training.step += 1
-        decay = training.ema.get_decay(training.step)
-        expected = decay * expected + (1 - decay) * training.model.state_dict()[name]
-    average = training.tested_model.state_dict()[name]
+    name = next(iter(training.learner.model.state_dict()))
+    expected = training.learner.model.state_dict()[name].clone()
+    step = step_of(training)
+    for number, batch in enumerate(batches_of(training, 4)):
+        step(batch, number)
+        decay = training.learner.ema.get_decay(number + 1)
+        expected = decay * expected + (1 - decay) * training.learner.model.state_dict()[name]
+    average = training.learner.tested_model.state_dict()[name]
     torch.testing.assert_close(average, expected)
-    assert not torch.equal(average, training.model.state_dict()[name])
+    assert not torch.equal(average, training.learner.model.state_dict()[name])
 
 
 def test_a_compiled_network_trains_as_the_plain_one(training_of):
@@ -257,15 +264,18 @@ def test_a_compiled_network_trains_as_the_plain_one(training_of):
     for training in (plain, compiled):  # a small one, which is soon compiled
         torch.manual_seed(0)
         backbone = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 16))
-        training.model.backbone = backbone
-        training.optimizer = build_optimizer(
-            training.model, nn.Identity(), training.criterion, training.args
+        training.learner.model.backbone = backbone
+        training.learner.optimizer = build_optimizer(
+            training.learner.model,
+            nn.Identity(),
+            training.learner.criterion,
+            training.options.optimizer,
         )
     try:
         outcomes = run(compiled, 1)
     except ValueError as error:
         pytest.skip(str(error))
-    torch.testing.assert_close(outcomes[0].figures["loss"], run(plain, 1)[0].figures["loss"])
+    torch.testing.assert_close(outcomes[0]["loss"], run(plain, 1)[0]["loss"])
     assert_equal_weights(plain, compiled, rtol=1e-3, atol=1e-5)
 
 

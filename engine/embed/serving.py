@@ -1,0 +1,137 @@
+"""Models, search indexes and features, for programs in Python."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metric_learning.engine.embed.embedder import Embedder, load_embedder
+from metric_learning.engine.embed.search import find_neighbours
+from metric_learning.engine.options import evaluation
+from metric_learning.engine.options.evaluation import default_flags, settle_embedding
+from metric_learning.engine.parallel.world import World
+from metric_learning.reader.sets.plain_images import is_one_image
+from metric_learning.retrieval.indexes import SearchIndex
+
+
+def load(
+    file: str | PathLike[str], *, device: str = "auto", batch_size: int = 50, num_workers: int = 0
+) -> Embedder:
+    """Load a model with its weights and its image pipeline.
+
+    Args:
+        file: a checkpoint of a training, or weights that infer.py --export wrote.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1 and so on.
+        batch_size: images that the network takes at once.
+        num_workers: processes that read images; 0: this one alone.
+
+    Raises:
+        ValueError: the file holds no weights, or does not say of which model.
+        OSError: it cannot be read.
+    """
+    given = {"pretrained_model": str(file), "device": device}
+    flags = default_flags(**given, batch_size=batch_size, num_workers=num_workers)
+    options = settle_embedding(flags, World(), is_quiet=True)
+    if not options.meta:
+        raise ValueError(
+            f"{file} does not say of which model it holds the weights: expected a checkpoint of a "
+            "training; `metric-learning fetch-weights --convert` makes one of weights of others"
+        )
+    return load_embedder(options)
+
+
+@dataclass(frozen=True)
+class OpenIndex:
+    """A search index, and the model that its images were embedded by."""
+
+    search_index: SearchIndex
+    embedder: Embedder
+
+    def search(
+        self, queries: Any, topk: int = 10
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Find the nearest images.
+
+        Args:
+            queries: images as the embedder takes them.
+            topk: neighbours of each.
+
+        Returns:
+            The neighbours of one query, nearest first, each with `rank` (from 1), `row` in the
+            index, `cosine`, `path` and `class_name` (None where it is not known); of several
+            queries, a list of such lists.
+
+        Raises:
+            ValueError: `topk` is below 1 or above the number of images.
+        """
+        if not 1 <= topk <= len(self.search_index):
+            raise ValueError(f"expected topk of 1 to {len(self.search_index)}, found {topk}")
+        device = self.embedder.work.machine.device
+        found = find_neighbours(self.search_index, self.embedder(queries), topk, device)
+        return found[0] if is_one_image(queries) else found
+
+
+def open_index(file: str | PathLike[str], embedder: Embedder) -> OpenIndex:
+    """Open a search index that infer.py --index built with the weights of a model.
+
+    Raises:
+        ValueError: the file is no index, or was built with other weights.
+        OSError: it cannot be read.
+    """
+    work = embedder.work
+    search_index = evaluation.open_index(str(file), 1, work.weights, work.machine.seed)
+    return OpenIndex(search_index, embedder)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What infer.py dumped.
+
+    Attributes:
+        embeddings: (N, D) float32, mapped from the file.
+        paths: of the N images.
+        labels: (N,) int64, or None where they are not known.
+        meta: what made them.
+    """
+
+    embeddings: np.ndarray
+    paths: list[str]
+    labels: np.ndarray | None
+    meta: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def open_features(folder: str | PathLike[str]) -> Features:
+    """Open the features that infer.py wrote into a folder.
+
+    Raises:
+        ValueError: a file of it is damaged, or they do not belong together.
+        OSError: there is no such folder.
+    """
+    folder = Path(folder)
+    labels = None
+    try:
+        embeddings = np.load(folder / "features.npy", mmap_mode="r")
+        paths = (folder / "paths.txt").read_text(encoding="utf-8").splitlines()
+        if (folder / "labels.txt").is_file():
+            labels = np.array((folder / "labels.txt").read_text("utf-8").split(), dtype=np.int64)
+        meta_file = folder / "meta.json"
+        meta = json.loads(meta_file.read_text(encoding="utf-8")) if meta_file.is_file() else {}
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{folder}: a file is damaged ({error}): run infer.py again") from error
+
+    num_labels = len(paths) if labels is None else len(labels)
+    if embeddings.ndim != 2 or not len(embeddings) == len(paths) == num_labels:
+        raise ValueError(
+            f"{folder}: expected as many rows in features.npy as labels and paths, found features "
+            f"of shape {embeddings.shape}, {num_labels} labels, {len(paths)} paths: run infer.py "
+            "again"
+        )
+    return Features(embeddings, paths, labels, meta)
