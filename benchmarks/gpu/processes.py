@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import warnings
 from typing import Any
 from unittest.mock import patch
 
@@ -16,14 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.common import ROOT
-from benchmarks.gpu.runs import (
-    STAGES,
-    demo_words,
-    losses_of,
-    read_records,
-    train_and_sum_up,
-    train_quietly,
-)
+from benchmarks.gpu import runs
 from benchmarks.gpu.section import Section, relative
 from metric_learning.engine.parallel.devices import choose_device
 from metric_learning.engine.parallel.world import World, join_world, leave_world
@@ -45,25 +37,21 @@ def nccl(section: Section) -> None:
     """Make every kind of collective in a world of one process, then train under its variables."""
     port = 20000 + os.getpid() % 20000
     os.environ |= {**ONE, "MASTER_PORT": str(port)}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        world = join_world()
-        device = choose_device("auto", section.is_cuda, world)
-        section.note(backend=str(dist.get_backend_config()), device=str(device))
-        for where in {device, torch.device("cpu")}:
-            section.attempt(f"collectives, {where.type}", collect, where)
-        section.attempt("objects and barrier", share_objects, world)
-        section.attempt("DDP", train_replica, section, device)
-        section.attempt("leave", leave_world)
-    texts = {str(w.message)[:160] for w in caught if "torch" in str(w.filename)}
-    section.note(warnings=sorted(texts)[:6])
+    world = join_world()
+    device = choose_device("auto", section.is_cuda, world)
+    section.note(backend=str(dist.get_backend_config()), device=str(device))
+    for where in {device, torch.device("cpu")}:
+        section.attempt(f"collectives, {where.type}", collect, where)
+    section.attempt("objects and barrier", share_objects, world)
+    section.attempt("DDP", train_replica, section, device)
+    section.attempt("leave", leave_world)
 
     section.images()
     os.environ["MASTER_PORT"] = str(port + 1)
     more = ["--loss_name=eml", "--samples_each_class=2", "--train_batch_size=8", "--gather=True"]
     more += ["--total_iter_num=3", "--test_iter_step=3", "--device=auto"]
-    words = demo_words(section, "nccl", *more, f"--use_gpu={section.is_cuda}")
-    section.attempt("train_pair", train_and_sum_up, 2, words)
+    words = runs.demo_words(section, "nccl", *more, f"--use_gpu={section.is_cuda}")
+    section.attempt("train_pair", runs.train_and_sum_up, 2, words)
 
 
 def collect(device: torch.device) -> None:
@@ -122,21 +110,21 @@ def compare_ranks(section: Section, number: int, stage: int, more: list[str]) ->
     """
     own = ["--train_batch_size=8", "--total_iter_num=4", "--test_iter_step=4", "--freeze_bn=True"]
     own += ["--amp=off", "--num_workers=0", "--lr=0.01", f"--device={section.device}", *more]
-    words = demo_words(section, f"one {number}", *own)
-    alone = train_quietly(stage, [word for word in words if word != SHARD])
+    words = runs.demo_words(section, f"one {number}", *own)
+    alone = runs.train_quietly(stage, [word for word in words if word != SHARD])
 
     port = f"--master_port={21000 + os.getpid() % 20000 + number}"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", port]
     command = [*launcher, "-m", "benchmarks.gpu.processes", str(stage)]
-    command += demo_words(section, f"two {number}", *own)
+    command += runs.demo_words(section, f"two {number}", *own)
     limit = max(10, min(section.size(60, 180), section.left()))
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=ROOT)
     if done.returncode:
         reasons = [line for line in done.stderr.splitlines() if "rror" in line]
         raise RuntimeError(f"exit {done.returncode}: {' / '.join(reasons[:3])[:280]}")
-    both = read_records(section.own / f"two_{number}")
+    both = runs.read_records(section.own / f"two_{number}")
     tests = [record["map@r"] for record in (*alone, *both) if record["kind"] == "test"]
-    return {"loss": relative(losses_of(both), losses_of(alone)), "map@r": tests}
+    return {"loss": relative(runs.losses_of(both), runs.losses_of(alone)), "map@r": tests}
 
 
 def main() -> None:
@@ -152,7 +140,7 @@ def main() -> None:
             stack.enter_context(patch.object(dist, "init_process_group", over_gloo))
             stack.enter_context(patch.object(torch.cuda, "device_count", lambda: 2))
             stack.enter_context(patch.object(torch.cuda, "set_device", lambda device: None))
-        STAGES[stage][0].main(words)
+        runs.STAGES[stage][0].main(words)
 
 
 if __name__ == "__main__":

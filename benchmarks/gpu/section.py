@@ -92,15 +92,10 @@ class Section:
         return self.work / "images"
 
 
-def run_section(function: Callable[[Section], None], *arguments: Any) -> None:
-    """Run a section in this process, which prints to a file of its own from now on.
-
-    Args:
-        function: what the section does.
-        *arguments: those of `Section`.
-    """
+def run_section(function: Callable[[Section], None], *of_section: Any) -> None:
+    """Run what a section does in this process, which prints to a file of its own from now on."""
     os.setsid()
-    section = Section(*arguments)
+    section = Section(*of_section)
     log = os.open(section.work / f"{section.name}.log", os.O_WRONLY | os.O_CREAT)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -6,19 +6,13 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A section: the function of its name in a module of benchmarks.gpu.
-
-    Attributes:
-        limit: seconds at most.
-        is_alone: it measures speed, and nothing runs beside it.
-        needs_images: of the section `data`.
-    """
+    """A section: the function of its name in a module of benchmarks.gpu; its limit in seconds."""
 
     module: str
     limit: int
     does: str
-    is_alone: bool = False
-    needs_images: bool = True
+    is_alone: bool = False  # it measures speed, and nothing runs beside it
+    needs_images: bool = True  # of the section `data`
 
 
 SECTIONS = {

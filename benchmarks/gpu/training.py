@@ -12,15 +12,7 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.gpu.runs import (
-    Stepper,
-    demo_words,
-    losses_of,
-    photo_words,
-    stage_words,
-    train_and_sum_up,
-    train_quietly,
-)
+from benchmarks.gpu import runs
 from benchmarks.gpu.section import Section, convolutions_in, relative
 from metric_learning import eval as evaluation
 from metric_learning import infer
@@ -62,14 +54,14 @@ def stages(section: Section) -> None:
     """Train both stages in every way, then evaluate on the device and on the CPU."""
     section.images()
     first, weights = (section.own / name / "last.pt" for name in ("1_plain", "2_plain"))
-    words = stage_words(section, 1, "1 plain", steps=100)
-    section.attempt("1 plain", train_and_sum_up, 1, words)
+    words = runs.stage_words(section, 1, "1 plain", steps=100)
+    section.attempt("1 plain", runs.train_and_sum_up, 1, words)
     cached = {"1 cache": [f"--cache={section.own / 'cache'}"]}
     for name, more in {**cached, **WAYS, **section.size(GPU_WAYS, {})}.items():
         stage = int(name[0])
         start = [f"--pretrained_model={first}"] if stage == 2 else []
-        words = stage_words(section, stage, name, *start, *more)
-        section.attempt(name, train_and_sum_up, stage, words)
+        words = runs.stage_words(section, stage, name, *start, *more)
+        section.attempt(name, runs.train_and_sum_up, stage, words)
     section.attempt("eval differs from the CPU", compare_devices, section, weights)
     section.attempt("infer", dump, section, weights)
 
@@ -102,10 +94,10 @@ def compiled(section: Section) -> None:
     section.images()
     weights = f"--pretrained_model={section.own / 'compiled' / 'last.pt'}"
     more = ["--compile=True", *section.size([], ["--test_iter_step=0"])]
-    words = stage_words(section, 1, "compiled", *more)
+    words = runs.stage_words(section, 1, "compiled", *more)
     section.attempt("stage 1", count_graphs, 1, words)
     if section.is_cuda:
-        words = stage_words(section, 2, "chunks", *more, "--chunk_size=4", weights, steps=10)
+        words = runs.stage_words(section, 2, "chunks", *more, "--chunk_size=4", weights, steps=10)
         section.attempt("stage 2 in chunks", count_graphs, 2, words)
 
 
@@ -114,7 +106,7 @@ def count_graphs(stage: int, words: list[str]) -> dict[str, Any]:
     torch._dynamo.reset()
     counters.clear()
     begin = time.monotonic()
-    row = train_and_sum_up(stage, words) | {"seconds": time.monotonic() - begin}
+    row = runs.train_and_sum_up(stage, words) | {"seconds": time.monotonic() - begin}
     row["breaks"] = sum(counters["graph_break"].values())
     return row | {"graphs": counters["stats"]["unique_graphs"]}
 
@@ -135,13 +127,13 @@ def compare_resumed(section: Section, name: str, optimizer: str, first: str, the
     more = [f"--optimizer={optimizer}", "--lr=0.001", "--num_workers=0", "--amp=off"]
     more += ["--train_batch_size=8", "--lr_strategy=constant", "--test_iter_step=0"]
     two, four = "--total_iter_num=2", "--total_iter_num=4"
-    whole = stage_words(section, 1, f"{name} whole", *more, four, *places[then])
-    expected = losses_of(train_quietly(1, whole))[-1]
+    whole = runs.stage_words(section, 1, f"{name} whole", *more, four, *places[then])
+    expected = runs.losses_of(runs.train_quietly(1, whole))[-1]
 
-    train_quietly(1, stage_words(section, 1, name, *more, two, *places[first]))
+    runs.train_quietly(1, runs.stage_words(section, 1, name, *more, two, *places[first]))
     checkpoint = f"--checkpoint={section.own / name.replace(' ', '_') / 'last.pt'}"
-    rest = train_quietly(1, ["--loss_name=arcmargin", checkpoint, four, *places[then]])
-    return abs(losses_of(rest)[-1] / expected - 1)
+    rest = runs.train_quietly(1, ["--loss_name=arcmargin", checkpoint, four, *places[then]])
+    return abs(runs.losses_of(rest)[-1] / expected - 1)
 
 
 def syncs(section: Section) -> None:
@@ -151,12 +143,14 @@ def syncs(section: Section) -> None:
         loss = name.split()[0]
         own = [f"--loss_name={loss}", f"--train_batch_size={section.size(40, 8)}"]
         own += ["--total_iter_num=9", "--test_iter_step=0"]
-        section.attempt(name, count_waits, section, stage, demo_words(section, name, *own, *more))
+        section.attempt(
+            name, count_waits, section, stage, runs.demo_words(section, name, *own, *more)
+        )
 
 
 def count_waits(section: Section, stage: int, words: list[str]) -> dict[str, Any]:
     """Make one step after three of warm-up; return how often it waits, and where."""
-    stepper = Stepper(stage, words)
+    stepper = runs.Stepper(stage, words)
     for _ in range(3):
         stepper()
     batch, step = next(stepper.batches), stepper.run.step
@@ -186,7 +180,9 @@ def measure_chunks(section: Section, chunk: int) -> dict[str, float]:
     section.fresh_memory()
     batch, more = section.size((4096, ["--amp=bfloat16", "--samples_each_class=64"]), (32, []))
     more = [*more, f"--chunk_size={chunk}", "--total_iter_num=4", f"--cache={section.own / 'c'}"]
-    seconds = section.seconds_of(Stepper(2, photo_words(section, batch, *more)), 2, warm_up=1)
+    seconds = section.seconds_of(
+        runs.Stepper(2, runs.photo_words(section, batch, *more)), 2, warm_up=1
+    )
     return {"seconds": seconds, "images/s": batch / seconds, **section.memory()}
 
 
@@ -198,7 +194,7 @@ def compare_chunks(section: Section) -> dict[str, float]:
     updates = {}
     with convolutions_in("ieee"):
         for name, chunks in ways.items():
-            stepper = Stepper(2, photo_words(section, size, *more, *chunks))
+            stepper = runs.Stepper(2, runs.photo_words(section, size, *more, *chunks))
             start = stepper.weights()
             stepper()
             updates[name] = stepper.weights() - start
