@@ -1,9 +1,9 @@
-# make demo | test | check | docs | bench: each sets everything up first, in .venv.
+# make demo | test | slow | check | docs | bench: each sets everything up first, in .venv.
 # TORCH_BACKEND=cpu (or cu128, ...) is handed to uv as --torch-backend.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-.PHONY: setup demo test check docs bench
+.PHONY: setup demo test slow check docs bench
 
 setup: $(VENV)/.installed
 
@@ -18,6 +18,10 @@ $(VENV)/.installed: requirements-base.txt requirements.txt requirements-dev.txt 
 test: setup
 	$(PYTHON) -m pytest
 
+# What takes minutes, such as the check of a GPU on tiny sizes and the CPU.
+slow: setup
+	$(PYTHON) -m pytest -m slow
+
 check: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -31,11 +35,12 @@ $(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
 	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --requirement requirements-docs.txt
 	touch $@
 
-# Reading, training and exact ranks, each beside what others do; nearly an hour.
+# The command line, reading, training and exact ranks, each beside others; nearly an hour.
 bench: setup
-	$(PYTHON) -m benchmarks.bench_reader
-	$(PYTHON) -m benchmarks.bench_train
-	$(PYTHON) -m benchmarks.bench_retrieval
+	$(PYTHON) -m benchmarks.speed.door
+	$(PYTHON) -m benchmarks.speed.reader
+	$(PYTHON) -m benchmarks.speed.train
+	$(PYTHON) -m benchmarks.speed.retrieval
 
 # Arcmargin, then EML, on the built-in data set; evaluated before, between and after.
 DEMO := output/demo

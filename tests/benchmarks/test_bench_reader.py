@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.bench_reader import main, table
-from benchmarks.reader_paths import WAYS, Work, index_of, write_images
+from benchmarks.speed.reader import main, table
+from benchmarks.speed.reader_ways import WAYS, Work, image_set_of, write_images
 
 TINY = ["--images=5", "--size=60,80", "--crop_size=16", "--batch_size=2", "--rounds=1"]
 
@@ -31,7 +31,7 @@ def test_whole_run(tmp_path, capsys):
 def test_every_way_yields_all_images(name, tmp_path):
     write_images(tmp_path, 5, (60, 80), seed=1)
     paths = sorted(str(path) for path in tmp_path.glob("*.jpg"))
-    read = WAYS[name].prepare(Work(index_of(paths), 2, 16, tmp_path, 32))
+    read = WAYS[name].prepare(Work(image_set_of(paths), 2, 16, tmp_path, 32))
     for _ in range(2):
         batches = list(read())
         assert [batch.shape for batch in batches] == [(n, 3, 16, 16) for n in (2, 2, 1)]
@@ -54,11 +54,11 @@ def test_table_counts_the_best_round():
         "pillow_v1": [{"cpu_seconds": s, "wall_seconds": s} for s in (2.0, 1.0)],
         "standard": [{"cpu_seconds": 0.5, "wall_seconds": 1.0}] * 2,
     }
-    lines = table({"images": 100, "methods": rounds}).splitlines()
+    lines = table(100, rounds).splitlines()
     assert lines[2] == "| pillow_v1 | 100 | 1.00 | 100 | 50, 100 |"
     assert lines[3] == "| standard | 200 | 2.00 | 100 | 200, 200 |"
     del rounds["pillow_v1"]
-    assert "| standard | 200 |  | 100 |" in table({"images": 100, "methods": rounds})
+    assert "| standard | 200 |  | 100 |" in table(100, rounds)
 
 
 def test_real_files_are_read(tmp_path, capsys):
@@ -74,9 +74,9 @@ def test_real_files_are_read(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--methods=standart"], "found 'standart'"),
-        (["--size=3"], "expected --size=HEIGHT,WIDTH, found 1 numbers"),
+        (["--size=3"], "expected HEIGHT,WIDTH, found '3'"),
         (["--data_dir=/nowhere"], "--data_dir=/nowhere: no .jpg or .jpeg files"),
-        (["--data_dir=/nowhere", "--size=3,4"], "--size is for synthetic images"),
+        (["--data_dir=/nowhere", "--size=3,4"], "--size is not used (it is for synthetic images"),
         (["--json=/no/such/folder/file"], "/no/such/folder/file: No such file"),
     ],
 )

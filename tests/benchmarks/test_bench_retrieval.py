@@ -1,15 +1,14 @@
 """The benchmark of retrieval: its methods against the definitions, its arithmetic, a whole run."""
 
 import json
-from argparse import Namespace
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
-from benchmarks import bench_retrieval, retrieval_methods
-from benchmarks.bench_retrieval import main, make_embeddings, measure_apart, num_queries, table
-from benchmarks.retrieval_methods import METHODS, Method, measure, without_self
+from benchmarks.speed import retrieval, retrieval_methods
+from benchmarks.speed.retrieval import main, make_embeddings, measure_apart, num_queries, table
+from benchmarks.speed.retrieval_methods import METHODS, Method, measure, without_self
 
 HAS_PML = find_spec("pytorch_metric_learning") is not None
 INSTALLED = ["floor", "this", "faiss", *(["pml"] if HAS_PML else []), "reference"]
@@ -83,27 +82,27 @@ def test_memory_is_the_peak_of_the_measured_search():
 
 
 def test_shares_are_for_large_data_sets_unless_given():
-    args = Namespace(share={"oml": 0.5})
-    assert num_queries(args, "oml", 4000) == 2000
-    assert num_queries(args, "reference", 4000) == 4000
-    assert num_queries(args, "reference", 60502) == 1210
-    assert num_queries(args, "this", 60502) == 60502
+    shares = {"oml": 0.5}
+    assert num_queries("oml", 4000, shares) == 2000
+    assert num_queries("reference", 4000, shares) == 4000
+    assert num_queries("reference", 60502, shares) == 1210
+    assert num_queries("this", 60502, shares) == 60502
 
 
 def test_table_says_what_was_scaled_and_what_failed(tmp_path):
-    failed = measure_apart(bench_retrieval.sys.executable, "this", str(tmp_path), 5)
+    failed = measure_apart(retrieval.sys.executable, "this", str(tmp_path), 5)
     assert failed["failure"].startswith("failed with exit status 1: FileNotFoundError")
     rounds = [
         {"cpu_seconds": cpu, "wall_seconds": 1.5, "peak_bytes": 2**21, "found": {"recall@1": 0.5}}
         for cpu in (8.0, 6.0)
     ]
-    rows = {
-        "floor": {"queries": 1000, "rounds": [{**rounds[0], "cpu_seconds": 3.0, "found": {}}]},
-        "oml": {"queries": 100, "rounds": rounds},
-        "this": {"queries": 1000, "rounds": [], **failed},
+    found = {
+        "floor": [{**rounds[0], "cpu_seconds": 3.0, "found": {}}],
+        "oml": rounds,
+        "this": [failed],
     }
-    lines = table({"images": 1000, "dimensions": 4, "bytes": 2**20, "methods": rows}).splitlines()
-    assert lines[0] == "### 1,000 images, 4 dimensions (1 MiB)"
+    lines = table(1000, 256, {"floor": 1000, "oml": 100, "this": 1000}, found).splitlines()
+    assert lines[0] == "### 1,000 images, 256 dimensions (1 MiB)"
     assert lines[4] == "| floor | 1,000 | 3.00 | 1.00 | 1.50 | 2 |  |  | 3.00 |"
     assert lines[5] == (
         "| oml | 100, scaled | 6.00 | 2.00 | 1.50 | at least 2 | 50.000 |  | 8.00, 6.00 |"
@@ -118,14 +117,13 @@ def test_whole_run(tmp_path, capsys):
     result = main(["--sizes=300", "--dims=16", "--rounds=1", methods, f"--json={file}"])
     assert json.loads(file.read_text()) == json.loads(json.dumps(result))
     rows = result["data_sets"][0]["methods"]
-    found = {name: row["rounds"][0]["found"] for name, row in rows.items()}
+    found = {name: rounds[0]["found"] for name, rounds in rows.items()}
     expected = definitions(*make_embeddings(300, 16), 300)
     for name in INSTALLED[1:]:
         assert found[name]["recall@1"] == pytest.approx(expected["recall@1"], rel=1e-9)
     for name in INSTALLED[1:-1]:
         assert found[name]["map@r"] == pytest.approx(expected["map@r"], rel=1e-9)
-    for row in rows.values():
-        measured = row["rounds"][0]
+    for [measured] in rows.values():
         assert measured["cpu_seconds"] >= 0 and measured["wall_seconds"] > 0
         assert measured["versions"]["numpy"] == np.__version__
     printed = capsys.readouterr().out

@@ -1,15 +1,13 @@
 """The benchmark of the split class layer: its table, and a run on few classes."""
 
-from argparse import Namespace
-
 import pytest
 
-from benchmarks.bench_shard import main, table
+from benchmarks.speed.shard import Work, main, table
 
 
 def test_a_run_measures_losses_time_and_memory(capsys):
     flags = ["--class_dim=30", "--embedding_size=4", "--batch_size=4", "--steps=1", "--rounds=1"]
-    (found,) = main([*flags, "--loss_name=arcmargin", "--processes=1"])[1]
+    (found,) = main([*flags, "--loss_name=arcmargin", "--processes=1"])["1"]
     assert len(found["losses"]) == 2 and found["cpu_seconds"] > 0 and len(found["peak_bytes"]) == 1
     assert "### arcmargin, 30 classes x 4 " in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -23,8 +21,8 @@ def test_the_best_round_is_set_beside_that_of_one_process():
         figures = {"seconds": 2.0, "cpu_seconds": cpu_seconds, "peak_bytes": shares}
         return figures | {"losses": [3.0, 1.0]}
 
-    found = {1: [measured(5.0, 8), measured(4.0, 8)], 2: [measured(6.0, 4, 5)]}
-    args = Namespace(loss_name="softmax", class_dim=1000, embedding_size=8, batch_size=4)
-    rows = [line for line in table(args, found).splitlines() if line.startswith("| ")]
+    found = {"1": [measured(5.0, 8), measured(4.0, 8)], "2": [measured(6.0, 4, 5)]}
+    work = Work("softmax", class_dim=1000, embedding_size=8, batch_size=4, steps=1)
+    rows = [line for line in table(work, found).splitlines() if line.startswith("| ")]
     assert rows[1].startswith("| 1 | 4.00 | 1.00 | 2.00 | 8.00 | 3.000000, 1.000000 | 5.00, 4.00")
     assert rows[2].startswith("| 2 | 6.00 | 1.50 | 2.00 | 4.00, 5.00 |")

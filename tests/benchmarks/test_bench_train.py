@@ -2,14 +2,14 @@
 
 import pytest
 
-from benchmarks import bench_train
+from benchmarks.speed.train import main
 
 TINY = ["--model=test_resnet", "--image_size=32", "--batch_size=16", "--num_steps=2"]
 TINY += ["--size=40,50", "--rounds=1", "--num_workers=0"]
 
 
 def test_methods_are_measured_in_turns_beside_the_bare_step(capsys):
-    result = bench_train.main([*TINY, "--methods=bare,chunked"])
+    result = main([*TINY, "--methods=bare,chunked"])
     for rounds in result["methods"].values():
         [found] = rounds
         assert found["wall_seconds"] > 0 and found["cpu_seconds"] > 0 and found["peak_bytes"] > 0
@@ -22,12 +22,12 @@ def test_methods_are_measured_in_turns_beside_the_bare_step(capsys):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--size=40", "expected --size=HEIGHT,WIDTH, found 1 numbers"),
+        ("--size=40", "expected HEIGHT,WIDTH, found '40'"),
         ("--batch_size=12", "expected a multiple of 8 images"),
         ("--methods=bare,none", "expected methods among bare, this"),
     ],
 )
 def test_wrong_flags_are_one_line(flag, message, capsys):
     with pytest.raises(SystemExit):
-        bench_train.main([*TINY, flag])
+        main([*TINY, flag])
     assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cub50_losses
+from benchmarks.quality import cub50_losses
 from metric_learning.common.flags import parse_flags
 from metric_learning.losses import ELEM_LOSSES
 
@@ -17,9 +17,9 @@ def trained(monkeypatch):
 
     def train(script):
         def main(argv):
-            args, _ = parse_flags("", script.FLAGS, argv)
-            runs.append(args)
-            folder = Path(args.model_save_dir) / args.run_name
+            flags = parse_flags("", script.FLAGS, argv)
+            runs.append(flags)
+            folder = Path(flags.model_save_dir) / flags.run_name
             folder.mkdir(parents=True)
             return folder
 

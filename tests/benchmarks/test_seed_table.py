@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.seed_table import main
+from benchmarks.quality.seed_table import main
 
 
 def test_mean_and_deviation_in_percent(tmp_path):

@@ -1,4 +1,4 @@
-"""The retrieval evaluations that `bench_retrieval` compares, and the process that measures one.
+"""The evaluations that `benchmarks.speed.retrieval` compares, and the process that measures one.
 
 It runs under another interpreter too: beside NumPy it imports only what the measured method needs.
 """
@@ -6,19 +6,16 @@ It runs under another interpreter too: beside NumPy it imports only what the mea
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import json
-import platform
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import clocks, memory
+from benchmarks.common import clocks, memory, versions
 
 BLOCK_ROWS = 4096  # queries that the floor and faiss are given at a time
 KS = (1, 10, 100, 1000)
@@ -250,6 +247,7 @@ def measure(
     small = embeddings[is_warm_up], labels[is_warm_up]
     method.prepare(*small)(len(small[0]))
     gc.collect()
+
     held = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: man 5 proc
     started = clocks()
@@ -257,24 +255,21 @@ def measure(
     prepared = clocks()
     found = search(num_queries)
     done = clocks()
+
     seconds = prepared - started + (done - prepared) * (len(embeddings) / num_queries)
     return {
         "cpu_seconds": float(seconds[0]),
         "wall_seconds": float(seconds[1]),
         "peak_bytes": memory("VmHWM") - held,
         "found": {name: float(value) for name, value in found.items()},
-        "versions": versions(),
+        "versions": versions(*DISTRIBUTIONS) | blas(),
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on, as far as it is installed."""
-    found = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index]
-    return found | {"NumPy's BLAS": f"{blas['name']} {blas['version']}"}
+def blas() -> dict[str, str]:
+    """The version of the library that multiplies matrices for NumPy."""
+    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index]
+    return {"NumPy's BLAS": f"{found['name']} {found['version']}"}
 
 
 def main() -> None:

@@ -1,37 +1,36 @@
-"""The ways to train that `bench_train` compares, and the process that measures one."""
+"""The ways to train that `benchmarks.speed.train` compares, and the process that measures one."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import train_pair
-from benchmarks.common import clocks, memory
-from metric_learning.common.flags import parse_flags
+from benchmarks.common import clocks, memory, versions
+from metric_learning.common.flags import Flags
+from metric_learning.engine.options.parts import OptimizerOptions, pick
+from metric_learning.engine.options.training_table import PAIR, parse_training
 from metric_learning.engine.parallel.devices import choose_amp, place
-from metric_learning.engine.parallel.distributed import World
-from metric_learning.engine.run.folder import Run
-from metric_learning.engine.run.signals import StopRequest
-from metric_learning.engine.train.fit import fit
+from metric_learning.engine.train import stages
 from metric_learning.engine.train.optimizers import build_optimizer
-from metric_learning.engine.train.setup import set_up
+from metric_learning.engine.train.train import train
 from metric_learning.losses import build_loss
 from metric_learning.models import build_model
 from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD
+from metric_learning.train_pair import FLAGS
 
+LEAST_CLASSES = 8  # of a batch
 WARM_UP = 3  # steps before the clock starts
-DISTRIBUTIONS = ("torch", "torchvision", "pillow", "opencv-python-headless", "numpy")
+DISTRIBUTIONS = (
+    *("torch", "torchvision", "pillow", "opencv-python-headless", "numpy"),
+    "pytorch-metric-learning",
+)
 Stamp = Callable[[], None]  # called once per step
 
 
@@ -76,45 +75,42 @@ class Method:
     batches: int = 1
     package: str = "torch"
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes its batch has."""
+        return LEAST_CLASSES * max(1, self.batches // 4)
 
-def flags_of(work: Work, *more: str) -> tuple[Namespace, set[str]]:
+
+def flags_of(work: Work, *more: str) -> Flags:
     """Return the flags of `train_pair.py` for a Work: EML, no tests, no numbered checkpoints."""
-    return parse_flags(
-        "",
-        train_pair.FLAGS,
-        [
-            "--dataset=list",
-            f"--train_list={work.folder}/train.txt",
-            f"--model={work.model}",
-            f"--image_shape=3,{work.image_size},{work.image_size}",
-            "--transform=standard",
-            "--loss_name=eml",
-            f"--samples_each_class={work.samples_each_class}",
-            f"--train_batch_size={work.batch_size}",
-            f"--total_iter_num={work.num_steps}",
-            f"--num_workers={work.num_workers}",
-            f"--device={work.device}",
-            f"--model_save_dir={work.folder}/output",
-            *("--test_iter_step=0", "--save_iter_step=0", "--amp=off"),
-            *more,
-        ],
+    size = work.image_size
+    batches = f"--train_batch_size={work.batch_size}", f"--total_iter_num={work.num_steps}"
+    words = (
+        *("--dataset=list", f"--train_list={work.folder}/train.txt", "--transform=standard"),
+        *(f"--model={work.model}", f"--image_shape=3,{size},{size}", "--loss_name=eml"),
+        *(*batches, f"--samples_each_class={work.samples_each_class}", "--amp=off"),
+        *(f"--num_workers={work.num_workers}", f"--device={work.device}"),
+        *(f"--model_save_dir={work.folder}/output", "--test_iter_step=0", "--save_iter_step=0"),
     )
+    return parse_training("", PAIR, FLAGS, [*words, *more])
 
 
 def train_bare(work: Work, stamp: Stamp, *more: str) -> None:
     """Make steps on one batch that lies on the device: network, loss and optimizer, no more."""
-    args, _ = flags_of(work, *more)
+    flags = flags_of(work, *more)
     device = torch.device(work.device)
-    model = build_model(args.model, image_size=work.image_size)
+    model = build_model(work.model, image_size=work.image_size)
     place(model, device)
     model.train()
     criterion = build_loss("eml", samples_each_class=work.samples_each_class)
-    optimizer = build_optimizer(model, model.head, criterion, args)
-    network: Any = torch.compile(model) if args.compile else model
-    dtype = choose_amp(args.amp, device)
+    optimizer = build_optimizer(model, model.head, criterion, pick(OptimizerOptions, flags))
+    network: Any = torch.compile(model) if flags.compile else model
+    dtype = choose_amp(flags.amp, device)
+
     images = torch.randn(work.batch_size, 3, work.image_size, work.image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(work.batch_size, device=device) // work.samples_each_class
+
     for _ in range(work.num_steps):
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             embeddings = network(images)
@@ -128,16 +124,13 @@ def train_bare(work: Work, stamp: Stamp, *more: str) -> None:
 def train_this(work: Work, stamp: Stamp, *more: str) -> None:
     """Train with this project, as `train_pair.py` does."""
 
-    def compute_loss(
+    def loss(
         criterion: nn.Module, embeddings: Tensor, labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         stamp()
-        return train_pair.compute_loss(criterion, embeddings, labels)
+        return stages.PAIR.loss(criterion, embeddings, labels)
 
-    args, given = flags_of(work, *more)
-    training = set_up(args, given, train_pair.make_sampler, World())
-    with Run(Path(args.model_save_dir), args) as run:
-        fit(training, run, compute_loss, StopRequest(training.world))
+    train(flags_of(work, *more), stages.PAIR._replace(loss=loss))
 
 
 def train_cached(work: Work, stamp: Stamp, *more: str) -> None:
@@ -147,18 +140,7 @@ def train_cached(work: Work, stamp: Stamp, *more: str) -> None:
 
 def train_chunked(work: Work, stamp: Stamp) -> None:
     """Train with this project on batches that are larger than what the network sees at once."""
-    size = work.batch_size // METHODS["chunked"].batches
-    train_cached(work, stamp, f"--chunk_size={size}")
-
-
-def train_fast(work: Work, stamp: Stamp) -> None:
-    """Train with this project as on a GPU that has bfloat16."""
-    train_cached(work, stamp, "--amp=bfloat16", "--compile=True")
-
-
-def train_bare_fast(work: Work, stamp: Stamp) -> None:
-    """Make bare steps as on a GPU that has bfloat16."""
-    train_bare(work, stamp, "--amp=bfloat16", "--compile=True")
+    train_cached(work, stamp, f"--chunk_size={work.batch_size // METHODS['chunked'].batches}")
 
 
 def train_pml(work: Work, stamp: Stamp) -> None:
@@ -181,6 +163,7 @@ def train_pml(work: Work, stamp: Stamp) -> None:
         work.batch_size,
         length_before_new_iter=work.batch_size * work.num_steps,
     )
+
     device = torch.device(work.device)
     model = build_model(work.model, image_size=work.image_size).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
@@ -198,10 +181,9 @@ def train_pml(work: Work, stamp: Stamp) -> None:
     ).train(num_epochs=1)
 
 
+AS_ON_A_GPU = ("--amp=bfloat16", "--compile=True")
 METHODS = {
-    "bare": Method(
-        train_bare, "network, loss and optimizer on one batch of random numbers on the device"
-    ),
+    "bare": Method(train_bare, "network, loss and optimizer on a batch that lies on the device"),
     "this": Method(train_this, "train_pair.py from JPEG files"),
     "cached": Method(train_cached, "train_pair.py --cache"),
     "chunked": Method(
@@ -212,8 +194,13 @@ METHODS = {
         "pytorch-metric-learning's MetricLossOnly trainer with torchvision's transforms",
         package="pytorch_metric_learning",
     ),
-    "bare_fast": Method(train_bare_fast, "bare in bfloat16, compiled"),
-    "fast": Method(train_fast, "train_pair.py --cache --amp=bfloat16 --compile=True"),
+    "bare_fast": Method(
+        lambda work, stamp: train_bare(work, stamp, *AS_ON_A_GPU), "bare in bfloat16, compiled"
+    ),
+    "fast": Method(
+        lambda work, stamp: train_cached(work, stamp, *AS_ON_A_GPU),
+        f"train_pair.py --cache {' '.join(AS_ON_A_GPU)}",
+    ),
 }
 
 
@@ -236,15 +223,11 @@ def measure(name: str, work: Work) -> dict[str, Any]:
     METHODS[name].train(work, stamp)
     assert len(stamps) == work.num_steps
     cpu_seconds, wall_seconds = (stamps[-1] - stamps[WARM_UP]) / (work.num_steps - 1 - WARM_UP)
-    found: dict[str, str] = {}
-    for distribution in (*DISTRIBUTIONS, "pytorch-metric-learning"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[distribution] = importlib.metadata.version(distribution)
     return {
         "cpu_seconds": float(cpu_seconds),
         "wall_seconds": float(wall_seconds),
         "peak_bytes": torch.cuda.max_memory_allocated() if is_cuda else memory("VmHWM") - held,
-        "versions": found,
+        "versions": versions(*DISTRIBUTIONS),
     }
 
 

@@ -1,6 +1,6 @@
 """Train every loss with equal means on the first 50 classes of CUB-200-2011, and print the table.
 
-python -m benchmarks.cub50_losses
+python -m benchmarks.quality.cub50_losses
 
 Every loss starts from the ImageNet weights and sees the same number of images with the same
 optimizer. Its learning rate is the one of RATES that does best when it trains on classes 1-15 and
@@ -17,10 +17,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import eval as evaluation
-import train_elem
-import train_pair
-from benchmarks.seed_table import seed_table
+from benchmarks.quality.seed_table import seed_table
+from metric_learning import eval as evaluation
+from metric_learning import train_elem, train_pair
 from metric_learning.common.cli import user_errors
 from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES, layout_of
 
@@ -64,28 +63,31 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--output", type=Path, default=Path("output/cub50_losses"))
     parser.add_argument("--seeds", default="0,1,2", help="seeds of the final runs")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
-    args, flags = parser.parse_known_args(argv)  # other flags go to every script
+    chosen, words = parser.parse_known_args(argv)  # other flags go to every script
+    output: Path = chosen.output
+
     with user_errors():
-        frozen = args.output / "frozen.json"
+        frozen = output / "frozen.json"
         if not frozen.exists():
-            evaluate(
-                ["--config=configs/cub50_frozen.yaml", "--image_shape=3,96,96", *flags], frozen
-            )
-        chosen = {}
-        for row in args.rows:
-            chosen[row] = choose_rate(row, args.output, flags)
-            for seed in args.seeds.split(","):
-                run(row, chosen[row], seed, "1-25", "26-50", args.output, flags)
-        table = seed_table(args.output, ["frozen", *args.rows], METRICS)
+            config = ["--config=configs/cub50_frozen.yaml", "--image_shape=3,96,96"]
+            evaluate([*config, *words], frozen)
+        rates = {}
+        for row in chosen.rows:
+            rates[row] = choose_rate(row, output, words)
+            for seed in chosen.seeds.split(","):
+                run(row, rates[row], seed, ("1-25", "26-50"), output, words)
+
+        table = seed_table(output, ["frozen", *chosen.rows], METRICS)
         print(table)
-        print("\nRates: " + ", ".join(f"{row} {rate}" for row, rate in chosen.items()))
+        print("\nRates: " + ", ".join(f"{row} {rate}" for row, rate in rates.items()))
         return table
 
 
-def choose_rate(row: str, output: Path, flags: Sequence[str]) -> str:
+def choose_rate(row: str, output: Path, words: Sequence[str]) -> str:
     """Return the learning rate with the best Recall@1 on classes 16-25 after training on 1-15."""
     recalls = {
-        rate: run(row, rate, "0", "1-15", "16-25", output / f"rate_{rate}", flags) for rate in RATES
+        rate: run(row, rate, "0", ("1-15", "16-25"), output / f"rate_{rate}", words)
+        for rate in RATES
     }
     return max(recalls, key=recalls.__getitem__)
 
@@ -94,12 +96,11 @@ def run(
     row: str,
     rate: str,
     seed: str,
-    train_classes: str,
-    test_classes: str,
+    classes: tuple[str, str],
     output: Path,
-    flags: Sequence[str],
+    words: Sequence[str],
 ) -> float:
-    """Train and evaluate one loss, unless its result is there; return its Recall@1."""
+    """Train and evaluate one loss on classes, unless its result is there; return its Recall@1."""
     result = output / f"{row}_{seed}.json"
     if not result.exists():
         loss_name, options = ROWS[row]
@@ -107,24 +108,25 @@ def run(
         is_blocks = loss_name in PAIR_LOSSES and layout_of(loss_name) in ("blocks", "labels")
         if is_blocks and loss_name != "npairs":  # which takes pairs
             options = [*options, "--samples_each_class=3"]
+
         shutil.rmtree(output / f"{row}_{seed}", ignore_errors=True)  # of a run that was broken off
         folder = script.main(
             [
                 *(*FLAGS, f"--loss_name={loss_name}", f"--lr={rate}", *options),
-                *(f"--seed={seed}", f"--train_classes={train_classes}"),
-                *(f"--model_save_dir={output}", f"--run_name={row}_{seed}", *flags),
+                *(f"--seed={seed}", f"--train_classes={classes[0]}"),
+                *(f"--model_save_dir={output}", f"--run_name={row}_{seed}", *words),
             ]
         )
         weights = f"--pretrained_model={folder / 'last.pt'}"
-        options = [f"--test_classes={test_classes}", "--batch_size=50", "--ks=2,4,8"]
-        evaluate([weights, *options, *flags], result)
+        tested = [f"--test_classes={classes[1]}", "--batch_size=50", "--ks=2,4,8"]
+        evaluate([weights, *tested, *words], result)
         shutil.rmtree(folder)  # 27 MB each
     return float(json.loads(result.read_text("utf-8"))["recall@1"])
 
 
-def evaluate(flags: Sequence[str], result: Path) -> None:
+def evaluate(words: Sequence[str], result: Path) -> None:
     """Evaluate a checkpoint and write its metrics."""
-    evaluation.main([*flags, f"--json={result}"])
+    evaluation.main([*words, f"--json={result}"])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """Print mean and standard deviation over seeds of evaluations named NAME_SEED.json.
 
-python benchmarks/seed_table.py output/cub50 frozen arcmargin triplet quadruplet eml npairs
+python -m benchmarks.quality.seed_table output/cub50 frozen arcmargin triplet quadruplet eml npairs
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from metric_learning.common.cli import user_errors
 
@@ -24,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("folder", type=Path, help="holds NAME.json or NAME_SEED.json of eval.py")
     parser.add_argument("names", nargs="+", help="evaluations, in the order of the rows")
     parser.add_argument("--metrics", default="recall@1,recall@2,recall@4,recall@8,map@r")
-    args = parser.parse_args(argv)
+    chosen = parser.parse_args(argv)
     with user_errors():
-        table = seed_table(args.folder, args.names, args.metrics.split(","))
+        table = seed_table(chosen.folder, chosen.names, chosen.metrics.split(","))
         print(table)
         return table
 

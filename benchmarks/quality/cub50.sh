@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Tables on the first 50 classes of CUB-200-2011: frozen, stage 1, stage 2, over seeds.
-# Usage: benchmarks/cub50.sh [SEED ...]; runs and results land in output/cub50, which must not hold
+# Usage: benchmarks/quality/cub50.sh [SEED ...]; runs and results land in output/cub50, which must not hold
 # runs of the same seeds already.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 out=output/cub50
 

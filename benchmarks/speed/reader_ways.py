@@ -1,4 +1,4 @@
-"""The ways from JPEG files to training batches that `bench_reader` compares.
+"""The ways from JPEG files to training batches that `benchmarks.speed.reader` compares.
 
 Each yields batches (B, 3, S, S) of random resized crops, every other one mirrored, of all images
 in order, on one thread: normalised float32, or uint8 where a GPU is to normalise them.
@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,14 +38,14 @@ class Work:
     """What is to be read.
 
     Attributes:
-        index: JPEG files.
+        image_set: JPEG files.
         batch_size: B.
         crop_size: S in pixels.
         folder: a place for a cache.
         cache_size: short side of its images in pixels.
     """
 
-    index: ImageSet
+    image_set: ImageSet
     batch_size: int
     crop_size: int
     folder: Path
@@ -71,12 +72,14 @@ def write_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> 
     """Write synthetic photographs of a height and width as JPEG files: noise of several scales."""
     height, width = size
     rng = np.random.default_rng(seed)
+
     for number in range(count):
         image = np.full((height, width, 3), 128, np.float32)
         for step, strength in NOISE.items():
             shape = height // step + 2, width // step + 2, 3
             points = strength * rng.standard_normal(shape, np.float32)
             image += cv2.resize(points, (width, height), interpolation=cv2.INTER_CUBIC)
+
         pixels = Image.fromarray(image.clip(0, 255).astype(np.uint8))
         pixels.save(folder / f"{number:05d}.jpg", quality=QUALITY)
 
@@ -123,42 +126,29 @@ def _read_pillow(path: str) -> Image.Image:
 
 
 def _stacked(work: Work, read: Callable[[str], torch.Tensor]) -> Batches:
-    paths = work.index.paths
+    paths = work.image_set.paths
     for start in range(0, len(paths), work.batch_size):
         yield torch.stack([read(path) for path in paths[start : start + work.batch_size]])
 
 
 def of_this(
     transform: str, hand_over: str = "crops", *, cached: bool = False, for_gpu: bool = False
-) -> Callable[[Work], Callable[[], Batches]]:
-    """Return the `prepare` of this project's own loader, without workers."""
+) -> Way:
+    """Return this project's own loader, without workers, as a way to read."""
 
     def prepare(work: Work) -> Callable[[], Batches]:
-        index = work.index
+        images, sampler = work.image_set, InOrder(len(work.image_set), work.batch_size)
         if cached:
-            index = open_cache(
-                index,
-                work.folder / "cache",
-                work.cache_size,
-                num_workers=1,
-                on_bad_image="error",
-                log=lambda line: None,
-            )
+            place, log = work.folder / "cache", lambda line: None
+            one: Any = {"num_workers": 1, "on_bad_image": "error", "log": log}
+            images = open_cache(images, place, work.cache_size, **one)
         preprocessing = Preprocessing(transform, work.crop_size, IMAGENET_MEAN, IMAGENET_STD)
 
         def read() -> Batches:
-            loader = train_loader(
-                index,
-                InOrder(len(index), work.batch_size),
-                preprocessing,
-                start_step=0,
-                end_step=-(-len(index) // work.batch_size),
-                seed=0,
-                num_workers=0,
-                pin_memory=False,
-                reading=Reading(hand_over),
-            )
-            for batch in loader:
+            options: Any = {"seed": 0, "num_workers": 0, "pin_memory": False}
+            options |= {"start_step": 0, "end_step": sampler.num_batches}
+            options |= {"reading": Reading(hand_over)}
+            for batch in train_loader(images, sampler, preprocessing, **options):
                 if for_gpu:
                     assert isinstance(batch.images, torch.Tensor)
                     yield batch.images
@@ -167,7 +157,10 @@ def of_this(
 
         return read
 
-    return prepare
+    job = f"this project, --transform={transform}{' --cache' if cached else ''}"
+    if hand_over == "images":
+        job += " --augment_on=device, the device being the CPU"
+    return Way(prepare, job + (", without the normalisation that a GPU does" if for_gpu else ""))
 
 
 class InOrder:
@@ -177,6 +170,7 @@ class InOrder:
 
     def __init__(self, num_images: int, batch_size: int) -> None:
         self.num_images, self.batch_size = num_images, batch_size
+        self.num_batches = -(-num_images // batch_size)
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of batch `step`."""
@@ -184,8 +178,8 @@ class InOrder:
         return np.arange(start, min(start + self.batch_size, self.num_images))
 
 
-def index_of(paths: Sequence[str]) -> ImageSet:
-    """Return an index of these files, all of one class."""
+def image_set_of(paths: Sequence[str]) -> ImageSet:
+    """Return an image set of these files, all of one class."""
     everything = np.ones(len(paths), bool)
     labels = np.zeros(len(paths), np.int64)
     return ImageSet("benchmark", "train", list(paths), labels, {0: "0"}, everything, everything)
@@ -195,24 +189,11 @@ WAYS: dict[str, Way] = {
     "pillow_v1": Way(prepare_pillow_v1, "Pillow, torchvision.transforms (the baseline)"),
     "pillow_v2": Way(prepare_pillow_v2, "Pillow, torchvision.transforms.v2 on bytes"),
     "torchvision": Way(prepare_torchvision, "torchvision.io, torchvision.transforms.v2 on bytes"),
-    "standard": Way(of_this("standard"), "this project, --transform=standard"),
-    "standard_for_gpu": Way(
-        of_this("standard", for_gpu=True),
-        "this project, --transform=standard, without the normalisation that a GPU does",
-    ),
-    "reference": Way(of_this("reference"), "this project, --transform=reference"),
-    "device": Way(
-        of_this("standard", "images"),
-        "this project, --transform=standard --augment_on=device, the device being the CPU",
-    ),
-    "cache_standard": Way(
-        of_this("standard", cached=True), "this project, --transform=standard --cache"
-    ),
-    "cache_standard_for_gpu": Way(
-        of_this("standard", cached=True, for_gpu=True),
-        "this project, --transform=standard --cache, without the normalisation that a GPU does",
-    ),
-    "cache_reference": Way(
-        of_this("reference", cached=True), "this project, --transform=reference --cache"
-    ),
+    "standard": of_this("standard"),
+    "standard_for_gpu": of_this("standard", for_gpu=True),
+    "reference": of_this("reference"),
+    "device": of_this("standard", "images"),
+    "cache_standard": of_this("standard", cached=True),
+    "cache_standard_for_gpu": of_this("standard", cached=True, for_gpu=True),
+    "cache_reference": of_this("reference", cached=True),
 }
