@@ -122,7 +122,7 @@ def plot_map(
     _save(figure, picture)
 
 
-def _draw(axis: plt.Axes, path: str, title: str, colour: str) -> None:
+def _draw(axis: Axes, path: str, title: str, colour: str) -> None:
     with Image.open(path) as image:
         axis.imshow(image.convert("RGB"))
     axis.set_title(title, fontsize=8, color=colour)
@@ -132,7 +132,7 @@ def _draw(axis: plt.Axes, path: str, title: str, colour: str) -> None:
         spine.set(color=colour, linewidth=3)
 
 
-def _save(figure: plt.Figure, picture: Path) -> None:
+def _save(figure: Figure, picture: Path) -> None:
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(picture, dpi=100)

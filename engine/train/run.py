@@ -138,7 +138,7 @@ class TrainingRun:
             return loader
         return self.stop.agreed(loader, lambda batch: self.broken.add(batch.broken))
 
-    def progress_bar(self) -> tqdm:
+    def progress_bar(self) -> tqdm[Any]:
         """Return a bar of the steps, on the first process and a terminal."""
         return tqdm(
             total=self.options.schedule.total_iter_num,

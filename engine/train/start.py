@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
+from timm.layers.norm_act import convert_sync_batchnorm
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -204,7 +204,7 @@ def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device
             "--sync_bn=True needs several processes with a GPU each (PyTorch has it on GPUs only), "
             f"found {world.size} on {device.type}: leave it out or set --sync_bn=False"
         )
-    convert_sync_batchnorm(module)
+    convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
 
 
 def announce(run: TrainingRun) -> None:

@@ -122,7 +122,8 @@ class Step:
 
         dtype = machine.amp_dtype
         with torch.autocast(machine.device.type, dtype=dtype, enabled=dtype is not None):
-            return self.network(images).float()
+            embeddings: Tensor = self.network(images)
+        return embeddings.float()
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Return what is differentiated for the loss of one of the parts of a batch."""
@@ -131,10 +132,10 @@ class Step:
     def differentiate(self, values: Tensor, gradient: Tensor | None = None) -> None:
         """Run the backward pass; where it computes activations again, statistics stay."""
         if not self.machine.recompute:
-            values.backward(gradient)
+            torch.autograd.backward(values, gradient)
             return
         with unchanged_buffers(self.learner.model):
-            values.backward(gradient)
+            torch.autograd.backward(values, gradient)
 
     def backward_in_chunks(
         self, batch: Batch, labels: Tensor, step: int, part: int
@@ -157,7 +158,7 @@ class Step:
         self.differentiate(self.scaled(loss))
 
         assert embeddings.grad is not None
-        gradients = embeddings.grad.split([len(chunk.labels) for chunk in chunks])
+        gradients = torch.split(embeddings.grad, [len(chunk.labels) for chunk in chunks])
         for n, (chunk, gradient) in enumerate(zip(chunks, gradients, strict=True)):
             with self.averaging(n == len(chunks) - 1):
                 self.differentiate(self.embed(chunk, step, part, n), gradient)

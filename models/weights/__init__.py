@@ -2,6 +2,6 @@
 
 - load: a file into a model, and a model into a file; begin here.
 - files: the form of a file, and its tensors by name.
-- paddle: PaddlePaddle's forms, and timm's names of its variables. array_pickle: a pickle of arrays.
+- paddle: PaddlePaddle's forms, and timm's names of its variables.
 - fingerprint: identifies weights, whatever the name of their file.
 """

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from metric_learning.models.weights.array_pickle import read_array_pickle
+from metric_learning.common.array_pickle import read_array_pickle
 
 PADDLE_MODELS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from metric_learning.common.array_pickle import load_array_pickle
 from metric_learning.reader.sets.folders import has_train_test, read_train_test
 from metric_learning.reader.sets.table import Table
 
@@ -54,8 +53,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        with open(path, "rb") as file:
-            batch = ArrayUnpickler(file, encoding="bytes").load()
+        batch = load_array_pickle(path, encoding="bytes")
         pixels = np.asarray(batch[b"data"])
         labels = np.array(batch[b"labels"], dtype=np.int64)
     except OSError:
@@ -73,30 +71,3 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), labels
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickler of arrays, plain containers and strings; any other global is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few globals that a pickled array needs."""
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            module = "multiarray"
-        if (module, name) not in ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}; only arrays are read")
-        return ALLOWED_GLOBALS[module, name]
-
-
-def encode_latin1(text: str, encoding: str) -> bytes:
-    """Give the bytes that Python 3 pickles of protocol 2 store as text."""
-    if encoding not in ("latin1", b"latin1"):
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
-    ("multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): encode_latin1,
-}

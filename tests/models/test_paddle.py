@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from metric_learning.common.array_pickle import read_array_pickle
 from metric_learning.models import build_model, load_classifier, load_weights
-from metric_learning.models.weights.array_pickle import read_array_pickle
 from metric_learning.models.weights.paddle import BATCH_NORM, to_state_dict
 
 INVERSE_BATCH_NORM = {torch_name: paddle_name for paddle_name, torch_name in BATCH_NORM.items()}

@@ -1,12 +1,11 @@
-import io
 import os
 import pickle
 
 import numpy as np
 import pytest
 
+from metric_learning.common.array_pickle import load_array_pickle
 from metric_learning.reader import load_image_set
-from metric_learning.reader.sets.cifar10 import ArrayUnpickler
 
 
 def write_batch(path, labels, seed=0):
@@ -72,7 +71,7 @@ def test_cifar10_lacking_a_batch_is_an_error(tmp_path):
         load_image_set("cifar10", tmp_path, "train")
 
 
-def test_python_2_pickles_of_arrays_are_read():
+def test_python_2_pickles_of_arrays_are_read(tmp_path):
     """The original batches were written by Python 2, whose strings become bytes."""
     stream = (
         b"\x80\x02}q\x00(U\x04dataq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02"
@@ -80,5 +79,6 @@ def test_python_2_pickles_of_arrays_are_read():
         b"cnumpy\ndtype\nq\x08U\x02u1q\tK\x00K\x01\x87q\nRq\x0b(K\x03U\x01|q\x0cNNNJ\xff\xff"
         b"\xff\xffJ\xff\xff\xff\xffK\x00tq\rb\x89U\x02\x05\x07q\x0etq\x0fbu."
     )
-    batch = ArrayUnpickler(io.BytesIO(stream), encoding="bytes").load()
+    (tmp_path / "batch").write_bytes(stream)
+    batch = load_array_pickle(tmp_path / "batch", encoding="bytes")
     np.testing.assert_array_equal(batch[b"data"], np.array([[5, 7]], dtype=np.uint8))

@@ -9,18 +9,39 @@ from typing import Any
 import numpy as np
 
 
-def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
-    """Read a pickled dict of name -> array; entries that are no arrays are left out.
+def load_array_pickle(path: Path, encoding: str = "latin1") -> Any:
+    """Read a pickle of plain values, or of a dict of them, some of which are NumPy arrays.
 
     The pickle gets none of Python's or NumPy's own functions, only the stand-ins of this module,
     which build arrays of plain numbers. Any other name in it is an error.
 
+    Args:
+        path: the file.
+        encoding: of the text of Python 2; "bytes" leaves it as bytes.
+
+    Raises:
+        pickle.UnpicklingError: it names code; a damaged file can raise anything.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = _ArrayUnpickler(file, encoding=encoding).load()
+    if not isinstance(content, dict):
+        return content
+    return {
+        name: value.array if isinstance(value, _PickledArray) else value
+        for name, value in content.items()
+    }
+
+
+def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
+    """Read a pickled dict of name -> array; entries that are no arrays are left out.
+
     Raises:
         ValueError: the file is damaged, names code, or holds no arrays.
+        OSError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
+        content = load_array_pickle(path)
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -29,12 +50,11 @@ def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
             f"{path}: not readable as a pickle of arrays ({reason}); "
             "expected Paddle's PREFIX.pdparams or a file that torch.save wrote"
         ) from error
-
     items = content.items() if isinstance(content, dict) else ()
     arrays = {
-        name: value.array
+        name: value
         for name, value in items
-        if isinstance(name, str) and isinstance(value, _PickledArray) and value.array is not None
+        if isinstance(name, str) and isinstance(value, np.ndarray)
     }
     if not arrays:
         raise ValueError(f"{path}: holds no arrays; expected Paddle's parameters, name -> array")
@@ -44,13 +64,13 @@ def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
 class _PickledType:
     """Stands for numpy.dtype: plain numbers only."""
 
-    def __init__(self, code: str, *_: Any):
-        self.dtype = np.dtype(code)
+    def __init__(self, code: str | bytes, *_: Any):
+        self.dtype = np.dtype(_text(code))
         if self.dtype.kind not in "biuf":
-            raise pickle.UnpicklingError(f"array of type {code}")
+            raise pickle.UnpicklingError(f"array of type {code!r}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
+        self.dtype = self.dtype.newbyteorder(_text(state[1]))  # type: ignore[arg-type]
 
 
 class _PickledArray:
@@ -72,9 +92,13 @@ def _from_buffer(data: bytes, kind: _PickledType, shape: Any, order: str) -> _Pi
     return pickled
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"text in encoding {encoding}")
+def _text(word: str | bytes) -> str:
+    return word.decode("latin1") if isinstance(word, bytes) else word
+
+
+def _encode(text: str, encoding: str | bytes) -> bytes:
+    if _text(encoding) != "latin1":
+        raise pickle.UnpicklingError(f"text in encoding {encoding!r}")
     return text.encode("latin1")
 
 
