@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 MAX_NAMED = 20  # classes that a picture names; of more the colours cannot be told apart
 RIGHT, WRONG, NEUTRAL = "#1a7f37", "#cf222e", "#57606a"
