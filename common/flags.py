@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from metric_learning import __version__
 from metric_learning.common.cli import fail
 
 AMP_CHOICES = ("auto", "off", "bfloat16", "float16")
@@ -314,6 +315,8 @@ def _build_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
+    version = f"metric-learning {__version__}"
+    parser.add_argument("--version", action="version", version=version)
     config_flag = Flag("config", path, None, "YAML file of flags; the command line wins")
     groups: dict[str, Any] = {"": parser}
     for flag in (*table, config_flag):
