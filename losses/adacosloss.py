@@ -22,17 +22,9 @@ class AdaCosLoss(CosineLoss):
     AdaCos (Zhang et al. 2019), eq. 12 and 16, https://arxiv.org/abs/1905.00292.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         dynamic_scale: let the scale follow the angles; otherwise it is fixed.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`.
 
     Differs from the paper: the scale is never below 1, which it would be for few classes.
     """

@@ -25,19 +25,11 @@ class AdaFaceLoss(CosineLoss):
     AdaFace (Kim et al. 2022), eq. 10 to 14, and the authors' code, https://arxiv.org/abs/2204.00964.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         scale: factor s on the cosines.
         ada_margin: margin m, in radians and in cosine.
         ada_concentration: factor h on the norms' distance from their mean, in deviations.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`.
 
     A batch of one image does not change the running statistics. The gradient is 0 where
     |cos| > 1 - 1e-6.

@@ -17,19 +17,11 @@ class ArcMarginLoss(TargetMarginLoss):
     ArcFace (Deng et al. 2019), section 3, https://arxiv.org/abs/1801.07698.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         arc_scale: factor s on the cosines.
         arc_margin: angle m added at the target class, in radians.
         arc_easy_margin: add the angle only where the cosine is positive.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`.
 
     Differs from the reference: not at all; its limit on a cost is kept
     (`functional.cross_entropy`).

@@ -30,13 +30,8 @@ class BatchTripletLoss(LabelLoss):
         soft_margin: log(1 + exp(gap)) of Euclidean distances instead of the hinge, without a
             margin.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64, in any order.
-        returns: () float32.
-
-    Raises:
-        ValueError: mining is none of these, or there are both a soft margin and a margin.
+    Shape: that of `LabelLoss`; a ValueError where mining is none of these, or there are both a soft
+    margin and a margin.
 
     Of all triples those count in the mean that cost something ("batch all, nonzero"); it takes
     B x K x M numbers. Differs from the papers: Hermans et al. do not normalise the embeddings and

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metric_learning.losses.functional import check_batch, full_precision, mean_where
+from metric_learning.losses.functional import check_batch, mean_where
 from metric_learning.losses.pairs import pairs_with
 
 
@@ -24,10 +24,7 @@ class ChenQuadrupletLoss(nn.Module):
         weak_margin: required gap to pairs that do not share the anchor, in squared Euclidean
             distance; below the margin.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64, in any order.
-        returns: () float32.
+    Shape: that of `LabelLoss`.
 
     It takes B^3 (K - 1) / 4 numbers: 3 million for 160 images, 4 per class. Without positives, or
     without negatives, the loss is zero; with two classes the second term is. Differs from the
@@ -45,7 +42,6 @@ class ChenQuadrupletLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the mean triplet hinge plus the mean hinge of the quadruplets."""
         check_batch(embeddings, labels)
-        embeddings = full_precision(embeddings)
         own = torch.arange(len(labels), device=labels.device)
         pairs = pairs_with(embeddings, labels, embeddings, labels, own)
         distances = pairs.squared_distances  # BxB

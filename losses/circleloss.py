@@ -22,10 +22,7 @@ class CircleLoss(LabelLoss):
         circle_margin: relaxation m, in cosine: negatives are to be below m, positives above 1 - m.
         circle_scale: factor g on the weighted cosines.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64, in any order.
-        returns: () float32.
+    Shape: that of `LabelLoss`.
 
     Anchors without a positive or a negative do not count.
     """

@@ -13,7 +13,6 @@ from metric_learning.losses.functional import (
     check_batch,
     check_classes,
     cross_entropy,
-    draw_xavier_uniform,
     normalised,
 )
 
@@ -28,6 +27,14 @@ class CosineLoss(nn.Module):
         embedding_size: dimension D of the embeddings.
         scale: factor on the cosines.
         num_centers: weights K that each class has; 0: one, without a dimension of its own.
+
+    Shape:
+        embeddings: (B, D) float, normalised here.
+        labels: (B,) int64 in 0..C-1.
+        returns: loss () float32, logits (B, C) float32 with scale and margin.
+
+    Raises:
+        ValueError: a shape does not fit, or a label is outside 0..C-1.
     """
 
     def __init__(
@@ -40,8 +47,12 @@ class CosineLoss(nn.Module):
         self.draw_weight(self.weight, class_dim)
 
     def draw_weight(self, rows: Tensor, class_dim: int) -> None:
-        """Fill rows (n, D), or (n, K, D), of the weight of `class_dim` classes."""
-        draw_xavier_uniform(rows, class_dim)
+        """Fill rows (n, D) as `nn.init.xavier_uniform_` fills those of all `class_dim` classes.
+
+        Rows (n, K, D) are filled within the same bound.
+        """
+        bound = math.sqrt(3.0) * math.sqrt(2.0 / (class_dim + rows.shape[-1]))
+        nn.init.uniform_(rows, -bound, bound)
 
     def cosines(self, embeddings: Tensor) -> Tensor:
         """Return the cosines (B, C) or (B, C, K) of embeddings (B, D) to the class weights."""

@@ -15,20 +15,12 @@ class CombinedLoss(TargetMarginLoss):
     ArcFace (Deng et al. 2019), eq. 4, https://arxiv.org/abs/1801.07698.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         scale: factor s on the cosines.
         angle_factor: factor m1 on the angle at the target class.
         arc_margin: angle m2 added at the target class, in radians.
         cos_margin: margin m3 that the cosine of the target class loses.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`.
 
     As in the authors' code, the cosine rises again where the enlarged angle passes pi. The gradient
     is 0 where |cos| > 1 - 1e-6.

@@ -21,10 +21,7 @@ class ContrastiveLoss(LabelLoss):
         positive_margin: Euclidean distance up to which a positive pair costs nothing.
         negative_margin: Euclidean distance from which a negative pair costs nothing; up to 2.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64, in any order.
-        returns: () float32.
+    Shape: that of `LabelLoss`.
 
     Differs from the paper: no factor 1/2, embeddings are normalised, and positive and negative
     pairs are averaged apart, since a batch has many more of the latter. Without pairs of one kind

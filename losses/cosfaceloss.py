@@ -14,18 +14,10 @@ class CosFaceLoss(TargetMarginLoss):
     CosFace (Wang et al. 2018), eq. 4, https://arxiv.org/abs/1801.09414.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         scale: factor s on the cosines.
         cos_margin: margin m that the cosine of the target class loses.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`.
     """
 
     def __init__(

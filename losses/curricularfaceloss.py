@@ -20,18 +20,10 @@ class CurricularFaceLoss(CosineLoss):
     CurricularFace (Huang et al. 2020), eq. 6 to 8, https://arxiv.org/abs/2004.00288.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         scale: factor s on the cosines.
         arc_margin: angle m added at the target class, in radians.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`.
     """
 
     running_cosine: Tensor

@@ -13,14 +13,6 @@ class ElasticLoss(CosineLoss):
     """Base of both: margins from a normal distribution, in evaluation mode its mean.
 
     They come from torch's random generator. A subclass applies them in `with_margins`.
-
-    Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
-        scale: factor s on the cosines.
-        margin: mean of the margins.
-        elastic_std: standard deviation of the margins.
-        elastic_plus: give the larger margins to the images further from their class.
     """
 
     def __init__(
@@ -70,20 +62,12 @@ class ElasticArcLoss(ElasticLoss):
     https://arxiv.org/abs/2109.09416.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         scale: factor s on the cosines.
         arc_margin: mean of the angles added at the target class, in radians.
         elastic_std: standard deviation of the margins, in their unit.
         elastic_plus: give the larger margins to the images further from their class.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`.
 
     Differs from the authors' code, whose sorted margins of the + form reach the classes of other
     images: here they reach the images that the paper says. The gradient is 0 where
@@ -115,20 +99,12 @@ class ElasticCosLoss(ElasticLoss):
     https://arxiv.org/abs/2109.09416.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         scale: factor s on the cosines.
         cos_margin: mean of the margins that the cosine of the target class loses.
         elastic_std: standard deviation of the margins, in their unit.
         elastic_plus: give the larger margins to the images further from their class.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`.
 
     Differs from the authors' code as ElasticArcLoss.
     """

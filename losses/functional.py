@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 # PaddlePaddle's softmax raises every logit to at least this much below the largest of its row.
 LOWEST_SHIFTED_LOGIT = -64.0
@@ -38,12 +37,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 def change_targets(scores: Tensor, labels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply `change` to the score of each row's own class: (B, C), (B,) -> (B, C).
 
-    Rows whose label is -1 stay as they are: their class is not among these.
-
-    Args:
-        scores: (B, C), a column per class.
-        labels: (B,) int64, columns of `scores`, or -1.
-        change: maps scores (B, 1) to scores (B, 1), with a finite derivative everywhere.
+    Rows whose label is -1 stay as they are: their class is not among these. `change` maps scores
+    (B, 1) to scores (B, 1), with a finite derivative everywhere.
     """
     columns = labels.clamp(min=0)[:, None]  # Bx1
     targets = scores.gather(1, columns)
@@ -63,15 +58,6 @@ def classes_ahead(scores: Tensor, labels: Tensor) -> Tensor:
 def accuracies(ahead: Tensor) -> dict[str, Tensor]:
     """Return `acc1` and `acc5`, () each, from `classes_ahead` of the images of a batch."""
     return {f"acc{k}": (ahead < k).float().mean() for k in (1, 5)}
-
-
-def draw_xavier_uniform(rows: Tensor, class_dim: int) -> None:
-    """Fill rows (n, D) as `nn.init.xavier_uniform_` fills those of a whole layer (class_dim, D).
-
-    Rows (n, K, D) are filled within the same bound.
-    """
-    bound = math.sqrt(3.0) * math.sqrt(2.0 / (class_dim + rows.shape[-1]))
-    nn.init.uniform_(rows, -bound, bound)
 
 
 def squared_distances(embeddings: Tensor) -> Tensor:
@@ -185,28 +171,8 @@ def check_blocks(labels: Tensor, samples_each_class: int) -> None:
     if bool((blocks != blocks[:, :1]).any()) or len(set(blocks[:, 0].tolist())) < len(blocks):
         raise ValueError(
             f"expected blocks of {samples_each_class} images, each block of its own class, "
-            f"found labels {_shortened(labels)}"
+            f"found labels {shortened(labels)}"
         )
-
-
-def check_triples(labels: Tensor) -> None:
-    """Raise ValueError unless labels are (c, c, other) triples, one after the other."""
-    num_images = len(labels)
-    if num_images == 0 or num_images % 3:
-        raise ValueError(f"batch of {num_images} images is not a positive multiple of 3")
-    anchors, positives, negatives = labels.view(-1, 3).unbind(1)
-    if bool((anchors != positives).any()) or bool((anchors == negatives).any()):
-        raise ValueError(
-            "expected triples of labels (anchor, same class, other class), "
-            f"found {_shortened(labels)}"
-        )
-
-
-def check_pairs(labels: Tensor) -> None:
-    """Raise ValueError unless a batch is made of pairs."""
-    num_images = len(labels)
-    if num_images == 0 or num_images % 2:
-        raise ValueError(f"batch of {num_images} images is not a positive multiple of 2")
 
 
 def block_pairs(
@@ -219,6 +185,7 @@ def block_pairs(
     return same_block.fill_diagonal_(False), is_negative
 
 
-def _shortened(labels: Tensor) -> str:
+def shortened(labels: Tensor) -> str:
+    """Show the first labels of a batch."""
     shown = ", ".join(str(label) for label in labels[:12].tolist())
     return f"[{shown}{', ...' if len(labels) > 12 else ''}]"

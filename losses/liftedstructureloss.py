@@ -21,10 +21,7 @@ class LiftedStructureLoss(LabelLoss):
     Args:
         lifted_margin: margin m that is taken from distances to negatives, Euclidean.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64, in any order.
-        returns: () float32.
+    Shape: that of `LabelLoss`.
 
     Anchors without a positive or a negative do not count. Differs from the papers: embeddings are
     normalised, and the mean over anchors takes the place of a sum.

@@ -25,13 +25,7 @@ class MultiSimilarityLoss(LabelLoss):
         ms_lambda: cosine lambda around which pairs are penalised.
         ms_epsilon: slack epsilon of the choice of pairs, in cosine; from 2 on all pairs count.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64, in any order.
-        returns: () float32.
-
-    Raises:
-        ValueError: alpha or beta is 0.
+    Shape: that of `LabelLoss`; a ValueError where alpha or beta is 0.
 
     Anchors without a positive or a negative do not count; those whose pairs are all easy cost 0.
     """

@@ -16,17 +16,10 @@ class NormSoftmaxLoss(TargetMarginLoss):
     https://arxiv.org/abs/1811.12649.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         temperature: divisor t of the cosines.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, a label is outside 0..C-1, or the temperature is 0.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`; also a ValueError where
+    the temperature is 0.
     """
 
     def __init__(self, class_dim: int, embedding_size: int, temperature: float = 0.05) -> None:

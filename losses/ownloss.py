@@ -13,12 +13,11 @@ OPTION_TYPES = (int, float, bool, str, tuple[int, ...])  # those that flags are 
 
 
 def find_own(name: str) -> type[nn.Module]:
-    """Import the class of a loss by its name.
+    """Import the class of a loss by its name, `module:Class`.
 
-    Args:
-        name: `module:Class`. The module is looked for where Python looks, then in the working
-            directory. The class is an nn.Module with a class attribute `stage`, 1 or 2, and keeps
-            that stage's contract, see `losses.table`.
+    The module is looked for where Python looks, then in the working directory. The class is an
+    nn.Module with a class attribute `stage`, 1 or 2, and keeps that stage's contract, see
+    `losses.table`.
 
     Raises:
         ValueError: the module cannot be imported, holds no such class, or an option of the class

@@ -18,19 +18,12 @@ from metric_learning.losses.functional import check_batch, normalised
 
 @dataclass(frozen=True)
 class Pairs:
-    """Anchors beside the references that they are compared with, rows on the unit sphere.
+    """Anchors beside the references that they are compared with, rows on the unit sphere."""
 
-    Attributes:
-        anchors: (B, D) float.
-        references: (M, D) float; of a plain batch the anchors themselves.
-        is_positive: (B, M) bool, pairs of one class without those of an image with itself.
-        is_negative: (B, M) bool, pairs of two classes.
-    """
-
-    anchors: Tensor
-    references: Tensor
-    is_positive: Tensor
-    is_negative: Tensor
+    anchors: Tensor  # (B, D) float
+    references: Tensor  # (M, D) float; of a plain batch the anchors themselves
+    is_positive: Tensor  # (B, M) bool, pairs of one class without those of an image with itself
+    is_negative: Tensor  # (B, M) bool, pairs of two classes
 
     @cached_property
     def cosines(self) -> Tensor:
@@ -78,14 +71,9 @@ class LabelLoss(nn.Module):
 def pairs_with(
     embeddings: Tensor, labels: Tensor, references: Tensor, reference_labels: Tensor, own: Tensor
 ) -> Pairs:
-    """Pair a batch with references by label.
+    """Pair a batch with references (M, D) by label.
 
-    Args:
-        embeddings: (B, D) float.
-        labels: (B,) int64.
-        references: (M, D) float.
-        reference_labels: (M,) int64.
-        own: (B,) int64, the row of each image among the references.
+    `own` (B,) int64 has the row of each image among the references.
     """
     is_same_class = labels[:, None] == reference_labels[None, :]
     return Pairs(

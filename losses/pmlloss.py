@@ -17,11 +17,8 @@ CLASS_DIM = "num_classes"  # what the package calls class_dim
 class PmlLoss(nn.Module):
     """A loss of pytorch-metric-learning, computed in float32 for half-precision embeddings.
 
-    https://kevinmusgrave.github.io/pytorch-metric-learning/losses/
-
-    Args:
-        name: `pml:` and the name of its class.
-        **options: its options by name; class_dim is what the package calls num_classes.
+    https://kevinmusgrave.github.io/pytorch-metric-learning/losses/. The name is `pml:` and that of
+    its class; its options are by name, class_dim being what the package calls num_classes.
 
     Shape:
         embeddings: (B, D) float.
@@ -54,11 +51,7 @@ class PmlLoss(nn.Module):
 
 
 def find_pml(name: str) -> type[nn.Module]:
-    """Return the class of a loss by its name with the prefix `pml:`.
-
-    Raises:
-        ValueError: the package is not installed, or has no such loss.
-    """
+    """Return the class of a loss named with the prefix `pml:`; ValueError if there is none."""
     losses = import_optional("pytorch_metric_learning.losses", name, "pytorch-metric-learning")
     base: type[nn.Module] = losses.BaseMetricLossFunction
     known: dict[str, type[nn.Module]] = {
@@ -73,11 +66,7 @@ def find_pml(name: str) -> type[nn.Module]:
 
 
 def pml_options(name: str) -> dict[str, inspect.Parameter]:
-    """Return the options of a loss of the package: its own and, where it hands them on, inherited.
-
-    Raises:
-        ValueError: as `find_pml`.
-    """
+    """Return the options of a loss of the package: its own and, if it hands them on, inherited."""
     options: dict[str, inspect.Parameter] = {}
     loss = find_pml(name)
     for kind in inspect.getmro(loss):

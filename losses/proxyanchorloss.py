@@ -23,18 +23,11 @@ class ProxyAnchorLoss(CosineLoss):
     Proxy Anchor Loss (Kim et al. 2020), eq. 4, https://arxiv.org/abs/2003.13911.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         scale: factor a on the cosines.
         anchor_margin: margin m, in cosine.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32, the scaled cosines.
-
-    Raises:
-        ValueError: a shape does not fit, a label is outside 0..C-1, or the scale is 0.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`, but that the
+    logits are the scaled cosines; also a ValueError where the scale is 0.
     """
 
     def __init__(

@@ -15,17 +15,10 @@ class ProxyNcaLoss(TargetMarginLoss):
     ProxyNCA++ (Teh et al. 2020), eq. 6, https://arxiv.org/abs/2004.01113.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         nca_temperature: divisor t of the squared distances.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32, -d / t.
-
-    Raises:
-        ValueError: a shape does not fit, a label is outside 0..C-1, or the temperature is 0.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`, but that the
+    logits are -d / t; also a ValueError where the temperature is 0.
 
     The pooling, layer norm and faster proxies of the paper are not part of the loss.
     """

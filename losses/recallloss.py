@@ -22,13 +22,7 @@ class RecallLoss(LabelLoss):
         rank_temperature: temperature t of the ranks, in cosine; 0 would be exact ranks.
         recall_temperature: temperature u of the decision whether a rank is within k, in ranks.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64, in any order.
-        returns: () float32.
-
-    Raises:
-        ValueError: a temperature is 0, or a k is below 1.
+    Shape: that of `LabelLoss`; a ValueError where a temperature is 0, or a k is below 1.
 
     It takes B^2 (K - 1) numbers. Queries without a positive or a negative do not count; a k beyond
     the number of references counts as that number, as in the authors' code. Differs from it: the

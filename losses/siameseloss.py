@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metric_learning.losses.functional import check_batch, check_pairs, euclidean, normalised
+from metric_learning.losses.functional import check_batch, euclidean, normalised
 
 
 class SiameseLoss(nn.Module):
@@ -42,7 +42,8 @@ class SiameseLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cost over all pairs."""
         check_batch(embeddings, labels)
-        check_pairs(labels)
+        if len(labels) == 0 or len(labels) % 2:
+            raise ValueError(f"batch of {len(labels)} images is not a positive multiple of 2")
         embeddings = normalised(embeddings)
         squared = (embeddings[0::2] - embeddings[1::2]).square().sum(1)  # B/2
         too_close = F.relu(self.negative_margin - euclidean(squared)).square()

@@ -21,13 +21,7 @@ class SmoothApLoss(LabelLoss):
     Args:
         rank_temperature: temperature t of the ranks, in cosine; 0 would be exact ranks.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64, in any order.
-        returns: () float32.
-
-    Raises:
-        ValueError: the temperature is 0.
+    Shape: that of `LabelLoss`; a ValueError where the temperature is 0.
 
     It takes B^2 (K - 1) numbers. Queries without a positive or a negative do not count. Differs
     from the authors' code: the query is no positive of its own, and classes may differ in size.

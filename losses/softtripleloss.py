@@ -19,21 +19,14 @@ class SoftTripleLoss(CosineLoss):
     SoftTriple Loss (Qian et al. 2019), eq. 7 to 10, https://arxiv.org/abs/1909.05235.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         scale: factor s on the similarities.
         cos_margin: margin m that the similarity to the target class loses.
         soft_centers: centres K of each class.
         soft_temperature: divisor g of the cosines that weigh the centres.
         soft_regularizer: weight tau of the distances between the centres of a class.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, a label is outside 0..C-1, or the temperature is 0.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`; also a ValueError where
+    the temperature is 0.
     """
 
     def __init__(

@@ -22,19 +22,12 @@ class SphereFaceLoss(CosineLoss):
     SphereFace (Liu et al. 2017), eq. 7 and its appendix, https://arxiv.org/abs/1704.08063.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         sphere_margin: factor m on the angle, an integer.
         anneal_start: weight l_start of the plain cosine at the first batch.
         anneal_end: weight l_end that is left of it; with both 0 the margin is whole at once.
 
-    Shape:
-        embeddings: (B, D) float, whose norm counts.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with margin.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`; the norm of an embedding
+    counts.
     """
 
     num_batches: Tensor

@@ -15,19 +15,11 @@ class SubCenterLoss(TargetMarginLoss):
     Sub-center ArcFace (Deng et al. 2020), eq. 3, https://doi.org/10.1007/978-3-030-58621-8_43.
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         scale: factor s on the cosines.
         arc_margin: angle m added at the target class, in radians.
         sub_centers: centres K of each class.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`.
     """
 
     def __init__(

@@ -18,13 +18,7 @@ class SupConLoss(LabelLoss):
     Args:
         temperature: divisor t of the cosines.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64, in any order.
-        returns: () float32.
-
-    Raises:
-        ValueError: the temperature is 0.
+    Shape: that of `LabelLoss`; a ValueError where the temperature is 0.
 
     Anchors without a positive or a negative do not count. Differs from the paper: the images of a
     class take the place of two views of each image, and the sum over anchors is a mean.

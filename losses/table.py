@@ -94,15 +94,11 @@ def is_pml(name: str) -> bool:
 
 
 def find_loss(name: str) -> type[nn.Module]:
-    """Return the class of a loss.
+    """Return the class of a loss; ValueError if there is none.
 
-    Args:
-        name: a key of ELEM_LOSSES, PAIR_LOSSES or LOSS_ALIASES; `module:Class`, a loss of one's
-            own, see `ownloss.find_own`; or `pml:` and a class of pytorch-metric-learning, which
-            PmlLoss looks for when it is built.
-
-    Raises:
-        ValueError: there is no such loss.
+    Its name is a key of ELEM_LOSSES, PAIR_LOSSES or LOSS_ALIASES; `module:Class`, a loss of one's
+    own, see `ownloss.find_own`; or `pml:` and a class of pytorch-metric-learning, which PmlLoss
+    looks for when it is built.
     """
     name = LOSS_ALIASES.get(name, name)
     losses = ELEM_LOSSES | PAIR_LOSSES
@@ -116,24 +112,16 @@ def find_loss(name: str) -> type[nn.Module]:
 
 
 def stage_of(name: str) -> Literal[1, 2]:
-    """Return the stage that a loss is for, and whose contract it keeps.
-
-    Raises:
-        ValueError: as `find_loss`.
-    """
+    """Return the stage that a loss, found as by `find_loss`, is for, whose contract it keeps."""
     stage: Literal[1, 2] = getattr(find_loss(name), "stage", 1 if name in ELEM_LOSSES else 2)
     return stage
 
 
 def layout_of(name: str) -> str:
-    """Return how the batches of a stage-2 loss are made up.
+    """Return how the batches of a stage-2 loss, found as by `find_loss`, are made up.
 
-    Returns:
-        `blocks`: K images of each class in a row; `labels`: the same, but in any order, since the
-        loss looks at labels alone; `triples`: a p n a p n ...; `pairs`: a b a b ....
-
-    Raises:
-        ValueError: as `find_loss`.
+    `blocks`: K images of each class in a row; `labels`: the same, but in any order, since the
+    loss looks at labels alone; `triples`: a p n a p n ...; `pairs`: a b a b ....
     """
     layout: str = getattr(find_loss(name), "layout", "blocks")
     return layout
@@ -151,9 +139,7 @@ class SplittableLoss(Protocol):
     def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the logits (B, C) that the loss compares, with margin and scale.
 
-        Args:
-            embeddings: (B, D) float.
-            labels: (B,) int64 in 0..C-1; -1 where the class of an image is not among these C.
+        Labels are -1 where the class of an image is not among these C.
         """
 
     def draw_weight(self, rows: Tensor, class_dim: int) -> None:
@@ -164,22 +150,15 @@ class SplittableLoss(Protocol):
 
 
 def loss_options(name: str) -> dict[str, inspect.Parameter]:
-    """Return the options of a loss, in the order of its signature.
+    """Return the options of a loss, found as by `find_loss`, in the order of its signature.
 
     The `annotation` of an option is its type, except for losses of pytorch-metric-learning.
-
-    Raises:
-        ValueError: as `find_loss`.
     """
     return pml_options(name) if is_pml(name) else options_of(find_loss(name))
 
 
 def build_loss(name: str, **options: Any) -> nn.Module:
-    """Build a loss by name.
-
-    Args:
-        name: as `find_loss` takes it.
-        **options: the options of that loss, named as the command line flags.
+    """Build a loss by name, as `find_loss` takes it, with options named as the command line flags.
 
     Raises:
         ValueError: unknown name, an option that the loss does not take, or one that it lacks.

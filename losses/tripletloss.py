@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metric_learning.losses.functional import check_batch, check_triples, normalised
+from metric_learning.losses.functional import check_batch, normalised, shortened
 
 
 class TripletLoss(nn.Module):
@@ -37,7 +37,15 @@ class TripletLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the mean hinge over all triples."""
         check_batch(embeddings, labels)
-        check_triples(labels)
+        if len(labels) == 0 or len(labels) % 3:
+            raise ValueError(f"batch of {len(labels)} images is not a positive multiple of 3")
+        first, second, third = labels.view(-1, 3).unbind(1)
+        if bool((first != second).any()) or bool((first == third).any()):
+            raise ValueError(
+                "expected triples of labels (anchor, same class, other class), "
+                f"found {shortened(labels)}"
+            )
+
         embeddings = normalised(embeddings)
         anchors, positives, negatives = embeddings.view(-1, 3, embeddings.shape[1]).unbind(1)
         to_positive = (anchors - positives).square().sum(1)

@@ -21,21 +21,14 @@ class VplLoss(CosineLoss):
     https://openaccess.thecvf.com/content/CVPR2021/html/Deng_Variational_Prototype_Learning_for_Deep_Face_Recognition_CVPR_2021_paper.html
 
     Args:
-        class_dim: number of training classes C.
-        embedding_size: dimension D of the embeddings.
         scale: factor s on the cosines.
         arc_margin: angle m added at the target class, in radians.
         vpl_lambda: share l of the remembered embedding in a prototype, 0 to below 1.
         vpl_start: batches before the memory is used, while embeddings still drift fast.
         vpl_age: batches that an embedding stays in use.
 
-    Shape:
-        embeddings: (B, D) float, normalised here.
-        labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
-
-    Raises:
-        ValueError: a shape does not fit, a label is outside 0..C-1, or the share is not below 1.
+    Shape, errors and the arguments for C and D are those of `CosineLoss`; also a ValueError where
+    the share is not below 1.
 
     A batch meets the memory of the batches before it. Of several images of a class in a batch, the
     last is remembered; one that is not finite is not.

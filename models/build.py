@@ -48,15 +48,9 @@ def build_model(
     """
     if embedding_size < 0:
         raise ValueError(f"embedding_size is 0 (no embedding layer) or more, not {embedding_size}")
-    model = EmbeddingModel(
-        name,
-        _build_backbone(name, image_size),
-        embedding_size,
-        image_size,
-        pooling=pooling,
-        last_stride=last_stride,
-        feature_norm=feature_norm,
-    )
+    backbone = _build_backbone(name, image_size)
+    options = {"pooling": pooling, "last_stride": last_stride, "feature_norm": feature_norm}
+    model = EmbeddingModel(name, backbone, embedding_size, image_size, **options)
     if pretrained_model is not None:
         load_weights(model, pretrained_model)
     return model

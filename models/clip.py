@@ -26,35 +26,24 @@ NO_TEXTS = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layer
 
 @dataclass(frozen=True)
 class Clip:
-    """How the two towers of a model are built, and what images they expect.
+    """How the two towers of a model are built, and what images they expect."""
 
-    Attributes:
-        architecture: open_clip's name of it.
-        config: open_clip's description of it.
-        quick_gelu: whether the activation is x sigmoid(1.702 x), as in OpenAI's weights.
-        mean, std: per channel, of images in 0..1.
-        image_size: side of the images in pixels.
-    """
-
-    architecture: str
-    config: dict[str, Any]
-    quick_gelu: bool
-    mean: tuple[float, ...]
+    architecture: str  # open_clip's name of it
+    config: dict[str, Any]  # open_clip's description of it
+    quick_gelu: bool  # whether the activation is x sigmoid(1.702 x), as in OpenAI's weights
+    mean: tuple[float, ...]  # per channel, of images in 0..1, as is std
     std: tuple[float, ...]
-    image_size: int
+    image_size: int  # side of the images in pixels
 
 
 class ImageTower(nn.Module):
-    """The image tower of one of open_clip's models, with its projection to D dimensions.
+    """The image tower of one of open_clip's models, with its projection to `num_features`, D.
+
+    What images the published weights expect is in `pretrained_cfg`, as timm's models say it.
 
     Args:
         name: the model, see `find_clip`.
         image_size: side of the images in pixels; None for the architecture's own.
-
-    Attributes:
-        num_features: D.
-        pretrained_cfg: what images the published weights expect, as timm's models say it.
-        quick_gelu: see `Clip`.
 
     Shape:
         images: (B, 3, H, W) float.
@@ -83,11 +72,7 @@ class ImageTower(nn.Module):
         return without_tokens(self.visual(images))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations again in the backward pass.
-
-        Raises:
-            AttributeError, AssertionError: the tower cannot.
-        """
+        """Compute activations again in the backward pass; an AttributeError if the tower cannot."""
         if hasattr(self.visual, "trunk"):  # a timm model
             self.visual.trunk.set_grad_checkpointing(enable)
         else:  # open_clip's ResNets have no transformer; their own method does nothing
@@ -143,11 +128,7 @@ def find_clip(name: str) -> Clip:
 
 
 def build_towers(clip: Clip, vision: dict[str, Any], text: dict[str, Any]) -> Any:
-    """Build two towers with random weights, `visual` and `text`, as these configs describe them.
-
-    Raises:
-        ValueError: they cannot be built.
-    """
+    """Build `visual` and `text` with random weights, as the configs say; or ValueError."""
     kind = import_open_clip().CustomTextCLIP
     size = vision["image_size"]
     try:
@@ -171,8 +152,3 @@ def without_tokens(output: Any) -> torch.Tensor:
 def import_open_clip() -> Any:
     """Import open_clip; ValueError where it is not installed."""
     return import_optional("open_clip", f"a model {PREFIX}NAME", "open_clip_torch")
-
-
-def is_beside_images(key: str) -> bool:
-    """Whether a key of weights of both towers, without prefixes, is not the image tower's."""
-    return key.partition(".")[0] in (*TEXT_PARTS, *NEITHER_PARTS)

@@ -30,13 +30,9 @@ NUM_MARKS = 2  # tokens that mark start and end of a text
 def embed_texts(
     name: str, path: str | PathLike[str], texts: Sequence[str], device: str | torch.device = "cpu"
 ) -> np.ndarray:
-    """Embed texts by the text tower of a weights file: (T, D) float32, not normalised.
+    """Embed T texts by the text tower of a weights file: (T, D) float32, not normalised.
 
-    Args:
-        name: the model, see `models.clip.find_clip`.
-        path: weights of both towers, as open_clip or OpenAI save them.
-        texts: T texts.
-        device: where to compute.
+    The model is named as for `models.clip.find_clip`, the file as open_clip or OpenAI save it.
 
     Raises:
         ValueError: the model has no text tower that can be used, the file holds none or that of
@@ -59,11 +55,7 @@ def embed_texts(
 
 
 def tokenize(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
-    """Return the tokens (T, L) int64 of T texts.
-
-    Raises:
-        ValueError: the vocabulary is not part of open_clip, or a text is too long.
-    """
+    """Return the tokens (T, L) int64 of T texts; ValueError where it cannot or one is too long."""
     config = clip.config["text_cfg"]
     if config.get("hf_tokenizer_name") or config.get("hf_model_name"):
         raise ValueError(
@@ -88,12 +80,7 @@ def tokenize(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
 
 
 def load_text_tower(tower: nn.Module, name: str, path: str | PathLike[str]) -> None:
-    """Fill a text tower from weights of both towers.
-
-    Raises:
-        ValueError: the file holds no text tower, or that of another model than `name`.
-        OSError: the file cannot be read.
-    """
+    """Fill a text tower from weights of both towers; ValueError if they are not of this model."""
     file = read_weights(path)
     tensors: dict[str, torch.Tensor] = {}
     for key, tensor in file.tensors.items():

@@ -37,11 +37,9 @@ class EmbeddingModel(nn.Module):
         **options: those of `build_model` that differ from MODEL_OPTIONS.
 
     Attributes:
-        feature_size: width of the backbone's pooled feature.
-        embedding_size: the actual D.
+        feature_size: width of the backbone's pooled feature; embedding_size: the actual D.
         mean, std: per-channel normalisation of images in 0..1 that the backbone expects.
-        image_size: side of the images in pixels, never None.
-        options: a value per key of MODEL_OPTIONS.
+        image_size, options: never None, and a value per key of MODEL_OPTIONS.
 
     Shape:
         images: (B, 3, H, W) float, normalised with `mean` and `std`.

@@ -7,11 +7,6 @@ from collections.abc import Callable
 from torch import nn
 
 
-def no_norm(feature_size: int) -> nn.Module:
-    """Return a module that leaves features as they are."""
-    return nn.Identity()
-
-
 def layer_norm(feature_size: int) -> nn.Module:
     """Return a layer norm without weights: each feature gets mean 0 and variance 1.
 
@@ -39,7 +34,7 @@ def bnneck(feature_size: int) -> nn.Module:
 
 # Maps the width of the feature to the module.
 FEATURE_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "none": no_norm,
+    "none": nn.Identity,
     "layernorm": layer_norm,
     "bnneck": bnneck,
 }

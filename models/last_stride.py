@@ -7,14 +7,10 @@ from torch import nn
 
 
 def remove_last_stride(backbone: nn.Module) -> None:
-    """Let the last stage of a ResNet step by 1 instead of 2: its map has twice the side.
+    """Let the last stage of a ResNet of timm or a relative step by 1: its map has twice the side.
 
     The weights stay as they are, as do those of a file. Nothing is dilated, unlike timm's
     `output_stride`. Luo et al. 2019, section 3.4, https://arxiv.org/abs/1903.07071.
-
-    Args:
-        backbone: a ResNet of timm or a relative (ResNeXt, SE-ResNeXt, Res2Net, ResNeSt), changed
-            in place.
 
     Raises:
         ValueError: it is another model, or it steps by a layer that blurs.

@@ -9,11 +9,9 @@ MODEL_OPTIONS: dict[str, Any] = {"pooling": "own", "last_stride": 2, "feature_no
 
 
 def options_of(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that a weights file settles.
+    """Return the options that a weights file settles, by facts that this project wrote beside them.
 
-    Args:
-        metadata: facts that this project wrote beside the weights. For a trained model they settle
-            all options, also where it is older than some; for a converted file those they name.
+    For a trained model all, also where it is older than some; for a converted file those it names.
     """
     named = {name: metadata[name] for name in MODEL_OPTIONS if name in metadata}
     return MODEL_OPTIONS | named if "flags" in metadata else named

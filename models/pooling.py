@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 
 class AvgPooling(nn.Module):
-    """Mean of each channel over the feature map.
-
-    Args:
-        dims: the two dimensions of height and width.
-        keepdim: leave them in the result, of size 1.
+    """Mean of each channel over the feature map, whose height and width are `dims`.
 
     Shape:
         maps: (B, C, H, W) float, or (B, H, W, C) with `dims` (1, 2).
@@ -32,11 +28,7 @@ class AvgPooling(nn.Module):
 
 
 class MaxPooling(AvgPooling):
-    """Maximum of each channel over the feature map; positions that tie share the gradient.
-
-    Args:
-        dims, keepdim: see `AvgPooling`, and so the shapes.
-    """
+    """Maximum of each channel, as `AvgPooling`; positions that tie share the gradient."""
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return the pooled feature."""
@@ -44,12 +36,10 @@ class MaxPooling(AvgPooling):
 
 
 class AvgMaxPooling(AvgPooling):
-    """Sum of mean and maximum of each channel over the feature map.
+    """Sum of mean and maximum of each channel, as `AvgPooling`.
 
-    Proxy-Anchor (Kim et al. 2020), authors' code, https://github.com/tjddus9597/Proxy-Anchor-CVPR2020.
-
-    Args:
-        dims, keepdim: see `AvgPooling`, and so the shapes.
+    Proxy-Anchor (Kim et al. 2020), authors' code,
+    https://github.com/tjddus9597/Proxy-Anchor-CVPR2020.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -59,20 +49,13 @@ class AvgMaxPooling(AvgPooling):
 
 
 class GeMPooling(AvgPooling):
-    """Generalised mean of each channel over the feature map, with one learned exponent p.
+    """Generalised mean of each channel, as `AvgPooling`, with one learned exponent p, (1,).
 
     f_c = (mean_hw max(x_chw, eps)^p)^(1 / p), p from 3: between the mean (p = 1) and the maximum
-    (p -> infinity). Radenovic et al. 2018, section 3.2, https://arxiv.org/abs/1711.02512.
+    (p -> infinity). Radenovic et al. 2018, section 3.2, https://arxiv.org/abs/1711.02512. The least
+    value eps of a map makes power and gradient finite.
 
     It computes in float32 at least: x^3 leaves the range of float16 at x = 40.
-
-    Args:
-        dims, keepdim: see `AvgPooling`.
-        p: the exponent at first.
-        eps: least value of the map, which makes the power and its gradient finite.
-
-    Shape:
-        Those of `AvgPooling`; parameter `p` (1,).
     """
 
     def __init__(
@@ -103,10 +86,8 @@ POOLINGS: dict[str, type[AvgPooling]] = {
 def replace_pooling(backbone: nn.Module, pooling: str) -> None:
     """Put a pooling where a timm backbone averages its feature map; what follows stays.
 
-    Args:
-        backbone: changed in place. Nearly all convolutional backbones of timm end in a pooling
-            layer, and so do transformers with a feature map (Swin); vision transformers do not.
-        pooling: a key of `POOLINGS`.
+    Nearly all convolutional backbones of timm end in a pooling layer, and so do transformers with a
+    feature map (Swin); vision transformers do not.
 
     Raises:
         ValueError: the pooling is unknown, or the backbone does not end in a pooling layer.

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -107,11 +107,6 @@ def find_duplicates(checks: dict[str, dict[str, tuple[str, str, str]]]) -> list[
     return [list(paths) for paths in paths_of.values() if len(paths) > 1]
 
 
-def repeated(paths: Iterable[str]) -> list[str]:
-    """Paths that occur more than once."""
-    return [path for path, count in Counter(paths).items() if count > 1]
-
-
 def check(image_sets: Sequence[ImageSet], num_workers: int) -> dict[str, Any]:
     """Read all images of the splits; the report as written to --json."""
     start = time.perf_counter()
@@ -134,7 +129,10 @@ def check(image_sets: Sequence[ImageSet], num_workers: int) -> dict[str, Any]:
             [{"path": path, "splits": split_of[path]} for path in group]
             for group in find_duplicates(checks)
         ],
-        "repeated": {image_set.split: repeated(image_set.paths) for image_set in image_sets},
+        "repeated": {
+            image_set.split: [path for path, n in Counter(image_set.paths).items() if n > 1]
+            for image_set in image_sets
+        },
         "paths_in_both_splits": [path for path, splits in split_of.items() if len(splits) > 1],
         "classes_in_both_splits": sorted(classes[0].intersection(*classes[1:])),
         "classes_may_be_shared": DATASETS[image_sets[0].name].classes_shared,

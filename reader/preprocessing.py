@@ -24,24 +24,16 @@ WORDS = {
 class Preprocessing:
     """How images become network inputs.
 
-    Args:
-        transform: "reference" or "standard", a key of `reader.transforms.TRANSFORMS`.
-        crop_size: S, side of the network input in pixels.
-        mean: per channel, of values in 0..1.
-        std: per channel, of values in 0..1.
-        min_crop_area: smallest area of a training crop, as a fraction of the image.
-        horizontal_flip: mirror every other training image.
-
     Raises:
         ValueError: an unknown transform or a size or area out of range.
     """
 
-    transform: str
-    crop_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    min_crop_area: float = 0.08
-    horizontal_flip: bool = True
+    transform: str  # "reference" or "standard", a key of `reader.transforms.TRANSFORMS`
+    crop_size: int  # S, side of the network input in pixels
+    mean: tuple[float, ...]  # per channel, of values in 0..1
+    std: tuple[float, ...]  # per channel, of values in 0..1
+    min_crop_area: float = 0.08  # smallest area of a training crop, as a fraction of the image
+    horizontal_flip: bool = True  # mirror every other training image
 
     def __post_init__(self) -> None:
         if self.transform not in TRANSFORMS:

@@ -52,39 +52,23 @@ class Crop(NamedTuple):
 
 
 class Transform(NamedTuple):
-    """One way to resize images.
+    """One way to resize images."""
 
-    Attributes:
-        train: (rgb, crop, crop_size) -> (S, S, 3) uint8.
-        eval: (rgb, crop_size, mean, std) -> (3, S, S) float32.
-        test: (rgb, crop_size) -> (S, S, 3) uint8, what `eval` normalises.
-    """
-
+    # (rgb, crop, crop_size) -> (S, S, 3) uint8
     train: Callable[[np.ndarray, Crop, int], np.ndarray]
-    eval: Callable[..., np.ndarray]
+    eval: Callable[..., np.ndarray]  # (rgb, crop_size, mean, std) -> (3, S, S) float32
+    # (rgb, crop_size) -> (S, S, 3) uint8, what `eval` normalises
     test: Callable[[np.ndarray, int], np.ndarray]
 
 
 def reference_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
-    """Return a crop of the image, resized with Lanczos4.
-
-    Args:
-        rgb: (H, W, 3) uint8 image of any size.
-        crop: a box inside the image, see `random_crop`.
-        crop_size: S, side of the result in pixels.
-
-    Shape:
-        returns: (S, S, 3) uint8.
-    """
+    """Return a crop of the image (H, W, 3), resized with Lanczos4: (S, S, 3) uint8 both."""
     resized = resize_lanczos(_cut(rgb, crop), crop_size, crop_size)
     return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
 def standard_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
-    """Return a crop of the image, resized with antialiased bilinear interpolation.
-
-    Arguments and result are those of `reference_train`.
-    """
+    """As `reference_train`, resized with antialiased bilinear interpolation."""
     resized = resize_bilinear(_to_tensor(_cut(rgb, crop)), crop_size).permute(1, 2, 0).numpy()
     return cv2.flip(resized, 1) if crop.mirrored else resized
 
@@ -92,21 +76,16 @@ def standard_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
 def reference_test(rgb: np.ndarray, crop_size: int) -> np.ndarray:
     """Return the central crop of the image whose short side was resized to S with Lanczos4.
 
-    Args:
-        rgb: (H, W, 3) uint8 image of any size.
-        crop_size: S, side of the result in pixels.
-
-    Shape:
-        returns: (S, S, 3) uint8.
+    An image (H, W, 3) uint8 of any size becomes (S, S, 3) uint8, S being the crop size in pixels.
     """
     return _central_crop(rgb, crop_size, resize_lanczos, math.floor)
 
 
 def standard_test(rgb: np.ndarray, crop_size: int) -> np.ndarray:
-    """Return the central crop after antialiased bicubic resizing of the short side to S.
+    """As `reference_test`, with antialiased bicubic resizing of the short side.
 
-    Arguments and result are those of `reference_test`. The whole short side is kept, whatever
-    timm's `crop_pct` of a model is: what its classifiers cut off a border, a search may need.
+    The whole short side is kept, whatever timm's `crop_pct` of a model is: what its classifiers cut
+    off a border, a search may need.
     """
     return _central_crop(rgb, crop_size, resize_bicubic, round)
 
@@ -137,10 +116,7 @@ def standard_eval(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> np.ndarray:
-    """Return the network input of a test image, the normalised crop of `standard_test`.
-
-    Arguments and result are those of `reference_eval`.
-    """
+    """As `reference_eval`, of the crop of `standard_test`."""
     return _normalise(standard_test(rgb, crop_size), mean, std)
 
 
@@ -159,12 +135,8 @@ def random_crop(
 ) -> Crop:
     """Draw the crop of an image of this size.
 
-    Args:
-        height: of the image in pixels.
-        width: of the image in pixels.
-        rng: source of the random draws.
-        min_crop_area: smallest area of the crop, as a fraction of the image.
-        horizontal_flip: mirror with probability 1/2.
+    `min_crop_area` is its smallest area as a fraction of the image; it is mirrored with probability
+    1/2 if there is a horizontal flip.
     """
     box = random_box(height, width, rng, min_crop_area)
     return Crop(*box, mirrored=bool(horizontal_flip and rng.random() < 0.5))
@@ -273,13 +245,7 @@ def resize_lanczos(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     Here the sums run along contiguous rows, which processors do many at a time: first over the
     columns, of the transposed image, then over the rows, of that transposed back.
 
-    Args:
-        rgb: (H, W, 3) uint8, of any strides.
-        height: of the result in pixels.
-        width: of the result in pixels.
-
-    Shape:
-        returns: (height, width, 3) uint8, contiguous.
+    An image (H, W, 3) uint8 of any strides becomes (height, width, 3) uint8, contiguous.
     """
     compiled = _compiled()
     if compiled is None:
@@ -299,13 +265,10 @@ def resize_lanczos(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @lru_cache(CACHED_SIZES)
 def _taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which pixels of a line make each of its new pixels, and with which weights.
+    """Return pixels of a line (new_size, 8) int64 and their weights in each new pixel, int32.
 
-    The arithmetic is OpenCV's, in single precision where it is so there.
-
-    Returns:
-        pixels: (new_size, 8) int64, within the line.
-        weights: (new_size, 8) int32, about 2048 in sum.
+    The weights are about 2048 in sum. The arithmetic is OpenCV's, in single precision where it is
+    so there.
     """
     positions = ((np.arange(new_size) + 0.5) * (1 / (new_size / size)) - 0.5).astype(np.float32)
     first = np.floor(positions).astype(np.int64) - 3

@@ -39,10 +39,9 @@ def cluster_scores(
         num_clusters: 1..N; None takes the number of classes.
 
     Returns:
-        `nmi`, `ami`, `ari`, `f1` as fractions (ami and ari can be below 0) and `clusters`. Cost:
-        O(iterations N D clusters) time; at 60,502 images, 11,316 clusters and 512 dimensions some
-        minutes on 2 CPU cores. By faiss where it is installed, else by scikit-learn, whose clusters
-        differ and take longer. A seed repeats the scores on one machine with one number of threads.
+        `nmi`, `ami`, `ari`, `f1` as fractions (ami and ari can be below 0) and `clusters`, in O(
+        iterations N D clusters) time: minutes at 60,502 images and 11,316 clusters. A seed repeats
+        them with one number of threads; clusters of scikit-learn, without faiss, differ.
 
     Raises:
         ValueError: a shape or number does not fit, or an embedding is not finite.
@@ -70,13 +69,8 @@ def cluster_scores(
 def pair_f1(labels: np.ndarray, clusters: np.ndarray) -> float:
     """Compute the F1 score of "same cluster" as a guess of "same class", over all pairs of images.
 
-    Args:
-        labels: (N,) integer.
-        clusters: (N,) integer.
-
-    Returns:
-        2 TP / (2 TP + FP + FN); 1 where no pair shares a class or a cluster, since none is wrong.
-        From the sparse contingency table: O(N) memory.
+    2 TP / (2 TP + FP + FN) of labels and clusters, (N,) integer each; 1 where no pair shares
+    either, since none is wrong. O(N) memory.
     """
     (_, false_positives), (false_negatives, true_positives) = pair_confusion_matrix(
         labels, clusters

@@ -22,13 +22,7 @@ NUM_CODES = 256  # centroids per part of a vector in ivfpq: what a byte can numb
 def choose_options(
     kind: str, given: Mapping[str, int], num_images: int, dim: int
 ) -> dict[str, int]:
-    """Return every parameter of a kind of index: those given, and defaults for the others.
-
-    Args:
-        kind: a key of INDEX_OPTIONS.
-        given: parameters as `retrieval.indexes.build_index` describes them.
-        num_images: N.
-        dim: D.
+    """Return every parameter of a kind of index for N images: those given, and defaults for others.
 
     Raises:
         ValueError: an unknown kind or parameter, a value out of range, or too few images.

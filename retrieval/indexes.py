@@ -29,23 +29,14 @@ Found = tuple[np.ndarray, np.ndarray]  # cosines and rows, (Q, k) each, as faiss
 
 @dataclass(eq=False)
 class SearchIndex:
-    """Images that can be searched by cosine similarity, made by `build_index`.
+    """Images that can be searched by cosine similarity, made by `build_index`."""
 
-    Attributes:
-        kind: a key of INDEX_OPTIONS.
-        paths: N image files, in the order of the rows.
-        labels: (N,) int64; empty where they are not known.
-        class_names: label -> name; may be empty.
-        metadata: how the embeddings were made, as JSON has it.
-        vectors: the faiss index of the unit embeddings, on the CPU.
-    """
-
-    kind: str
-    paths: list[str]
-    labels: np.ndarray
-    class_names: dict[int, str]
-    metadata: dict[str, Any]
-    vectors: Any
+    kind: str  # a key of INDEX_OPTIONS
+    paths: list[str]  # N image files, in the order of the rows
+    labels: np.ndarray  # (N,) int64; empty where they are not known
+    class_names: dict[int, str]  # label -> name; may be empty
+    metadata: dict[str, Any]  # how the embeddings were made, as JSON has it
+    vectors: Any  # the faiss index of the unit embeddings, on the CPU
     _on_gpu: dict[int, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -75,8 +66,7 @@ class SearchIndex:
                 at most 2048; all else is searched on the CPU.
 
         Returns:
-            rows (Q, k) int64, most similar first, and cosines (Q, k) float32; those of `ivfpq`
-            are estimates from its codes.
+            rows (Q, k) int64, most similar first, and cosines (Q, k) float32, estimates in `ivfpq`.
 
         Raises:
             ValueError: k is below 1 or above the number of images, or D is not the index's.
@@ -125,11 +115,7 @@ class SearchIndex:
             lists.nprobe = num_probed
 
     def save(self, file: str | Path) -> None:
-        """Write the index with its paths, labels and metadata into one file, atomically.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write the index with its paths, labels and metadata into one file, atomically."""
         write_atomically(Path(file), self._write)
 
     def _write(self, file: Path) -> None:
@@ -241,25 +227,11 @@ def measure_recall(
     own_rows: np.ndarray | None = None,
     device: str | torch.device = "cpu",
 ) -> float:
-    """Measure the share of the exact k nearest images that an index finds.
+    """Measure the share of the exact k nearest images that an index finds, a fraction.
 
     An image that is found counts where it is as similar as the k-th nearest, so that it does not
-    matter which of several equal images is found.
-
-    Args:
-        index: made of `gallery`.
-        queries: (Q, D) float embeddings.
-        k: neighbours per query.
-        gallery: (N, D) float embeddings in the order of the index; `ivfpq` does not hold them.
-        own_rows: (Q,) the row in the index that is the query itself and does not count; None if
-            the queries are not in the index.
-        device: where both searches compute.
-
-    Returns:
-        A fraction.
-
-    Raises:
-        ValueError: k is below 1 or above the number of images that can be found.
+    matter which of several equal images is found. Arguments and errors are those of
+    `retrieval.nearest`; the gallery, in the order of the index, is what it was made of.
     """
     rows, exact = nearest(queries, gallery, k, own_rows, device)
     found, _ = index.search(queries, k + (own_rows is not None), device)

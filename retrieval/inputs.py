@@ -42,11 +42,7 @@ def checked_sets(
 def checked(
     embeddings: Tensor | np.ndarray, labels: Tensor | np.ndarray, what: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return embeddings (N, D) float32 or float64 and labels (N,) int64 as arrays.
-
-    Raises:
-        ValueError: a shape does not fit, an embedding is not finite, or labels are no integers.
-    """
+    """Return embeddings (N, D) and labels (N,) as `checked_sets` does, whose errors these are."""
     rows = checked_rows(_as_array(embeddings), what)
     numbers = np.asarray(_as_array(labels))
     if numbers.shape != rows.shape[:1]:
@@ -59,11 +55,7 @@ def checked(
 
 
 def checked_rows(rows: np.ndarray, what: str) -> np.ndarray:
-    """Return embeddings (N, D) as float32 or float64 in C order.
-
-    Raises:
-        ValueError: a shape does not fit, or an embedding is not finite.
-    """
+    """Return embeddings (N, D) as float32 or float64 in C order, checked as by `checked_sets`."""
     rows = np.asarray(rows)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"expected {what} of shape (N, D), found {rows.shape}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +29,7 @@ def evaluate(
     *,
     gallery_embeddings: Tensor | np.ndarray | None = None,
     gallery_labels: Tensor | np.ndarray | None = None,
-    precision_ks: Sequence[int] = (),
-    ties: str = "pessimistic",
-    device: str | torch.device = "cpu",
-    share: Share | None = None,
+    **options: Any,
 ) -> dict[str, float | int]:
     """Compute Recall@K and the other retrieval metrics by cosine similarity, exactly.
 
@@ -42,19 +40,8 @@ def evaluate(
         fractions; `queries` (those that count), `queries_without_positive`, `gallery` (images in
         the gallery, the query itself included).
     """
-    return summarise(
-        score_queries(
-            embeddings,
-            labels,
-            ks,
-            gallery_embeddings=gallery_embeddings,
-            gallery_labels=gallery_labels,
-            precision_ks=precision_ks,
-            ties=ties,
-            device=device,
-            share=share,
-        )
-    )
+    options |= {"gallery_embeddings": gallery_embeddings, "gallery_labels": gallery_labels}
+    return summarise(score_queries(embeddings, labels, ks, **options))
 
 
 def summarise(scores: QueryScores) -> dict[str, float | int]:
@@ -95,9 +82,6 @@ def score_queries(
         device: where the similarities are computed.
         share: of the work that this process does, where several share it; all get all scores.
 
-    Returns:
-        A score per query and metric.
-
     Raises:
         ValueError: a shape does not fit, an embedding is not finite, a K is out of range, or no
             query has a positive.
@@ -122,19 +106,9 @@ def score_similarities(
 ) -> QueryScores:
     """Score every query by given similarities, such as those of a re-ranking.
 
-    Args:
-        chunks: rows of B consecutive queries and their similarities (B, G) float64.
-        labels: (Q,) int64, of the queries.
-        ks: the K of recall@K.
-        gallery_labels: (G,) int64; None: query i is gallery image i, and left out of its gallery.
-        precision_ks: the K of precision@K.
-        ties: see `retrieval.scores.score_ranks`.
-
-    Returns:
-        A score per query and metric.
-
-    Raises:
-        ValueError: a K is out of range, or no query has a positive.
+    `chunks` are rows of B consecutive queries and their similarities (B, G) float64. Labels (Q,)
+    and (G,) are int64; without those of a gallery query i is gallery image i, and left out of its
+    gallery. The other arguments and the errors are those of `score_queries`.
     """
     searched = labels if gallery_labels is None else gallery_labels
     _check_settings(ks, precision_ks, ties, len(searched))
@@ -158,11 +132,7 @@ def _check_settings(
 
 
 def _some(scores: QueryScores) -> QueryScores:
-    """Return the scores if there are any.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Return the scores; ValueError if there are none."""
     if len(scores) == 0:
         raise ValueError(
             f"none of the {scores.queries_without_positive} queries has another image of its class "

@@ -20,20 +20,16 @@ LEAST_BYTES = 2**26  # that may always be used for them
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of all positives of all queries that have one.
+    """Ranks of all positives of all queries that have one."""
 
-    Attributes:
-        ranks: (M,) int64, one-based, ascending within a query; the positives of all queries. A
-            negative that ties with a positive stands before it.
-        untied_ranks: (M,) int64, the same where a negative that ties stands behind.
-        offsets: (Q + 1,) int64; query i's ranks are `ranks[offsets[i]:offsets[i + 1]]`.
-        queries: (Q,) int64, the row of each query among all query embeddings.
-    """
-
+    # (M,) int64, one-based, ascending within a query; the positives of all queries. A negative that
+    # ties with a positive stands before it
     ranks: npt.NDArray[np.int64]
+    # (M,) int64, the same where a negative that ties stands behind
     untied_ranks: npt.NDArray[np.int64]
+    # (Q + 1,) int64; query i's ranks are `ranks[offsets[i]:offsets[i + 1]]`
     offsets: npt.NDArray[np.int64]
-    queries: npt.NDArray[np.int64]
+    queries: npt.NDArray[np.int64]  # (Q,) int64, the row of each query among all query embeddings
 
     @property
     def first(self) -> npt.NDArray[np.int64]:
@@ -71,15 +67,7 @@ def iterate_ranks(
     Most comparisons are decided by tiles of int16 or float32 whose error is bounded; those that
     come closer to a threshold are decided again in float64. So the ranks do not depend on chunks,
     threads, device, or how many processes share the work, as far as float64 tells a difference of
-    similarities from 1e-9.
-
-    Args:
-        queries: (Q, D) float32 or float64, finite.
-        query_labels: (Q,) int64.
-        gallery: (G, D), or None for self-retrieval: each query searches all others.
-        gallery_labels: (G,) int64, in self-retrieval those of the queries.
-        device: where the similarities are computed.
-        share: of the work that this process does; all processes get all ranks.
+    similarities from 1e-9. Queries and gallery are as `retrieval.inputs.checked_sets` returns them.
 
     Yields:
         Ranks of consecutive queries: of all at once, or of as many as fit into as much memory as
@@ -153,18 +141,10 @@ def ranks_of_similarities(
     gallery_labels: np.ndarray,
     self_retrieval: bool,
 ) -> Iterator[Ranks]:
-    """Rank each query's positives by similarities that are no cosines of embeddings.
+    """Rank each query's positives by similarities that are no cosines, as `iterate_ranks` does.
 
-    The rules are those of `iterate_ranks`.
-
-    Args:
-        chunks: rows of B consecutive queries and their similarities (B, G) float64.
-        query_labels: (Q,) int64.
-        gallery_labels: (G,) int64, in self-retrieval those of the queries.
-        self_retrieval: query i is gallery image i and no neighbour of itself.
-
-    Yields:
-        Ranks of the queries of each chunk.
+    Each chunk is rows of B consecutive queries and their similarities (B, G) float64. In
+    self-retrieval query i is gallery image i and no neighbour of itself.
     """
     positives = _Positives(query_labels, gallery_labels, self_retrieval)
     for chunk, similarities in chunks:
@@ -200,16 +180,9 @@ def _ranks_of_counts(
 ) -> Ranks:
     """Take the positives and the query itself out of the counts of consecutive queries.
 
-    Args:
-        start: row of the first query.
-        offsets: (Q + 1,) int64, where each query's positives start.
-        thresholds: (M,) float64, their similarities, of each query best first.
-        ahead: (M,) int64, all gallery images ahead of each.
-        level: (M,) int64, all gallery images that tie with each.
-        own: (M,) float64, the query's similarity to itself; None if it is not in the gallery.
-
-    Returns:
-        The ranks.
+    Query `start + i` has the positives offsets[i]:offsets[i + 1], whose similarities are the
+    thresholds (M,), best first. `ahead` and `level` count all gallery images; `own` (M,) is the
+    query's similarity to itself, None if it is not in the gallery.
     """
     counts = np.diff(offsets)
     positives_ahead, positives_reached = _compare_positives(offsets, thresholds)

@@ -148,9 +148,7 @@ def _pair_distances(unit: Tensor, first: np.ndarray, second: np.ndarray) -> np.n
 def _overlaps(encodings: csr_array, holders: csr_array) -> np.ndarray:
     """Sum over j of min(V_pj, V_gj) for B encodings p and all gallery images g, (B, G).
 
-    Args:
-        encodings: (B, N) sparse.
-        holders: (N, G) sparse, the encodings of the gallery by what they hold.
+    Encodings (B, N) are sparse, and so are `holders` (N, G): those of the gallery, by column.
     """
     overlaps = np.empty((encodings.shape[0], holders.shape[1]))
     for n in range(len(overlaps)):

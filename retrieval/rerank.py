@@ -59,20 +59,9 @@ def reranked_similarities(
     """Yield the similarities after a re-ranking, queries chunk by chunk.
 
     qe: expanded queries in the gallery as it is; dba: queries as they are in the augmented gallery;
-    both by cosine. kreciprocal: see `retrieval.reciprocal.k_reciprocal_similarities`.
-
-    Args:
-        rerank: method and parameters.
-        queries: (Q, D) float embeddings, any scale.
-        gallery: (G, D) float embeddings, or None where the queries are the gallery.
-        device: where similarities are computed; only the CPU and CUDA have float64.
-
-    Yields:
-        The rows of B queries and their similarities (B, G) float64. Without a gallery, the column
-        of the query itself is there too and means nothing.
-
-    Raises:
-        ValueError: a parameter is out of the range that so many images allow.
+    both by cosine. Arguments, results and errors are otherwise those of
+    `retrieval.reciprocal.k_reciprocal_similarities`; without a gallery, the column of the query
+    itself means nothing.
     """
     if rerank.method == "kreciprocal":
         k1, k2, share = (rerank.options[name] for name in ("k1", "k2", "lambda"))
@@ -105,7 +94,8 @@ def expand_queries(
     q' = normalise(q + sum over the k nearest g of max(0, q.g)^alpha g), q and g of length 1.
     Fine-tuning CNN image retrieval with no human annotation (Radenovic et al. 2018),
     https://arxiv.org/abs/1711.02512. alpha = 0 is average query expansion (Chum et al. 2007,
-    https://doi.org/10.1109/ICCV.2007.4408891).
+    https://doi.org/10.1109/ICCV.2007.4408891). The result (Q, D) float32 of length 1 searches the
+    gallery as it is.
 
     Args:
         queries: (Q, D) float embeddings, any scale.
@@ -114,10 +104,6 @@ def expand_queries(
         k: neighbours that are added.
         alpha: exponent of the cosine, at least 0: the higher, the less do far images count.
         device: where the similarities are computed.
-
-    Returns:
-        Queries (Q, D) float32 of length 1, to search the gallery with as it is. Cost: that of a
-        search.
 
     Raises:
         ValueError: k is not in the range that so many images allow, or alpha is negative.
@@ -142,18 +128,6 @@ def augment_gallery(
     As `expand_queries` does with queries that are the gallery. Three things everyone should know
     to improve object retrieval (Arandjelovic & Zisserman 2012),
     https://doi.org/10.1109/CVPR.2012.6248018; with the weights of Radenovic et al. 2018. Where the
-    queries are in the gallery, images near a query thereby hold a share of it.
-
-    Args:
-        gallery: (G, D) float embeddings, any scale.
-        k: neighbours that are added, at most G - 1.
-        alpha: exponent of the cosine, at least 0.
-        device: where the similarities are computed.
-
-    Returns:
-        Gallery (G, D) float32 of length 1, to be searched with the queries as they are.
-
-    Raises:
-        ValueError: as `expand_queries`.
+    queries, which search it as they are, are in it, images near a query hold a share of it.
     """
     return expand_queries(gallery, None, k, alpha, device)

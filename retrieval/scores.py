@@ -23,12 +23,8 @@ TIES = ("pessimistic", "expected")
 class Columns(Mapping[str, np.ndarray]):
     """Metric -> (Q,) float64; recall@K, of which there may be thousands, is computed on demand.
 
-    Args:
-        first_rank: (Q,) int64, rank of each query's best positive.
-        ks: the K of recall@K.
-        stored: the other metrics.
-        tied: (T,) int64, queries whose recall is an expectation.
-        tied_recalls: (T, K) float64, these expectations.
+    It follows from the first rank (Q,) of each query, but for queries `tied` (T,), whose recalls
+    (T, K) at all of `ks` are given; `stored` has the other metrics.
     """
 
     def __init__(
@@ -61,25 +57,16 @@ class Columns(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class QueryScores:
-    """The scores of each query that has a positive.
+    """The scores of each query that has a positive."""
 
-    Attributes:
-        rows: (Q,) int64, the row of each query among all query embeddings.
-        labels: (Q,) int64.
-        first_rank: (Q,) int64, rank of the query's best positive, ties counted against it.
-        num_positives: (Q,) int64.
-        columns: metric -> (Q,) float64; their means are the metrics of the data set.
-        queries_without_positive: number of queries left out.
-        gallery: number of images in the gallery, the query itself included.
-    """
-
-    rows: np.ndarray
-    labels: np.ndarray
-    first_rank: np.ndarray
-    num_positives: np.ndarray
+    rows: np.ndarray  # (Q,) int64, the row of each query among all query embeddings
+    labels: np.ndarray  # (Q,) int64
+    first_rank: np.ndarray  # (Q,) int64, rank of the query's best positive, ties counted against it
+    num_positives: np.ndarray  # (Q,) int64
+    # metric -> (Q,) float64; their means are the metrics of the data set
     columns: Mapping[str, np.ndarray]
-    queries_without_positive: int
-    gallery: int
+    queries_without_positive: int  # number of queries left out
+    gallery: int  # number of images in the gallery, the query itself included
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,19 +80,11 @@ def score_ranks(
     precision_ks: Sequence[int] = (),
     ties: str = "pessimistic",
 ) -> QueryScores:
-    """Compute every retrieval metric of this module per query.
+    """Compute every retrieval metric of this module per query; of none where none has a positive.
 
-    Args:
-        parts: ranks of consecutive queries.
-        labels: (N,) int64, of all that query.
-        gallery: number of images in the gallery.
-        ks: K of recall@K, each at least 1.
-        precision_ks: K of precision@K, each at least 1.
-        ties: "pessimistic" puts a negative that ties with a positive before it; "expected" takes
-            the mean over all orders of tied images.
-
-    Returns:
-        The scores; of no query where none has a positive.
+    The parts are ranks of consecutive queries, the labels (N,) int64 those of all that query. Every
+    K is at least 1. Ties: "pessimistic" puts a negative that ties with a positive before it;
+    "expected" takes the mean over all orders of tied images.
     """
     rows, first_ranks, counts, stored, tied, recalls = [], [], [], [], [], []
     num_scored = 0
@@ -140,7 +119,7 @@ def score_ranks(
 def _expected_scores(
     ranks: Ranks, ks: Sequence[int], precision_ks: Sequence[int]
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield each query that has a positive which ties with a negative, and its expected scores."""
+    """Yield each query with a positive that ties with a negative, and its expected scores."""
     is_tied = ranks.ranks != ranks.untied_ranks
     tied_queries = np.searchsorted(ranks.offsets, np.flatnonzero(is_tied), side="right") - 1
     for query in np.unique(tied_queries).tolist():

@@ -22,27 +22,20 @@ EQUAL = 1e-9  # relative; sums of the same numbers with other signs round differ
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """By how much one model scores more than another on the same queries.
+    """By how much one model scores more than another on the same queries."""
 
-    Attributes:
-        difference: mean of second - first over all queries.
-        low: lower end of its 95 % interval.
-        high: upper end of its 95 % interval.
-        p_permutation: probability of a difference at least as large, on either side, if it were
-            chance which model is which in every class.
-        p_mcnemar: the same by McNemar's exact test, which takes queries for independent; None
-            where the scores are not 0 and 1.
-        improved: (I,) int64, rows where second scores more: wrong -> right for scores of 0 and 1.
-        worsened: (J,) int64, rows where second scores less: right -> wrong.
-    """
-
-    difference: float
-    low: float
-    high: float
+    difference: float  # mean of second - first over all queries
+    low: float  # lower end of its 95 % interval
+    high: float  # upper end of its 95 % interval
+    # probability of a difference at least as large, on either side, if it were chance which model
+    # is which in every class
     p_permutation: float
+    # the same by McNemar's exact test, which takes queries for independent; None where the scores
+    # are not 0 and 1
     p_mcnemar: float | None
+    # (I,) int64, rows where second scores more: wrong -> right for scores of 0 and 1
     improved: np.ndarray
-    worsened: np.ndarray
+    worsened: np.ndarray  # (J,) int64, rows where second scores less: right -> wrong
 
 
 def bootstrap_interval(
@@ -104,21 +97,12 @@ def compare_paired(
     num_samples: int = 1000,
     seed: int = 0,
 ) -> PairedComparison:
-    """Compare the scores of two models on the same queries.
+    """Compare the scores (Q,) of two models on the same queries.
 
     The p value is by sign flips of whole classes: of all of them where at most 13 classes differ,
     else of 10,000 random ones, counting the observed one among them (Permutation P-values Should
-    Never Be Zero, Phipson & Smyth 2010, https://arxiv.org/abs/1603.05766).
-
-    Args:
-        first: (Q,) float, scores of the first model.
-        second: (Q,) float, scores of the second.
-        labels: (Q,) integer, class of each query.
-        num_samples: draws of the bootstrap, see `bootstrap_interval`.
-        seed: of the draws and the flips.
-
-    Returns:
-        The difference, how sure it is, and the queries that changed.
+    Never Be Zero, Phipson & Smyth 2010, https://arxiv.org/abs/1603.05766). The other arguments are
+    those of `bootstrap_interval`.
 
     Raises:
         ValueError: as `bootstrap_interval`, or the two have different numbers of queries.
@@ -133,13 +117,15 @@ def compare_paired(
     differences = second - first
     low, high = bootstrap_interval(differences, labels, num_samples=num_samples, seed=seed)
     improved, worsened = np.flatnonzero(differences > 0), np.flatnonzero(differences < 0)
+    num_changed = len(improved) + len(worsened)
+    p_mcnemar = float(binomtest(len(improved), num_changed).pvalue) if num_changed else 1.0
     is_binary = bool(np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all())
     return PairedComparison(
         difference=float(differences.mean()),
         low=low,
         high=high,
         p_permutation=_sign_flip_p(_class_sums(differences[:, None], labels)[0][:, 0], seed),
-        p_mcnemar=_mcnemar_p(len(improved), len(worsened)) if is_binary else None,
+        p_mcnemar=p_mcnemar if is_binary else None,
         improved=improved,
         worsened=worsened,
     )
@@ -162,14 +148,7 @@ def _class_sums(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
 def _resampled_means(
     sums: np.ndarray, counts: np.ndarray, num_samples: int, seed: int
 ) -> np.ndarray:
-    """Means over the queries of classes drawn with replacement, (num_samples, K).
-
-    Args:
-        sums: (C, K), of the queries of each class.
-        counts: (C,), queries of each class.
-        num_samples: draws.
-        seed: of the draws.
-    """
+    """Means over the queries of classes drawn with replacement, (num_samples, K)."""
     rng = np.random.default_rng(seed)
     chances = np.full(len(counts), 1 / len(counts))
     means = []
@@ -198,8 +177,3 @@ def _sign_flip_p(sums: np.ndarray, seed: int) -> float:
         signs = 2 * rng.integers(0, 2, (size, len(sums)), dtype=np.int8) - 1
         num_extreme += int((np.abs(signs @ sums) >= threshold).sum())
     return (num_extreme + 1) / (NUM_FLIPS + 1)
-
-
-def _mcnemar_p(num_improved: int, num_worsened: int) -> float:
-    changed = num_improved + num_worsened
-    return float(binomtest(num_improved, changed).pvalue) if changed else 1.0

@@ -21,33 +21,21 @@ DEFAULT_COLUMNS = ("class", "queries", "recall@1", "r_precision", "map@r", "medi
 
 @dataclass(frozen=True)
 class ClassRow:
-    """The scores of the queries of a class, or of a super class.
+    """The scores of the queries of a class, or of a super class."""
 
-    Attributes:
-        name: of the class.
-        label: of the class.
-        super_class: name of its super class; empty where there is none.
-        queries: number of queries that count.
-        scores: the means of `recall@1`, `r_precision`, `map@r`, `map` as fractions (see
-            `retrieval.scores.score_ranks`), `mean_first_rank` and `median_first_rank` of the best
-            positive (one-based, ties counted against the query); empty where there is no query.
-    """
-
-    name: str
-    label: int
-    super_class: str
-    queries: int
+    name: str  # of the class
+    label: int  # of the class
+    super_class: str  # name of its super class; empty where there is none
+    queries: int  # number of queries that count
+    # the means of `recall@1`, `r_precision`, `map@r`, `map` as fractions (see
+    # `retrieval.scores.score_ranks`), `mean_first_rank` and `median_first_rank` of the best
+    # positive (one-based, ties counted against the query); empty where there is no query
     scores: dict[str, float]
 
     def cells(self) -> dict[str, str | float]:
         """The values of COLUMNS, without the scores where there are none."""
-        return {
-            "class": self.name,
-            "label": self.label,
-            "super_class": self.super_class,
-            "queries": self.queries,
-            **self.scores,
-        }
+        values = self.name, self.label, self.super_class, self.queries
+        return {**dict(zip(COLUMNS, values, strict=False)), **self.scores}
 
 
 def class_table(
@@ -56,7 +44,7 @@ def class_table(
     super_classes: dict[int, str] | None = None,
     query_labels: np.ndarray | None = None,
 ) -> list[ClassRow]:
-    """Average the scores of the queries of each class.
+    """Average the scores of the queries of each class; a row per class, in label order.
 
     Args:
         scores: of Q queries, recall@1 among them.
@@ -64,9 +52,6 @@ def class_table(
         super_classes: label -> name of its super class; classes it lacks have none.
         query_labels: (N,) integer, labels of all images that query; where given, classes none of
             whose images has a positive get a row too, with 0 queries and no scores.
-
-    Returns:
-        A row per class, in label order.
 
     Raises:
         ValueError: the scores lack recall@1.
@@ -84,12 +69,7 @@ def class_table(
 def super_class_table(scores: QueryScores, super_classes: dict[int, str]) -> list[ClassRow]:
     """Average the scores of the queries of each super class, every query counting the same.
 
-    Args:
-        scores: of Q queries, recall@1 among them.
-        super_classes: label -> name of its super class, of every class that is scored.
-
-    Returns:
-        A row per super class, by name; its label is its place in that order.
+    `super_classes` maps labels to names. A row per super class, by name; its label is its place.
 
     Raises:
         ValueError: the scores lack recall@1, or a class has no super class.
@@ -111,12 +91,8 @@ def super_class_table(scores: QueryScores, super_classes: dict[int, str]) -> lis
 def confusions(neighbour_labels: np.ndarray, labels: np.ndarray) -> list[tuple[int, int, int]]:
     """Count which class the first neighbours of a class's queries are of, where it is another.
 
-    Args:
-        neighbour_labels: (Q,) integer, label of each query's first neighbour.
-        labels: (Q,) integer, label of each query.
-
-    Returns:
-        (label of the queries, label found, number of queries), the most frequent first.
+    Both arguments are labels (Q,). Returns (label of the queries, label found, number of queries),
+    the most frequent first.
 
     Raises:
         ValueError: the two have different shapes.
@@ -145,16 +121,10 @@ def format_table(
 ) -> str:
     """Lay out a table for the terminal, the worst classes first, fractions in percent.
 
-    Args:
-        rows: of classes, shown in the order of `worst_first`.
-        columns: some of COLUMNS.
-        limit: rows shown at most; None shows all.
-
-    Returns:
-        A line of headings, a line per row, and a line on how many were left out, if any.
+    A line of headings, then at most `limit` rows (None: all), then how many were left out.
 
     Raises:
-        ValueError: a column is unknown.
+        ValueError: a column is not one of COLUMNS.
     """
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown:

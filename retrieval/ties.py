@@ -14,18 +14,12 @@ class _Groups:
     """Tied images, as groups in rank order; all orders of the images of a group are equally likely.
 
     A positive that ties with no negative is a group of its own.
-
-    Attributes:
-        starts: (T,) int64, images that come before the group for certain.
-        positives_before: (T,) int64, the positives among those.
-        positives: (T,) int64, positives of the group, at least 1.
-        negatives: (T,) int64, negatives of the group.
     """
 
-    starts: npt.NDArray[np.int64]
-    positives_before: npt.NDArray[np.int64]
-    positives: npt.NDArray[np.int64]
-    negatives: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]  # (T,) int64, images that come before the group for certain
+    positives_before: npt.NDArray[np.int64]  # (T,) int64, the positives among those
+    positives: npt.NDArray[np.int64]  # (T,) int64, positives of the group, at least 1
+    negatives: npt.NDArray[np.int64]  # (T,) int64, negatives of the group
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -44,16 +38,9 @@ def expected_scores(
     https://doi.org/10.1007/978-3-540-78646-7_38; the others follow from the hypergeometric
     distribution of the positives among the places of a group.
 
-    Args:
-        untied_ranks: (R,) int64, one-based, ascending: the rank of each positive where the
-            negatives that tie with it stand behind it.
-        ranks: (R,) int64, the same where they stand before it.
-        ks: K of recall@K, each at least 1.
-        precision_ks: K of precision@K, each at least 1.
-
-    Returns:
-        Metric -> mean, for the metrics of `retrieval.scores.score_ranks`. Cost: O(images that
-        tie) time and memory.
+    Ranks (R,) int64, one-based and ascending, are those of the positives where the negatives that
+    tie with them stand before them, untied ones where they stand behind; every K is at least 1.
+    The metrics are those of `retrieval.scores.score_ranks`. Cost: O(images that tie).
     """
     groups = _tied_groups(untied_ranks, ranks)
     total = len(ranks)

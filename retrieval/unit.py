@@ -15,15 +15,10 @@ def unit_rows(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """Divide rows by their Euclidean norms, in float64; a zero row stays zero.
+    """Divide rows (N, D) of any scale by their Euclidean norms, in float64; a zero row stays zero.
 
-    Args:
-        rows: (N, D) float, of any scale; a memory-mapped array is read in pieces.
-        dtype: of the result.
-        device: of the result; it must know float64.
-
-    Returns:
-        A new tensor (N, D).
+    A memory-mapped array is read in pieces. The result, a new tensor, is of the given type and on
+    the given device, which must know float64.
     """
     unit = torch.empty(rows.shape, dtype=dtype, device=device)
     for start in range(0, len(rows), CHUNK_ROWS):

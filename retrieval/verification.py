@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +25,15 @@ class SimilarityHistograms:
     """How many pairs of images have which cosine similarity.
 
     For a plot, add up neighbouring bins, e.g. `np.histogram(centres, 100, weights=positives)`.
-
-    Attributes:
-        edges: (B + 1,) float64, ascending. The bins are 2^-15 wide and centred on the multiples of
-            that, so that ties at -1, 0 or 1 share a bin however they are rounded. Where all
-            similarities lie within 2^-5, as those of an untrained model may, the bins cover only
-            that range and are at least 2^5 times finer.
-        positives: (B,) int64, pairs of the same class per bin.
-        negatives: (B,) int64, pairs of different classes per bin.
     """
 
+    # (B + 1,) float64, ascending. The bins are 2^-15 wide and centred on the multiples of that, so
+    # that ties at -1, 0 or 1 share a bin however they are rounded. Where all similarities lie
+    # within 2^-5, as those of an untrained model may, the bins cover only that range and are at
+    # least 2^5 times finer
     edges: npt.NDArray[np.float64]
-    positives: npt.NDArray[np.int64]
-    negatives: npt.NDArray[np.int64]
+    positives: npt.NDArray[np.int64]  # (B,) int64, pairs of the same class per bin
+    negatives: npt.NDArray[np.int64]  # (B,) int64, pairs of different classes per bin
 
     @property
     def centres(self) -> npt.NDArray[np.float64]:
@@ -45,38 +42,23 @@ class SimilarityHistograms:
 
 
 def verification_scores(
-    embeddings: Tensor | np.ndarray,
-    labels: Tensor | np.ndarray,
-    *,
-    gallery_embeddings: Tensor | np.ndarray | None = None,
-    gallery_labels: Tensor | np.ndarray | None = None,
-    device: str | torch.device = "cpu",
-    share: Share | None = None,
+    embeddings: Tensor | np.ndarray, labels: Tensor | np.ndarray, **options: Any
 ) -> dict[str, float | int]:
     """Score how well one threshold on the cosine tells pairs of the same class from all others.
 
-    The scores of `similarity_histograms`, whose arguments, errors and cost these are; see
-    `score_histograms` for what they mean and how exact they are.
+    Arguments, errors and cost are those of `similarity_histograms`; see `score_histograms` for what
+    the scores mean and how exact they are.
 
     Returns:
         `auc`, `eer` and `tar@far=0.1`, `0.01`, `0.001`, `0.0001` as fractions; `positive_pairs`,
         `negative_pairs`. A false-accept rate (far) that fewer than 10 negative pairs would make is
         left out.
     """
-    return score_histograms(
-        similarity_histograms(
-            embeddings,
-            labels,
-            gallery_embeddings=gallery_embeddings,
-            gallery_labels=gallery_labels,
-            device=device,
-            share=share,
-        )
-    )
+    return score_histograms(similarity_histograms(embeddings, labels, **options))
 
 
 def score_histograms(histograms: SimilarityHistograms) -> dict[str, float | int]:
-    """Compute the verification scores of a data set from its similarities.
+    """Compute `verification_scores` from similarities, with a positive and a negative pair or more.
 
     A pair is accepted if its similarity reaches a threshold; the false-accept rate (far) is the
     share of the negative pairs that are accepted, the true-accept rate (tar) that of the positive
@@ -90,12 +72,6 @@ def score_histograms(histograms: SimilarityHistograms) -> dict[str, float | int]
     bin tie, so the auc is off by at most half the share of such couples among all couples (usually
     below 1e-4, plus what the rounding of similarities carries over an edge) and in practice by less
     than 1e-6, as errors cancel. tar@far is too low by at most the share of positives in one bin.
-
-    Args:
-        histograms: with at least one positive and one negative pair.
-
-    Returns:
-        See `verification_scores`.
     """
     positives, negatives = histograms.positives, histograms.negatives
     num_positives, num_negatives = int(positives.sum()), int(negatives.sum())
@@ -128,15 +104,8 @@ def similarity_histograms(
     """Count all pairs of a data set by cosine similarity.
 
     Without a gallery the pairs are those of two different rows, each once; with one, they are all
-    of a query with a gallery image. A zero embedding has similarity 0 to everything.
-
-    Args:
-        embeddings: (N, D) float, any scale.
-        labels: (N,) integer.
-        gallery_embeddings: (G, D) float, or None for self-retrieval.
-        gallery_labels: (G,) integer, given with `gallery_embeddings`.
-        device: where the similarities are computed, of a type that has float64.
-        share: of the work that this process does, where several share it; all get all counts.
+    of a query with a gallery image. A zero embedding has similarity 0 to everything. Arguments and
+    errors are those of `retrieval.score_queries`; the device is of a type that has float64.
 
     Returns:
         Histograms of 2^16 + 1 bins. Positives are counted by their cosines in float64; so are the
@@ -145,14 +114,12 @@ def similarity_histograms(
         does not grow with the number of pairs.
 
     Raises:
-        ValueError: a shape does not fit, an embedding is not finite, or there is no positive or no
-            negative pair.
+        ValueError: there is no positive or no negative pair.
     """
     queries, query_labels, gallery, all_labels = checked_sets(
         embeddings, labels, gallery_embeddings, gallery_labels
     )
     pairs = _Pairs(query_labels, None if gallery is None else all_labels)
-    pairs.check()
     counter, bins, share = choose_counter(queries, gallery, device), Bins(), share or Share()
     counts = _count_pairs(counter, pairs, bins, share)
     finer = bins.finer(counts.sum(0))
@@ -165,12 +132,8 @@ class _Pairs:
     """All pairs of a query and a column of the gallery, both taken in an order.
 
     The gallery is ordered by class, so that a query's positives are neighbours. In self-retrieval
-    the queries are so too, and a query is paired with the columns behind its own.
-
-    Attributes:
-        num_pairs: all of them, each counted once.
-        num_positives: those of one class.
-        negatives: those of two classes.
+    the queries are so too, and a query is paired with the columns behind its own. `negatives` are
+    the pairs of two classes.
     """
 
     def __init__(
@@ -195,9 +158,6 @@ class _Pairs:
         self.negatives = NegativePairs(query_order, gallery_order, firsts, lasts)
         self.offsets = np.concatenate([[0], np.cumsum(lasts - self.first_positives)])
         self.num_positives = int(self.offsets[-1])
-
-    def check(self) -> None:
-        """Raise ValueError unless there are both positive and negative pairs."""
         if self.num_positives == 0:
             raise ValueError(
                 f"none of the {self.num_pairs} pairs is of one class: verification needs a class "
@@ -218,15 +178,10 @@ class _Pairs:
 
 def _count_pairs(counter: Counter, pairs: _Pairs, bins: Bins, share: Share) -> np.ndarray:
     """Count positive and negative pairs by similarity, (2, NUM_BINS) int64, of all processes."""
-    positives = _count_positives(counter, pairs, bins, share)
+    positives = np.zeros(NUM_BINS, np.int64)
+    for start in range(0, pairs.num_positives, PAIRS_AT_ONCE)[share.rank :: share.size]:
+        positives += bins.count(counter.pair_cosines(*pairs.positive_rows(start)))
     negatives = counter.count_negatives(pairs.negatives, bins, share)
     counts = share.add(np.stack([positives, negatives]))
     assert counts.sum(1).tolist() == [pairs.num_positives, pairs.num_pairs - pairs.num_positives]
-    return counts
-
-
-def _count_positives(counter: Counter, pairs: _Pairs, bins: Bins, share: Share) -> np.ndarray:
-    counts = np.zeros(NUM_BINS, np.int64)
-    for start in range(0, pairs.num_positives, PAIRS_AT_ONCE)[share.rank :: share.size]:
-        counts += bins.count(counter.pair_cosines(*pairs.positive_rows(start)))
     return counts

@@ -15,23 +15,14 @@ CHUNK_ROWS = 2**13  # rows held in float64 at once
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """A linear map after which all directions of the embeddings vary equally.
+    """A linear map after which all directions of the embeddings vary equally."""
 
-    Attributes:
-        mean: (D,) float64, of the unit embeddings that it was learned on.
-        projection: (D, E) float64, columns by descending variance, each divided by its standard
-            deviation.
-    """
-
-    mean: np.ndarray
+    mean: np.ndarray  # (D,) float64, of the unit embeddings that it was learned on
+    # (D, E) float64, columns by descending variance, each divided by its standard deviation
     projection: np.ndarray
 
     def apply(self, features: np.ndarray) -> np.ndarray:
-        """Whiten embeddings (N, D) of any scale into unit vectors (N, E) float32.
-
-        Raises:
-            ValueError: the embeddings are not of D dimensions.
-        """
+        """Whiten embeddings (N, D) of any scale into unit vectors (N, E) float32, or ValueError."""
         features = np.asarray(features)
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(
@@ -51,15 +42,12 @@ def fit_whitening(features: np.ndarray, dim: int | None = None) -> Whitening:
     Embeddings are put on the unit sphere, centred, rotated onto their principal axes and divided
     by the standard deviation along each; `apply` puts the result on the unit sphere again.
     Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening
-    (Jegou & Chum 2012), https://inria.hal.science/hal-00722622.
+    (Jegou & Chum 2012), https://inria.hal.science/hal-00722622. O(N D^2 + D^3) time.
 
     Args:
         features: (N, D) float embeddings of any scale, of a training split: whitening that is
             learned on the images that are evaluated has seen the test.
         dim: E, dimensions to keep; None keeps all in which the embeddings vary.
-
-    Returns:
-        The whitening. Cost: O(N D^2 + D^3) time, O(D^2) memory beside the embeddings.
 
     Raises:
         ValueError: `dim` is below 1, above D or above N - 1, or the embeddings vary in fewer

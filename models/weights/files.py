@@ -27,20 +27,14 @@ IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The content of a weights file.
+    """The content of a weights file."""
 
-    Attributes:
-        path: the file or folder that was read.
-        source: its form, for people: "safetensors", "torch", "paddle pickle" and so on.
-        tensors: tensors by the names that the file uses; empty for Paddle's forms.
-        arrays: Paddle's variables by name; empty for the other forms.
-        metadata: facts that this project wrote beside the weights; None in files of others.
-    """
-
-    path: Path
-    source: str
+    path: Path  # the file or folder that was read
+    source: str  # its form, for people: "safetensors", "torch", "paddle pickle" and so on
+    # tensors by the names that the file uses; empty for Paddle's forms
     tensors: dict[str, torch.Tensor]
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]  # Paddle's variables by name; empty for the other forms
+    # facts that this project wrote beside the weights; None in files of others
     metadata: dict[str, Any] | None = None
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 from metric_learning.common.atomic import write_atomically
-from metric_learning.models.clip import OPENAI_PARTS, PREFIX, ImageTower, is_beside_images
+from metric_learning.models.clip import NEITHER_PARTS, OPENAI_PARTS, PREFIX, TEXT_PARTS, ImageTower
 from metric_learning.models.embedder import EmbeddingModel
 from metric_learning.models.options import changed_options, options_of
 from metric_learning.models.weights import paddle
@@ -28,19 +28,13 @@ CLASSIFIER_PARTS = {"weight": "bias", "w_0": "b_0"}  # of a linear layer: torch'
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """The outcome of `load_weights`.
+    """The outcome of `load_weights`."""
 
-    Attributes:
-        loaded: the model's keys that were filled.
-        missing: the model's keys that the file lacks: none but those of `new_parts`.
-        unexpected: the file's keys that were left out: class layers, loss heads, text towers.
-        source: the form of the file, for people.
-    """
-
-    loaded: list[str]
-    missing: list[str]
+    loaded: list[str]  # the model's keys that were filled
+    missing: list[str]  # the model's keys that the file lacks: none but those of `new_parts`
+    # the file's keys that were left out: class layers, loss heads, text towers
     unexpected: list[str]
-    source: str
+    source: str  # the form of the file, for people
 
 
 def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsReport:
@@ -84,26 +78,17 @@ def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsRep
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear class layer on the embedding, as image classifiers end with.
+    """A linear class layer on the embedding, as image classifiers end with."""
 
-    Attributes:
-        weight: (C, D) float32.
-        bias: (C,) float32.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: torch.Tensor  # (C, D) float32
+    bias: torch.Tensor  # (C,) float32
 
 
 def load_classifier(model: EmbeddingModel, path: str | PathLike[str]) -> Classifier | None:
     """Read the class layer that weights of others hold beside those of a model.
 
-    Returns:
-        None where the file has none, or it does not take the model's embeddings: those of a head
-        with options are not the ones it was trained on.
-
-    Raises:
-        ValueError: there are several.
+    None where the file has none, or it does not take the model's embeddings: those of a head with
+    options are not the ones it was trained on. ValueError if there are several.
     """
     if changed_options(model.options):
         return None
@@ -135,13 +120,7 @@ def load_classifier(model: EmbeddingModel, path: str | PathLike[str]) -> Classif
 def save_weights(
     model: EmbeddingModel, path: str | PathLike[str], metadata: dict[str, Any]
 ) -> None:
-    """Write a bare weights file (.safetensors) atomically.
-
-    Args:
-        model: the model whose weights are written.
-        path: file to write; it is replaced only by a complete one.
-        metadata: JSON-like facts needed to rebuild the model.
-    """
+    """Write a .safetensors file atomically, with JSON-like facts that rebuild the model."""
     tensors = {
         key: tensor.detach().cpu().contiguous().clone()
         for key, tensor in model.state_dict().items()
@@ -301,7 +280,8 @@ def first_keys(keys: list[str], limit: int = 5) -> str:
 def _may_be_left_out(key: str, model: EmbeddingModel) -> bool:
     """Tell whether a key without prefixes belongs to something beside the backbone."""
     is_clip = isinstance(model.backbone, ImageTower)
-    return _is_classifier(key, model) or (is_clip and is_beside_images(key))
+    is_beside_images = key.partition(".")[0] in (*TEXT_PARTS, *NEITHER_PARTS)
+    return _is_classifier(key, model) or (is_clip and is_beside_images)
 
 
 def _is_classifier(key: str, model: EmbeddingModel) -> bool:

@@ -68,10 +68,8 @@ def to_state_dict(
 ) -> dict[str, torch.Tensor]:
     """Name variables as timm does; variables that are no part of a ResNet keep their names.
 
-    Args:
-        arrays: Paddle's variables by name.
-        feature_size: width of the backbone's pooled feature.
-        embedding_size: width of the model's embedding layer, 0 if it has none.
+    The sizes are widths, of the backbone's pooled feature and of the model's embedding layer (0: it
+    has none).
     """
     names = {name: _resnet_name(name) or name for name in arrays}
     if _has_embedding(arrays, feature_size, embedding_size):

@@ -55,14 +55,10 @@ class CachePaths:
 
 
 class CachedImages:
-    """The images of a complete cache, mapped into memory.
-
-    Args:
-        folder: where it is.
-        about: what it must be of, see `describe`.
+    """The images of a complete cache in a folder, mapped into memory.
 
     Raises:
-        CacheError: it is damaged, or a cache of something else.
+        CacheError: it is damaged, or a cache of something else than `about`, see `describe`.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
@@ -97,11 +93,7 @@ class CachedImages:
         return np.flatnonzero(self._entries["state"] == BROKEN)
 
     def read(self, i: int) -> np.ndarray | None:
-        """Return image i, (H, W, 3) uint8 in the map; None of an image that was broken.
-
-        Raises:
-            CacheError: the pixels are not those that were written.
-        """
+        """Return image i, (H, W, 3) uint8 in the map; None of a broken one; or CacheError."""
         entry = self._entries[i]
         if entry["state"] == BROKEN:
             return None
@@ -116,11 +108,7 @@ class CachedImages:
 
 @dataclass(frozen=True, eq=False)
 class CachedImageSet(ImageSet):
-    """An image set whose images come from a cache.
-
-    Args:
-        cached: the images, in the order of the set.
-    """
+    """An image set whose images come from a cache, in the order of the set."""
 
     cached: CachedImages | None = None
 
@@ -131,12 +119,7 @@ class CachedImageSet(ImageSet):
         return cls(**values, cached=cached)
 
     def read_image(self, i: int) -> np.ndarray:
-        """Return image i as it is in the cache, (H, W, 3) uint8 RGB.
-
-        Raises:
-            ImageError: it could not be read when the cache was built.
-            CacheError: the cache is damaged.
-        """
+        """Return image i as it is in the cache, (H, W, 3) uint8; ImageError if it was broken."""
         assert self.cached is not None
         rgb = self.cached.read(i)
         if rgb is None:
@@ -196,11 +179,7 @@ def is_complete(folder: Path, about: dict[str, Any]) -> bool:
 
 
 def read_about(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Read about.json, which must say what `about` says.
-
-    Raises:
-        CacheError: it is damaged or says something else.
-    """
+    """Read about.json, which must say what `about` says; CacheError if it does not."""
     try:
         found = json.loads(CachePaths(folder).about.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -216,11 +195,7 @@ def read_about(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_entries(folder: Path, num_images: int) -> np.ndarray:
-    """Read index.npy, (N,) of ENTRY.
-
-    Raises:
-        CacheError: it is damaged.
-    """
+    """Read index.npy, (N,) of ENTRY; CacheError if it is damaged."""
     try:
         entries = np.load(CachePaths(folder).index)
     except (OSError, ValueError, EOFError) as error:

@@ -61,13 +61,9 @@ def open_cache(
 ) -> CachedImageSet:
     """Return the set with its images in a cache, which is built where it is not complete.
 
-    Args:
-        image_set: training images, in files.
-        folder: of the cache; made if need be.
-        short_side: in pixels; images with a longer one are reduced to it.
-        num_workers: threads that decode, at least one.
-        on_bad_image: "error" stops at a broken image, "skip" notes it.
-        log: receives a line on what is built or waited for.
+    Images whose short side is longer, in pixels, are reduced to it, by `num_workers` threads, at
+    least one. A broken image stops ("error") or is noted ("skip"); `log` receives what is built or
+    waited for.
 
     Raises:
         ImageError: an image is broken, or too many are.
@@ -209,20 +205,17 @@ class _Builder:
             try:
                 with self._mapped(self._store, missing, "decoding") as outcomes:
                     for i, outcome in zip(missing, outcomes, strict=True):
-                        self._note(i, outcome)
+                        if isinstance(outcome, ImageError):
+                            self._note_broken(self._entries, i, outcome)
+                        else:
+                            self._entries["checksum"][i] = outcome
+                            self._entries["state"][i] = PRESENT
+
                         if time.monotonic() - synced_at > SYNC_SECONDS:
                             self._sync()
                             synced_at = time.monotonic()
             finally:
                 self._sync()
-
-    def _note(self, i: int, outcome: int | ImageError) -> None:
-        """Note the checksum of image i, or that it is broken."""
-        if isinstance(outcome, ImageError):
-            self._note_broken(self._entries, i, outcome)
-        else:
-            self._entries["checksum"][i] = outcome
-            self._entries["state"][i] = PRESENT
 
     def _store(self, i: int) -> int | ImageError:
         """Decode, reduce and write image i; its checksum or its error."""
@@ -244,11 +237,7 @@ class _Builder:
         return checksum(pixels)
 
     def _note_broken(self, entries: np.ndarray, i: int, error: ImageError) -> None:
-        """Mark image i as broken.
-
-        Raises:
-            ImageError: broken images are not skipped, or there are too many.
-        """
+        """Mark image i as broken; ImageError where that may not be, or too many are."""
         if self.on_bad_image == "error":
             raise error
         entries["state"][i] = BROKEN
@@ -271,10 +260,7 @@ class _Builder:
     def _mapped(
         self, work: Callable[[int], Any], items: Sequence[int], title: str
     ) -> Iterator[Iterable[Any]]:
-        """Do the work on several threads; gives the results in order, under a progress bar.
-
-        On leaving, no thread is at work any more.
-        """
+        """Work on threads, all done on leaving; gives results in order, under a progress bar."""
         pool = ThreadPoolExecutor(self.num_workers)
         try:
             yield tqdm(

@@ -32,18 +32,13 @@ _AUGMENTATION_STREAM, _REPLACEMENT_STREAM = 4, 5
 
 
 class Batch(NamedTuple):
-    """Images of one training step, or some test images.
+    """Images of one training step, or some test images."""
 
-    Attributes:
-        images: (B, 3, S, S) uint8 in channels-last order, cropped but not normalised; or whole
-            training images, to be cropped on the device.
-        labels: (B,) int64.
-        broken: path -> error of the unreadable images that others were drawn for.
-    """
-
+    # (B, 3, S, S) uint8 in channels-last order, cropped but not normalised; or whole training
+    # images, to be cropped on the device
     images: torch.Tensor | WholeImages
-    labels: torch.Tensor
-    broken: dict[str, str]
+    labels: torch.Tensor  # (B,) int64
+    broken: dict[str, str]  # path -> error of the unreadable images that others were drawn for
 
     def split(self, num_parts: int) -> list[Batch]:
         """Cut the batch into parts of equal size, to within one image."""
@@ -68,18 +63,13 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """How workers read training images.
+    """How workers read training images."""
 
-    Attributes:
-        hand_over: "crops"; "images", whole ones to be cropped on the device; or "files", JPEG files
-            to be decoded there too.
-        on_bad_image: "error", or "skip" to draw another image of the class instead.
-        prefetch: batches that each worker prepares ahead.
-    """
-
+    # "crops"; "images", whole ones to be cropped on the device; or "files", JPEG files to be
+    # decoded there too
     hand_over: str = "crops"
-    on_bad_image: str = "error"
-    prefetch: int = 2
+    on_bad_image: str = "error"  # "error", or "skip" to draw another image of the class instead
+    prefetch: int = 2  # batches that each worker prepares ahead
 
     def __post_init__(self) -> None:
         assert self.hand_over in HAND_OVER
@@ -136,15 +126,9 @@ def _warm_up(preprocessing: Preprocessing) -> None:
 
 
 def to_inputs(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
-    """Return the network inputs of a batch on the device.
+    """Return the network inputs of a batch, or a part of it, on the device.
 
-    Args:
-        batch: what a loader yields, or a part of it.
-        preprocessing: how images become network inputs.
-        device: where they are to be.
-
-    Shape:
-        returns: (B, 3, S, S) float32 in channels-last order, in which convolutions are fastest.
+    (B, 3, S, S) float32 in channels-last order, in which convolutions are fastest.
 
     Raises:
         ImageError: an image that is decoded here is broken.
@@ -191,13 +175,8 @@ def _row_constants(
 class TrainBatches(Dataset):
     """This rank's training batches by step; that of an unreadable image is its error.
 
-    Args:
-        image_set: the training images.
-        sampler: says which images a step takes.
-        preprocessing: how images become network inputs.
-        seed: of augmentation and replacements, which derive from it and the draw alone: the number
-            of the image since step 0, over all ranks.
-        reading: how images are read.
+    Augmentation and replacements derive from the seed and the draw alone: the number of the image
+    since step 0, over all ranks.
     """
 
     image_set: ImageSet
@@ -236,11 +215,7 @@ class TrainBatches(Dataset):
         return TRANSFORMS[options.transform].train(image, crop, options.crop_size)
 
     def _read_or_replace(self, i: int, draw: int, broken: dict[str, str]) -> np.ndarray | JpegFile:
-        """Read image i or, where it is unreadable and that is allowed, another of its class.
-
-        Raises:
-            ImageError: it is unreadable, or with "skip" all images of its class are.
-        """
+        """Read image i or, where it is unreadable and that is allowed, another of its class."""
         reasons = []
         for candidate in self._candidates(i, draw):
             try:
@@ -274,14 +249,7 @@ class TrainBatches(Dataset):
 
 @dataclass(frozen=True, eq=False)
 class EvalBatches(Dataset):
-    """Batches of test images by number; that of an unreadable image is its error.
-
-    Args:
-        image_set: the images.
-        preprocessing: how images become network inputs.
-        indices: which images, in order.
-        batch_size: B.
-    """
+    """Batches of the test images `indices` by number; that of an unreadable image is its error."""
 
     image_set: ImageSet
     preprocessing: Preprocessing
@@ -317,16 +285,9 @@ def check_broken(num_broken: int, num_images: int) -> None:
 
 
 class ImageLoader:
-    """Iterable of batches whose length is their number.
+    """Iterable of the batches of these numbers, in order; its length is their number.
 
     It is made for one pass: workers live as long as that, in a training as long as the run.
-
-    Args:
-        batches: the batch, or its error, by number.
-        numbers: of the batches to read, in order.
-        num_workers: processes that read.
-        pin_memory: whether batches come in memory from which a GPU copies faster.
-        prefetch: batches that each worker prepares ahead.
 
     Raises:
         ImageError: on iteration, at the batch that holds an unreadable image.

@@ -27,11 +27,7 @@ class JpegFile(NamedTuple):
 
 
 def read_file(image_set: ImageSet, i: int) -> np.ndarray | JpegFile:
-    """Read image i, and decode it where no GPU could.
-
-    Raises:
-        ImageError: it cannot be read or decoded.
-    """
+    """Read image i, and decode it where no GPU could; ImageError if that cannot be."""
     path, data = image_set.paths[i], image_set.read_bytes(i)
     shape = _device_jpeg_shape(data)
     if shape is None:
@@ -52,20 +48,14 @@ def _device_jpeg_shape(data: bytes) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class WholeImages:
-    """Images of different sizes with their crops; as a batch, they behave like a tensor.
+    """Images of different sizes with their crops; as a batch, they behave like a tensor."""
 
-    Attributes:
-        data: (n,) uint8, the images one after the other: rows of RGB pixels, or a JPEG file.
-        lengths: bytes of each image.
-        shapes: height and width of each image in pixels.
-        crops: what is to be taken of each image.
-        jpegs: the path of each image that is still a JPEG file; None: its pixels are there.
-    """
-
+    # (n,) uint8, the images one after the other: rows of RGB pixels, or a JPEG file
     data: torch.Tensor
-    lengths: list[int]
-    shapes: list[tuple[int, int]]
-    crops: list[Crop]
+    lengths: list[int]  # bytes of each image
+    shapes: list[tuple[int, int]]  # height and width of each image in pixels
+    crops: list[Crop]  # what is to be taken of each image
+    # the path of each image that is still a JPEG file; None: its pixels are there
     jpegs: list[str | None]
 
     def __getitem__(self, part: slice) -> WholeImages:
@@ -91,10 +81,7 @@ class WholeImages:
         """Crop, resize and mirror the images on the device: (B, 3, S, S) uint8, channels last.
 
         The arithmetic is that of `standard_train`: on a CPU the result equals it bit for bit, on
-        other devices it is within a grey level.
-
-        Raises:
-            ImageError: a file is broken.
+        other devices it is within a grey level. ImageError if a file is broken.
         """
         resized = []
         for image, crop in zip(self.unpack(device), self.crops, strict=True):
@@ -126,12 +113,8 @@ def decode_on_device(
 ) -> list[torch.Tensor]:
     """Decode JPEG files to (3, H, W) uint8 with nvJPEG; where it fails, with OpenCV.
 
-    Args:
-        files: path, for the error message, and bytes of each file, (n,) uint8 on the CPU.
-        device: a CUDA device.
-
-    Raises:
-        ImageError: a file is broken.
+    `files` are path, for the error message, and bytes of each file, (n,) uint8 on the CPU; the
+    device is a CUDA device. ImageError if a file is broken.
     """
     from torchvision.io import ImageReadMode, decode_jpeg  # takes long to import
 

@@ -26,16 +26,11 @@ class SeededSampler:
         world_size: number of processes.
         num_parts: parts that a rank computes its share in, each of whole groups.
 
-    Attributes:
-        group_size: images of a group, which is on one rank and in one part.
-        group: what a group is, for the error message.
-        note: what the log should say about the data; empty: nothing.
-
     Raises:
         ValueError: the batch cannot be shared in whole groups, or the labels do not suffice.
     """
 
-    group_size, group = 1, ""
+    group_size, group = 1, ""  # images of a group, on one rank and in one part, and what it is
 
     def __init__(
         self,
@@ -48,17 +43,13 @@ class SeededSampler:
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"expected a rank between 0 and {world_size - 1}, got {rank}")
-        factors = (
-            (self.group_size, self.group),
-            (world_size, "devices"),
-            (num_parts, "--accumulation_steps"),
-        )
-        check_multiple(batch_size, factors)
+        factors = {self.group: self.group_size, "devices": world_size}
+        check_multiple(batch_size, factors | {"--accumulation_steps": num_parts})
         if seed < 0:
             raise ValueError(f"expected a seed of 0 or more, got {seed}: change --seed")
 
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.note, self._seed = "", seed
+        self.note, self._seed = "", seed  # the note: what the log should say about the data
         size = batch_size // world_size
         self._share = slice(rank * size, (rank + 1) * size)
 
@@ -72,6 +63,25 @@ class SeededSampler:
     def _prepare(self) -> None:
         """Check the labels, and note what is special about them."""
         raise NotImplementedError
+
+    def _classes_with_pairs(self, what: str) -> np.ndarray:
+        """Return the classes with two images or more, and note how many have one."""
+        num_classes = len(self._sizes)
+        if num_classes < 2:
+            raise ValueError(
+                f"expected at least 2 training classes for {what}, got {num_classes}: "
+                "check the data set and --train_classes"
+            )
+        classes = np.flatnonzero(self._sizes >= 2)
+        if len(classes) == 0:
+            raise ValueError(
+                f"expected a training class with 2 images or more for {what}, got one image of "
+                f"each of {num_classes} classes: add images"
+            )
+
+        num_single = num_classes - len(classes)
+        self.note = f"{num_single} classes have one image: negatives only" if num_single else ""
+        return classes
 
 
 class ShuffledSampler(SeededSampler):
@@ -113,13 +123,8 @@ class ClassBlockSampler(SeededSampler):
 
     Every step draws its classes and images independently of the others. The K images are distinct;
     a class with fewer than K images has each of them repeated equally often (to within one), so it
-    never shifts a block.
-
-    Args:
-        labels: (N,) integer labels of the training images.
-        batch_size: images per step over all ranks, a multiple of K times world_size.
-        samples_each_class: K, at least 2.
-        seed, rank, world_size, num_parts: those of `SeededSampler`.
+    never shifts a block. Arguments are those of `SeededSampler` and K, `samples_each_class`;
+    batch_size is a multiple of K times world_size.
 
     Raises:
         ValueError: K < 2, a batch that is not made of whole blocks, or fewer classes than P.
@@ -190,8 +195,7 @@ class TripleSampler(SeededSampler):
     group_size, group = 3, "a triple"
 
     def _prepare(self) -> None:
-        self._anchor_classes = classes_with_pairs(self._sizes, "triples")
-        self.note = singles_note(len(self._sizes) - len(self._anchor_classes))
+        self._anchor_classes = self._classes_with_pairs("triples")
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""
@@ -222,8 +226,7 @@ class PairSampler(SeededSampler):
     group_size, group = 4, "a positive and a negative pair"
 
     def _prepare(self) -> None:
-        self._positive_classes = classes_with_pairs(self._sizes, "pairs")
-        self.note = singles_note(len(self._sizes) - len(self._positive_classes))
+        self._positive_classes = self._classes_with_pairs("pairs")
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""
@@ -246,41 +249,16 @@ class PairSampler(SeededSampler):
         return self._images[np.stack(groups, axis=1).reshape(-1)][self._share]
 
 
-def check_multiple(batch_size: int, factors: tuple[tuple[int, str], ...]) -> None:
-    """Raise ValueError where the batch size is no multiple of the factors, (number, what)."""
-    multiple = math.prod(number for number, _ in factors)
+def check_multiple(batch_size: int, factors: dict[str, int]) -> None:
+    """Raise ValueError where the batch size is no multiple of the factors, what -> number."""
+    multiple = math.prod(factors.values())
     if batch_size <= 0 or batch_size % multiple:
-        reasons = [f"{number} ({what})" for number, what in factors if number > 1]
+        reasons = [f"{number} ({what})" for what, number in factors.items() if number > 1]
         raise ValueError(
             f"expected a batch size that is a positive multiple of {' x '.join(reasons) or 1}, "
             f"got {batch_size}: use --train_batch_size="
             f"{max(round(batch_size / multiple), 1) * multiple}"
         )
-
-
-def singles_note(num_single: int) -> str:
-    """Say what becomes of classes with one image; nothing where there are none."""
-    return f"{num_single} classes have one image: negatives only" if num_single else ""
-
-
-def classes_with_pairs(sizes: np.ndarray, what: str) -> np.ndarray:
-    """Return the classes that have two images or more, of at least two classes.
-
-    Raises:
-        ValueError: there is no such class, or only one class.
-    """
-    if len(sizes) < 2:
-        raise ValueError(
-            f"expected at least 2 training classes for {what}, got {len(sizes)}: "
-            "check the data set and --train_classes"
-        )
-    classes = np.flatnonzero(sizes >= 2)
-    if len(classes) == 0:
-        raise ValueError(
-            f"expected a training class with 2 images or more for {what}, got one image of "
-            f"each of {len(sizes)} classes: add images"
-        )
-    return classes
 
 
 def too_few_classes(batch_size: int, samples_each_class: int, num_classes: int) -> str:

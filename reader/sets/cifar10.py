@@ -29,27 +29,16 @@ def read_cifar10(data_dir: Path, split: str) -> Table:
 
 def read_batches(folder: Path, split: str) -> Table:
     """Read the original batches of a split into memory."""
-    paths: list[str] = []
-    images, classes = [], []
-    for name in BATCHES[split]:
-        pixels, labels = read_batch(folder / name)
-        paths += [f"{name}:{i:04d}" for i in range(len(labels))]
-        images.append(pixels)
-        classes.append(labels)
-    return Table(
-        paths,
-        np.concatenate(classes),
-        dict(enumerate(CLASS_NAMES)),
-        images=np.concatenate(images),
-    )
+    names = BATCHES[split]
+    batches = [read_batch(folder / name) for name in names]
+    numbered = zip(names, batches, strict=True)
+    paths = [f"{name}:{i:04d}" for name, (_, labels) in numbered for i in range(len(labels))]
+    images, classes = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return Table(paths, classes, dict(enumerate(CLASS_NAMES)), images=images)
 
 
 def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read one batch: images (n, 32, 32, 3) uint8 and labels (n,) int64.
-
-    Raises:
-        ValueError: the file is not a CIFAR-10 batch.
-    """
+    """Read a batch: images (n, 32, 32, 3) uint8, labels (n,) int64; ValueError if it is none."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:

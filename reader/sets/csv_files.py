@@ -21,19 +21,12 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class ImageList:
-    """The content of a CSV file of images; columns beside path and label are optional.
+    """The content of a CSV file of images; columns beside path and label are optional."""
 
-    Args:
-        file: where it was read.
-        columns: names of the columns.
-        rows: N images, column -> text.
-        lines: N numbers of the first line of each row, from 1.
-    """
-
-    file: Path
-    columns: tuple[str, ...]
-    rows: list[Row]
-    lines: list[int]
+    file: Path  # where it was read
+    columns: tuple[str, ...]  # names of the columns
+    rows: list[Row]  # N images, column -> text
+    lines: list[int]  # N numbers of the first line of each row, from 1
 
     @property
     def labels(self) -> list[str]:
@@ -41,15 +34,10 @@ class ImageList:
         return [row["label"] for row in self.rows]
 
     def parse(self, column: str, parse: Callable[[str], int], expected: str) -> np.ndarray:
-        """Read a column as (N,) int64.
-
-        Args:
-            column: its name.
-            parse: reads a cell; raises ValueError where it cannot.
-            expected: what a cell should be, for the message.
+        """Read a column as (N,) int64; `parse` reads a cell, or raises ValueError.
 
         Raises:
-            ValueError: there is no such column or a cell is wrong; the message names the line.
+            ValueError: there is no such column, or a cell is not what is expected; names the line.
         """
         if column not in self.columns:
             raise ValueError(f"{self.file} has no column {column}")
@@ -73,11 +61,7 @@ class ImageList:
 
 
 def natural(text: str) -> int:
-    """Read a cell that holds an integer of at least 0.
-
-    Raises:
-        ValueError: it holds something else.
-    """
+    """Read a cell that holds an integer of at least 0; ValueError if it holds something else."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
         raise ValueError(f"expected an integer of at least 0, found {text!r}")
     return int(text)
@@ -144,13 +128,9 @@ def _read_row(file: Path, line: int, columns: Sequence[str], cells: Sequence[str
 def read_csv(file: Path, data_dir: Path, split: str, fold: int | None) -> Table:
     """Read one split of a CSV file; classes are all labels of the file in sorted order.
 
-    Args:
-        file: columns path, label and split (train or test) or fold (a number, or empty: the image
-            is in no fold); others are not looked at.
-        data_dir: folder that the paths are relative to.
-        split: "train" or "test".
-        fold: this fold is the test split and the other folds are the train split; None: the
-            column split decides.
+    Its columns are path, relative to data_dir, label and split (train or test) or fold (a number or
+    empty: in no fold). A given fold is the test split and the others are the train split; without
+    one the column split decides.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -132,11 +132,7 @@ def read_cars196(data_dir: Path, split: str) -> Table:
 
 
 def read_mat(path: Path, *variables: str) -> dict[str, np.ndarray]:
-    """Read variables of a MATLAB file as one-dimensional arrays.
-
-    Raises:
-        ValueError: not a MATLAB file, or one without these variables.
-    """
+    """Read variables of a MATLAB file as one-dimensional arrays; ValueError if it lacks them."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     from scipy.io import loadmat  # takes long to import

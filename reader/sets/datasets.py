@@ -21,19 +21,13 @@ from metric_learning.reader.sets.table import SPLITS, Table, choose_rows
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One data set.
+    """One data set."""
 
-    Args:
-        folder: default folder under data/; None: --data_dir must be given.
-        read: (data_dir, split) -> Table; None for list and CSV files, which have no folder layout.
-        to_get: what to do when the data is missing.
-        classes_shared: whether a class may be in both splits.
-    """
-
-    folder: str | None
+    folder: str | None  # default folder under data/; None: --data_dir must be given
+    # (data_dir, split) -> Table; None for list and CSV files, which have no folder layout
     read: Callable[[Path, str], Table] | None
-    to_get: str
-    classes_shared: bool = False
+    to_get: str  # what to do when the data is missing
+    classes_shared: bool = False  # whether a class may be in both splits
 
 
 def download(name: str) -> str:
@@ -44,6 +38,7 @@ def download(name: str) -> str:
     )
 
 
+DEMO, SCAN = "--dataset=demo needs no data", "python -m data.prepare scan FOLDER"
 DATASETS: dict[str, DatasetSpec] = {
     "sop": DatasetSpec("Stanford_Online_Products", read_sop, download("sop")),
     "demo": DatasetSpec("demo", read_sop, "run: python data/make_demo.py"),
@@ -54,23 +49,10 @@ DATASETS: dict[str, DatasetSpec] = {
     "cifar10": DatasetSpec("cifar10", read_cifar10, download("cifar10"), classes_shared=True),
     "omniglot": DatasetSpec("omniglot", read_omniglot, download("omniglot")),
     "folder": DatasetSpec(
-        None,
-        read_folder,
-        f"expected {FOLDER_LAYOUT} in --data_dir; --dataset=demo needs no data",
-        classes_shared=True,
+        None, read_folder, f"expected {FOLDER_LAYOUT} in --data_dir; {DEMO}", classes_shared=True
     ),
-    "list": DatasetSpec(
-        None,
-        None,
-        "expected a file of 'path label' lines; --dataset=demo needs no data",
-        classes_shared=True,
-    ),
-    "csv": DatasetSpec(
-        None,
-        None,
-        "write one with 'python -m data.prepare scan FOLDER'; --dataset=demo needs no data",
-        classes_shared=True,
-    ),
+    "list": DatasetSpec(None, None, f"expected a file of 'path label' lines; {DEMO}", True),
+    "csv": DatasetSpec(None, None, f"write one with '{SCAN}'; {DEMO}", True),
 }
 
 # Options that one data set alone uses.

@@ -20,11 +20,8 @@ NUM_OMNIGLOT_TRAIN_ALPHABETS = 20
 def walk_images(root: str | Path, levels: int | None = None) -> dict[str, list[str]]:
     """List the images below a folder, by the folder that they lie in.
 
-    Hidden files and folders are left out; links to folders are followed.
-
-    Args:
-        root: the folder.
-        levels: of folders below it to look into; 0: only what lies in it; None: all.
+    Hidden files and folders are left out; links to folders are followed, `levels` deep: 0: only
+    what lies in the folder itself; None: all.
 
     Returns:
         Path of a folder that holds images, relative to root and with / ("" is root itself) -> paths

@@ -20,19 +20,12 @@ Result = TypeVar("Result")
 
 
 class Content(NamedTuple):
-    """What an image file holds.
+    """What an image file holds."""
 
-    Args:
-        data: its bytes; None where it cannot be read.
-        pixels: (H, W, 3) uint8 RGB; None where it cannot be decoded.
-        state: "ok", "broken" or "missing".
-        reason: why it is not ok, else "".
-    """
-
-    data: bytes | None
-    pixels: np.ndarray | None
-    state: str
-    reason: str
+    data: bytes | None  # its bytes; None where it cannot be read
+    pixels: np.ndarray | None  # (H, W, 3) uint8 RGB; None where it cannot be decoded
+    state: str  # "ok", "broken" or "missing"
+    reason: str  # why it is not ok, else ""
 
 
 def read_content(path: str) -> Content:
@@ -56,10 +49,7 @@ def map_files(
 ) -> list[Result]:
     """Apply a function to each path, with a progress bar; the results in the order of the paths.
 
-    Args:
-        function: called in the workers.
-        paths: N file paths.
-        num_workers: processes; 0: this one alone.
+    The function is called in `num_workers` processes; 0: in this one alone.
     """
     progress = partial(tqdm, total=len(paths), unit=" images", disable=None, leave=False)
     if num_workers == 0:

@@ -23,29 +23,19 @@ class WorkerError(OSError):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one split of a data set, in data-set order.
+    """Images of one split of a data set, in data-set order."""
 
-    Args:
-        name: data set name, e.g. "sop".
-        split: "train" or "test".
-        paths: N file paths, or names such as "data_batch_1:0042" of images held in memory.
-        labels: (N,) int64; 0..C-1 in the train split, the data set's own numbers in the test split.
-        class_names: label -> name, in label order.
-        is_query: (N,) bool, images that search in the evaluation.
-        is_gallery: (N,) bool, images that are searched.
-        images: N times (H, W, 3) uint8 RGB for images held in memory, else None.
-        super_classes: label -> name of its super class, else None.
-    """
-
-    name: str
-    split: str
-    paths: list[str]
+    name: str  # data set name, e.g. "sop"
+    split: str  # "train" or "test"
+    paths: list[str]  # N file paths, or names such as "data_batch_1:0042" of images held in memory
+    # (N,) int64; 0..C-1 in the train split, the data set's own numbers in the test split
     labels: np.ndarray
-    class_names: dict[int, str]
-    is_query: np.ndarray
-    is_gallery: np.ndarray
+    class_names: dict[int, str]  # label -> name, in label order
+    is_query: np.ndarray  # (N,) bool, images that search in the evaluation
+    is_gallery: np.ndarray  # (N,) bool, images that are searched
+    # N times (H, W, 3) uint8 RGB for images held in memory, else None
     images: Sequence[np.ndarray] | np.ndarray | None = None
-    super_classes: dict[int, str] | None = None
+    super_classes: dict[int, str] | None = None  # label -> name of its super class, else None
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == np.int64
@@ -65,21 +55,13 @@ class ImageSet:
         return bool(self.is_query.all() and self.is_gallery.all())
 
     def read_image(self, i: int) -> np.ndarray:
-        """Decode image i to (H, W, 3) uint8 RGB.
-
-        Raises:
-            ImageError: the file is missing, truncated or not an image.
-        """
+        """Decode image i to (H, W, 3) uint8 RGB; ImageError if its file is missing or broken."""
         if self.images is not None:
             return self.images[i]
         return decode_image(self.read_bytes(i), self.paths[i])
 
     def read_shape(self, i: int) -> tuple[int, int]:
-        """Return height and width of image i in pixels, from the head of its file alone.
-
-        Raises:
-            ImageError: as in `read_image`, of files whose head says no size.
-        """
+        """Return height and width of image i, from the head of its file alone; or ImageError."""
         try:
             with Image.open(self.paths[i]) as image:
                 return image.height, image.width
@@ -88,11 +70,7 @@ class ImageSet:
             return height, width
 
     def read_bytes(self, i: int) -> bytes:
-        """Read the file of image i.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
+        """Read the file of image i; ImageError if it cannot be read."""
         path = self.paths[i]
         try:
             with open(path, "rb") as file:

@@ -17,11 +17,8 @@ from metric_learning.reader.sets.image_set import ImageSet, to_rgb
 def list_plain_images(path: str | Path) -> ImageSet:
     """List one image, or all images below a folder in sorted order; labels are -1.
 
-    Hidden files and folders are left out.
-
-    Raises:
-        ValueError: the folder holds no image.
-        FileNotFoundError: there is nothing at that path.
+    Hidden files and folders are left out. A ValueError if the folder holds no image, a
+    FileNotFoundError if there is nothing at that path.
     """
     root = Path(path)
     if not root.exists():
@@ -36,12 +33,7 @@ def list_plain_images(path: str | Path) -> ImageSet:
 
 
 def unlabelled(names: list[str], images: Sequence[np.ndarray] | None = None) -> ImageSet:
-    """Return a set of images without labels.
-
-    Args:
-        names: N paths, or names of the `images`.
-        images: N times (H, W, 3) uint8 RGB, of any sizes; None: the names are paths.
-    """
+    """Return a set without labels: of paths, or of names of `images` (H, W, 3) uint8 in memory."""
     everywhere = np.ones(len(names), dtype=bool)
     return ImageSet(
         name="images",

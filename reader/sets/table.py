@@ -11,28 +11,20 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Images that may be chosen for a split, before classes are chosen.
+    """Images that may be chosen for a split, before classes are chosen."""
 
-    Args:
-        paths: N file paths, or names of images held in memory.
-        classes: (N,) int64 class numbers of the data set, ascending in class order.
-        class_names: class number -> name.
-        in_split: (N,) bool, the images of the split when no classes are chosen; None: all.
-        class_order: class numbers that "1", "2", ... choose; None: those present, ascending.
-        is_query: (N,) bool; None: all.
-        is_gallery: (N,) bool; None: all.
-        images: (N, H, W, 3) uint8 where the data set holds arrays, else None.
-        super_classes: class number -> name of its super class; None: there are none.
-    """
-
-    paths: list[str]
-    classes: np.ndarray
-    class_names: dict[int, str]
+    paths: list[str]  # N file paths, or names of images held in memory
+    classes: np.ndarray  # (N,) int64 class numbers of the data set, ascending in class order
+    class_names: dict[int, str]  # class number -> name
+    # (N,) bool, the images of the split when no classes are chosen; None: all
     in_split: np.ndarray | None = None
+    # class numbers that "1", "2", ... choose; None: those present, ascending
     class_order: np.ndarray | None = None
-    is_query: np.ndarray | None = None
-    is_gallery: np.ndarray | None = None
+    is_query: np.ndarray | None = None  # (N,) bool; None: all
+    is_gallery: np.ndarray | None = None  # (N,) bool; None: all
+    # (N, H, W, 3) uint8 where the data set holds arrays, else None
     images: np.ndarray | None = None
+    # class number -> name of its super class; None: there are none
     super_classes: dict[int, str] | None = None
 
 

@@ -13,15 +13,10 @@ FEW_BINS = 2**10  # where all similarities lie in fewer, they are counted again 
 
 @dataclass(frozen=True)
 class Bins:
-    """2^16 + 1 bins of the same width; similarities outside of them count in the outer ones.
+    """2^16 + 1 bins of the same width; similarities outside of them count in the outer ones."""
 
-    Attributes:
-        centre: middle of the middle bin.
-        width: of each bin, a power of two.
-    """
-
-    centre: float = 0.0
-    width: float = 1 / HALF
+    centre: float = 0.0  # middle of the middle bin
+    width: float = 1 / HALF  # of each bin, a power of two
 
     @property
     def need_float64(self) -> bool:
@@ -39,16 +34,10 @@ class Bins:
         return np.bincount(nearest.astype(np.int64) + HALF, minlength=NUM_BINS)
 
     def finer(self, counts: np.ndarray) -> Bins | None:
-        """Choose finer bins for similarities that lie in few of these.
+        """Choose finer bins that cover all similarities counted (NUM_BINS,), where few of these do.
 
-        The centres of these bins are centres of the finer ones too, so that equal similarities that
-        are rounded differently stay in one bin.
-
-        Args:
-            counts: (NUM_BINS,), of the similarities in these bins.
-
-        Returns:
-            Bins that cover all similarities, or None where they lie in many of these bins.
+        None where many do. Centres of these bins are centres of the finer ones too, so that equal
+        similarities that are rounded differently stay in one bin.
         """
         occupied = np.flatnonzero(counts)
         lowest, highest = int(occupied[0]), int(occupied[-1])

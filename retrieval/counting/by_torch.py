@@ -24,12 +24,7 @@ MOST_COMPARED = 32  # thresholds per query up to which all similarities are comp
 
 
 class TorchCounter:
-    """A `Counter` on a device of torch.
-
-    Args:
-        queries: (Q, D) float32 or float64 on the device.
-        gallery: (G, D), or None where the queries are the gallery.
-    """
+    """A `Counter` of queries (Q, D), and a gallery (G, D) if it is another, on a torch device."""
 
     def __init__(self, queries: Tensor, gallery: Tensor | None) -> None:
         self.is_self_retrieval = gallery is None
@@ -105,16 +100,7 @@ class TorchCounter:
     def _count_above(
         self, start: int, thresholds: Tensor, tolerance: float
     ) -> tuple[Tensor, Tensor]:
-        """Count the gallery for B queries from `start` on.
-
-        Args:
-            start: first query.
-            thresholds: (B, R) float64, ascending, +inf where there is none.
-            tolerance: similarities this close are level.
-
-        Returns:
-            ahead and level, (B, R) int64.
-        """
+        """Count the gallery ahead of, and level with, thresholds (B, R) of queries from `start`."""
         rows = torch.arange(start, start + len(thresholds), device=thresholds.device)
         width = max(1, _elements_at_once(rows.device) // len(rows))
         block = _normalised(self.queries, self.query_norms, rows, torch.float32)
@@ -143,35 +129,23 @@ class TorchCounter:
                 num_reached = torch.searchsorted(thresholds - tolerance, exact, right=True)
             elif len(undecided):
                 num_reached = num_ahead.clone()
-                self._decide(
-                    undecided, rows, columns, thresholds, tolerance, num_ahead, num_reached
-                )
+                exact = self._cosines(rows[undecided[:, 0]], columns[undecided[:, 1]])
+                size = max(1, PAIR_ELEMENTS // thresholds.shape[1])
+                parts = zip(torch.split(undecided, size), torch.split(exact, size), strict=True)
+                for pairs, cosines in parts:
+                    at, bounds = pairs.unbind(1), thresholds[pairs[:, 0]]
+                    cosines = cosines[:, None].contiguous()
+                    found = torch.searchsorted(bounds + tolerance, cosines)
+                    num_ahead[at] = found[:, 0]
+                    found = torch.searchsorted(bounds - tolerance, cosines, right=True)
+                    num_reached[at] = found[:, 0]
 
             _add_histogram(ahead, num_ahead)
             _add_histogram(reached, num_reached)
 
-        ahead, reached = (_sums_from_right(histogram) for histogram in (ahead, reached))
+        # How many similarities beat each threshold, from how many beat n of them.
+        ahead, reached = (counts.flip(1).cumsum(1).flip(1)[:, 1:] for counts in (ahead, reached))
         return ahead, reached - ahead
-
-    def _decide(
-        self,
-        undecided: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        thresholds: Tensor,
-        tolerance: float,
-        num_ahead: Tensor,
-        num_reached: Tensor,
-    ) -> None:
-        """Count the thresholds that the undecided pairs (P, 2) beat and reach, in float64."""
-        exact = self._cosines(rows[undecided[:, 0]], columns[undecided[:, 1]])
-        size = max(1, PAIR_ELEMENTS // thresholds.shape[1])
-        parts = zip(torch.split(undecided, size), torch.split(exact, size), strict=True)
-        for pairs, cosines in parts:
-            r, c = pairs.unbind(1)
-            bounds, cosines = thresholds[r], cosines[:, None].contiguous()
-            num_ahead[r, c] = torch.searchsorted(bounds + tolerance, cosines)[:, 0]
-            num_reached[r, c] = torch.searchsorted(bounds - tolerance, cosines, right=True)[:, 0]
 
     def _cosines(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Cosines (M,) float64 of pairs of a query and a gallery image."""
@@ -215,8 +189,3 @@ def _add_histogram(histogram: Tensor, beaten: Tensor) -> None:
     rows, columns = beaten.nonzero(as_tuple=True)
     index = rows * histogram.shape[1] + beaten[rows, columns]
     histogram += torch.bincount(index, minlength=histogram.numel()).view_as(histogram)
-
-
-def _sums_from_right(histogram: Tensor) -> Tensor:
-    """How many similarities beat each threshold (B, R), from how many beat n of them (B, R + 1)."""
-    return histogram.flip(1).cumsum(1).flip(1)[:, 1:]

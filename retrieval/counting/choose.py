@@ -20,13 +20,7 @@ except (ImportError, RuntimeError) as error:  # no numba, or no folder for what 
 def choose_counter(
     queries: np.ndarray, gallery: np.ndarray | None, device: str | torch.device
 ) -> Counter:
-    """Return the counter of similarities for a device.
-
-    Args:
-        queries: (Q, D) float32 or float64.
-        gallery: (G, D), or None where the queries are the gallery.
-        device: CPU or CUDA.
-    """
+    """Return the counter of queries (Q, D), and a gallery (G, D) if it is another, for a device."""
     device = torch.device(device)
     if device.type == "cpu" and CpuCounter is not None:
         return CpuCounter(queries, gallery)

@@ -14,17 +14,12 @@ MOST_UNDECIDED = 0.05  # share of a tile above which float64 throughout is cheap
 
 
 class Thresholds(NamedTuple):
-    """The cosines of each query's positives, with which all its similarities are compared.
+    """The cosines of each query's positives, with which all its similarities are compared."""
 
-    Attributes:
-        offsets: (Q + 1,) int64; query q's thresholds are `cosines[offsets[q]:offsets[q + 1]]`.
-        cosines: (M,) float64, those of a query best first.
-        tolerance: similarities this close are level.
-    """
-
+    # (Q + 1,) int64; query q's thresholds are `cosines[offsets[q]:offsets[q + 1]]`
     offsets: np.ndarray
-    cosines: np.ndarray
-    tolerance: float
+    cosines: np.ndarray  # (M,) float64, those of a query best first
+    tolerance: float  # similarities this close are level
 
 
 class NegativePairs(NamedTuple):
@@ -33,31 +28,21 @@ class NegativePairs(NamedTuple):
     Query `query_order[i]` is paired with the images `gallery_order[j]` of all columns j before
     firsts[i] and from lasts[i] on. In self-retrieval the two orders are the same, and no query is
     paired with a column up to its own, so that a pair counts once.
-
-    Attributes:
-        query_order: (Q,) int64, rows of the queries.
-        gallery_order: (G,) int64, rows of the gallery.
-        firsts, lasts: (Q,) int64.
     """
 
-    query_order: np.ndarray
-    gallery_order: np.ndarray
-    firsts: np.ndarray
+    query_order: np.ndarray  # (Q,) int64, rows of the queries
+    gallery_order: np.ndarray  # (G,) int64, rows of the gallery
+    firsts: np.ndarray  # (Q,) int64, as are the lasts
     lasts: np.ndarray
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of the work that this process does when several share it.
+    """The part of the work that this process does when several share it."""
 
-    Attributes:
-        rank: number of this process.
-        size: number of processes.
-        add: sums an array over all processes.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # number of this process
+    size: int = 1  # number of processes
+    # sums an array over all processes
     add: Callable[[np.ndarray], np.ndarray] = lambda array: array
 
 

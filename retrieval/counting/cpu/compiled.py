@@ -29,12 +29,7 @@ from metric_learning.retrieval.counting.thresholds import (
 
 
 class CpuCounter:
-    """A `Counter` on the CPU.
-
-    Args:
-        queries: (Q, D) float32 or float64.
-        gallery: (G, D), or None where the queries are the gallery.
-    """
+    """A `Counter` of queries (Q, D), and a gallery (G, D) if it is another, on the CPU."""
 
     def __init__(self, queries: np.ndarray, gallery: np.ndarray | None) -> None:
         self.queries = prepare(queries)

@@ -17,17 +17,10 @@ from metric_learning.retrieval.counting.thresholds import NegativePairs, Share
 def count_negatives(
     queries: Vectors, gallery: Vectors | None, pairs: NegativePairs, bins: Bins, share: Share
 ) -> np.ndarray:
-    """Count the pairs of two classes by similarity.
+    """Count the pairs of two classes by similarity: (NUM_BINS,) int64 of this process.
 
-    Args:
-        queries: (Q, D).
-        gallery: (G, D); None: the queries are the gallery.
-        pairs: those to be counted; their orders take the place of those of queries and gallery.
-        bins: to count in; only those that need it are given similarities in float64.
-        share: of the tiles that this process looks at.
-
-    Returns:
-        (NUM_BINS,) int64, the counts of this process.
+    The orders of `pairs` take the place of those of queries and gallery, which is None where the
+    queries are the gallery. Only bins that need it are given similarities in float64.
     """
     queries = queries._replace(order=pairs.query_order)
     gallery = None if gallery is None else gallery._replace(order=pairs.gallery_order)

@@ -21,18 +21,13 @@ ROWS_AT_ONCE = 4  # rows that `multiply_panels` multiplies
 
 
 class PairProduct(NamedTuple):
-    """An instruction that multiplies int16 lane by lane and adds the products in pairs.
+    """An instruction that multiplies int16 lane by lane and adds the products in pairs."""
 
-    Attributes:
-        name: that LLVM knows it by. Where the CPU can add the sums to others as well (VNNI), LLVM
-            makes one instruction of it and the addition that follows.
-        lanes: int32 sums that it gives.
-        panels: vectors of columns that, with ROWS_AT_ONCE rows, make best use of the registers.
-    """
-
+    # that LLVM knows it by. Where the CPU can add the sums to others as well (VNNI), LLVM makes one
+    # instruction of it and the addition that follows
     name: str
-    lanes: int
-    panels: int
+    lanes: int  # int32 sums that it gives
+    panels: int  # vectors of columns that, with ROWS_AT_ONCE rows, make best use of the registers
 
 
 PAIR_PRODUCTS = {
@@ -53,18 +48,9 @@ PAIR_PRODUCT = find_pair_product(cpu_target.target_context.codegen().magic_tuple
 
 @intrinsic
 def count_reaching(typing_context, data, start, count, low, high):
-    """Count the values of data[start : start + count * LANES] that reach two bounds.
+    """Count the values of data[start : start + count * LANES] that reach two bounds, int32 each.
 
-    Args:
-        typing_context: numba's, not given by the caller.
-        data: flat float array.
-        start: first position.
-        count: number of vectors.
-        low: first bound, of the type of the data.
-        high: second bound.
-
-    Returns:
-        Values of at least `low`, values of at least `high`, int32 each.
+    The bounds are of the type of `data`, a flat float array. numba gives the typing context.
     """
     signature = types.UniTuple(types.int32, 2)(data, start, count, low, high)
 
@@ -83,14 +69,8 @@ def count_reaching(typing_context, data, start, count, low, high):
 def count_columns_reaching(typing_context, data, start, step, count, bounds, reached):
     """Count, lane by lane, the values of `count` vectors data[start + i * step :][:LANES].
 
-    Args:
-        typing_context: numba's, not given by the caller.
-        data: flat float array.
-        start: first position of the first vector.
-        step: distance of the vectors.
-        count: number of vectors.
-        bounds: (2 * LANES,) of the type of the data: a low bound per lane, a high one per lane.
-        reached: (2 * LANES,) int32, the counts of values that reach them are written here.
+    `bounds` (2 * LANES,), of the type of the data, are a low one per lane, then a high one per
+    lane; the counts that reach them are written to `reached` (2 * LANES,) int32.
 
     Returns:
         Sum of the counts of the low bounds, int32.
@@ -118,18 +98,9 @@ def multiply_panels(
 ):
     """Write the cosines of ROWS_AT_ONCE rows with the columns of PAIR_PRODUCT.panels panels.
 
-    A panel holds, pair after pair, that pair of int16 of as many vectors as PAIR_PRODUCT has lanes.
-
-    Args:
-        typing_context: numba's, not given by the caller.
-        rows: flat int32 array that starts with the first pair of the first row.
-        columns: flat int32 array that starts with the first panel.
-        panel: size of a panel.
-        pairs: number of pairs.
-        row_units: float32 array that starts with the units of the rows' integers.
-        column_units: the same for the columns.
-        out: flat float32 array that starts with the first cosine.
-        stride: distance of its rows.
+    A panel, of size `panel`, holds, pair after pair, that pair of int16 of as many vectors as
+    PAIR_PRODUCT has lanes. All arrays are flat and start where the work does: rows and columns
+    int32, the units of their integers and the cosines `out`, its rows `stride` apart, float32.
     """
     signature = types.void(rows, columns, panel, pairs, row_units, column_units, out, stride)
 

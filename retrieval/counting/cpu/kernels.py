@@ -44,10 +44,7 @@ def _decide(q, g, p, queries, gallery, thresholds, counts):
 
 @kernel
 def _bounds_of(p, thresholds, margin, is_exact):
-    """Two bounds: a similarity that reaches the high one is ahead, the low one alone undecided.
-
-    With exact similarities one that reaches the low bound alone is level.
-    """
+    """Two bounds: what reaches the high one is ahead, the low one alone level or undecided."""
     threshold, tolerance = thresholds.cosines[p], thresholds.tolerance
     if is_exact:
         return threshold - tolerance, np.nextafter(threshold + tolerance, np.inf)
@@ -90,25 +87,18 @@ def _count_row(tile, r, queries, gallery, thresholds, margin, is_exact, counts, 
 
 
 @kernel
-def _most_positives(queries, thresholds):
-    """Most positives of one of the queries, of those that are counted one by one."""
-    most = 0
+def _column_bounds(tile, queries, thresholds, margin, is_exact):
+    """Bounds of the queries that are the columns of a tile, (G, P, 2 * LANES).
+
+    Per group of LANES columns, the worst positive of each first; infinite where there is none, or
+    the query has many.
+    """
+    most = 0  # of the positives that are counted one by one
     for q in queries:
         if not has_many(q, thresholds):
             most = max(most, thresholds.offsets[q + 1] - thresholds.offsets[q])
-    return most
 
-
-@kernel
-def _column_bounds(tile, queries, thresholds, margin, is_exact):
-    """Bounds of the queries that are the columns of a tile.
-
-    Returns:
-        (G, P, 2 * LANES): per group of LANES columns, the worst positive of each first. Where a
-        query has no such positive, or many, the bounds are infinite.
-    """
-    groups = _padded(tile.width) // LANES
-    bounds = np.empty((groups, _most_positives(queries, thresholds), 2 * LANES), tile.values.dtype)
+    bounds = np.empty((_padded(tile.width) // LANES, most, 2 * LANES), tile.values.dtype)
     bounds[:] = np.inf
     for c, q in enumerate(queries):
         if not has_many(q, thresholds):
@@ -148,16 +138,10 @@ def _count_columns(tile, top, left, bounds, vectors, thresholds, is_exact, count
 
 @kernel
 def count_tile(tile, queries, gallery, thresholds, guides, is_two_sided, counts):
-    """Count the similarities of a tile for the queries that are its rows, and its columns if so.
+    """Count the similarities of a Tile for the queries that are its rows, and its columns if so.
 
-    Args:
-        tile: a Tile.
-        queries: the Vectors of the queries.
-        gallery: the Vectors of the gallery.
-        thresholds: a Thresholds.
-        guides: those that `make_guides` makes of it.
-        is_two_sided: in self-retrieval, the columns are queries too.
-        counts: ahead (M,) and level (M,), added to.
+    `queries` and `gallery` are Vectors, the guides those that `make_guides` makes of `thresholds`;
+    ahead and level of `counts`, (M,) each, are added to.
     """
     is_exact = tile.error == 0.0  # else similarities near a threshold are decided in float64
     margin = thresholds.tolerance + tile.error
@@ -180,8 +164,7 @@ def count_tile(tile, queries, gallery, thresholds, guides, is_two_sided, counts)
 def undecided_share(tile, queries, thresholds):
     """Estimate, from some rows, how many of a tile's similarities its error leaves undecided.
 
-    Returns:
-        Undecided comparisons per similarity; may exceed 1, as a query has several positives.
+    Comparisons per similarity; may exceed 1, as a query has several positives.
     """
     if tile.error == 0.0:
         return 0.0

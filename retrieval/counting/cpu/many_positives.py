@@ -18,15 +18,11 @@ LEAST_WIDTH = 1e-12  # of the range that is cut into bins: the number of bins in
 
 
 class Guides(NamedTuple):
-    """Where the thresholds of each bin begin.
+    """Where the thresholds of each bin begin."""
 
-    Attributes:
-        starts: (Q,) int64, where the guide of a query begins; not used for those with few.
-        places: int32; from `starts[q]` on, for bins -1, 0, 1, ... the first position, counted from
-            the query's first threshold, whose bin is that one or a lower one.
-    """
-
-    starts: np.ndarray
+    starts: np.ndarray  # (Q,) int64, where the guide of a query begins; not used for those with few
+    # int32; from `starts[q]` on, for bins -1, 0, 1, ... the first position, counted from the
+    # query's first threshold, whose bin is that one or a lower one
     places: np.ndarray
 
 

@@ -43,8 +43,7 @@ class Product(Protocol):
     def fill(self, vectors: Vectors, start: int, stop: int, out: Any) -> float:
         """Normalise vectors start..stop, in order, and write them to such memory.
 
-        Returns:
-            Greatest Euclidean distance of a vector from its written form.
+        Returns the greatest Euclidean distance of a vector from its written form.
         """
 
     def multiply(self, rows: Any, columns: Any, height: int, width: int, out: np.ndarray) -> None:
@@ -56,12 +55,7 @@ class Product(Protocol):
 
 @dataclass(frozen=True)
 class FloatProduct:
-    """A Product in floating point.
-
-    Attributes:
-        matmul: writes rows @ columns.T to its third argument.
-        dtype: float32 or float64.
-    """
+    """A Product in floating point; `matmul` writes rows @ columns.T to its third argument."""
 
     matmul: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
     dtype: Any = np.float32
@@ -147,18 +141,13 @@ def _seconds(product: Product) -> float:
     return min(times) if error < cosine_error(product, TIMED_DIM, *errors) else np.inf
 
 
-def use_one_thread() -> None:
-    """Keep torch from using more threads than the calling one."""
-    torch.set_num_threads(1)
-
-
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """Keep the BLAS libraries from starting threads of their own."""
     before = torch.get_num_threads()
     try:
         with threadpool_limits(1):
-            use_one_thread()
+            torch.set_num_threads(1)
             yield
     finally:
         torch.set_num_threads(before)

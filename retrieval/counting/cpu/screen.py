@@ -29,15 +29,10 @@ SPARE = 32  # columns between rows, against cache conflicts when they are transp
 
 
 class Rounded(NamedTuple):
-    """Normalised vectors, rounded.
+    """Normalised vectors, rounded."""
 
-    Attributes:
-        panels: (panels, pairs, LANES) int32, each of them a pair of int16 of one vector.
-        units: (N,) float32, the value of an integer 1 in each vector.
-    """
-
-    panels: np.ndarray
-    units: np.ndarray
+    panels: np.ndarray  # (panels, pairs, LANES) int32, each of them a pair of int16 of one vector
+    units: np.ndarray  # (N,) float32, the value of an integer 1 in each vector
 
 
 class Int16Product:
@@ -71,11 +66,7 @@ class Int16Product:
 
 @any_order
 def _round(row, scale, out):
-    """Round a row (D,) times a scale to `out` (D,) int16.
-
-    Returns:
-        Square of the distance, and the greatest integer, which `out` may not be able to hold.
-    """
+    """Round a row (D,) times a scale to int16 `out` (D,); return squared error, largest integer."""
     error, greatest = 0.0, np.int32(0)
     for i in range(len(row)):
         exact = np.float64(row[i]) * scale
@@ -84,7 +75,7 @@ def _round(row, scale, out):
         integer = np.int32(nearest)
         greatest = max(greatest, abs(integer))
         out[i] = np.int16(integer)
-    return error, greatest
+    return error, greatest  # which `out` may not be able to hold
 
 
 @kernel

@@ -21,7 +21,6 @@ from metric_learning.retrieval.counting.cpu.products import (
     Product,
     cosine_error,
     one_thread_each,
-    use_one_thread,
 )
 from metric_learning.retrieval.counting.cpu.vectors import Tile, Vectors
 from metric_learning.retrieval.counting.full_precision import full_precision
@@ -51,16 +50,11 @@ def for_each_tile(
     share: Share,
     choose_products: Callable[[], Sequence[Product]],
 ) -> None:
-    """Let visitors see the similarities of queries with the gallery.
+    """Let visitors, one per thread, see the similarities of queries (Q, D) with a gallery (G, D).
 
-    Args:
-        queries: (Q, D).
-        gallery: (G, D); None: the queries are the gallery and all are asked, so that tiles below
-            the diagonal are left out and those above it count for both sides.
-        query_range: first query and the one behind the last.
-        make_visitor: called once per thread.
-        share: of the tiles that this process computes.
-        choose_products: returns ways to compute a tile, from fast to exact; it may time them.
+    Without a gallery the queries are it and all are asked: tiles below the diagonal are left out
+    and those above it count for both sides. The range is the first query and the one behind the
+    last; the products, which may be timed, are from fast to exact.
     """
     columns = queries if gallery is None else gallery
     start, stop = query_range
@@ -86,7 +80,7 @@ def for_each_tile(
 
     with ONE_JOB, one_thread_each(), full_precision():
         products = choose_products()
-        with ThreadPoolExecutor(cores, initializer=use_one_thread) as pool:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 for future in [pool.submit(work) for _ in range(cores)]:
                     future.result()

@@ -10,39 +10,25 @@ from metric_learning.retrieval.counting.cpu.jit import any_order, kernel
 
 
 class Vectors(NamedTuple):
-    """Embeddings, their norms, and an order to walk over them.
+    """Embeddings, their norms, and an order to walk over them."""
 
-    Attributes:
-        rows: (N, D) float32 or float64.
-        norms: (N,) float64.
-        order: (N,) int64, the order in which tiles take the rows.
-    """
-
-    rows: np.ndarray
-    norms: np.ndarray
-    order: np.ndarray
+    rows: np.ndarray  # (N, D) float32 or float64
+    norms: np.ndarray  # (N,) float64
+    order: np.ndarray  # (N,) int64, the order in which tiles take the rows
 
 
 class Tile(NamedTuple):
-    """Similarities of some queries (rows) with some gallery images (columns).
+    """Similarities of some queries (rows) with some gallery images (columns)."""
 
-    Attributes:
-        values: flat; row r starts at r * stride. Behind each row -inf up to a multiple of LANES.
-        error: no value is further from the exact cosine; 0 where they are float64, which is exact.
-        stride: distance of rows.
-        height: number of rows.
-        width: number of columns.
-        row: place of the first row in the order of the queries.
-        column: place of the first column in the order of the gallery.
-    """
-
+    # flat; row r starts at r * stride. Behind each row -inf up to a multiple of LANES
     values: np.ndarray
+    # no value is further from the exact cosine; 0 where they are float64, which is exact
     error: float
-    stride: int
-    height: int
-    width: int
-    row: int
-    column: int
+    stride: int  # distance of rows
+    height: int  # number of rows
+    width: int  # number of columns
+    row: int  # place of the first row in the order of the queries
+    column: int  # place of the first column in the order of the gallery
 
 
 @any_order
