@@ -36,9 +36,7 @@ def load_array_pickle(path: Path, encoding: str = "latin1") -> Any:
 def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
     """Read a pickled dict of name -> array; entries that are no arrays are left out.
 
-    Raises:
-        ValueError: the file is damaged, names code, or holds no arrays.
-        OSError: it cannot be read.
+    Raises ValueError where the file is damaged, names code, or holds no arrays.
     """
     try:
         content = load_array_pickle(path)

@@ -350,9 +350,7 @@ def _shown(value: Any) -> str:
 def read_config(path: str) -> dict[str, Any]:
     """Read the YAML file of --config: flag -> value.
 
-    Raises:
-        ValueError: it is no YAML file of flags.
-        OSError: it cannot be read.
+    Raises ValueError where it is no YAML file of flags.
     """
     with open(path, encoding="utf-8") as file:
         try:

@@ -8,8 +8,7 @@ from pathlib import Path
 def prepare_output(flag: str, file: str) -> Path:
     """Make the folder of a result file, so that a wrong path is an error before the work.
 
-    Raises:
-        ValueError: the file cannot be written.
+    Raises ValueError where the file cannot be written.
     """
     path = Path(file)
     try:

@@ -168,8 +168,7 @@ def fetch(source: Source, root: Path) -> None:
 def verify(path: Path, md5: str | None) -> None:
     """Compare a file with its published checksum; without one its sha256 is printed.
 
-    Raises:
-        ValueError: the checksum differs.
+    Raises ValueError where the checksum differs.
     """
     if md5 is None:
         found = checksum_of(path, "sha256")

@@ -114,9 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def check_source(path: str | None) -> Path:
     """Return the file or folder to read.
 
-    Raises:
-        FileNotFoundError: there is nothing to read.
-        ValueError: no path was given.
+    Raises FileNotFoundError where there is nothing to read; ValueError where no path was given.
     """
     if not path:
         raise ValueError("expected a path behind the command; --help tells more")
@@ -128,8 +126,7 @@ def check_source(path: str | None) -> Path:
 def choose_output(source: Path, output: str | None, default: str) -> Path:
     """Return the file to write, by default beside what is read.
 
-    Raises:
-        ValueError: the file cannot be written.
+    Raises ValueError where the file cannot be written.
     """
     folder = source if source.is_dir() else source.parent
     file = prepare_output("output", output or str(folder / default))

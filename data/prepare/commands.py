@@ -95,8 +95,7 @@ def folds(file: Path, output: Path, k: int, open_set: bool, random_seed: int) ->
 def read_whole_images(file: Path, column: str) -> ImageList:
     """Read a list that is to get a column.
 
-    Raises:
-        ValueError: it has the column already, or holds broken images.
+    Raises ValueError where it has the column already, or holds broken images.
     """
     images = read_image_list(file)
     if column in images.columns:

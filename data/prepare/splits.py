@@ -37,8 +37,7 @@ def split_classes(labels: list[str], min_n_samples: int, max_n_samples: int) -> 
 def closed_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
     """Divide images into k folds that each hold every class in the same share: (N,) int64.
 
-    Raises:
-        ValueError: a class has fewer than k images.
+    Raises ValueError where a class has fewer than k images.
     """
     small = {label: size for label, size in Counter(labels).items() if size < k}
     if small:
@@ -59,10 +58,7 @@ def open_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
     """Divide classes into k folds with about the same number of images: (N,) int64.
 
     The largest classes are dealt out first, each to the fold with the fewest images; the seed
-    decides among classes of one size.
-
-    Raises:
-        ValueError: there are fewer than k classes.
+    decides among classes of one size. Raises ValueError where there are fewer than k classes.
     """
     names, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     if len(names) < k:
@@ -79,8 +75,7 @@ def open_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
 def fold_column(images: ImageList, k: int, open_set: bool, seed: int) -> list[str]:
     """Fold of each image as text; test images of the column split, where it is there, are in none.
 
-    Raises:
-        ValueError: too few classes, or images of a class.
+    Raises ValueError where too few classes, or images of a class.
     """
     in_train = [row.get("split", "train") == "train" for row in images.rows]
     rows = np.flatnonzero(in_train)

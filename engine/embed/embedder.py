@@ -87,12 +87,7 @@ class Embedder:
 
 
 def load_embedder(work: EmbeddingOptions) -> Embedder:
-    """Load a model and its weights.
-
-    Raises:
-        ValueError: the weights do not fit the model.
-        OSError: they cannot be read.
-    """
+    """Load a model and its weights; ValueError where the weights do not fit the model."""
     path, name = work.weights, work.model.model
     torch.manual_seed(work.machine.seed)
     model = build_network(work.model)
@@ -133,8 +128,7 @@ def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
 def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> FeatureFile:
     """Return the file of --features for the embeddings of images, not prepared yet.
 
-    Raises:
-        ValueError: the file cannot be written, or its name does not end in .npy.
+    Raises ValueError where the file cannot be written, or its name does not end in .npy.
     """
     path = prepare_output("features", file)
     if path.suffix != ".npy":

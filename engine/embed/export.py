@@ -56,12 +56,9 @@ def export_model(
 ) -> Path:
     """Write the model in the form of --export, and return the file.
 
-    A file that runs by itself gets its name only when it gives the embeddings that torch gives;
-    an ONNX file is not compared where onnxruntime is missing.
-
-    Raises:
-        ValueError: a flag is wrong, the model has no such form, or its embeddings differ.
-        OSError: a file cannot be read or written.
+    A file that runs by itself gets its name only when it gives the embeddings that torch gives; an
+    ONNX file is not compared where onnxruntime is missing. Raises ValueError where a flag is wrong,
+    the model has no such form, or its embeddings differ.
     """
     file = check_output(form, output, work.weights)
     embedder = load_embedder(work)
@@ -133,9 +130,7 @@ def describe(embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
 def write_and_compare(form: str, model: nn.Module, metadata: dict[str, Any], file: Path) -> None:
     """Write a file of a form, run it, and compare its embeddings with the model's.
 
-    Raises:
-        ValueError: the model has no such form, or its embeddings differ.
-        OSError: the file cannot be written.
+    Raises ValueError where the model has no such form, or its embeddings differ.
     """
     _, write, load = FORMS[form]
     try:
@@ -231,11 +226,7 @@ def load_torchscript(file: Path) -> Network:
 
 
 def import_onnx() -> Any:
-    """Import onnx.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Import onnx; ValueError where it is not installed."""
     try:
         import onnx
     except ImportError as error:

@@ -32,8 +32,7 @@ RECALL_QUERIES, RECALL_K = 1000, 10
 def prepare_index(file: str) -> None:
     """Check before the work that --index can be written.
 
-    Raises:
-        ValueError: it cannot, or it is a file of another kind, perhaps named by mistake.
+    Raises ValueError where it cannot, or it is a file of another kind, perhaps named by mistake.
     """
     path = prepare_output("index", file)
     if path.exists() and not is_search_index(path):
@@ -52,8 +51,7 @@ class IndexKind(NamedTuple):
     def parameters(self, num_images: int, dim: int) -> dict[str, int]:
         """Return all parameters, those of the options as given.
 
-        Raises:
-            ValueError: a parameter is unknown or out of range, or the images are too few.
+        Raises ValueError where a parameter is unknown or out of range, or the images are too few.
         """
         types = dict.fromkeys(INDEX_OPTIONS[self.name], int)
         given = parse_options(self.options, types, f"--index_type={self.name}")
@@ -136,7 +134,6 @@ def search(
 
     Raises:
         ValueError: the weights do not fit, or see `load_embedder` and `embed_texts`.
-        OSError: a file cannot be read or written.
     """
     device = work.machine.device
     if isinstance(queries, ImageSet):

@@ -30,9 +30,7 @@ from metric_learning.engine.parallel.world import leave_world
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     """Measure or compare, and return the metrics with what was evaluated.
 
-    Raises:
-        ValueError: the weights do not fit, or the images or a file are wrong.
-        OSError: a file cannot be read or written.
+    Raises ValueError where the weights do not fit, or the images or a file are wrong.
     """
     works, metrics = options.works, options.metrics
     if len(works) > 1:

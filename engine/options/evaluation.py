@@ -209,11 +209,7 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
 
 
 def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
-    """Settle what eval.py does.
-
-    Raises:
-        ValueError: a flag is wrong, or nothing would use it.
-    """
+    """Settle what eval.py does; ValueError where a flag is wrong, or nothing would use it."""
     if flags.split == "train":
         flags.refuse(("test_classes", "test_list"), "with --split=train")
     elif flags.whiten is None:
@@ -246,12 +242,7 @@ EXPORT_NAMES = (
 
 
 def settle_inference(flags: Flags) -> InferenceOptions:
-    """Settle what infer.py does.
-
-    Raises:
-        ValueError: a flag is wrong, or nothing would use it.
-        OSError: a file cannot be read.
-    """
+    """Settle what infer.py does; ValueError where a flag is wrong, or nothing would use it."""
     queries = [name for name in QUERY_NAMES if name in flags.given]
     if flags.export is not None:
         flags.refuse(flags.given.difference(EXPORT_NAMES), "with --export")
@@ -315,10 +306,8 @@ def _check_queries(
 def open_index(file: str, topk: int, weights: str | None, seed: int) -> SearchIndex:
     """Load a search index for queries that are embedded by some weights.
 
-    Raises:
-        ValueError: the file is no index, it was made with other weights, or it holds fewer images
-            than `topk`.
-        OSError: a file cannot be read.
+    Raises ValueError where the file is no index, it was made with other weights, or it holds fewer
+    images than `topk`.
     """
     search_index = load_search_index(file)
     if topk > len(search_index):

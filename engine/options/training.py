@@ -195,8 +195,7 @@ def default_transform(model: str) -> str:
 def check_counts(train_set: ImageSet, class_dim: int | None, total_images: int | None) -> int:
     """Return the number of training classes.
 
-    Raises:
-        ValueError: --class_dim or --total_images are not those of the training images.
+    Raises ValueError where --class_dim or --total_images are not those of the training images.
     """
     for name, given, what, count in (
         ("class_dim", class_dim, "classes", train_set.num_classes),
@@ -213,8 +212,7 @@ def check_counts(train_set: ImageSet, class_dim: int | None, total_images: int |
 def _settle_loss(flags: Flags, world: World, class_dim: int) -> LossOptions:
     """Settle the loss: the options that were given, and its own defaults.
 
-    Raises:
-        ValueError: a flag was given that this loss does not use.
+    Raises ValueError where a flag was given that this loss does not use.
     """
     name = flags.loss_name
     stage = stage_of(name)
@@ -265,8 +263,7 @@ def check_memory(loss_name: str, xbm_size: int, is_shared: bool) -> None:
 def parse_pml_options(loss_name: str, text: str) -> dict[str, float]:
     """Parse `name=value,...` into the options of a loss of pytorch-metric-learning.
 
-    Raises:
-        ValueError: the loss has no such option, or it is no number.
+    Raises ValueError where the loss has no such option, or it is no number.
     """
     types: dict[str, type[float]] = {
         name: float
@@ -315,8 +312,7 @@ def check_reading(
 ) -> None:
     """Check how images are read against the device and the data set.
 
-    Raises:
-        ValueError: they contradict each other.
+    Raises ValueError where they contradict each other.
     """
     place = "decode_on" if reading.decode_on == "device" else "augment_on"
     if getattr(reading, place) == "device" and transform != "standard":

@@ -113,10 +113,8 @@ def parse_training(
     """Parse the command line of a training script, see `parse_flags`.
 
     A loss of one's own, --loss_name=module:Class, brings the flags of its options along; with
-    --help, those of other losses than the named one are left out.
-
-    Raises:
-        ValueError: the config file is wrong, or there is no such loss of one's own.
+    --help, those of other losses than the named one are left out. Raises ValueError where the
+    config file is wrong, or there is no such loss of one's own.
     """
     words = words_of(table, argv)
     loss_name = _last(words, "--loss_name")

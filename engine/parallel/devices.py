@@ -17,11 +17,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def choose_device(name: str, use_gpu: bool, world: World) -> torch.device:
     """Choose the device from --device and --use_gpu; says so where a wanted GPU is absent.
 
-    The GPU of the rank becomes the current one.
-
-    Raises:
-        ValueError: --device names a device that this machine does not have, or one for several
-            processes, or there are fewer GPUs than processes.
+    The GPU of the rank becomes the current one. Raises ValueError where --device names a device
+    that this machine does not have, or one for several processes, or there are fewer GPUs than
+    processes.
     """
     if use_gpu and name != "cpu" and torch.cuda.is_available():
         if world.local_rank >= torch.cuda.device_count():

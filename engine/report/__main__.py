@@ -71,9 +71,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
 def find_source(run_or_checkpoint: str | None, features: str | None) -> Path:
     """Return the checkpoint or the folder of features that the flags name.
 
-    Raises:
-        ValueError: both or neither are named, or a run folder is none.
-        FileNotFoundError: there is nothing at that path.
+    Raises ValueError where both or neither are named, or a run folder is none; FileNotFoundError
+    where there is nothing at that path.
     """
     if (run_or_checkpoint is None) == (features is None):
         raise ValueError(

@@ -88,8 +88,7 @@ class Found:
 def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
     """Score every query of a subject and look up its first neighbours.
 
-    Raises:
-        ValueError: no query has a positive, or an embedding is not finite.
+    Raises ValueError where no query has a positive, or an embedding is not finite.
     """
     queries, gallery = subject.query_rows, subject.gallery_rows
     is_self = subject.is_self_retrieval

@@ -55,7 +55,6 @@ def load_checkpoint(path: str | Path, in_file: bool = False) -> dict[str, Any]:
     Raises:
         DamagedError: the file is damaged or not written by this project.
         ValueError: it is no training checkpoint, or one of a newer version.
-        OSError: there is no such file.
     """
     path = Path(path)
     if not path.is_file():

@@ -37,8 +37,7 @@ class Start:
 def find_start(run: RunOptions) -> Start:
     """Find out what --checkpoint means.
 
-    Raises:
-        ValueError: --checkpoint=auto finds checkpoints, none of them good.
+    Raises ValueError where --checkpoint=auto finds checkpoints, none of them good.
     """
     if run.checkpoint != AUTO:
         return Start(run.checkpoint)

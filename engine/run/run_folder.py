@@ -32,10 +32,8 @@ def own_folder(run: RunOptions) -> Path:
 def choose_folder(run: RunOptions, is_named: bool) -> Path:
     """Choose the run folder below --model_save_dir, so that no earlier run is overwritten.
 
-    Resuming a checkpoint goes on in the folder that holds it, unless another one `is_named`.
-
-    Raises:
-        ValueError: --run_name names the folder of another run.
+    Resuming a checkpoint goes on in the folder that holds it, unless another one `is_named`. Raises
+    ValueError where --run_name names the folder of another run.
     """
     resumed = Path(run.checkpoint).resolve().parent if run.checkpoint else None
     if resumed is not None and not is_named:
@@ -61,8 +59,7 @@ def _holds_run(folder: Path) -> bool:
 def _describe_call(path: Path, settled: Mapping[str, Any]) -> None:
     """Write args.json; the calls that resumed the run are listed in it under `resumed`.
 
-    Raises:
-        ValueError: what is there is not what this wrote.
+    Raises ValueError where what is there is not what this wrote.
     """
     described: dict[str, Any] = {
         "command": sys.argv,
@@ -194,8 +191,7 @@ class RunFolder:
 def _lock(file: TextIO) -> bool:
     """Keep other processes from a file until it is closed; False where files have no locks.
 
-    Raises:
-        ValueError: another process has locked it.
+    Raises ValueError where another process has locked it.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

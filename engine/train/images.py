@@ -18,9 +18,8 @@ from metric_learning.reader.batches.loader import check_broken
 def open_training_images(image_set: ImageSet, reading: ReadingOptions) -> ImageSet:
     """Return an image set with its images in --cache, built where it is not complete, if any.
 
-    Raises:
-        ValueError: the cache is damaged or of something else, or an image is broken.
-        OSError: the disk is too small or the folder cannot be written.
+    Raises ValueError where the cache is damaged or of something else, or an image is broken;
+    OSError where the disk is too small or the folder cannot be written.
     """
     if not reading.cache:
         return image_set
@@ -48,11 +47,7 @@ class BrokenImages:
         self._errors: dict[str, str] = {}
 
     def add(self, broken: dict[str, str]) -> None:
-        """Note and log unreadable images, path -> error.
-
-        Raises:
-            ImageError: there are too many.
-        """
+        """Note and log unreadable images, path -> error; ImageError where there are too many."""
         for path, error in broken.items():
             if path not in self._errors:
                 self._errors[path] = error
@@ -62,8 +57,7 @@ class BrokenImages:
     def report(self, world: World) -> None:
         """Log those of the other ranks too, and how many there are in all.
 
-        Raises:
-            ImageError: there are too many.
+        Raises ImageError where there are too many.
         """
         self.add(merge(self._errors, world))
         if self._errors:

@@ -65,8 +65,7 @@ def build_optimizer(
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Give an optimizer a copy of a checkpoint's state; its rates, decays and so on are flags.
 
-    Raises:
-        ValueError: the state is of other weights.
+    Raises ValueError where the state is of other weights.
     """
     settings = [
         {name: value for name, value in group.items() if name != "params"}

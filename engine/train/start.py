@@ -46,9 +46,7 @@ from metric_learning.reader import ImageSet
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
     """Settle the options of a training and build everything; restore the checkpoint, if any.
 
-    Raises:
-        ValueError: flags contradict each other, the data or the checkpoint.
-        OSError: a file cannot be read.
+    Raises ValueError where flags contradict each other, the data or the checkpoint.
     """
     # Where it begins decides what the flags mean, and so do the training images.
     flags = adopt_v1(flags, world)
@@ -126,8 +124,7 @@ def build_learner(
 ) -> Learner:
     """Build loss and optimizer around a network.
 
-    Raises:
-        ValueError: the loss refuses its options, or an option of the optimizer has no use.
+    Raises ValueError where the loss refuses its options, or an option of the optimizer has no use.
     """
     dim, steps = model.embedding_size, batches.accumulation_steps
     criterion = build_criterion(loss, dim, steps, machine.world).to(machine.device)
@@ -148,9 +145,8 @@ def prepare_network(
 ) -> EmbeddingModel:
     """Build a network on its device, with --pretrained_model if the run `is_new`.
 
-    Raises:
-        ValueError: there is no such model, an option does not fit it, or the weights do not.
-        OSError: the weights cannot be read.
+    Raises ValueError where there is no such model, an option does not fit it, or the weights do
+    not.
     """
     if machine.device.type == "cpu":
         keep_freed_memory()
@@ -174,8 +170,7 @@ def prepare_network(
 def recompute_activations(model: EmbeddingModel) -> None:
     """Let the backward pass compute activations again instead of keeping them.
 
-    Raises:
-        ValueError: the backbone cannot.
+    Raises ValueError where the backbone cannot.
     """
     try:
         model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -196,8 +191,7 @@ def check_batch_norm(model: EmbeddingModel, freeze_bn: bool, sync_bn: bool) -> N
 def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
     """Let a module's batch norms take their statistics over the images of all ranks.
 
-    Raises:
-        ValueError: there is one process, or the device is not a GPU.
+    Raises ValueError where there is one process, or the device is not a GPU.
     """
     if world.size == 1 or device.type != "cuda":
         raise ValueError(

@@ -260,8 +260,7 @@ class Meter:
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
     """Return a network that torch.compile translates when it is first called.
 
-    Raises:
-        ValueError: this machine lacks what compiling needs.
+    Raises ValueError where this machine lacks what compiling needs.
     """
     try:
         torch.compile(torch.neg)(torch.ones(1, device=device))

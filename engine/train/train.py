@@ -25,9 +25,7 @@ from metric_learning.reader.batches.loader import Batch
 def train(flags: Flags, stage: Stage) -> Path:
     """Run a training of a stage, from its start or from where it resumes; return its folder.
 
-    Raises:
-        ValueError: a flag, a file or an image is wrong, or the training diverged.
-        OSError: a file cannot be read or written, or a process that reads images was killed.
+    Raises ValueError where a flag, a file or an image is wrong, or the training diverged.
     """
     world = join_world()
     with noted_signals(world) as stop:
