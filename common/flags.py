@@ -24,9 +24,7 @@ TRUE_WORDS, FALSE_WORDS = ("true", "yes", "on", "1"), ("false", "no", "off", "0"
 
 @dataclass(frozen=True)
 class Flags:
-    """What the user asked for: a value per flag, and which flags he gave. Nothing changes it.
-
-    A value is read as an attribute, `flags.lr`.
+    """What the user asked for, read as attributes, `flags.lr`. Nothing changes it.
 
     Attributes:
         values: flag -> value, given or default.
@@ -57,13 +55,7 @@ class Flags:
     ) -> Flags:
         """Return flags with what a file says in place of what was not given.
 
-        Args:
-            source: the file, for the error.
-            fixed: values that the user cannot change.
-            others: values that he can.
-
-        Raises:
-            ValueError: a given flag contradicts the file.
+        Raises ValueError where a given flag contradicts one of the `fixed` values; `others` yield.
         """
         for name, value in fixed.items():
             if name in self.given and self.values[name] != value:
@@ -265,12 +257,8 @@ def parse_flags(
         positional: an argument without `--name=`, which may be left out.
         prog: what --help calls the script; None: its file name.
 
-    Returns:
-        A value per flag, and the names of the flags that were given by the user.
-
-    Raises:
-        SystemExit: with status 2 after one line on stderr, where a flag or value is wrong.
-        ValueError: the config file is wrong.
+    Exits with status 2 after one line on stderr where a flag or value is wrong. Raises ValueError
+    where the config file is.
     """
     parser = _build_parser(description, table, positional, prog)
     given: dict[str, Any] = {}
@@ -348,10 +336,7 @@ def _shown(value: Any) -> str:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """Read the YAML file of --config: flag -> value.
-
-    Raises ValueError where it is no YAML file of flags.
-    """
+    """Read the YAML file of --config: flag -> value; ValueError where it is none."""
     with open(path, encoding="utf-8") as file:
         try:
             settings = yaml.safe_load(file)

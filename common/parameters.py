@@ -16,8 +16,7 @@ def parse_options(
         types: parameter -> int or float, all that may be given.
         what: whose parameters they are, for the error.
 
-    Raises:
-        ValueError: a parameter is unknown, given twice, or not a finite number of its type.
+    Raises ValueError where one is unknown, given twice, or not a finite number of its type.
     """
     options: dict[str, float] = {}
     for part in filter(None, map(str.strip, text.split(","))):

@@ -38,8 +38,7 @@ class Product:
     Args:
         shape: form of the body, 0..3.
         part: form of what is attached to it (handle, foot, legs, arms, luggage), 0..3.
-        pattern: index into PATTERNS.
-        palette: index into PALETTES.
+        pattern, palette: indices into PATTERNS and PALETTES.
         trim: index into TRIMS, the colour of the attached part.
         width, height, detail: proportions, 0..1.
     """

@@ -31,8 +31,7 @@ class Command:
         run: (what is read, output file, a value per flag by its name) -> None.
         help: what it does, in a sentence.
         source: what is read.
-        output: default name of the CSV file that it writes, in the folder that `source` is or
-            lies in.
+        output: default name of the CSV file, in the folder that `source` is or lies in.
         flags: its own flags.
     """
 
@@ -112,10 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check_source(path: str | None) -> Path:
-    """Return the file or folder to read.
-
-    Raises FileNotFoundError where there is nothing to read; ValueError where no path was given.
-    """
+    """Return the file or folder to read; FileNotFoundError or ValueError where there is none."""
     if not path:
         raise ValueError("expected a path behind the command; --help tells more")
     if not Path(path).exists():
@@ -124,10 +120,7 @@ def check_source(path: str | None) -> Path:
 
 
 def choose_output(source: Path, output: str | None, default: str) -> Path:
-    """Return the file to write, by default beside what is read.
-
-    Raises ValueError where the file cannot be written.
-    """
+    """Return the file to write, by default beside what is read; ValueError where it cannot be."""
     folder = source if source.is_dir() else source.parent
     file = prepare_output("output", output or str(folder / default))
     if not os.access(file.parent, os.W_OK):

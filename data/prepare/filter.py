@@ -39,16 +39,13 @@ class Removal(NamedTuple):
 def choose_removals(
     images: ImageList, min_size: int, max_size: int, threshold: int | None
 ) -> list[Removal]:
-    """Choose the images to remove, in the order of REASONS.
+    """Choose the images to remove, in the order of REASONS; ValueError where a cell is wrong.
 
     Args:
         images: with columns width, height, hash and broken.
         min_size: shortest allowed short side in pixels; 0: any.
         max_size: longest allowed long side in pixels; 0: any.
         threshold: bits by which the hashes of duplicates differ at most; None: keep duplicates.
-
-    Raises:
-        ValueError: a column is missing or a cell is wrong.
     """
     if BROKEN not in images.columns:
         raise ValueError(f"{images.file} has no column {BROKEN}: expected a file that scan wrote")

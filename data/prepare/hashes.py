@@ -56,10 +56,7 @@ def find_near_duplicates(hashes: np.ndarray, threshold: int) -> tuple[np.ndarray
 
 
 def _build_index(threshold: int) -> faiss.IndexBinary:
-    """Build an empty index that finds the nearest code where it is at most `threshold` bits away.
-
-    Of threshold + 1 bands at least one is the same in both codes.
-    """
+    """Build an index of codes up to `threshold` bits away: one of threshold + 1 bands is equal."""
     width = min(HASH_BITS // (threshold + 1), _MAX_BAND)
     if width < _MIN_BAND:
         return faiss.IndexBinaryFlat(HASH_BITS)

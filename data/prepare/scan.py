@@ -22,18 +22,12 @@ def scan_tree(tree: Path, num_workers: int) -> list[Row]:
     The label of an image is the path of its folder. In a tree divided into train/ and test/ it is
     the path below these, and they go to the column split.
 
-    Args:
-        tree: the folder.
-        num_workers: processes that read images; 0: this one alone.
-
     Returns:
         Columns path (relative to the tree, with /), label, width and height in pixels, hash (16
         hexadecimal digits, see `perceptual_hash`), broken (the reason, else empty), and split in a
         divided tree.
 
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it has no class folders with images.
+    Raises FileNotFoundError where there is no folder, ValueError where it has no class folders.
     """
     if not tree.is_dir():
         raise FileNotFoundError(f"no folder {tree}")

@@ -27,10 +27,7 @@ def load_class_layer(
         class_dim: the number of its classes; without it, classifiers from elsewhere are left out.
 
     Returns:
-        A stage-1 loss in evaluation mode; None where there is none.
-
-    Raises:
-        ValueError: there is none of `class_dim` classes.
+        A stage-1 loss in evaluation mode; None where there is none, and none is asked for.
     """
     if "loss" in meta:
         layer = _layer_of_training(path, meta, model.embedding_size)

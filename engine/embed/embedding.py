@@ -57,15 +57,12 @@ def embed_images(
         batch_size: images per batch.
         features: a file for the embeddings: rows that it holds already are not computed again, and
             the result is mapped from it.
-        log: receives the line `testbatch N, time S sec` every `log_every` batches.
-        log_every: in batches; 0 logs nothing.
-        stop: breaks off where the training that this is part of is to stop.
+        log: receives the line `testbatch N, time S sec` every `log_every` batches, if not 0.
+        log_every: in batches.
+        stop: breaks off, with Stopped on all ranks, where the training is to stop.
 
-    Raises:
-        Stopped: on all ranks, where `stop` was asked of one.
-        ValueError: there is no image, an embedding is not finite (the message names the image), or
-            the feature file is of something else.
-        OSError: an image cannot be read.
+    Raises ValueError where there is no image, an embedding is not finite (the message names the
+    image), or the feature file is of something else.
     """
     assert features is None or stop is None
     if len(image_set) == 0:
@@ -180,10 +177,7 @@ def collect_rows(
 def keep_rows(
     work: Iterator[np.ndarray], features: FeatureFile, rows: np.ndarray, world: World
 ) -> np.ndarray:
-    """Write embeddings to rows of a feature file, and map all that it then holds, (N, D) float32.
-
-    What was computed stays whatever happens.
-    """
+    """Write embeddings to rows of a feature file, as they come, and map all it holds, (N, D)."""
     if len(rows):
         writer = FeatureWriter(features, rows)
         try:

@@ -30,10 +30,7 @@ RECALL_QUERIES, RECALL_K = 1000, 10
 
 
 def prepare_index(file: str) -> None:
-    """Check before the work that --index can be written.
-
-    Raises ValueError where it cannot, or it is a file of another kind, perhaps named by mistake.
-    """
+    """Raise ValueError, before the work, where --index is a file of another kind or none."""
     path = prepare_output("index", file)
     if path.exists() and not is_search_index(path):
         raise ValueError(
@@ -49,10 +46,7 @@ class IndexKind(NamedTuple):
     options: str
 
     def parameters(self, num_images: int, dim: int) -> dict[str, int]:
-        """Return all parameters, those of the options as given.
-
-        Raises ValueError where a parameter is unknown or out of range, or the images are too few.
-        """
+        """Return all parameters, those of the options as given; ValueError where one is wrong."""
         types = dict.fromkeys(INDEX_OPTIONS[self.name], int)
         given = parse_options(self.options, types, f"--index_type={self.name}")
         whole = {name: int(value) for name, value in given.items()}
@@ -66,15 +60,7 @@ def make_index(
     image_set: ImageSet,
     what: str,
 ) -> Path:
-    """Embed images, build the search index of them, and return its file.
-
-    Args:
-        file: is written.
-        kind: which index.
-        embedder: the model.
-        image_set: N images.
-        what: says in the index what they are.
-    """
+    """Embed images, build the search index of them, which says `what` they are; return its file."""
     work = embedder.work
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
     features = embedder.embed(image_set)
@@ -120,20 +106,17 @@ def search(
     k: int,
     file: Path | None,
 ) -> list[dict[str, Any]]:
-    """Print the neighbours of images or texts and return them.
+    """Print the neighbours of images or texts and return them; write them to a JSON file, if any.
 
     Args:
         work: how images are embedded.
         search_index: what is searched.
         queries: images, or texts for the text tower of a CLIP model.
         k: neighbours of each.
-        file: JSON file for the answers, or None.
+        file: where the answers go, or None.
 
     Returns:
         Per query its `path` or `text`, and `neighbours`, see `find_neighbours`.
-
-    Raises:
-        ValueError: the weights do not fit, or see `load_embedder` and `embed_texts`.
     """
     device = work.machine.device
     if isinstance(queries, ImageSet):
@@ -157,13 +140,7 @@ def search(
 def find_neighbours(
     search_index: SearchIndex, features: np.ndarray, k: int, device: torch.device
 ) -> list[list[dict[str, Any]]]:
-    """Find the nearest images of an index.
-
-    Args:
-        search_index: what is searched.
-        features: (Q, D) float embeddings of the queries.
-        k: neighbours per query.
-        device: where the search computes.
+    """Find the `k` nearest images of an index to embeddings (Q, D) float of queries.
 
     Returns:
         Per query its neighbours, each with `rank` (from 1), `row` in the index, `cosine`, `path`

@@ -22,12 +22,10 @@ def class_numbers(
     Args:
         image_set: N images.
         num_classes: C, those of the class layer.
-        class_names: their C names; None where they are unknown, as those of a file from elsewhere:
-            then the data set's own numbers are meant.
+        class_names: their C names; None: unknown, and the data set's own numbers are meant.
 
     Returns:
-        None where an image is of a class that the layer does not know, as in the test split of the
-        retrieval benchmarks.
+        None where an image is of a class that the layer does not know.
     """
     names = image_set.class_names
     if class_names is None:
@@ -60,13 +58,11 @@ def classify(
         embeddings: (N, D) float32.
         labels: (N,) int64, numbers of the classes of the layer.
         batch_size: images per line.
-        log: receives `Testbatch N,loss L, acc1 A,acc5 B,time T sec`: means of the batch, and the
-            seconds that its classes took, without the network.
+        log: receives `Testbatch N,loss L, acc1 A,acc5 B,time T sec`, means of the batch.
         log_every: in batches.
 
     Returns:
-        `loss`, with its margin, and `acc1` and `acc5`, without, over all images; acc5 counts the
-        five best classes, or all.
+        `loss`, with its margin, and `acc1` and `acc5`, without, over all images.
     """
     device = class_layer.weight.device
     totals = np.zeros(3)
@@ -92,10 +88,6 @@ def classify(
 
 
 def class_layer_of(criterion: nn.Module) -> Any:
-    """Return the class layer of a loss in training: a stage-1 loss itself, that of a joint loss.
-
-    Returns:
-        None where there is none, or where each process has a part of it (--shard_head).
-    """
+    """Return a loss's class layer, that of stage 1 itself; None where there is no whole one."""
     layer = getattr(criterion, "class_layer", criterion)
     return layer if hasattr(layer, "class_scores") else None

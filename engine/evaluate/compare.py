@@ -30,9 +30,6 @@ def compare_checkpoints(
         `first` and `second`, the metrics of each; `difference` of Recall@1, second - first, with
         its 95 % `interval` over classes; `p_value` by sign flips over classes; `p_mcnemar`; the
         images of the queries that `improved` and `worsened`; what was `evaluated`.
-
-    Raises:
-        ValueError: the images are of one class, or see `load_embedder`.
     """
     work = works[0]
     image_set, first = _score(work, metrics)

@@ -28,10 +28,7 @@ from metric_learning.engine.parallel.world import leave_world
 
 
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
-    """Measure or compare, and return the metrics with what was evaluated.
-
-    Raises ValueError where the weights do not fit, or the images or a file are wrong.
-    """
+    """Measure or compare, and return the metrics with what was evaluated."""
     works, metrics = options.works, options.metrics
     if len(works) > 1:
         result = compare_checkpoints(works, metrics)
@@ -52,11 +49,7 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Measure one checkpoint: `measure`, and accuracy where a class layer knows the classes.
 
-    Args:
-        work: the checkpoint and its images.
-        metrics: what is measured.
-        features: FILE.npy to keep the features in, or None.
-        table: CSV file for the scores of each class, or None.
+    The features are kept in the file `features`, the scores of each class in the CSV file `table`.
     """
     embedder, image_set = open_split(work)
     check_sizes(metrics, image_set)

@@ -75,9 +75,8 @@ def measure(
 ) -> dict[str, Any]:
     """Average the scores, and compute what else the options ask for.
 
-    Returns:
-        The dict of `retrieval.evaluate`, with `recall@1_interval` (95 %, resampling classes) where
-        there are two classes, and the results of --verification and --clustering.
+    Returns the dict of `retrieval.evaluate`, with `recall@1_interval` (95 %, resampling classes)
+    where there are two classes, and the results of --verification and --clustering.
     """
     metrics: dict[str, Any] = summarise(scores)
     if len(np.unique(scores.labels)) > 1:
@@ -114,11 +113,7 @@ def log_metrics(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
 def measure_accuracy(
     embedder: Embedder, image_set: ImageSet, embeddings: np.ndarray
 ) -> dict[str, float]:
-    """Measure and log what the class layer says of the images, see `classify`.
-
-    Returns:
-        Nothing where it does not know their classes.
-    """
+    """Measure and log what the class layer says of images, see `classify`; empty if not its own."""
     work, layer = embedder.work, embedder.class_layer
     numbers = class_numbers(image_set, len(layer.weight), work.meta.get("class_names"))
     if numbers is None:

@@ -27,7 +27,7 @@ def score_images(
     rerank: Rerank | None = None,
     world: World | None = None,
 ) -> QueryScores:
-    """Score every query of an image set, in self-retrieval or query against gallery.
+    """Score every query of an image set, see `retrieval.score_queries`; all processes get all.
 
     Args:
         image_set: N images with their labels and roles.
@@ -37,10 +37,7 @@ def score_images(
         precision_ks: K of precision@K.
         ties: see `retrieval.scores.score_ranks`.
         rerank: method of re-ranking; None ranks by cosine.
-        world: this process's place among those that share the work; all get all scores.
-
-    Raises:
-        ValueError: see `retrieval.score_queries`.
+        world: this process's place among those that share the work.
     """
     gallery_size = int(image_set.is_gallery.sum())
     all_ks = sorted({*ks, *default_ks(gallery_size)})

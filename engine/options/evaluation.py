@@ -91,9 +91,7 @@ class EvaluationOptions:
 
     Attributes:
         works: one or two checkpoints, and their images.
-        features: FILE.npy to keep the features in, or None.
-        class_table: CSV file for the scores of each class, or None.
-        json: file for the metrics, or None.
+        features, class_table, json: files for these, or None.
     """
 
     works: tuple[EmbeddingOptions, ...]
@@ -134,10 +132,7 @@ def described_by(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a weights file says of its model, and of the images it was trained on.
 
-    Args:
-        meta: what this project wrote beside the weights.
-        dataset: the data set if the user gave one; another one than that of the file has nothing
-            in common with it.
+    If the user gave another `dataset` than that of the file, they have nothing in common.
     """
     model = {name: meta[name] for name in ("model", "embedding_size")} | options_of(dict(meta))
     # Converted weights have no flags, exported ones those of the model.
@@ -161,15 +156,9 @@ def default_flags(**values: Any) -> Flags:
 
 
 def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> EmbeddingOptions:
-    """Settle which model embeds which images, and where.
+    """Settle which model embeds which images, and where, with no log line per batch if `is_quiet`.
 
-    Args:
-        flags: of eval.py, infer.py or the report.
-        world: this process's place among those that share the work.
-        is_quiet: no log line per batch.
-
-    Raises:
-        ValueError: no weights were named, or they contradict the flags.
+    Raises ValueError where no weights were named, or they contradict the flags.
     """
     path = flags.pretrained_model
     if path is None:
@@ -304,11 +293,7 @@ def _check_queries(
 
 
 def open_index(file: str, topk: int, weights: str | None, seed: int) -> SearchIndex:
-    """Load a search index for queries that are embedded by some weights.
-
-    Raises ValueError where the file is no index, it was made with other weights, or it holds fewer
-    images than `topk`.
-    """
+    """Load a search index for queries that are embedded by some weights; ValueError for others."""
     search_index = load_search_index(file)
     if topk > len(search_index):
         raise ValueError(

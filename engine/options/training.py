@@ -57,11 +57,7 @@ LENGTHS = {"num_epochs", "total_iter_num"}
 
 
 def adopt_v1(flags: Flags, world: World) -> Flags:
-    """Give a loss with a name of v1 that of today, and make the batch of v1's README whole triples.
-
-    Returns:
-        The flags with these values.
-    """
+    """Give a loss with a name of v1 that of today, and make the batch of v1's README triples."""
     batch_size = flags.train_batch_size
     if flags.loss_name == "tripletloss" and batch_size % IMAGES_PER_TRIPLE:
         number = math.ceil(batch_size / IMAGES_PER_TRIPLE)
@@ -75,16 +71,8 @@ def adopt_v1(flags: Flags, world: World) -> Flags:
 def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
     """Take the flags that were not given from a checkpoint that is resumed.
 
-    Args:
-        flags: what the user asked for.
-        path: the checkpoint.
-        meta: what it says of its run.
-
-    Returns:
-        The flags with these values; the options of its loss count as given.
-
-    Raises:
-        ValueError: a given flag contradicts the checkpoint, or it belongs to the other stage.
+    The options of its loss count as given. Raises ValueError where a given flag contradicts it, or
+    it belongs to the other stage.
     """
     found = MODEL_OPTIONS | meta["flags"]  # checkpoints of earlier versions lack some
     name = found["loss_name"]
@@ -193,10 +181,7 @@ def default_transform(model: str) -> str:
 
 
 def check_counts(train_set: ImageSet, class_dim: int | None, total_images: int | None) -> int:
-    """Return the number of training classes.
-
-    Raises ValueError where --class_dim or --total_images are not those of the training images.
-    """
+    """Return the number of training classes; ValueError where that or --total_images is not it."""
     for name, given, what, count in (
         ("class_dim", class_dim, "classes", train_set.num_classes),
         ("total_images", total_images, "images", len(train_set)),
@@ -210,10 +195,7 @@ def check_counts(train_set: ImageSet, class_dim: int | None, total_images: int |
 
 
 def _settle_loss(flags: Flags, world: World, class_dim: int) -> LossOptions:
-    """Settle the loss: the options that were given, and its own defaults.
-
-    Raises ValueError where a flag was given that this loss does not use.
-    """
+    """Settle the loss: the options that were given, and its own defaults; or ValueError."""
     name = flags.loss_name
     stage = stage_of(name)
     own = {} if is_pml(name) else loss_options(name)
@@ -261,10 +243,7 @@ def check_memory(loss_name: str, xbm_size: int, is_shared: bool) -> None:
 
 
 def parse_pml_options(loss_name: str, text: str) -> dict[str, float]:
-    """Parse `name=value,...` into the options of a loss of pytorch-metric-learning.
-
-    Raises ValueError where the loss has no such option, or it is no number.
-    """
+    """Parse `name=value,...` into the options of a loss of pytorch-metric-learning."""
     types: dict[str, type[float]] = {
         name: float
         for name, parameter in loss_options(loss_name).items()
@@ -310,10 +289,7 @@ def check_batch_norm(
 def check_reading(
     reading: ReadingOptions, transform: str, device: torch.device, train_set: ImageSet
 ) -> None:
-    """Check how images are read against the device and the data set.
-
-    Raises ValueError where they contradict each other.
-    """
+    """Raise ValueError where how images are read contradicts itself, the device or the data set."""
     place = "decode_on" if reading.decode_on == "device" else "augment_on"
     if getattr(reading, place) == "device" and transform != "standard":
         raise ValueError(

@@ -50,13 +50,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 
 def training_flags(stage: str, loss_name: str, **defaults: Any) -> tuple[Flag, ...]:
-    """Return all flags of a training script.
-
-    Args:
-        stage: ELEM or PAIR.
-        loss_name: the default loss.
-        **defaults: of flags whose default depends on the stage.
-    """
+    """Return all flags of a training script of a stage, ELEM or PAIR, with its own defaults."""
     losses = losses_of_table(stage)
     names = ", ".join(losses)
     if stage == PAIR:
@@ -113,8 +107,7 @@ def parse_training(
     """Parse the command line of a training script, see `parse_flags`.
 
     A loss of one's own, --loss_name=module:Class, brings the flags of its options along; with
-    --help, those of other losses than the named one are left out. Raises ValueError where the
-    config file is wrong, or there is no such loss of one's own.
+    --help, those of other losses than the named one are left out.
     """
     words = words_of(table, argv)
     loss_name = _last(words, "--loss_name")

@@ -100,8 +100,8 @@ def _first_class(rank: int, class_dim: int, world: World) -> int:
 class _SplitCrossEntropy(torch.autograd.Function):
     """`losses.functional.cross_entropy` of logits whose columns are split over the ranks.
 
-    Takes (B, C / W) logits and (B,) labels, -1 where the label's column is on another rank. Besides
-    the loss it returns how many classes are ahead of the image's own, (B,) int64.
+    Takes (B, C / W) logits and (B,) labels, -1 where the label's column is on another rank. Also
+    returns how many classes are ahead of the image's own, (B,) int64.
     """
 
     @staticmethod
@@ -140,16 +140,8 @@ def build_sharded_loss(world: World, name: str, **options: Any) -> nn.Module:
     """Build a stage-1 loss split over the ranks; with one process, the loss itself.
 
     The initial weights are those of the whole loss for the same state of torch's random generator,
-    drawn in blocks; no rank ever holds them all.
-
-    Args:
-        world: this process's place.
-        name: a key of ELEM_LOSSES.
-        **options: the options of the whole loss, see `losses.build_loss`.
-
-    Raises:
-        ValueError: the loss cannot be split, not with these options, or there are fewer classes
-            than ranks.
+    drawn in blocks; no rank ever holds them all. Raises ValueError where the loss cannot be split,
+    not with these options, or there are fewer classes than ranks.
     """
     if not issubclass(ELEM_LOSSES[name], SplittableLoss):
         able = [other for other, loss in ELEM_LOSSES.items() if issubclass(loss, SplittableLoss)]

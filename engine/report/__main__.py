@@ -69,11 +69,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 
 def find_source(run_or_checkpoint: str | None, features: str | None) -> Path:
-    """Return the checkpoint or the folder of features that the flags name.
-
-    Raises ValueError where both or neither are named, or a run folder is none; FileNotFoundError
-    where there is nothing at that path.
-    """
+    """Return the checkpoint or folder of features that the flags name, or raise an error."""
     if (run_or_checkpoint is None) == (features is None):
         raise ValueError(
             "expected a run folder or a checkpoint, or --features=FOLDER that infer.py wrote"

@@ -25,17 +25,13 @@ class Subject:
     """Embeddings of a split of a data set, and what is known of where they come from.
 
     Attributes:
-        title: of the report.
         facts: (name, text) of what was evaluated.
-        flags: flags of the training run; empty where there is none.
-        records: stats.jsonl of the training run; empty where there is none.
+        flags, records: of the training run, the latter its stats.jsonl; empty where there is none.
         embeddings: (N, D) float32, not normalised.
         labels: (N,) int64.
-        class_names: label -> name.
-        is_query: (N,) bool, images that search.
-        is_gallery: (N,) bool, images that are searched.
+        class_names, super_classes: label -> name; the latter empty where there are none.
+        is_query, is_gallery: (N,) bool, images that search, and images that are searched.
         read_image: row -> (H, W, 3) uint8 RGB.
-        super_classes: label -> name of its super class; empty where there are none.
     """
 
     title: str
@@ -86,10 +82,7 @@ class Found:
 
 
 def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
-    """Score every query of a subject and look up its first neighbours.
-
-    Raises ValueError where no query has a positive, or an embedding is not finite.
-    """
+    """Score every query of a subject and look up its first neighbours, or raise ValueError."""
     queries, gallery = subject.query_rows, subject.gallery_rows
     is_self = subject.is_self_retrieval
     num_findable = len(gallery) - is_self
@@ -120,8 +113,7 @@ class RecallCurve:
     Attributes:
         ks: (K,) int64 ascending, 1 to the number of images that can be found.
         recalls: (K,) float64 fractions.
-        low: (K,) float64, lower end of the 95 % interval; None where there is one class only.
-        high: (K,) float64, upper end.
+        low, high: (K,) float64, ends of the 95 % interval; None where there is one class only.
     """
 
     ks: np.ndarray
@@ -144,17 +136,11 @@ def recall_curve(found: Found, seed: int = 0) -> RecallCurve:
 def sample_pairs(
     subject: Subject, is_positive: bool, num_pairs: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw pairs of a query and another gallery image, all such pairs equally likely.
-
-    Args:
-        subject: N images.
-        is_positive: pairs of one class; else pairs of two classes.
-        num_pairs: pairs to draw, with replacement.
-        seed: of the draw.
+    """Draw pairs of a query and another gallery image of one class, or of two; all equally likely.
 
     Returns:
-        Rows of the queries and of the gallery images, (num_pairs,) int64 each; both empty where
-        there is no such pair.
+        Rows of the queries and of the gallery images, (num_pairs,) int64 each, with replacement;
+        both empty where there is no such pair.
     """
     rng = np.random.default_rng(seed)
     queries, gallery = subject.query_rows, subject.gallery_rows
@@ -195,15 +181,10 @@ def pair_cosines(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) 
 
 
 def choose_queries(scores: QueryScores, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Choose queries to show: the best, some at random, and the worst.
+    """Choose `count` queries of each kind: the best, some at random, and the worst.
 
     The best have the highest average precision, the worst find their first positive last; among
     them is one query per class as long as there are classes enough.
-
-    Args:
-        scores: of Q queries.
-        count: of each kind; at most Q are chosen.
-        seed: of the random ones and among equals.
 
     Returns:
         "best", "random" and "worst", each (count,) int64 places among the Q queries.

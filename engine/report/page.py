@@ -66,15 +66,8 @@ def render(
 ) -> str:
     """Return the HTML of a report, one file that needs nothing else.
 
-    Args:
-        subject: what to report on.
-        device: where similarities are computed.
-        seed: of everything that is drawn at random.
-        picture: a PNG file to draw the map of the embeddings to as well, where there can be one.
-
-    Raises:
-        ValueError: no query has a positive, an embedding is not finite, or an image that is shown
-            cannot be read.
+    The map of the embeddings is also drawn to the PNG file `picture`, if any. Raises ValueError
+    where no query has a positive, an embedding is not finite, or an image cannot be read.
     """
     found = find(subject, device)
     curve = recall_curve(found, seed)

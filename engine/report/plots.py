@@ -100,14 +100,7 @@ def plot_neighbours(
 def plot_map(
     layout: EmbeddingMap, labels: np.ndarray, class_names: dict[int, str], picture: Path
 ) -> None:
-    """Draw the images of a map as dots in the colour of their class.
-
-    Args:
-        layout: where M of the images lie.
-        labels: (N,) integer.
-        class_names: label -> name; up to 20 are written beside the map.
-        picture: PNG file to write.
-    """
+    """Draw the images of a map as dots in the colour of their class; up to 20 are named there."""
     present, numbers = np.unique(labels[layout.rows], return_inverse=True)
     colours = plt.get_cmap("tab20" if len(present) > 10 else "tab10")
     figure, axis = plt.subplots(figsize=(10, 7))

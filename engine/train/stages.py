@@ -69,13 +69,7 @@ def pair_loss(
 
 
 class Stage(NamedTuple):
-    """One of the two stages.
-
-    Attributes:
-        number: 1 or 2.
-        make_sampler: (labels, batches, seed, world) -> the sampler of its batches.
-        loss: (criterion, embeddings, labels) -> the loss and the figures of the log line.
-    """
+    """One of the two stages: its number, the sampler of its batches, and its loss."""
 
     number: int
     make_sampler: Callable[[np.ndarray, BatchOptions, int, World], Sampler]

@@ -44,10 +44,7 @@ from metric_learning.reader import ImageSet
 
 
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
-    """Settle the options of a training and build everything; restore the checkpoint, if any.
-
-    Raises ValueError where flags contradict each other, the data or the checkpoint.
-    """
+    """Settle the options of a training and build everything; restore the checkpoint, if any."""
     # Where it begins decides what the flags mean, and so do the training images.
     flags = adopt_v1(flags, world)
     if stage_of(flags.loss_name) != stage.number:
@@ -122,10 +119,7 @@ def build_learner(
     batches: BatchOptions,
     machine: MachineOptions,
 ) -> Learner:
-    """Build loss and optimizer around a network.
-
-    Raises ValueError where the loss refuses its options, or an option of the optimizer has no use.
-    """
+    """Build loss and optimizer around a network; ValueError where an option does not fit them."""
     dim, steps = model.embedding_size, batches.accumulation_steps
     criterion = build_criterion(loss, dim, steps, machine.world).to(machine.device)
     is_half = machine.amp_dtype is torch.float16
@@ -143,11 +137,7 @@ def build_learner(
 def prepare_network(
     options: ModelOptions, optimizer: OptimizerOptions, machine: MachineOptions, is_new: bool
 ) -> EmbeddingModel:
-    """Build a network on its device, with --pretrained_model if the run `is_new`.
-
-    Raises ValueError where there is no such model, an option does not fit it, or the weights do
-    not.
-    """
+    """Build a network on its device, with --pretrained_model if the run `is_new`, or ValueError."""
     if machine.device.type == "cpu":
         keep_freed_memory()
     model = build_network(options)
@@ -168,10 +158,7 @@ def prepare_network(
 
 
 def recompute_activations(model: EmbeddingModel) -> None:
-    """Let the backward pass compute activations again instead of keeping them.
-
-    Raises ValueError where the backbone cannot.
-    """
+    """Let the backward pass compute activations again instead of keeping them."""
     try:
         model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AssertionError, AttributeError) as error:
@@ -189,10 +176,7 @@ def check_batch_norm(model: EmbeddingModel, freeze_bn: bool, sync_bn: bool) -> N
 
 
 def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
-    """Let a module's batch norms take their statistics over the images of all ranks.
-
-    Raises ValueError where there is one process, or the device is not a GPU.
-    """
+    """Let a module's batch norms take their statistics over all ranks; ValueError without GPUs."""
     if world.size == 1 or device.type != "cuda":
         raise ValueError(
             "--sync_bn=True needs several processes with a GPU each (PyTorch has it on GPUs only), "

@@ -40,15 +40,8 @@ class Step:
     network sees at most so many images at once and the loss still sees all.
 
     The network draws (dropout, stochastic depth) from a stream that derives from seed, step, rank,
-    part and chunk: nothing of it has to be saved.
-
-    Args:
-        learner: what is trained.
-        stage_loss: maps (criterion, embeddings, labels) to the loss and its figures.
-        preprocessing: how images become network inputs.
-        batches: in which pieces a batch is computed.
-        machine: where, and in which precision.
-        clip_grad_norm: largest norm of all gradients; 0: no clipping.
+    part and chunk: nothing of it has to be saved. `clip_grad_norm` is the largest norm of all
+    gradients; 0: no clipping.
     """
 
     def __init__(
@@ -77,11 +70,7 @@ class Step:
         self.at_risk = list(learner.model.buffers()) if learner.scaler.is_enabled() else []
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
-        """Update the weights by a batch of this process.
-
-        Args:
-            batch: its images and their labels.
-            step: updates that were completed before.
+        """Update the weights by a batch of this process, after `step` completed updates.
 
         Returns:
             `loss`, the figures of the log line and `spread` (see `spread_of`), () each, on the
@@ -146,9 +135,6 @@ class Step:
         pass takes these to the weights, chunk by chunk (GradCache, Gao et al. 2021,
         https://arxiv.org/abs/2101.06983). That equals the plain update, but for batch norm in
         training mode, whose statistics are those of a chunk.
-
-        Returns:
-            embeddings (B, D), the loss () and its figures.
         """
         chunks = batch.split(math.ceil(len(labels) / self.batches.chunk_size))
         with torch.no_grad(), unchanged_buffers(self.learner.model):
@@ -201,11 +187,7 @@ class Step:
 
 
 class Meter:
-    """Means of the figures of the steps since the last `flush`, and the seconds that they took.
-
-    Attributes:
-        num_steps: those steps.
-    """
+    """Means of the figures of the `num_steps` steps since the last `flush`, and their seconds."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -231,10 +213,7 @@ class Meter:
         self._mark = time.perf_counter()
 
     def state(self) -> dict[str, float]:
-        """Return `num_steps` and the sums so far, averaged over all ranks, for `restore`.
-
-        All ranks call it together. It is empty where there are no steps.
-        """
+        """Return `num_steps` and the sums so far, averaged over all ranks; all call it."""
         if not self.num_steps:
             return {}
         sums = average(torch.stack(list(self._sums.values())), self._world).tolist()
@@ -258,10 +237,7 @@ class Meter:
 
 
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return a network that torch.compile translates when it is first called.
-
-    Raises ValueError where this machine lacks what compiling needs.
-    """
+    """Return a network that torch.compile translates when it is first called, or ValueError."""
     try:
         torch.compile(torch.neg)(torch.ones(1, device=device))
     except RuntimeError as error:
