@@ -17,10 +17,7 @@ from metric_learning.common.atomic import write_atomically
 from metric_learning.common.log import log, versions
 from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
-from metric_learning.engine.options.evaluation import (
-    EMBEDDING_NAMES,
-    EmbeddingOptions,
-)
+from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.models import save_weights
 from metric_learning.models.weights.files import identify
 from metric_learning.models.weights.fingerprint import RANDOM, fingerprint

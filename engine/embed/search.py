@@ -18,13 +18,8 @@ from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, Embedding
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.models.weights.fingerprint import fingerprint
 from metric_learning.reader import ImageSet
+from metric_learning.retrieval import indexes
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
-from metric_learning.retrieval.indexes import (
-    SearchIndex,
-    build_index,
-    is_search_index,
-    measure_recall,
-)
 
 RECALL_QUERIES, RECALL_K = 1000, 10
 
@@ -32,7 +27,7 @@ RECALL_QUERIES, RECALL_K = 1000, 10
 def prepare_index(file: str) -> None:
     """Raise ValueError, before the work, where --index is a file of another kind or none."""
     path = prepare_output("index", file)
-    if path.exists() and not is_search_index(path):
+    if path.exists() and not indexes.is_search_index(path):
         raise ValueError(
             f"--index={path} exists and is no search index, so it is not replaced: choose another "
             "name"
@@ -64,7 +59,7 @@ def make_index(
     work = embedder.work
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
     features = embedder.embed(image_set)
-    search_index = build_index(
+    search_index = indexes.build_index(
         features,
         image_set.paths,
         kind.name,
@@ -88,20 +83,22 @@ def make_index(
     return file
 
 
-def describe_recall(search_index: SearchIndex, features: np.ndarray, device: torch.device) -> str:
+def describe_recall(
+    search_index: indexes.SearchIndex, features: np.ndarray, device: torch.device
+) -> str:
     """Measure how much of the exact neighbours an approximate index finds, for the log."""
     k = min(RECALL_K, len(features) - 1)
     if k < 1:
         return "recall cannot be measured on one image"
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(len(features), min(RECALL_QUERIES, len(features)), replace=False))
-    recall = measure_recall(search_index, features[rows], k, features, rows, device)
+    recall = indexes.measure_recall(search_index, features[rows], k, features, rows, device)
     return f"finds {recall:.4f} of the exact {k} nearest, measured with {len(rows)} of its images"
 
 
 def search(
     work: EmbeddingOptions,
-    search_index: SearchIndex,
+    search_index: indexes.SearchIndex,
     queries: ImageSet | Sequence[str],
     k: int,
     file: Path | None,
@@ -138,7 +135,7 @@ def search(
 
 
 def find_neighbours(
-    search_index: SearchIndex, features: np.ndarray, k: int, device: torch.device
+    search_index: indexes.SearchIndex, features: np.ndarray, k: int, device: torch.device
 ) -> list[list[dict[str, Any]]]:
     """Find the `k` nearest images of an index to embeddings (Q, D) float of queries.
 

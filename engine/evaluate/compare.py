@@ -9,10 +9,7 @@ import numpy as np
 
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.evaluate.measures import check_sizes, score_split, whiten
-from metric_learning.engine.options.evaluation import (
-    EmbeddingOptions,
-    MetricOptions,
-)
+from metric_learning.engine.options.evaluation import EmbeddingOptions, MetricOptions
 from metric_learning.reader import ImageSet
 from metric_learning.retrieval.metrics import summarise
 from metric_learning.retrieval.scores import QueryScores

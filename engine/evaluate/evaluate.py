@@ -8,17 +8,8 @@ from typing import Any
 from metric_learning.common.atomic import write_json
 from metric_learning.common.log import versions
 from metric_learning.engine.embed.embedder import open_features, open_split
+from metric_learning.engine.evaluate import measures
 from metric_learning.engine.evaluate.compare import compare_checkpoints
-from metric_learning.engine.evaluate.measures import (
-    check_sizes,
-    log_metrics,
-    log_super_classes,
-    measure,
-    measure_accuracy,
-    score_split,
-    whiten,
-    write_class_table,
-)
 from metric_learning.engine.options.evaluation import (
     EmbeddingOptions,
     EvaluationOptions,
@@ -52,21 +43,21 @@ def evaluate_checkpoint(
     The features are kept in the file `features`, the scores of each class in the CSV file `table`.
     """
     embedder, image_set = open_split(work)
-    check_sizes(metrics, image_set)
+    measures.check_sizes(metrics, image_set)
     file = open_features(features, embedder, image_set) if features else None
     embeddings = embedder.embed(image_set, file)
 
     result: dict[str, Any] = {}
     if embedder.class_layer is not None:
-        result = measure_accuracy(embedder, image_set, embeddings)
+        result = measures.measure_accuracy(embedder, image_set, embeddings)
     if metrics.whiten is not None:
-        embeddings = whiten(embedder, embeddings, metrics.whiten or None)
-    scores = score_split(metrics, work.machine, image_set, embeddings)
-    found = measure(metrics, work.machine, image_set, embeddings, scores)
-    log_metrics(found, work.say)
+        embeddings = measures.whiten(embedder, embeddings, metrics.whiten or None)
+    scores = measures.score_split(metrics, work.machine, image_set, embeddings)
+    found = measures.measure(metrics, work.machine, image_set, embeddings, scores)
+    measures.log_metrics(found, work.say)
 
     if table and work.machine.world.is_main:
-        write_class_table(image_set, scores, Path(table))
-    result["super_classes"] = log_super_classes(image_set, scores, work.say)
+        measures.write_class_table(image_set, scores, Path(table))
+    result["super_classes"] = measures.log_super_classes(image_set, scores, work.say)
     work.say(f"End test {len(image_set)}, test_recall {found['recall@1']:.5f}")
     return found | result | {"evaluated": {"images": len(image_set), "flags": dict(work.flags)}}

@@ -9,12 +9,7 @@ from typing import Any
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
 from metric_learning.common.outputs import prepare_output
-from metric_learning.engine.options.parts import (
-    DataOptions,
-    MachineOptions,
-    ModelOptions,
-    pick,
-)
+from metric_learning.engine.options.parts import DataOptions, MachineOptions, ModelOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import default_transform
 from metric_learning.engine.parallel.devices import choose_amp, choose_device

@@ -15,10 +15,7 @@ from metric_learning.common.atomic import write_text
 from metric_learning.engine.embed.embedding import embed_images, evaluation_mode
 from metric_learning.engine.evaluate.classification import class_layer_of, class_numbers, classify
 from metric_learning.engine.evaluate.scoring import score_images
-from metric_learning.engine.options.parts import (
-    MachineOptions,
-    Options,
-)
+from metric_learning.engine.options.parts import MachineOptions, Options
 from metric_learning.engine.parallel.collectives import decide_on_main, share_buffers
 from metric_learning.engine.run.checkpoints import prune, save_checkpoint
 from metric_learning.engine.run.resume import Start, best_so_far

@@ -13,16 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
-from metric_learning.engine.options.parts import (
-    BatchOptions,
-    DataOptions,
-    LossOptions,
-    MachineOptions,
-    ModelOptions,
-    OptimizerOptions,
-    RunOptions,
-    pick,
-)
+from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
 from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
@@ -50,12 +41,12 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     if stage_of(flags.loss_name) != stage.number:
         script = SCRIPTS[stage_of(flags.loss_name)]
         raise ValueError(f"{flags.loss_name} is a loss of the other stage: train it with {script}")
-    start = decide_on_main(world, lambda: find_start(pick(RunOptions, flags)))
+    start = decide_on_main(world, lambda: find_start(parts.pick(parts.RunOptions, flags)))
     flags = flags.replaced(checkpoint=start.checkpoint)
     checkpoint = load_start(start.checkpoint) if start.checkpoint else None
     if checkpoint is not None:
         flags = adopt_checkpoint(flags, str(start.checkpoint), checkpoint["meta"])
-    data = pick(DataOptions, flags)
+    data = parts.pick(parts.DataOptions, flags)
     train_set = data.load("train")
     test_set = data.load("test") if flags.test_iter_step or flags.log_epochs else None
     options = settle(flags, train_set, world)
@@ -90,9 +81,9 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
 
 
 def describe(
-    model: ModelOptions,
-    data: DataOptions,
-    loss: LossOptions,
+    model: parts.ModelOptions,
+    data: parts.DataOptions,
+    loss: parts.LossOptions,
     learner: Learner,
     train_set: ImageSet,
 ) -> dict[str, Any]:
@@ -114,10 +105,10 @@ def describe(
 
 def build_learner(
     model: EmbeddingModel,
-    loss: LossOptions,
-    optimizer: OptimizerOptions,
-    batches: BatchOptions,
-    machine: MachineOptions,
+    loss: parts.LossOptions,
+    optimizer: parts.OptimizerOptions,
+    batches: parts.BatchOptions,
+    machine: parts.MachineOptions,
 ) -> Learner:
     """Build loss and optimizer around a network; ValueError where an option does not fit them."""
     dim, steps = model.embedding_size, batches.accumulation_steps
@@ -135,7 +126,10 @@ def build_learner(
 
 
 def prepare_network(
-    options: ModelOptions, optimizer: OptimizerOptions, machine: MachineOptions, is_new: bool
+    options: parts.ModelOptions,
+    optimizer: parts.OptimizerOptions,
+    machine: parts.MachineOptions,
+    is_new: bool,
 ) -> EmbeddingModel:
     """Build a network on its device, with --pretrained_model if the run `is_new`, or ValueError."""
     if machine.device.type == "cpu":

@@ -15,13 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from metric_learning.engine.options.parts import BatchOptions, MachineOptions
-from metric_learning.engine.parallel.collectives import (
-    StageLoss,
-    average,
-    over_all_ranks,
-    total,
-    wrap,
-)
+from metric_learning.engine.parallel import collectives
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.train.learner import Learner
 from metric_learning.reader import ImageError
@@ -47,7 +41,7 @@ class Step:
     def __init__(
         self,
         learner: Learner,
-        stage_loss: StageLoss,
+        stage_loss: collectives.StageLoss,
         preprocessing: Preprocessing,
         batches: BatchOptions,
         machine: MachineOptions,
@@ -56,10 +50,12 @@ class Step:
         self.learner, self.preprocessing = learner, preprocessing
         self.batches, self.machine, self.clip_grad_norm = batches, machine, clip_grad_norm
         world, device = machine.world, machine.device
-        self.stage_loss = over_all_ranks(stage_loss, world) if batches.gather else stage_loss
+        self.stage_loss = (
+            collectives.over_all_ranks(stage_loss, world) if batches.gather else stage_loss
+        )
 
-        self.network = wrap(learner.model, world, device)
-        self.criterion = wrap(learner.criterion, world, device)
+        self.network = collectives.wrap(learner.model, world, device)
+        self.criterion = collectives.wrap(learner.criterion, world, device)
         modules = (self.network, self.criterion)
         self.replicas = [m for m in modules if isinstance(m, DistributedDataParallel)]
         self.shared, self.split = learner.shared_parameters(), learner.split_parameters()
@@ -174,7 +170,7 @@ class Step:
         """Norm of all gradients of all ranks, (); not finite where one, or a loss, is not."""
         own = norm_of(self.split).square() + 0 * loss
         if self.machine.world.size > 1:
-            own = total(own, self.machine.world)
+            own = collectives.total(own, self.machine.world)
         return (norm_of(self.shared).square() + own).sqrt()
 
     @contextlib.contextmanager
@@ -216,7 +212,7 @@ class Meter:
         """Return `num_steps` and the sums so far, averaged over all ranks; all call it."""
         if not self.num_steps:
             return {}
-        sums = average(torch.stack(list(self._sums.values())), self._world).tolist()
+        sums = collectives.average(torch.stack(list(self._sums.values())), self._world).tolist()
         return {"num_steps": self.num_steps, **dict(zip(self._sums, sums, strict=True))}
 
     def restore(self, state: dict[str, float], device: torch.device) -> None:
@@ -228,7 +224,7 @@ class Meter:
     def flush(self) -> tuple[dict[str, float], float]:
         """Return the means over all ranks and the seconds per step, and begin anew."""
         sums = torch.stack(list(self._sums.values()))
-        means = average(sums / self.num_steps, self._world).tolist()
+        means = collectives.average(sums / self.num_steps, self._world).tolist()
         self._count_time()  # reading the sums waited for the device
         named = dict(zip(self._sums, means, strict=True))
         seconds = self._seconds / self.num_steps
