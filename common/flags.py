@@ -250,15 +250,9 @@ def parse_flags(
 ) -> Flags:
     """Parse the command line, and below it the YAML file of --config.
 
-    Args:
-        description: shown by --help.
-        table: the flags of the script; `--config` is added.
-        argv: arguments, None for those of the process.
-        positional: an argument without `--name=`, which may be left out.
-        prog: what --help calls the script; None: its file name.
-
-    Exits with status 2 after one line on stderr where a flag or value is wrong. Raises ValueError
-    where the config file is.
+    Beside the flags of the `table` there may be one `positional` argument, without `--name=`. A
+    wrong flag or value ends the process with status 2, after one line on stderr; a wrong config
+    file is a ValueError.
     """
     parser = _build_parser(description, table, positional, prog)
     given: dict[str, Any] = {}

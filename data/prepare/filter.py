@@ -19,11 +19,10 @@ REPORT_COLUMNS = ("path", "label", "reason", "detail", "kept", "kept_label", "di
 
 
 class Removal(NamedTuple):
-    """One image to remove.
+    """One image to remove, for one of REASONS.
 
     Args:
         row: its number.
-        reason: one of REASONS.
         detail: what is broken, or the size.
         kept: number of the kept image that it is a duplicate of; None: it is none.
         distance: bits between their hashes.
@@ -99,11 +98,9 @@ def report_rows(images: ImageList, removals: list[Removal]) -> list[Row]:
     """Lay the removals out in REPORT_COLUMNS."""
     rows = []
     for row, reason, detail, kept, distance in removals:
-        cells = [images.rows[row]["path"], images.rows[row]["label"], reason, detail]
-        if kept is None:
-            cells += ["", "", ""]
-        else:
-            cells += [images.rows[kept]["path"], images.rows[kept]["label"], str(distance)]
+        cells = [images.rows[row]["path"], images.rows[row]["label"], reason, detail, "", "", ""]
+        if kept is not None:
+            cells[4:] = images.rows[kept]["path"], images.rows[kept]["label"], str(distance)
         rows.append(dict(zip(REPORT_COLUMNS, cells, strict=True)))
     return rows
 

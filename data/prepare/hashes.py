@@ -29,15 +29,11 @@ def perceptual_hash(rgb: np.ndarray) -> int:
 
 
 def find_near_duplicates(hashes: np.ndarray, threshold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep hashes that are more than `threshold` bits apart, the first ones first.
+    """Keep hashes (N,) uint64 that are more than `threshold` bits apart, the first ones first.
 
     A hash is kept unless one before it is kept and close to it, so a group does not grow from
     neighbour to neighbour: each left-out hash is close to a kept one. Exact; thresholds up to 7
     look only at hashes that agree in a band of bits, larger ones at all pairs.
-
-    Args:
-        hashes: (N,) uint64, the ones to prefer first.
-        threshold: largest Hamming distance of duplicates in bits.
 
     Returns:
         (N,) int64, number of the nearest kept hash, a kept one's own; and (N,) int64, the bits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -61,8 +61,7 @@ def embed_images(
         log_every: in batches.
         stop: breaks off, with Stopped on all ranks, where the training is to stop.
 
-    Raises ValueError where there is no image, an embedding is not finite (the message names the
-    image), or the feature file is of something else.
+    Raises ValueError where there is no image, or an embedding is not finite.
     """
     assert features is None or stop is None
     if len(image_set) == 0:
@@ -79,17 +78,11 @@ def embed_images(
         embeddings = gather_rows(rows, world, machine.device)
     else:
         embeddings = keep_rows(work, features, own, world)
-    check_finite(embeddings, image_set.paths)
-    return embeddings
-
-
-def check_finite(embeddings: np.ndarray, paths: Sequence[str]) -> None:
-    """Raise ValueError where an embedding is not finite; the message names the image."""
     wrong = first_not_finite(embeddings)
     if wrong is not None:
-        raise ValueError(
-            f"the embedding of {paths[wrong]} holds NaN or infinity: the model diverged"
-        )
+        path = image_set.paths[wrong]
+        raise ValueError(f"the embedding of {path} holds NaN or infinity: the model diverged")
+    return embeddings
 
 
 def missing_rows(

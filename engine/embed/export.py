@@ -209,11 +209,6 @@ def write_torchscript(model: nn.Module, file: Path, metadata: dict[str, Any]) ->
         torch.jit.save(script, opened, _extra_files={METADATA: json.dumps(metadata)})
 
 
-def load_torchscript(file: Path) -> Network:
-    """Load a TorchScript file, on the CPU."""
-    return torch.jit.load(file, map_location="cpu")
-
-
 def import_onnx() -> Any:
     """Import onnx; ValueError where it is not installed."""
     try:
@@ -243,6 +238,8 @@ class Form(NamedTuple):
 
 FORMS = {
     "onnx": Form(".onnx", write_onnx, load_onnx),
-    "torchscript": Form(".torchscript", write_torchscript, load_torchscript),
+    "torchscript": Form(
+        ".torchscript", write_torchscript, partial(torch.jit.load, map_location="cpu")
+    ),
     "safetensors": Form(".safetensors", save_weights, None),
 }

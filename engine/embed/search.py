@@ -105,15 +105,8 @@ def search(
 ) -> list[dict[str, Any]]:
     """Print the neighbours of images or texts and return them; write them to a JSON file, if any.
 
-    Args:
-        work: how images are embedded.
-        search_index: what is searched.
-        queries: images, or texts for the text tower of a CLIP model.
-        k: neighbours of each.
-        file: where the answers go, or None.
-
-    Returns:
-        Per query its `path` or `text`, and `neighbours`, see `find_neighbours`.
+    Texts are embedded by the text tower of a CLIP model. Returns per query its `path` or `text`,
+    and `neighbours`, see `find_neighbours`.
     """
     device = work.machine.device
     if isinstance(queries, ImageSet):
@@ -139,9 +132,8 @@ def find_neighbours(
 ) -> list[list[dict[str, Any]]]:
     """Find the `k` nearest images of an index to embeddings (Q, D) float of queries.
 
-    Returns:
-        Per query its neighbours, each with `rank` (from 1), `row` in the index, `cosine`, `path`
-        and `class_name` (None where it is not known).
+    Returns per query its neighbours, each with `rank` (from 1), `row` in the index, `cosine`,
+    `path` and `class_name` (None where it is not known).
     """
     rows, cosines = search_index.search(features, k, device)
     return [

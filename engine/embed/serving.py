@@ -90,13 +90,9 @@ def open_index(file: str | PathLike[str], embedder: Embedder) -> OpenIndex:
 
 @dataclass(frozen=True)
 class Features:
-    """What infer.py dumped.
+    """What infer.py dumped: embeddings (N, D) float32, mapped from the file, and their images.
 
-    Attributes:
-        embeddings: (N, D) float32, mapped from the file.
-        paths: of the N images.
-        labels: (N,) int64, or None where they are not known.
-        meta: what made them.
+    The labels (N,) int64 are None where they are not known; `meta` says what made all.
     """
 
     embeddings: np.ndarray

@@ -16,6 +16,7 @@ from metric_learning.engine.options.evaluation import (
     MetricOptions,
 )
 from metric_learning.engine.parallel.world import leave_world
+from metric_learning.retrieval.tables import class_table, write_csv
 
 
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
@@ -57,7 +58,9 @@ def evaluate_checkpoint(
     measures.log_metrics(found, work.say)
 
     if table and work.machine.world.is_main:
-        measures.write_class_table(image_set, scores, Path(table))
+        labels = image_set.labels[image_set.is_query]
+        rows = class_table(scores, image_set.class_names, image_set.super_classes, labels)
+        write_csv(rows, Path(table))
     result["super_classes"] = measures.log_super_classes(image_set, scores, work.say)
     work.say(f"End test {len(image_set)}, test_recall {found['recall@1']:.5f}")
     return found | result | {"evaluated": {"images": len(image_set), "flags": dict(work.flags)}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from metric_learning.retrieval.metrics import summarise
 from metric_learning.retrieval.rerank import parse_rerank
 from metric_learning.retrieval.scores import QueryScores
 from metric_learning.retrieval.significance import bootstrap_interval
-from metric_learning.retrieval.tables import class_table, format_table, super_class_table, write_csv
+from metric_learning.retrieval.tables import format_table, super_class_table
 from metric_learning.retrieval.verification import verification_scores
 from metric_learning.retrieval.whitening import fit_whitening
 
@@ -132,12 +131,6 @@ def measure_accuracy(
     found = classify(layer, embeddings, numbers, work.batch_size, work.say, every)
     work.say(", ".join(f"{name} {value:.5f}" for name, value in found.items()))
     return found
-
-
-def write_class_table(image_set: ImageSet, scores: QueryScores, file: Path) -> None:
-    """Write the scores of each class as CSV."""
-    labels = image_set.labels[image_set.is_query]
-    write_csv(class_table(scores, image_set.class_names, image_set.super_classes, labels), file)
 
 
 def log_super_classes(

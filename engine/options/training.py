@@ -83,16 +83,7 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
 
 
 def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
-    """Settle all options of a training.
-
-    Args:
-        flags: of the user, after those of v1 and of the checkpoint were adopted.
-        train_set: the training images.
-        world: this process's place among the ranks.
-
-    Raises:
-        ValueError: flags contradict each other, the data or this machine.
-    """
+    """Settle all options of a training, or raise ValueError where flags contradict each other."""
     _refuse_unused(flags)
     class_dim = check_counts(train_set, flags.class_dim, flags.total_images)
     loss = _settle_loss(flags, world, class_dim)

@@ -138,9 +138,7 @@ def sample_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw pairs of a query and another gallery image of one class, or of two; all equally likely.
 
-    Returns:
-        Rows of the queries and of the gallery images, (num_pairs,) int64 each, with replacement;
-        both empty where there is no such pair.
+    Returns their rows, (num_pairs,) int64 each, with replacement; none where there is no pair.
     """
     rng = np.random.default_rng(seed)
     queries, gallery = subject.query_rows, subject.gallery_rows
@@ -171,23 +169,15 @@ def sample_pairs(
 def pair_cosines(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Cosine similarities of pairs of rows, (P,) float32."""
     unit = unit_rows(embeddings)
-    cosines = [
-        (unit[left] * unit[right]).sum(1)
-        for left, right in zip(
-            torch.as_tensor(first).split(4096), torch.as_tensor(second).split(4096), strict=True
-        )
-    ]
-    return torch.cat(cosines).numpy()
+    blocks = zip(*(torch.as_tensor(rows).split(4096) for rows in (first, second)), strict=True)
+    return torch.cat([(unit[left] * unit[right]).sum(1) for left, right in blocks]).numpy()
 
 
 def choose_queries(scores: QueryScores, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Choose `count` queries of each kind: the best, some at random, and the worst.
+    """Choose `count` places of queries of each kind: "best", "random" and "worst", (count,) int64.
 
     The best have the highest average precision, the worst find their first positive last; among
     them is one query per class as long as there are classes enough.
-
-    Returns:
-        "best", "random" and "worst", each (count,) int64 places among the Q queries.
     """
     shuffled = np.random.default_rng(seed).permutation(len(scores))
     best = shuffled[np.argsort(-scores.columns["map"][shuffled], kind="stable")]

@@ -38,12 +38,9 @@ def map_embeddings(
 
     Visualizing Data using t-SNE (van der Maaten & Hinton 2008),
     https://www.jmlr.org/papers/v9/vandermaaten08a.html, on the first 50 principal components of the
-    embeddings (N, D) on the unit sphere. Of many classes 200 are drawn, of many images 2000: about
-    10 s on one core.
+    embeddings (N, D) on the unit sphere. Of many classes 200 are drawn, of many images 2000.
 
-    Returns:
-        The map, or None where there are fewer than 10 images, all embeddings are the same, or
-        they have one dimension.
+    Returns None where there are fewer than 10 images, all alike, or of one dimension.
     """
     rows = choose_rows(labels, seed)
     unit = normalize(embeddings[rows].astype(np.float64))

@@ -229,6 +229,7 @@ def _confused(
     rows = []
     for label, wrong, count in confusions(neighbour_labels, found.scores.labels)[:NUM_CONFUSIONS]:
         place = data.confusion_example(found, neighbour_labels, (label, wrong))
+
         rows.append(
             {
                 "name": subject.class_names[label],

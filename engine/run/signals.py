@@ -26,11 +26,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """What signals have asked of this process, and what all ranks make of it.
-
-    Attributes:
-        received: number of the first signal; 0 before.
-    """
+    """What signals have asked of this process: `received`, the number of the first, or 0."""
 
     def __init__(self, world: World) -> None:
         self._world = world

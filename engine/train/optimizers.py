@@ -45,7 +45,8 @@ def build_optimizer(
         for group in _groups(parameters, multiplier, options)
     ]
 
-    settings: dict[str, Any] = {"lr": options.lr, "fused": _can_fuse(groups)}
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    settings: dict[str, Any] = {"lr": options.lr, "fused": on_gpu}  # which saves launches
     if options.optimizer == "sgd":
         settings |= {"momentum": options.momentum, "nesterov": options.nesterov}
     return OPTIMIZERS[options.optimizer](groups, **settings)
@@ -98,8 +99,3 @@ def _groups(
         for members, decay in ((matrices, options.weight_decay), (vectors, 0.0))
         if members
     ]
-
-
-def _can_fuse(groups: list[dict[str, Any]]) -> bool:
-    """Whether one kernel may update all parameters: on a GPU, where it saves launches."""
-    return all(parameter.is_cuda for group in groups for parameter in group["params"])

@@ -41,9 +41,6 @@ class TrainingRun:
     """All that a run consists of, and how far it has come.
 
     Attributes:
-        sampler: the images of each batch.
-        start: where it begins.
-        stop: whether a signal asks for an end.
         path: the run folder.
         meta: what a checkpoint says of the model and its training, the step apart.
         meter: the steps since the last log line.

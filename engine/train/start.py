@@ -142,21 +142,16 @@ def prepare_network(
             if report.missing:
                 log(f"weights: {', '.join(report.missing)} not there, starting as new")
     if machine.recompute:
-        recompute_activations(model)
+        try:
+            model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AssertionError, AttributeError) as error:
+            raise ValueError(f"--with_mem_opt: {model.name} cannot, leave the flag out") from error
 
     check_batch_norm(model, optimizer.freeze_bn, machine.sync_bn)
     if machine.sync_bn:
         synchronise_batch_norm(model, machine.world, machine.device)
     place(model, machine.device)
     return model
-
-
-def recompute_activations(model: EmbeddingModel) -> None:
-    """Let the backward pass compute activations again instead of keeping them."""
-    try:
-        model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
-    except (AssertionError, AttributeError) as error:
-        raise ValueError(f"--with_mem_opt: {model.name} cannot, leave the flag out") from error
 
 
 def check_batch_norm(model: EmbeddingModel, freeze_bn: bool, sync_bn: bool) -> None:
