@@ -27,12 +27,8 @@ from metric_learning.reader.sets.image_files import DEFAULT_WORKERS
 class Command:
     """One step of the preparation.
 
-    Args:
-        run: (what is read, output file, a value per flag by its name) -> None.
-        help: what it does, in a sentence.
-        source: what is read.
-        output: default name of the CSV file, in the folder that `source` is or lies in.
-        flags: its own flags.
+    `run` gets what is read, the output file and a value per flag by its name. By default the file
+    is named `output`, in the folder that what is read is or lies in.
     """
 
     run: Callable[..., None]

@@ -19,13 +19,9 @@ REPORT_COLUMNS = ("path", "label", "reason", "detail", "kept", "kept_label", "di
 
 
 class Removal(NamedTuple):
-    """One image to remove, for one of REASONS.
+    """One image to remove, for one of REASONS; `detail` is what is broken, or the size.
 
-    Args:
-        row: its number.
-        detail: what is broken, or the size.
-        kept: number of the kept image that it is a duplicate of; None: it is none.
-        distance: bits between their hashes.
+    A duplicate is `distance` bits from the image of the number `kept`.
     """
 
     row: int

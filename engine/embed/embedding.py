@@ -49,17 +49,9 @@ def embed_images(
 ) -> np.ndarray:
     """Embed every image once, shared among all ranks: (N, D) float32 in the order of the set.
 
-    Args:
-        model: maps images to embeddings, on the device of the machine.
-        image_set: N images.
-        preprocessing: the image pipeline.
-        machine: where, and in which precision; who shares the work.
-        batch_size: images per batch.
-        features: a file for the embeddings: rows that it holds already are not computed again, and
-            the result is mapped from it.
-        log: receives the line `testbatch N, time S sec` every `log_every` batches, if not 0.
-        log_every: in batches.
-        stop: breaks off, with Stopped on all ranks, where the training is to stop.
+    Rows that the file `features` holds are not computed again, and the result is mapped from it.
+    `log` receives the line `testbatch N, time S sec` every `log_every` batches, if not 0. `stop`
+    breaks off, with Stopped on all ranks, where the training that this is part of is to stop.
 
     Raises ValueError where there is no image, or an embedding is not finite.
     """

@@ -31,12 +31,8 @@ EMBEDDING_NAMES = (
 class EmbeddingOptions:
     """Which model embeds which images, and where.
 
-    Attributes:
-        split: of the data set.
-        class_dim: classes of a class layer that weights from elsewhere have, or None.
-        display_iter_step: batches between log lines; 0: none.
-        meta: what the weights file says of itself; empty for those of others.
-        flags: a value per flag, as results tell them.
+    `meta` is what the weights file says of itself, empty for those of others; `flags` has a value
+    per flag, as results tell them. A `class_dim` is that of weights from elsewhere.
     """
 
     model: ModelOptions
@@ -82,12 +78,7 @@ class MetricOptions:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What eval.py does: measure one checkpoint, or compare the second with the first.
-
-    Attributes:
-        works: one or two checkpoints, and their images.
-        features, class_table, json: files for these, or None.
-    """
+    """What eval.py does: measure one checkpoint, or compare the second with the first."""
 
     works: tuple[EmbeddingOptions, ...]
     metrics: MetricOptions
@@ -100,10 +91,7 @@ class EvaluationOptions:
 class InferenceOptions:
     """What infer.py does: dump features, build or search an index, or export the model.
 
-    Attributes:
-        work: the model, and the images of a data set.
-        images: an image or a folder of images instead of those.
-        search_index: what queries are searched in, or None.
+    Instead of the images of `work` there may be `images`, an image or a folder of them.
     """
 
     work: EmbeddingOptions

@@ -84,14 +84,9 @@ class ReadingOptions:
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What a batch is made of, and in which pieces it is computed.
+    """What a batch is made of, and in which pieces it is computed; see the flags of these names.
 
-    Attributes:
-        samples_each_class: K, of losses whose batches are blocks of a class.
-        layout: see `losses.layout_of`; None in stage 1.
-        accumulation_steps: parts of a device's batch, each with a loss of its own.
-        chunk_size: most images in the network at once; 0: all.
-        gather: the loss compares the images of all devices.
+    `layout` is that of `losses.layout_of`, None in stage 1.
     """
 
     train_batch_size: int
@@ -106,12 +101,8 @@ class BatchOptions:
 class LossOptions:
     """What a loss is, see `losses.build_loss`, and what lies around it.
 
-    Attributes:
-        options: its options, those derived from data and model apart.
-        class_dim: number of training classes.
-        alpha: weight of the cross-entropy beside a loss of stage 2; 0: none.
-        xbm_size, xbm_start: cross-batch memory, in embeddings, and the steps before it is used.
-        shard_head: the class weights are split over all processes.
+    The `options` are its own, without those derived from data and model; `class_dim` is the number
+    of training classes. For the others see the flags of these names.
     """
 
     loss_name: str
@@ -176,10 +167,7 @@ class RunOptions:
 class MachineOptions:
     """Where and in which precision a run computes; without `amp_dtype` in float32.
 
-    Attributes:
-        num_workers: processes that read images.
-        recompute: activations are computed again instead of kept.
-        sync_bn: batch norm takes its statistics over all processes.
+    With `recompute` activations are computed again instead of kept, see --with_mem_opt.
     """
 
     world: World

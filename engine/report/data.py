@@ -64,13 +64,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Found:
-    """What the queries of a subject found.
+    """What the Q queries of a subject that have a positive found.
 
     Attributes:
-        scores: of the Q queries that have a positive.
         rows: (Q,) int64, their rows in the subject.
-        neighbours: (Q, k) int64, rows of their nearest gallery images, nearest first.
-        cosines: (Q, k) float32.
+        neighbours, cosines: (Q, k) int64 rows of their nearest gallery images, and (Q, k) float32.
         num_findable: gallery images that a query can find: all but itself.
     """
 

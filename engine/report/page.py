@@ -24,6 +24,8 @@ from metric_learning.engine.report.plots import plot_map
 from metric_learning.retrieval.metrics import DEFAULT_KS, summarise
 from metric_learning.retrieval.tables import class_table, confusions, worst_first
 
+Thumbnail = Callable[[int, int], str]  # row, pixels of the longer side -> data URI
+Row = dict[str, Any]
 TEMPLATES = Path(__file__).with_name("templates")
 NUM_QUERIES, NUM_PAIRS, NUM_CONFUSIONS = 8, 100_000, 12
 QUERY_PIXELS, MAP_PIXELS = 128, 48  # longer side of a thumbnail; shown smaller
@@ -109,8 +111,8 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([_./-])(?=[\w(])", r"\1<wbr>", str(escape(name))))
 
 
-def _thumbnails(read_image: Callable[[int], np.ndarray]) -> Callable[[int, int], str]:
-    """Return a function (row, pixels of the longer side) -> data URI of a small JPEG."""
+def _thumbnails(read_image: Callable[[int], np.ndarray]) -> Thumbnail:
+    """Return a function that makes small JPEGs of the images that another one reads."""
 
     @cache
     def thumbnail(row: int, pixels: int) -> str:
@@ -147,7 +149,7 @@ def _tiles(found: data.Found, curve: data.RecallCurve) -> list[dict[str, str]]:
     ]
 
 
-def _recall_rows(curve: data.RecallCurve) -> list[dict[str, Any]]:
+def _recall_rows(curve: data.RecallCurve) -> list[Row]:
     """K, Recall@K and interval at the powers of ten and at the end of the curve."""
     return [
         {
@@ -160,7 +162,7 @@ def _recall_rows(curve: data.RecallCurve) -> list[dict[str, Any]]:
     ]
 
 
-def _similarities(subject: data.Subject, seed: int) -> dict[str, Any]:
+def _similarities(subject: data.Subject, seed: int) -> Row:
     """Chart and quantiles of the similarities of sampled pairs."""
     cosines = {}
     for name, is_positive in (("same class", True), ("two classes", False)):
@@ -181,8 +183,8 @@ def _similarities(subject: data.Subject, seed: int) -> dict[str, Any]:
 
 
 def _query_groups(
-    subject: data.Subject, found: data.Found, thumbnail: Callable[[int, int], str], seed: int
-) -> list[dict[str, Any]]:
+    subject: data.Subject, found: data.Found, thumbnail: Thumbnail, seed: int
+) -> list[Row]:
     """Best, random and worst queries with their first neighbours."""
     return [
         {
@@ -194,11 +196,10 @@ def _query_groups(
     ]
 
 
-def _query(
-    subject: data.Subject, found: data.Found, thumbnail: Callable[[int, int], str], place: int
-) -> dict[str, Any]:
+def _query(subject: data.Subject, found: data.Found, thumbnail: Thumbnail, place: int) -> Row:
     """One query with its neighbours."""
     row = int(found.rows[place])
+    pairs = found.neighbours[place].tolist(), found.cosines[place].tolist()
     hits = [
         {
             "picture": thumbnail(neighbour, QUERY_PIXELS),
@@ -206,9 +207,7 @@ def _query(
             "is_right": bool(subject.labels[neighbour] == subject.labels[row]),
             "cosine": cosine,
         }
-        for neighbour, cosine in zip(
-            found.neighbours[place].tolist(), found.cosines[place].tolist(), strict=True
-        )
+        for neighbour, cosine in zip(*pairs, strict=True)
     ]
 
     return {
@@ -221,9 +220,7 @@ def _query(
     }
 
 
-def _confused(
-    subject: data.Subject, found: data.Found, thumbnail: Callable[[int, int], str]
-) -> list[dict[str, Any]]:
+def _confused(subject: data.Subject, found: data.Found, thumbnail: Thumbnail) -> list[Row]:
     """The pairs of classes that are confused most often, each with an example."""
     neighbour_labels = subject.labels[found.neighbours[:, 0]]
     rows = []
@@ -244,11 +241,7 @@ def _confused(
     return rows
 
 
-def _map(
-    subject: data.Subject,
-    layout: embedding_map.EmbeddingMap,
-    thumbnail: Callable[[int, int], str],
-) -> dict[str, Any]:
+def _map(subject: data.Subject, layout: embedding_map.EmbeddingMap, thumbnail: Thumbnail) -> Row:
     """The map of the embeddings, its images grouped by class."""
     labels = subject.labels[layout.rows]
     classes = []

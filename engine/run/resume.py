@@ -16,11 +16,9 @@ AUTO = "auto"  # --checkpoint=auto: the newest good checkpoint of the run
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins: a checkpoint, or None from scratch.
+    """Where a training begins: a checkpoint, or None; `notes` tell what was passed over.
 
-    Attributes:
-        folder: its run folder where --checkpoint=auto has settled it, else None.
-        notes: for the log: checkpoints that were passed over, and why.
+    The `folder` is its run folder where --checkpoint=auto has settled it, else None.
     """
 
     checkpoint: str | None
