@@ -13,15 +13,8 @@ def load_array_pickle(path: Path, encoding: str = "latin1") -> Any:
     """Read a pickle of plain values, or of a dict of them, some of which are NumPy arrays.
 
     The pickle gets none of Python's or NumPy's own functions, only the stand-ins of this module,
-    which build arrays of plain numbers. Any other name in it is an error.
-
-    Args:
-        path: the file.
-        encoding: of the text of Python 2; "bytes" leaves it as bytes.
-
-    Raises:
-        pickle.UnpicklingError: it names code; a damaged file can raise anything.
-        OSError: it cannot be read.
+    which build arrays of plain numbers. Any other name in it is a pickle.UnpicklingError. Text of
+    Python 2 is in `encoding`; "bytes" leaves it as bytes.
     """
     with path.open("rb") as file:
         content = _ArrayUnpickler(file, encoding=encoding).load()
@@ -34,12 +27,7 @@ def load_array_pickle(path: Path, encoding: str = "latin1") -> Any:
 
 
 def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
-    """Read a pickled dict of name -> array; entries that are no arrays are left out.
-
-    Raises:
-        ValueError: the file is damaged, names code, or holds no arrays.
-        OSError: it cannot be read.
-    """
+    """Read the arrays of a pickled dict; ValueError where it is damaged, names code or has none."""
     try:
         content = load_array_pickle(path)
     except OSError:
@@ -50,6 +38,7 @@ def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
             f"{path}: not readable as a pickle of arrays ({reason}); "
             "expected Paddle's PREFIX.pdparams or a file that torch.save wrote"
         ) from error
+
     items = content.items() if isinstance(content, dict) else ()
     arrays = {
         name: value

@@ -14,12 +14,9 @@ TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # .NAME.PID.tmp
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside `path` and rename it, so that `path` is always whole.
+    """Write a file beside `path` and rename it, so that `path` is always whole, and on the disk.
 
-    When this returns, the file is on the disk and survives a loss of power.
-
-    Raises:
-        OSError: it cannot be written, with `path` as its `filename`; what was there still is.
+    Raises OSError, with `path` as its `filename`, where it cannot; what was there still is.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

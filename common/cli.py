@@ -27,9 +27,7 @@ OTHER_RANKS_WAIT = 5  # seconds
 def user_errors() -> Iterator[None]:
     """Turn user errors, a full GPU and a lost process into one line on stderr and exit status 2.
 
-    User errors are ValueError and OSError.
-
-    Set METRIC_LEARNING_TRACEBACK=1 to see where the error comes from.
+    User errors are ValueError and OSError; METRIC_LEARNING_TRACEBACK=1 shows where they come from.
     """
     try:
         yield
@@ -59,9 +57,8 @@ def user_errors() -> Iterator[None]:
 def fail(message: str) -> NoReturn:
     """Print `error: message` on stderr and exit with status 2.
 
-    Of the processes that torchrun started, the first prints at once. Another one waits before it
-    prints what may be its own error alone: if the first one has failed too, torchrun meanwhile
-    ends it.
+    Of the processes that torchrun started, the first prints at once. The others wait first: if it
+    has failed too, torchrun ends them meanwhile, and what may be their own error alone is printed.
     """
     rank = int(os.environ.get("RANK", "0"))
     if rank:

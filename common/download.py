@@ -16,14 +16,9 @@ TIMEOUT_SECONDS = 60
 
 
 def download(urls: Sequence[str], part: Path) -> None:
-    """Download from the first address that answers, going on where an earlier try stopped.
+    """Download one file to `part` from the first address that answers, going on where it stopped.
 
-    Args:
-        urls: addresses of one file, tried in turn.
-        part: where it goes; whole when this returns.
-
-    Raises:
-        ConnectionError: no address gave the whole file; what came is kept.
+    Raises ConnectionError where no address gave the whole file; what came is kept.
     """
     failures = []
     for url in urls:

@@ -25,9 +25,7 @@ TRUE_WORDS, FALSE_WORDS = ("true", "yes", "on", "1"), ("false", "no", "off", "0"
 
 @dataclass(frozen=True)
 class Flags:
-    """What the user asked for: a value per flag, and which flags he gave. Nothing changes it.
-
-    A value is read as an attribute, `flags.lr`.
+    """What the user asked for, read as attributes, `flags.lr`. Nothing changes it.
 
     Attributes:
         values: flag -> value, given or default.
@@ -58,13 +56,7 @@ class Flags:
     ) -> Flags:
         """Return flags with what a file says in place of what was not given.
 
-        Args:
-            source: the file, for the error.
-            fixed: values that the user cannot change.
-            others: values that he can.
-
-        Raises:
-            ValueError: a given flag contradicts the file.
+        Raises ValueError where a given flag contradicts one of the `fixed` values; `others` yield.
         """
         for name, value in fixed.items():
             if name in self.given and self.values[name] != value:
@@ -259,19 +251,9 @@ def parse_flags(
 ) -> Flags:
     """Parse the command line, and below it the YAML file of --config.
 
-    Args:
-        description: shown by --help.
-        table: the flags of the script; `--config` is added.
-        argv: arguments, None for those of the process.
-        positional: an argument without `--name=`, which may be left out.
-        prog: what --help calls the script; None: its file name.
-
-    Returns:
-        A value per flag, and the names of the flags that were given by the user.
-
-    Raises:
-        SystemExit: with status 2 after one line on stderr, where a flag or value is wrong.
-        ValueError: the config file is wrong.
+    Beside the flags of the `table` there may be one `positional` argument, without `--name=`. A
+    wrong flag or value ends the process with status 2, after one line on stderr; a wrong config
+    file is a ValueError.
     """
     parser = _build_parser(description, table, positional, prog)
     given: dict[str, Any] = {}
@@ -351,12 +333,7 @@ def _shown(value: Any) -> str:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """Read the YAML file of --config: flag -> value.
-
-    Raises:
-        ValueError: it is no YAML file of flags.
-        OSError: it cannot be read.
-    """
+    """Read the YAML file of --config: flag -> value; ValueError where it is none."""
     with open(path, encoding="utf-8") as file:
         try:
             settings = yaml.safe_load(file)

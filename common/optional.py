@@ -7,16 +7,7 @@ from typing import Any
 
 
 def import_optional(module: str, needed_by: str, package: str | None = None) -> Any:
-    """Import a module that may be absent.
-
-    Args:
-        module: its name, as in an import statement.
-        needed_by: what cannot be done without it, for the error.
-        package: what pip calls it; None: as the module.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Import a module that may be absent; ValueError, with what pip calls it, where it is."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -6,11 +6,7 @@ from pathlib import Path
 
 
 def prepare_output(flag: str, file: str) -> Path:
-    """Make the folder of a result file, so that a wrong path is an error before the work.
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
+    """Make the folder of a result file; ValueError, before the work, where it cannot be written."""
     path = Path(file)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,15 +9,9 @@ from collections.abc import Mapping
 def parse_options(
     text: str, types: Mapping[str, type[int] | type[float]], what: str
 ) -> dict[str, float]:
-    """Parse `name=value,name=value` into the parameters that were given.
+    """Parse `name=value,name=value` into the parameters that were given, of those of `types`.
 
-    Args:
-        text: no, one or several parameters; blanks around them do not count.
-        types: parameter -> int or float, all that may be given.
-        what: whose parameters they are, for the error.
-
-    Raises:
-        ValueError: a parameter is unknown, given twice, or not a finite number of its type.
+    Raises ValueError where one is unknown, given twice, or not a finite number of its type.
     """
     options: dict[str, float] = {}
     for part in filter(None, map(str.strip, text.split(","))):

@@ -31,14 +31,9 @@ from metric_learning.common.places import data_root
 
 @dataclass(frozen=True)
 class Source:
-    """Where one data set comes from.
+    """Where one data set comes from: its `urls` are tried in turn, `md5` is of the archive.
 
-    Args:
-        folder: name of the data set's folder under data/.
-        marker: a file or folder that the unpacked data set holds.
-        urls: addresses of the archive, tried in turn.
-        filename: name of the archive on disk.
-        md5: published checksum of the archive; None: there is none.
+    The unpacked data set goes to the folder `folder` and holds `marker`, a file or a folder.
     """
 
     folder: str
@@ -166,11 +161,7 @@ def fetch(source: Source, root: Path) -> None:
 
 
 def verify(path: Path, md5: str | None) -> None:
-    """Compare a file with its published checksum; without one its sha256 is printed.
-
-    Raises:
-        ValueError: the checksum differs.
-    """
+    """Compare a file with its published checksum, if any; ValueError where it differs."""
     if md5 is None:
         found = checksum_of(path, "sha256")
         print(f"no published checksum: the file's sha256 is {found}")
@@ -181,8 +172,7 @@ def verify(path: Path, md5: str | None) -> None:
 def unpack(archive: Path, marker: str, target: Path) -> None:
     """Unpack beside the target, then move the folder that holds the marker to the target.
 
-    Raises:
-        ValueError: a broken archive, one with unsafe names or links, or one without the marker.
+    Raises ValueError: a broken archive, one with unsafe names or links, or without the marker.
     """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as scratch:
         content = Path(scratch) / "content"

@@ -53,20 +53,10 @@ def make_demo(
     size: int = 96,
     seed: int = 0,
 ) -> str:
-    """Draw the data set into `folder`, which appears complete or not at all.
+    """Draw the data set into `folder`, which appears complete or not at all; return what was done.
 
-    Args:
-        folder: where to put it; one made earlier with other arguments is replaced.
-        num_classes: even; the first half are training classes, the others test classes.
-        views: images of each class.
-        size: side of the images in pixels.
-        seed: the same seed gives the same images.
-
-    Returns:
-        One line that says what was done.
-
-    Raises:
-        ValueError: an argument is out of range, or the folder holds something else.
+    One made earlier with other arguments is replaced. The first half of the classes are for
+    training. Raises ValueError where an argument is wrong, or the folder holds something else.
     """
     _check_arguments(num_classes, views, size, seed)
     folder = Path(folder)

@@ -35,13 +35,8 @@ _NUM_CANDIDATES = 100
 class Product:
     """What all views of one class have in common.
 
-    Args:
-        shape: form of the body, 0..3.
-        part: form of what is attached to it (handle, foot, legs, arms, luggage), 0..3.
-        pattern: index into PATTERNS.
-        palette: index into PALETTES.
-        trim: index into TRIMS, the colour of the attached part.
-        width, height, detail: proportions, 0..1.
+    `shape` and `part`, 0..3, are the forms of the body and of what is attached to it (handle, foot,
+    legs, arms, luggage), `pattern`, `palette` and `trim` indices, the others proportions, 0..1.
     """
 
     shape: int

@@ -7,12 +7,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 
 def draw_view(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return an RGB image of half the picture's side that shows it once, somewhere, somehow.
-
-    Args:
-        picture: the product on a transparent square.
-        rng: source of all random draws.
-    """
+    """Return an RGB image of half the picture's side that shows it once, somewhere, somehow."""
     side = picture.width
     scene = _draw_background(side, rng)
     product = _pose(picture, rng)

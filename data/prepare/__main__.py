@@ -27,13 +27,8 @@ from metric_learning.reader.sets.image_files import DEFAULT_WORKERS
 class Command:
     """One step of the preparation.
 
-    Args:
-        run: (what is read, output file, a value per flag by its name) -> None.
-        help: what it does, in a sentence.
-        source: what is read.
-        output: default name of the CSV file that it writes, in the folder that `source` is or
-            lies in.
-        flags: its own flags.
+    `run` gets what is read, the output file and a value per flag by its name. By default the file
+    is named `output`, in the folder that what is read is or lies in.
     """
 
     run: Callable[..., None]
@@ -112,12 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check_source(path: str | None) -> Path:
-    """Return the file or folder to read.
-
-    Raises:
-        FileNotFoundError: there is nothing to read.
-        ValueError: no path was given.
-    """
+    """Return the file or folder to read; FileNotFoundError or ValueError where there is none."""
     if not path:
         raise ValueError("expected a path behind the command; --help tells more")
     if not Path(path).exists():
@@ -126,11 +116,7 @@ def check_source(path: str | None) -> Path:
 
 
 def choose_output(source: Path, output: str | None, default: str) -> Path:
-    """Return the file to write, by default beside what is read.
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
+    """Return the file to write, by default beside what is read; ValueError where it cannot be."""
     folder = source if source.is_dir() else source.parent
     file = prepare_output("output", output or str(folder / default))
     if not os.access(file.parent, os.W_OK):

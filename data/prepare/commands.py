@@ -36,16 +36,7 @@ def scan(tree: Path, output: Path, num_workers: int) -> None:
 def filter_images(
     file: Path, output: Path, report: str, min_size: int, max_size: int, threshold: int | None
 ) -> None:
-    """Remove images, and report which and why.
-
-    Args:
-        file: the list.
-        output: the list of what is left.
-        report: the list of what was removed; empty: OUTPUT_removed.csv.
-        min_size: see this and what follows at `choose_removals`.
-        max_size: likewise.
-        threshold: likewise.
-    """
+    """Remove images, see `choose_removals`, and list them in `report` or OUTPUT_removed.csv."""
     if max_size and min_size > max_size:
         raise ValueError(f"--min_size={min_size} and --max_size={max_size} leave no image")
     if (threshold or 0) > HASH_BITS // 2:
@@ -93,11 +84,7 @@ def folds(file: Path, output: Path, k: int, open_set: bool, random_seed: int) ->
 
 
 def read_whole_images(file: Path, column: str) -> ImageList:
-    """Read a list that is to get a column.
-
-    Raises:
-        ValueError: it has the column already, or holds broken images.
-    """
+    """Read a list that is to get a column; ValueError where it has it, or has broken images."""
     images = read_image_list(file)
     if column in images.columns:
         raise ValueError(f"{file} has a column {column} already: start from a file without it")

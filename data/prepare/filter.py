@@ -19,14 +19,9 @@ REPORT_COLUMNS = ("path", "label", "reason", "detail", "kept", "kept_label", "di
 
 
 class Removal(NamedTuple):
-    """One image to remove.
+    """One image to remove, for one of REASONS; `detail` is what is broken, or the size.
 
-    Args:
-        row: its number.
-        reason: one of REASONS.
-        detail: what is broken, or the size.
-        kept: number of the kept image that it is a duplicate of; None: it is none.
-        distance: bits between their hashes.
+    A duplicate is `distance` bits from the image of the number `kept`.
     """
 
     row: int
@@ -39,16 +34,13 @@ class Removal(NamedTuple):
 def choose_removals(
     images: ImageList, min_size: int, max_size: int, threshold: int | None
 ) -> list[Removal]:
-    """Choose the images to remove, in the order of REASONS.
+    """Choose the images to remove, in the order of REASONS; ValueError where a cell is wrong.
 
     Args:
         images: with columns width, height, hash and broken.
         min_size: shortest allowed short side in pixels; 0: any.
         max_size: longest allowed long side in pixels; 0: any.
         threshold: bits by which the hashes of duplicates differ at most; None: keep duplicates.
-
-    Raises:
-        ValueError: a column is missing or a cell is wrong.
     """
     if BROKEN not in images.columns:
         raise ValueError(f"{images.file} has no column {BROKEN}: expected a file that scan wrote")
@@ -102,11 +94,9 @@ def report_rows(images: ImageList, removals: list[Removal]) -> list[Row]:
     """Lay the removals out in REPORT_COLUMNS."""
     rows = []
     for row, reason, detail, kept, distance in removals:
-        cells = [images.rows[row]["path"], images.rows[row]["label"], reason, detail]
-        if kept is None:
-            cells += ["", "", ""]
-        else:
-            cells += [images.rows[kept]["path"], images.rows[kept]["label"], str(distance)]
+        cells = [images.rows[row]["path"], images.rows[row]["label"], reason, detail, "", "", ""]
+        if kept is not None:
+            cells[4:] = images.rows[kept]["path"], images.rows[kept]["label"], str(distance)
         rows.append(dict(zip(REPORT_COLUMNS, cells, strict=True)))
     return rows
 

@@ -29,15 +29,11 @@ def perceptual_hash(rgb: np.ndarray) -> int:
 
 
 def find_near_duplicates(hashes: np.ndarray, threshold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep hashes that are more than `threshold` bits apart, the first ones first.
+    """Keep hashes (N,) uint64 that are more than `threshold` bits apart, the first ones first.
 
     A hash is kept unless one before it is kept and close to it, so a group does not grow from
     neighbour to neighbour: each left-out hash is close to a kept one. Exact; thresholds up to 7
     look only at hashes that agree in a band of bits, larger ones at all pairs.
-
-    Args:
-        hashes: (N,) uint64, the ones to prefer first.
-        threshold: largest Hamming distance of duplicates in bits.
 
     Returns:
         (N,) int64, number of the nearest kept hash, a kept one's own; and (N,) int64, the bits
@@ -56,10 +52,7 @@ def find_near_duplicates(hashes: np.ndarray, threshold: int) -> tuple[np.ndarray
 
 
 def _build_index(threshold: int) -> faiss.IndexBinary:
-    """Build an empty index that finds the nearest code where it is at most `threshold` bits away.
-
-    Of threshold + 1 bands at least one is the same in both codes.
-    """
+    """Build an index of codes up to `threshold` bits away: one of threshold + 1 bands is equal."""
     width = min(HASH_BITS // (threshold + 1), _MAX_BAND)
     if width < _MIN_BAND:
         return faiss.IndexBinaryFlat(HASH_BITS)

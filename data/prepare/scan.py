@@ -6,13 +6,8 @@ import os
 from pathlib import Path
 
 from metric_learning.data.prepare.hashes import HASH_BITS, perceptual_hash
+from metric_learning.reader.sets import folders
 from metric_learning.reader.sets.csv_files import Row
-from metric_learning.reader.sets.folders import (
-    has_train_test,
-    list_classes,
-    split_folders,
-    walk_images,
-)
 from metric_learning.reader.sets.image_files import map_files, read_content
 
 
@@ -22,25 +17,19 @@ def scan_tree(tree: Path, num_workers: int) -> list[Row]:
     The label of an image is the path of its folder. In a tree divided into train/ and test/ it is
     the path below these, and they go to the column split.
 
-    Args:
-        tree: the folder.
-        num_workers: processes that read images; 0: this one alone.
-
     Returns:
         Columns path (relative to the tree, with /), label, width and height in pixels, hash (16
         hexadecimal digits, see `perceptual_hash`), broken (the reason, else empty), and split in a
         divided tree.
 
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it has no class folders with images.
+    Raises FileNotFoundError where there is no folder, ValueError where it has no class folders.
     """
     if not tree.is_dir():
         raise FileNotFoundError(f"no folder {tree}")
     places = [
         (path, label, split)
         for split, folder in _parts(tree).items()
-        for label, files in list_classes(folder, levels=None).items()
+        for label, files in folders.list_classes(folder, levels=None).items()
         for path in files
     ]
     if not places:
@@ -73,7 +62,7 @@ def list_ignored(tree: Path) -> list[str]:
     loose = [
         os.path.relpath(path, tree)
         for folder in dict.fromkeys((tree, *parts.values()))
-        for path in walk_images(folder, levels=0).get("", [])
+        for path in folders.walk_images(folder, levels=0).get("", [])
     ]
     if "" in parts:
         return loose
@@ -83,7 +72,7 @@ def list_ignored(tree: Path) -> list[str]:
 
 def _parts(tree: Path) -> dict[str, Path]:
     """Split -> folder of a divided tree, else "" -> the tree."""
-    return split_folders(tree) if has_train_test(tree) else {"": tree}
+    return folders.split_folders(tree) if folders.has_train_test(tree) else {"": tree}
 
 
 def _printable(name: str) -> str:

@@ -11,15 +11,9 @@ from metric_learning.reader.sets.csv_files import ImageList
 
 
 def split_classes(labels: list[str], min_n_samples: int, max_n_samples: int) -> list[str]:
-    """Give each image its split: train if its class has a number of images in the range, or test.
+    """Give each image its split, train if its class has a number of images in the range, or test.
 
-    Args:
-        labels: N class names.
-        min_n_samples: least images of a training class.
-        max_n_samples: most images of a training class; 0: no limit.
-
-    Raises:
-        ValueError: all classes are on one side.
+    The largest number may be 0: no limit. Raises ValueError where all classes are on one side.
     """
     sizes = Counter(labels)
     most = max_n_samples or max(sizes.values())
@@ -35,11 +29,7 @@ def split_classes(labels: list[str], min_n_samples: int, max_n_samples: int) -> 
 
 
 def closed_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
-    """Divide images into k folds that each hold every class in the same share: (N,) int64.
-
-    Raises:
-        ValueError: a class has fewer than k images.
-    """
+    """Divide images into k folds with the same share of every class: (N,) int64; or ValueError."""
     small = {label: size for label, size in Counter(labels).items() if size < k}
     if small:
         label = min(small, key=lambda name: (small[name], name))
@@ -56,13 +46,10 @@ def closed_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
 
 
 def open_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
-    """Divide classes into k folds with about the same number of images: (N,) int64.
+    """Divide classes into k folds with about the same number of images: (N,) int64; or ValueError.
 
     The largest classes are dealt out first, each to the fold with the fewest images; the seed
     decides among classes of one size.
-
-    Raises:
-        ValueError: there are fewer than k classes.
     """
     names, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     if len(names) < k:
@@ -77,11 +64,7 @@ def open_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
 
 
 def fold_column(images: ImageList, k: int, open_set: bool, seed: int) -> list[str]:
-    """Fold of each image as text; test images of the column split, where it is there, are in none.
-
-    Raises:
-        ValueError: too few classes, or images of a class.
-    """
+    """Fold of each image as text; test images of the column split, where it is there, have none."""
     in_train = [row.get("split", "train") == "train" for row in images.rows]
     rows = np.flatnonzero(in_train)
     if len(rows) == 0:

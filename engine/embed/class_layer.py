@@ -18,19 +18,10 @@ from metric_learning.models.weights.fingerprint import RANDOM
 def load_class_layer(
     path: str, meta: Mapping[str, Any], model: EmbeddingModel, class_dim: int | None
 ) -> nn.Module | None:
-    """Load the class layer of a weights file: that of its training, or a classifier from elsewhere.
+    """Load the class layer of a weights file as a stage-1 loss in evaluation mode, or None.
 
-    Args:
-        path: what --pretrained_model names.
-        meta: what this project wrote beside the weights; empty for files of others.
-        model: the network that the file was loaded into.
-        class_dim: the number of its classes; without it, classifiers from elsewhere are left out.
-
-    Returns:
-        A stage-1 loss in evaluation mode; None where there is none.
-
-    Raises:
-        ValueError: there is none of `class_dim` classes.
+    It is that of the training that `meta` tells of, or a classifier from elsewhere, for which
+    `class_dim` has to be given. Raises ValueError where there is none of that size.
     """
     if "loss" in meta:
         layer = _layer_of_training(path, meta, model.embedding_size)
@@ -68,13 +59,3 @@ def _layer_from_elsewhere(path: str, model: EmbeddingModel) -> SoftmaxLoss | Non
     layer = SoftmaxLoss(*found.weight.shape)
     layer.load_state_dict({"weight": found.weight, "bias": found.bias})
     return layer
-
-
-def class_layer_of(criterion: nn.Module) -> Any:
-    """Return the class layer of a loss in training: a stage-1 loss itself, that of a joint loss.
-
-    Returns:
-        None where there is none, or where each process has a part of it (--shard_head).
-    """
-    layer = getattr(criterion, "class_layer", criterion)
-    return layer if hasattr(layer, "class_scores") else None

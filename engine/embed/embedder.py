@@ -30,11 +30,10 @@ EMBEDDING = "embedding"  # the column that is added to it
 
 @dataclass(frozen=True)
 class Embedder:
-    """A model ready to embed images.
+    """A model in evaluation mode on its device, ready to embed images.
 
     Attributes:
         work: what it is, where it computes, and what its checkpoint says of it.
-        model: in evaluation mode, on its device.
         preprocessing: the image pipeline that it was trained with.
         class_layer: a stage-1 loss with its class weights, or None where there is none.
         source: a line about where the weights come from and what of them was left out.
@@ -87,12 +86,7 @@ class Embedder:
 
 
 def load_embedder(work: EmbeddingOptions) -> Embedder:
-    """Load a model and its weights.
-
-    Raises:
-        ValueError: the weights do not fit the model.
-        OSError: they cannot be read.
-    """
+    """Load a model and its weights; ValueError where the weights do not fit the model."""
     path, name = work.weights, work.model.model
     torch.manual_seed(work.machine.seed)
     model = build_network(work.model)
@@ -131,11 +125,7 @@ def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
 
 
 def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> FeatureFile:
-    """Return the file of --features for the embeddings of images, not prepared yet.
-
-    Raises:
-        ValueError: the file cannot be written, or its name does not end in .npy.
-    """
+    """Return the file of --features for the embeddings of images; ValueError where it cannot be."""
     path = prepare_output("features", file)
     if path.suffix != ".npy":
         raise ValueError(f"--features={path}: expected a name that ends in .npy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -49,23 +49,11 @@ def embed_images(
 ) -> np.ndarray:
     """Embed every image once, shared among all ranks: (N, D) float32 in the order of the set.
 
-    Args:
-        model: maps images to embeddings, on the device of the machine.
-        image_set: N images.
-        preprocessing: the image pipeline.
-        machine: where, and in which precision; who shares the work.
-        batch_size: images per batch.
-        features: a file for the embeddings: rows that it holds already are not computed again, and
-            the result is mapped from it.
-        log: receives the line `testbatch N, time S sec` every `log_every` batches.
-        log_every: in batches; 0 logs nothing.
-        stop: breaks off where the training that this is part of is to stop.
+    Rows that the file `features` holds are not computed again, and the result is mapped from it.
+    `log` receives the line `testbatch N, time S sec` every `log_every` batches, if not 0. `stop`
+    breaks off, with Stopped on all ranks, where the training that this is part of is to stop.
 
-    Raises:
-        Stopped: on all ranks, where `stop` was asked of one.
-        ValueError: there is no image, an embedding is not finite (the message names the image), or
-            the feature file is of something else.
-        OSError: an image cannot be read.
+    Raises ValueError where there is no image, or an embedding is not finite.
     """
     assert features is None or stop is None
     if len(image_set) == 0:
@@ -82,17 +70,11 @@ def embed_images(
         embeddings = gather_rows(rows, world, machine.device)
     else:
         embeddings = keep_rows(work, features, own, world)
-    check_finite(embeddings, image_set.paths)
-    return embeddings
-
-
-def check_finite(embeddings: np.ndarray, paths: Sequence[str]) -> None:
-    """Raise ValueError where an embedding is not finite; the message names the image."""
     wrong = first_not_finite(embeddings)
     if wrong is not None:
-        raise ValueError(
-            f"the embedding of {paths[wrong]} holds NaN or infinity: the model diverged"
-        )
+        path = image_set.paths[wrong]
+        raise ValueError(f"the embedding of {path} holds NaN or infinity: the model diverged")
+    return embeddings
 
 
 def missing_rows(
@@ -180,10 +162,7 @@ def collect_rows(
 def keep_rows(
     work: Iterator[np.ndarray], features: FeatureFile, rows: np.ndarray, world: World
 ) -> np.ndarray:
-    """Write embeddings to rows of a feature file, and map all that it then holds, (N, D) float32.
-
-    What was computed stays whatever happens.
-    """
+    """Write embeddings to rows of a feature file, as they come, and map all it holds, (N, D)."""
     if len(rows):
         writer = FeatureWriter(features, rows)
         try:

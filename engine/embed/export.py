@@ -17,10 +17,7 @@ from metric_learning.common.atomic import write_atomically
 from metric_learning.common.log import log, versions
 from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
-from metric_learning.engine.options.evaluation import (
-    EMBEDDING_NAMES,
-    EmbeddingOptions,
-)
+from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.models import save_weights
 from metric_learning.models.weights.files import identify
 from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
@@ -54,14 +51,9 @@ class UnitEmbeddings(nn.Module):
 def export_model(
     work: EmbeddingOptions, form: str, output: str | None, is_normalized: bool
 ) -> Path:
-    """Write the model in the form of --export, and return the file.
+    """Write the model in the form of --export, and return the file; ValueError where it has none.
 
-    A file that runs by itself gets its name only when it gives the embeddings that torch gives;
-    an ONNX file is not compared where onnxruntime is missing.
-
-    Raises:
-        ValueError: a flag is wrong, the model has no such form, or its embeddings differ.
-        OSError: a file cannot be read or written.
+    A file that runs by itself gets its name only when it gives the embeddings that torch gives.
     """
     file = check_output(form, output, work.weights)
     embedder = load_embedder(work)
@@ -99,11 +91,8 @@ def check_output(form: str, output: str | None, weights: str) -> Path:
 def describe(embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
     """Say what is needed to use the exported model or to rebuild it, and what it comes from.
 
-    Returns:
-        The model's flags; `mean`, `std` and `preprocessing`, the steps from an image file to the
-        input in words and numbers; `input` and `output`; `weights` and `fingerprint`, the file
-        that was exported, by name and SHA-256; `versions`; and what the checkpoint knows, such as
-        `loss`, `dataset`, `step` and the `class_names` of its training images.
+    Beside the model's flags, `preprocessing` has the steps from an image file to the input in words
+    and numbers, and `weights` and `fingerprint` the file that was exported, by name and SHA-256.
     """
     work, preprocessing = embedder.work, embedder.preprocessing
     shape = [3, preprocessing.crop_size, preprocessing.crop_size]
@@ -131,12 +120,7 @@ def describe(embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
 
 
 def write_and_compare(form: str, model: nn.Module, metadata: dict[str, Any], file: Path) -> None:
-    """Write a file of a form, run it, and compare its embeddings with the model's.
-
-    Raises:
-        ValueError: the model has no such form, or its embeddings differ.
-        OSError: the file cannot be written.
-    """
+    """Write a file of a form, run it, and compare its embeddings; ValueError where they differ."""
     _, write, load = FORMS[form]
     try:
         with warnings.catch_warnings():  # that TorchScript is deprecated, that shapes are fixed
@@ -181,10 +165,10 @@ def largest_difference(model: nn.Module, network: Network, image_shape: list[int
 
 
 def write_onnx(model: nn.Module, file: Path, metadata: dict[str, Any]) -> None:
-    """Write a network as ONNX with the description in its metadata.
+    """Write a network as ONNX with the description in its metadata, by torch's older exporter.
 
-    By torch's older exporter. The newer one takes ten times as long and one more package, and that
-    of torch 2.6 fails on ResNets and fixes the batch of vision transformers.
+    The newer one takes ten times as long and one more package, and that of torch 2.6 fails on
+    ResNets and fixes the batch of vision transformers.
     """
     onnx = import_onnx()
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -225,17 +209,8 @@ def write_torchscript(model: nn.Module, file: Path, metadata: dict[str, Any]) ->
         torch.jit.save(script, opened, _extra_files={METADATA: json.dumps(metadata)})
 
 
-def load_torchscript(file: Path) -> Network:
-    """Load a TorchScript file, on the CPU."""
-    return torch.jit.load(file, map_location="cpu")
-
-
 def import_onnx() -> Any:
-    """Import onnx.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """Import onnx; ValueError where it is not installed."""
     try:
         import onnx
     except ImportError as error:
@@ -251,13 +226,9 @@ def _example(metadata: dict[str, Any]) -> Tensor:
 
 
 class Form(NamedTuple):
-    """How a model is written.
+    """How a model is written: the suffix of its file, and what writes that and loads it.
 
-    Args:
-        suffix: of the file.
-        write: writes a model to a file with its metadata.
-        load: makes a network of the file, None where it cannot be run here; None where the file
-            holds weights alone.
+    `load` gives None where the file cannot be run here, and is None for weights alone.
     """
 
     suffix: str
@@ -267,6 +238,8 @@ class Form(NamedTuple):
 
 FORMS = {
     "onnx": Form(".onnx", write_onnx, load_onnx),
-    "torchscript": Form(".torchscript", write_torchscript, load_torchscript),
+    "torchscript": Form(
+        ".torchscript", write_torchscript, partial(torch.jit.load, map_location="cpu")
+    ),
     "safetensors": Form(".safetensors", save_weights, None),
 }

@@ -18,13 +18,8 @@ SYNC_SECONDS = 5.0  # between writes of rows that are computed to the disk
 class FeatureFile:
     """A .npy file of features (N, D) float32 in data-set order.
 
-    FILE.json says what they are of; FILE.done, a byte per image, which rows are computed, and is
-    gone when all are.
-
-    Args:
-        path: the .npy file.
-        about: what the features depend on, see `embedder.open_features`.
-        shape: N, D.
+    FILE.json says what they are of, see `embedder.open_features`; FILE.done, a byte per image,
+    which rows are computed, and is gone when all are.
     """
 
     def __init__(self, path: Path, about: dict[str, Any], shape: tuple[int, int]) -> None:
@@ -33,14 +28,9 @@ class FeatureFile:
         self.done_path = path.with_name(f"{path.name}.done")
 
     def prepare(self) -> np.ndarray:
-        """Make the file where there is none, else check that it holds these features.
+        """Make the file where there is none; return the rows that are not computed yet, (M,) int64.
 
-        Returns:
-            Rows that are not computed yet, (M,) int64.
-
-        Raises:
-            ValueError: the file is not one of these, or holds features of something else.
-            OSError: the disk has no room for it.
+        Raises ValueError where it is not one of these or of something else, OSError without room.
         """
         if not self.path.exists():
             write_json(self.about_path, self.about)
@@ -89,12 +79,7 @@ class FeatureFile:
 
 
 class FeatureWriter:
-    """Writes rows of a feature file, and marks them as done when they are on the disk.
-
-    Args:
-        file: a prepared file.
-        rows: (M,) int64, the rows that are written, in this order.
-    """
+    """Writes `rows` (M,) int64 of a feature file, and marks them as done when they are on disk."""
 
     def __init__(self, file: FeatureFile, rows: np.ndarray) -> None:
         self.features = np.load(file.path, mmap_mode="r+")

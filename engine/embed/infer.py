@@ -16,12 +16,7 @@ from metric_learning.reader.sets.plain_images import list_plain_images
 
 
 def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
-    """Return the folder of the dump, the file of the index or export, or the answers to queries.
-
-    Raises:
-        ValueError: the weights do not fit, or an image or a file is wrong.
-        OSError: a file cannot be read or written.
-    """
+    """Return the folder of the dump, the file of the index or export, or the answers to queries."""
     work = options.work
     if options.export is not None:
         return export_model(work, options.export, options.output, options.normalize)

@@ -11,11 +11,7 @@ from metric_learning.reader.preprocessing import Preprocessing
 
 
 def build_network(options: ModelOptions) -> EmbeddingModel:
-    """Build a model with random weights.
-
-    Raises:
-        ValueError: there is no such model, or it cannot take images of that size.
-    """
+    """Build a model with random weights; ValueError where it cannot take images of that size."""
     size = options.image_shape[1]
     model = build_model(options.model, options.embedding_size, image_size=size, **options.head)
     check_image_size(model, size)
@@ -40,11 +36,7 @@ def preprocessing_of(
 
 
 def check_image_size(model: EmbeddingModel, size: int) -> None:
-    """Embed one black image, so that a size that the model cannot take is an error at once.
-
-    Raises:
-        ValueError: the model fails on images of that size, or gives no feature per image.
-    """
+    """Embed one black image; ValueError where the model fails on that size or gives no feature."""
     with evaluation_mode(model), torch.inference_mode():
         try:
             embeddings = model(torch.zeros(1, 3, size, size))

@@ -18,25 +18,16 @@ from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, Embedding
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.models.weights.fingerprint import fingerprint
 from metric_learning.reader import ImageSet
+from metric_learning.retrieval import indexes
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
-from metric_learning.retrieval.indexes import (
-    SearchIndex,
-    build_index,
-    is_search_index,
-    measure_recall,
-)
 
 RECALL_QUERIES, RECALL_K = 1000, 10
 
 
 def prepare_index(file: str) -> None:
-    """Check before the work that --index can be written.
-
-    Raises:
-        ValueError: it cannot, or it is a file of another kind, perhaps named by mistake.
-    """
+    """Raise ValueError, before the work, where --index is a file of another kind or none."""
     path = prepare_output("index", file)
-    if path.exists() and not is_search_index(path):
+    if path.exists() and not indexes.is_search_index(path):
         raise ValueError(
             f"--index={path} exists and is no search index, so it is not replaced: choose another "
             "name"
@@ -50,11 +41,7 @@ class IndexKind(NamedTuple):
     options: str
 
     def parameters(self, num_images: int, dim: int) -> dict[str, int]:
-        """Return all parameters, those of the options as given.
-
-        Raises:
-            ValueError: a parameter is unknown or out of range, or the images are too few.
-        """
+        """Return all parameters, those of the options as given; ValueError where one is wrong."""
         types = dict.fromkeys(INDEX_OPTIONS[self.name], int)
         given = parse_options(self.options, types, f"--index_type={self.name}")
         whole = {name: int(value) for name, value in given.items()}
@@ -68,19 +55,11 @@ def make_index(
     image_set: ImageSet,
     what: str,
 ) -> Path:
-    """Embed images, build the search index of them, and return its file.
-
-    Args:
-        file: is written.
-        kind: which index.
-        embedder: the model.
-        image_set: N images.
-        what: says in the index what they are.
-    """
+    """Embed images, build the search index of them, which says `what` they are; return its file."""
     work = embedder.work
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
     features = embedder.embed(image_set)
-    search_index = build_index(
+    search_index = indexes.build_index(
         features,
         image_set.paths,
         kind.name,
@@ -104,39 +83,30 @@ def make_index(
     return file
 
 
-def describe_recall(search_index: SearchIndex, features: np.ndarray, device: torch.device) -> str:
+def describe_recall(
+    search_index: indexes.SearchIndex, features: np.ndarray, device: torch.device
+) -> str:
     """Measure how much of the exact neighbours an approximate index finds, for the log."""
     k = min(RECALL_K, len(features) - 1)
     if k < 1:
         return "recall cannot be measured on one image"
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(len(features), min(RECALL_QUERIES, len(features)), replace=False))
-    recall = measure_recall(search_index, features[rows], k, features, rows, device)
+    recall = indexes.measure_recall(search_index, features[rows], k, features, rows, device)
     return f"finds {recall:.4f} of the exact {k} nearest, measured with {len(rows)} of its images"
 
 
 def search(
     work: EmbeddingOptions,
-    search_index: SearchIndex,
+    search_index: indexes.SearchIndex,
     queries: ImageSet | Sequence[str],
     k: int,
     file: Path | None,
 ) -> list[dict[str, Any]]:
-    """Print the neighbours of images or texts and return them.
+    """Print the neighbours of images or texts and return them; write them to a JSON file, if any.
 
-    Args:
-        work: how images are embedded.
-        search_index: what is searched.
-        queries: images, or texts for the text tower of a CLIP model.
-        k: neighbours of each.
-        file: JSON file for the answers, or None.
-
-    Returns:
-        Per query its `path` or `text`, and `neighbours`, see `find_neighbours`.
-
-    Raises:
-        ValueError: the weights do not fit, or see `load_embedder` and `embed_texts`.
-        OSError: a file cannot be read or written.
+    Texts are embedded by the text tower of a CLIP model. Returns per query its `path` or `text`,
+    and `neighbours`, see `find_neighbours`.
     """
     device = work.machine.device
     if isinstance(queries, ImageSet):
@@ -158,19 +128,12 @@ def search(
 
 
 def find_neighbours(
-    search_index: SearchIndex, features: np.ndarray, k: int, device: torch.device
+    search_index: indexes.SearchIndex, features: np.ndarray, k: int, device: torch.device
 ) -> list[list[dict[str, Any]]]:
-    """Find the nearest images of an index.
+    """Find the `k` nearest images of an index to embeddings (Q, D) float of queries.
 
-    Args:
-        search_index: what is searched.
-        features: (Q, D) float embeddings of the queries.
-        k: neighbours per query.
-        device: where the search computes.
-
-    Returns:
-        Per query its neighbours, each with `rank` (from 1), `row` in the index, `cosine`, `path`
-        and `class_name` (None where it is not known).
+    Returns per query its neighbours, each with `rank` (from 1), `row` in the index, `cosine`,
+    `path` and `class_name` (None where it is not known).
     """
     rows, cosines = search_index.search(features, k, device)
     return [

@@ -77,12 +77,7 @@ class OpenIndex:
 
 
 def open_index(file: str | PathLike[str], embedder: Embedder) -> OpenIndex:
-    """Open a search index that infer.py --index built with the weights of a model.
-
-    Raises:
-        ValueError: the file is no index, or was built with other weights.
-        OSError: it cannot be read.
-    """
+    """Open a search index that infer.py --index built with a model; ValueError for others."""
     work = embedder.work
     search_index = evaluation.open_index(str(file), 1, work.weights, work.machine.seed)
     return OpenIndex(search_index, embedder)
@@ -90,13 +85,9 @@ def open_index(file: str | PathLike[str], embedder: Embedder) -> OpenIndex:
 
 @dataclass(frozen=True)
 class Features:
-    """What infer.py dumped.
+    """What infer.py dumped: embeddings (N, D) float32, mapped from the file, and their images.
 
-    Attributes:
-        embeddings: (N, D) float32, mapped from the file.
-        paths: of the N images.
-        labels: (N,) int64, or None where they are not known.
-        meta: what made them.
+    The labels (N,) int64 are None where they are not known; `meta` says what made all.
     """
 
     embeddings: np.ndarray
@@ -109,12 +100,7 @@ class Features:
 
 
 def open_features(folder: str | PathLike[str]) -> Features:
-    """Open the features that infer.py wrote into a folder.
-
-    Raises:
-        ValueError: a file of it is damaged, or they do not belong together.
-        OSError: there is no such folder.
-    """
+    """Open the features that infer.py wrote into a folder; ValueError where they are damaged."""
     folder = Path(folder)
     labels = None
     try:

@@ -17,17 +17,10 @@ from metric_learning.reader import ImageSet
 def class_numbers(
     image_set: ImageSet, num_classes: int, class_names: Sequence[str] | None
 ) -> np.ndarray | None:
-    """Return a class layer's numbers of the classes of the images of a set, (N,) int64.
+    """Return a class layer's numbers of the classes of N images, (N,) int64; None if one has none.
 
-    Args:
-        image_set: N images.
-        num_classes: C, those of the class layer.
-        class_names: their C names; None where they are unknown, as those of a file from elsewhere:
-            then the data set's own numbers are meant.
-
-    Returns:
-        None where an image is of a class that the layer does not know, as in the test split of the
-        retrieval benchmarks.
+    Without the `class_names` of the layer, as in a file from elsewhere, the data set's own numbers
+    are meant.
     """
     names = image_set.class_names
     if class_names is None:
@@ -53,20 +46,12 @@ def classify(
     log: Callable[[str], object] = lambda line: None,
     log_every: int = 1,
 ) -> dict[str, float]:
-    """Score the classes of a class layer, with v1's line every `log_every` batches.
+    """Score the classes of a stage-1 loss in evaluation mode, with v1's line every so many batches.
 
-    Args:
-        class_layer: a stage-1 loss with its class weights, in evaluation mode.
-        embeddings: (N, D) float32.
-        labels: (N,) int64, numbers of the classes of the layer.
-        batch_size: images per line.
-        log: receives `Testbatch N,loss L, acc1 A,acc5 B,time T sec`: means of the batch, and the
-            seconds that its classes took, without the network.
-        log_every: in batches.
+    From embeddings (N, D) float32 and labels (N,) int64, numbers of the classes of the layer.
 
     Returns:
-        `loss`, with its margin, and `acc1` and `acc5`, without, over all images; acc5 counts the
-        five best classes, or all.
+        `loss`, with its margin, and `acc1` and `acc5`, without, over all images.
     """
     device = class_layer.weight.device
     totals = np.zeros(3)
@@ -83,19 +68,12 @@ def classify(
         if number % log_every == 0:
             shown = [float(f"{figure:.12g}") for figure in figures]
             seconds = time.perf_counter() - begin
-            log(
-                "Testbatch {},loss {}, acc1 {},acc5 {},time {:.2f} sec".format(
-                    number, *shown, seconds
-                )
-            )
+            line = "Testbatch {},loss {}, acc1 {},acc5 {},time {:.2f} sec"
+            log(line.format(number, *shown, seconds))
     return dict(zip(("loss", "acc1", "acc5"), (totals / len(labels)).tolist(), strict=True))
 
 
 def class_layer_of(criterion: nn.Module) -> Any:
-    """Return the class layer of a loss in training: a stage-1 loss itself, that of a joint loss.
-
-    Returns:
-        None where there is none, or where each process has a part of it (--shard_head).
-    """
+    """Return a loss's class layer, that of stage 1 itself; None where there is no whole one."""
     layer = getattr(criterion, "class_layer", criterion)
     return layer if hasattr(layer, "class_scores") else None

@@ -9,10 +9,7 @@ import numpy as np
 
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.evaluate.measures import check_sizes, score_split, whiten
-from metric_learning.engine.options.evaluation import (
-    EmbeddingOptions,
-    MetricOptions,
-)
+from metric_learning.engine.options.evaluation import EmbeddingOptions, MetricOptions
 from metric_learning.reader import ImageSet
 from metric_learning.retrieval.metrics import summarise
 from metric_learning.retrieval.scores import QueryScores
@@ -30,9 +27,6 @@ def compare_checkpoints(
         `first` and `second`, the metrics of each; `difference` of Recall@1, second - first, with
         its 95 % `interval` over classes; `p_value` by sign flips over classes; `p_mcnemar`; the
         images of the queries that `improved` and `worsened`; what was `evaluated`.
-
-    Raises:
-        ValueError: the images are of one class, or see `load_embedder`.
     """
     work = works[0]
     image_set, first = _score(work, metrics)

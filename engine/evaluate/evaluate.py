@@ -8,32 +8,19 @@ from typing import Any
 from metric_learning.common.atomic import write_json
 from metric_learning.common.log import versions
 from metric_learning.engine.embed.embedder import open_features, open_split
+from metric_learning.engine.evaluate import measures
 from metric_learning.engine.evaluate.compare import compare_checkpoints
-from metric_learning.engine.evaluate.measures import (
-    check_sizes,
-    log_metrics,
-    log_super_classes,
-    measure,
-    measure_accuracy,
-    score_split,
-    whiten,
-    write_class_table,
-)
 from metric_learning.engine.options.evaluation import (
     EmbeddingOptions,
     EvaluationOptions,
     MetricOptions,
 )
 from metric_learning.engine.parallel.world import leave_world
+from metric_learning.retrieval.tables import class_table, write_csv
 
 
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
-    """Measure or compare, and return the metrics with what was evaluated.
-
-    Raises:
-        ValueError: the weights do not fit, or the images or a file are wrong.
-        OSError: a file cannot be read or written.
-    """
+    """Measure or compare, and return the metrics with what was evaluated."""
     works, metrics = options.works, options.metrics
     if len(works) > 1:
         result = compare_checkpoints(works, metrics)
@@ -54,28 +41,26 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Measure one checkpoint: `measure`, and accuracy where a class layer knows the classes.
 
-    Args:
-        work: the checkpoint and its images.
-        metrics: what is measured.
-        features: FILE.npy to keep the features in, or None.
-        table: CSV file for the scores of each class, or None.
+    The features are kept in the file `features`, the scores of each class in the CSV file `table`.
     """
     embedder, image_set = open_split(work)
-    check_sizes(metrics, image_set)
+    measures.check_sizes(metrics, image_set)
     file = open_features(features, embedder, image_set) if features else None
     embeddings = embedder.embed(image_set, file)
 
     result: dict[str, Any] = {}
     if embedder.class_layer is not None:
-        result = measure_accuracy(embedder, image_set, embeddings)
+        result = measures.measure_accuracy(embedder, image_set, embeddings)
     if metrics.whiten is not None:
-        embeddings = whiten(embedder, embeddings, metrics.whiten or None)
-    scores = score_split(metrics, work.machine, image_set, embeddings)
-    found = measure(metrics, work.machine, image_set, embeddings, scores)
-    log_metrics(found, work.say)
+        embeddings = measures.whiten(embedder, embeddings, metrics.whiten or None)
+    scores = measures.score_split(metrics, work.machine, image_set, embeddings)
+    found = measures.measure(metrics, work.machine, image_set, embeddings, scores)
+    measures.log_metrics(found, work.say)
 
     if table and work.machine.world.is_main:
-        write_class_table(image_set, scores, Path(table))
-    result["super_classes"] = log_super_classes(image_set, scores, work.say)
+        labels = image_set.labels[image_set.is_query]
+        rows = class_table(scores, image_set.class_names, image_set.super_classes, labels)
+        write_csv(rows, Path(table))
+    result["super_classes"] = measures.log_super_classes(image_set, scores, work.say)
     work.say(f"End test {len(image_set)}, test_recall {found['recall@1']:.5f}")
     return found | result | {"evaluated": {"images": len(image_set), "flags": dict(work.flags)}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from metric_learning.retrieval.metrics import summarise
 from metric_learning.retrieval.rerank import parse_rerank
 from metric_learning.retrieval.scores import QueryScores
 from metric_learning.retrieval.significance import bootstrap_interval
-from metric_learning.retrieval.tables import class_table, format_table, super_class_table, write_csv
+from metric_learning.retrieval.tables import format_table, super_class_table
 from metric_learning.retrieval.verification import verification_scores
 from metric_learning.retrieval.whitening import fit_whitening
 
@@ -75,9 +74,8 @@ def measure(
 ) -> dict[str, Any]:
     """Average the scores, and compute what else the options ask for.
 
-    Returns:
-        The dict of `retrieval.evaluate`, with `recall@1_interval` (95 %, resampling classes) where
-        there are two classes, and the results of --verification and --clustering.
+    Returns the dict of `retrieval.evaluate`, with `recall@1_interval` (95 %, resampling classes)
+    where there are two classes, and the results of --verification and --clustering.
     """
     metrics: dict[str, Any] = summarise(scores)
     if len(np.unique(scores.labels)) > 1:
@@ -114,11 +112,7 @@ def log_metrics(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
 def measure_accuracy(
     embedder: Embedder, image_set: ImageSet, embeddings: np.ndarray
 ) -> dict[str, float]:
-    """Measure and log what the class layer says of the images, see `classify`.
-
-    Returns:
-        Nothing where it does not know their classes.
-    """
+    """Measure and log what the class layer says of images, see `classify`; empty if not its own."""
     work, layer = embedder.work, embedder.class_layer
     numbers = class_numbers(image_set, len(layer.weight), work.meta.get("class_names"))
     if numbers is None:
@@ -137,12 +131,6 @@ def measure_accuracy(
     found = classify(layer, embeddings, numbers, work.batch_size, work.say, every)
     work.say(", ".join(f"{name} {value:.5f}" for name, value in found.items()))
     return found
-
-
-def write_class_table(image_set: ImageSet, scores: QueryScores, file: Path) -> None:
-    """Write the scores of each class as CSV."""
-    labels = image_set.labels[image_set.is_query]
-    write_csv(class_table(scores, image_set.class_names, image_set.super_classes, labels), file)
 
 
 def log_super_classes(

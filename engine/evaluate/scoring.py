@@ -27,20 +27,10 @@ def score_images(
     rerank: Rerank | None = None,
     world: World | None = None,
 ) -> QueryScores:
-    """Score every query of an image set, in self-retrieval or query against gallery.
+    """Score every query of an image set, see `retrieval.score_queries`; all processes get all.
 
-    Args:
-        image_set: N images with their labels and roles.
-        embeddings: (N, D) float32 in the order of the set.
-        device: where the similarities are computed; the CPU stands in for one without float64.
-        ks: K of Recall@K beside those of 1, 10, 100, 1000 that the gallery holds.
-        precision_ks: K of precision@K.
-        ties: see `retrieval.scores.score_ranks`.
-        rerank: method of re-ranking; None ranks by cosine.
-        world: this process's place among those that share the work; all get all scores.
-
-    Raises:
-        ValueError: see `retrieval.score_queries`.
+    The embeddings (N, D) float32 are in the order of the set. `ks` of Recall@K come beside those
+    of 1, 10, 100, 1000 that the gallery holds. The CPU stands in for a device without float64.
     """
     gallery_size = int(image_set.is_gallery.sum())
     all_ks = sorted({*ks, *default_ks(gallery_size)})

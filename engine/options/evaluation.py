@@ -9,12 +9,7 @@ from typing import Any
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
 from metric_learning.common.outputs import prepare_output
-from metric_learning.engine.options.parts import (
-    DataOptions,
-    MachineOptions,
-    ModelOptions,
-    pick,
-)
+from metric_learning.engine.options.parts import DataOptions, MachineOptions, ModelOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import default_transform
 from metric_learning.engine.parallel.devices import choose_amp, choose_device
@@ -36,12 +31,8 @@ EMBEDDING_NAMES = (
 class EmbeddingOptions:
     """Which model embeds which images, and where.
 
-    Attributes:
-        split: of the data set.
-        class_dim: classes of a class layer that weights from elsewhere have, or None.
-        display_iter_step: batches between log lines; 0: none.
-        meta: what the weights file says of itself; empty for those of others.
-        flags: a value per flag, as results tell them.
+    `meta` is what the weights file says of itself, empty for those of others; `flags` has a value
+    per flag, as results tell them. A `class_dim` is that of weights from elsewhere.
     """
 
     model: ModelOptions
@@ -87,14 +78,7 @@ class MetricOptions:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What eval.py does: measure one checkpoint, or compare the second with the first.
-
-    Attributes:
-        works: one or two checkpoints, and their images.
-        features: FILE.npy to keep the features in, or None.
-        class_table: CSV file for the scores of each class, or None.
-        json: file for the metrics, or None.
-    """
+    """What eval.py does: measure one checkpoint, or compare the second with the first."""
 
     works: tuple[EmbeddingOptions, ...]
     metrics: MetricOptions
@@ -107,10 +91,7 @@ class EvaluationOptions:
 class InferenceOptions:
     """What infer.py does: dump features, build or search an index, or export the model.
 
-    Attributes:
-        work: the model, and the images of a data set.
-        images: an image or a folder of images instead of those.
-        search_index: what queries are searched in, or None.
+    Instead of the images of `work` there may be `images`, an image or a folder of them.
     """
 
     work: EmbeddingOptions
@@ -134,10 +115,7 @@ def described_by(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a weights file says of its model, and of the images it was trained on.
 
-    Args:
-        meta: what this project wrote beside the weights.
-        dataset: the data set if the user gave one; another one than that of the file has nothing
-            in common with it.
+    If the user gave another `dataset` than that of the file, they have nothing in common.
     """
     model = {name: meta[name] for name in ("model", "embedding_size")} | options_of(dict(meta))
     # Converted weights have no flags, exported ones those of the model.
@@ -161,15 +139,9 @@ def default_flags(**values: Any) -> Flags:
 
 
 def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> EmbeddingOptions:
-    """Settle which model embeds which images, and where.
+    """Settle which model embeds which images, and where, with no log line per batch if `is_quiet`.
 
-    Args:
-        flags: of eval.py, infer.py or the report.
-        world: this process's place among those that share the work.
-        is_quiet: no log line per batch.
-
-    Raises:
-        ValueError: no weights were named, or they contradict the flags.
+    Raises ValueError where no weights were named, or they contradict the flags.
     """
     path = flags.pretrained_model
     if path is None:
@@ -209,11 +181,7 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
 
 
 def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
-    """Settle what eval.py does.
-
-    Raises:
-        ValueError: a flag is wrong, or nothing would use it.
-    """
+    """Settle what eval.py does; ValueError where a flag is wrong, or nothing would use it."""
     if flags.split == "train":
         flags.refuse(("test_classes", "test_list"), "with --split=train")
     elif flags.whiten is None:
@@ -246,12 +214,7 @@ EXPORT_NAMES = (
 
 
 def settle_inference(flags: Flags) -> InferenceOptions:
-    """Settle what infer.py does.
-
-    Raises:
-        ValueError: a flag is wrong, or nothing would use it.
-        OSError: a file cannot be read.
-    """
+    """Settle what infer.py does; ValueError where a flag is wrong, or nothing would use it."""
     queries = [name for name in QUERY_NAMES if name in flags.given]
     if flags.export is not None:
         flags.refuse(flags.given.difference(EXPORT_NAMES), "with --export")
@@ -313,13 +276,7 @@ def _check_queries(
 
 
 def open_index(file: str, topk: int, weights: str | None, seed: int) -> SearchIndex:
-    """Load a search index for queries that are embedded by some weights.
-
-    Raises:
-        ValueError: the file is no index, it was made with other weights, or it holds fewer images
-            than `topk`.
-        OSError: a file cannot be read.
-    """
+    """Load a search index for queries that are embedded by some weights; ValueError for others."""
     search_index = load_search_index(file)
     if topk > len(search_index):
         raise ValueError(

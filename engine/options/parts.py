@@ -19,10 +19,9 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a network is, and how images become its input.
+    """What a network is, and how images become its input, 3, S, S in pixels.
 
     Attributes:
-        image_shape: 3, S, S in pixels.
         transform: a key of `reader.transforms.TRANSFORMS`.
         pretrained_model: weights to start from, or None.
     """
@@ -85,15 +84,9 @@ class ReadingOptions:
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What a batch is made of, and in which pieces it is computed.
+    """What a batch is made of, and in which pieces it is computed; see the flags of these names.
 
-    Attributes:
-        train_batch_size: images of a step over all devices.
-        samples_each_class: K, of losses whose batches are blocks of a class.
-        layout: see `losses.layout_of`; None in stage 1.
-        accumulation_steps: parts of a device's batch, each with a loss of its own.
-        chunk_size: most images in the network at once; 0: all.
-        gather: the loss compares the images of all devices.
+    `layout` is that of `losses.layout_of`, None in stage 1.
     """
 
     train_batch_size: int
@@ -106,15 +99,10 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What a loss is, and what lies around it.
+    """What a loss is, see `losses.build_loss`, and what lies around it.
 
-    Attributes:
-        loss_name: see `losses.build_loss`.
-        options: its options, those derived from data and model apart.
-        class_dim: number of training classes.
-        alpha: weight of the cross-entropy beside a loss of stage 2; 0: none.
-        xbm_size, xbm_start: cross-batch memory, in embeddings, and the steps before it is used.
-        shard_head: the class weights are split over all processes.
+    The `options` are its own, without those derived from data and model; `class_dim` is the number
+    of training classes. For the others see the flags of these names.
     """
 
     loss_name: str
@@ -128,11 +116,7 @@ class LossOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """How weights are updated, and those of batch norm not.
-
-    Attributes:
-        lr_loss_mult: factor of the rate of the loss's own weights; None: `lr_head_mult`.
-    """
+    """How weights are updated, and those of batch norm not; see the flags of these names."""
 
     optimizer: str
     lr: float
@@ -181,14 +165,9 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """Where and in which precision a run computes.
+    """Where and in which precision a run computes; without `amp_dtype` in float32.
 
-    Attributes:
-        amp_dtype: type of the forward pass; None computes in float32.
-        num_workers: processes that read images.
-        recompute: activations are computed again instead of kept.
-        compile: torch.compile translates the network.
-        sync_bn: batch norm takes its statistics over all processes.
+    With `recompute` activations are computed again instead of kept, see --with_mem_opt.
     """
 
     world: World
@@ -203,11 +182,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """All that a training was told, settled: nothing is filled in later.
-
-    Attributes:
-        flags: a value per flag, as args.json and the checkpoints hold them.
-    """
+    """All that a training was told, settled; `flags` has a value per flag, as args.json."""
 
     model: ModelOptions
     data: DataOptions
@@ -222,12 +197,6 @@ class Options:
 
 
 def pick(part: type[Part], flags: Flags, /, **others: Any) -> Part:
-    """Build a part of the options from the flags of the same names.
-
-    Args:
-        part: one of the classes above.
-        flags: values by the names of its fields.
-        **others: fields that are no flags.
-    """
+    """Build a part of the options from the flags of the names of its fields, and from `others`."""
     named = [field.name for field in fields(part) if field.name not in others]  # type: ignore[arg-type]
     return part(**{name: getattr(flags, name) for name in named}, **others)

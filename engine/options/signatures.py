@@ -20,13 +20,7 @@ TABLE = "metric_learning.losses.table"
 
 
 class Option(NamedTuple):
-    """An option of a loss.
-
-    Attributes:
-        type: its annotation, as text.
-        default: None where it has none.
-        help: what the Args section of the class says of it.
-    """
+    """An option of a loss: its annotation as text, its default, and what its class says of it."""
 
     type: str
     default: Any
@@ -50,13 +44,9 @@ def losses_of_table(table: str) -> dict[str, str]:
 
 @cache
 def options_of(place: str) -> dict[str, Option]:
-    """Return the options of a loss by name, in the order of its signature.
+    """Return the options of a loss `module:Class` by name, in the order of its signature.
 
-    Args:
-        place: `module:Class`; the module is not imported.
-
-    Raises:
-        ValueError: there is no such module, or no such class in it.
+    The module is not imported. Raises ValueError where there is none, or no such class in it.
     """
     name, _, kind = place.partition(":")
     module = _parsed(name)

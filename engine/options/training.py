@@ -15,19 +15,7 @@ import torch
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
 from metric_learning.common.parameters import parse_options
-from metric_learning.engine.options.parts import (
-    BatchOptions,
-    DataOptions,
-    LossOptions,
-    MachineOptions,
-    ModelOptions,
-    OptimizerOptions,
-    Options,
-    ReadingOptions,
-    RunOptions,
-    ScheduleOptions,
-    pick,
-)
+from metric_learning.engine.options import parts
 from metric_learning.engine.options.training_table import DERIVED_OPTIONS, SCRIPTS, is_own
 from metric_learning.engine.parallel.devices import choose_amp, choose_device
 from metric_learning.engine.parallel.world import World
@@ -57,11 +45,7 @@ LENGTHS = {"num_epochs", "total_iter_num"}
 
 
 def adopt_v1(flags: Flags, world: World) -> Flags:
-    """Give a loss with a name of v1 that of today, and make the batch of v1's README whole triples.
-
-    Returns:
-        The flags with these values.
-    """
+    """Give a loss with a name of v1 that of today, and make the batch of v1's README triples."""
     batch_size = flags.train_batch_size
     if flags.loss_name == "tripletloss" and batch_size % IMAGES_PER_TRIPLE:
         number = math.ceil(batch_size / IMAGES_PER_TRIPLE)
@@ -75,16 +59,8 @@ def adopt_v1(flags: Flags, world: World) -> Flags:
 def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
     """Take the flags that were not given from a checkpoint that is resumed.
 
-    Args:
-        flags: what the user asked for.
-        path: the checkpoint.
-        meta: what it says of its run.
-
-    Returns:
-        The flags with these values; the options of its loss count as given.
-
-    Raises:
-        ValueError: a given flag contradicts the checkpoint, or it belongs to the other stage.
+    The options of its loss count as given. Raises ValueError where a given flag contradicts it, or
+    it belongs to the other stage.
     """
     found = MODEL_OPTIONS | meta["flags"]  # checkpoints of earlier versions lack some
     name = found["loss_name"]
@@ -106,17 +82,8 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
     return flags.adopted(path, fixed, values).giving(of_loss)
 
 
-def settle(flags: Flags, train_set: ImageSet, world: World) -> Options:
-    """Settle all options of a training.
-
-    Args:
-        flags: of the user, after those of v1 and of the checkpoint were adopted.
-        train_set: the training images.
-        world: this process's place among the ranks.
-
-    Raises:
-        ValueError: flags contradict each other, the data or this machine.
-    """
+def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
+    """Settle all options of a training, or raise ValueError where flags contradict each other."""
     _refuse_unused(flags)
     class_dim = check_counts(train_set, flags.class_dim, flags.total_images)
     loss = _settle_loss(flags, world, class_dim)
@@ -125,23 +92,23 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> Options:
     is_pair = stage_of(flags.loss_name) == 2
     samples_each_class = getattr(flags, "samples_each_class", None) or DEFAULT_SAMPLES_EACH_CLASS
     device = choose_device(flags.device, flags.use_gpu, world)
-    options = Options(
-        model=pick(ModelOptions, flags),
-        data=pick(DataOptions, flags),
-        reading=pick(ReadingOptions, flags),
-        batches=pick(
-            BatchOptions,
+    options = parts.Options(
+        model=parts.pick(parts.ModelOptions, flags),
+        data=parts.pick(parts.DataOptions, flags),
+        reading=parts.pick(parts.ReadingOptions, flags),
+        batches=parts.pick(
+            parts.BatchOptions,
             flags,
             samples_each_class=samples_each_class,
             layout=layout_of(flags.loss_name) if is_pair else None,
             gather=is_pair and flags.gather,
         ),
         loss=loss,
-        optimizer=pick(OptimizerOptions, flags),
-        schedule=pick(ScheduleOptions, flags),
-        run=pick(RunOptions, flags),
-        machine=pick(
-            MachineOptions,
+        optimizer=parts.pick(parts.OptimizerOptions, flags),
+        schedule=parts.pick(parts.ScheduleOptions, flags),
+        run=parts.pick(parts.RunOptions, flags),
+        machine=parts.pick(
+            parts.MachineOptions,
             flags,
             world=world,
             device=device,
@@ -156,7 +123,7 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> Options:
     return options
 
 
-def _derive(flags: Flags, loss: LossOptions, num_images: int) -> Flags:
+def _derive(flags: Flags, loss: parts.LossOptions, num_images: int) -> Flags:
     """Return the flags with values in place of those that were left open."""
     num_steps = flags.total_iter_num
     if num_steps is None or "num_epochs" in flags.given:
@@ -193,11 +160,7 @@ def default_transform(model: str) -> str:
 
 
 def check_counts(train_set: ImageSet, class_dim: int | None, total_images: int | None) -> int:
-    """Return the number of training classes.
-
-    Raises:
-        ValueError: --class_dim or --total_images are not those of the training images.
-    """
+    """Return the number of training classes; ValueError where that or --total_images is not it."""
     for name, given, what, count in (
         ("class_dim", class_dim, "classes", train_set.num_classes),
         ("total_images", total_images, "images", len(train_set)),
@@ -210,12 +173,8 @@ def check_counts(train_set: ImageSet, class_dim: int | None, total_images: int |
     return train_set.num_classes
 
 
-def _settle_loss(flags: Flags, world: World, class_dim: int) -> LossOptions:
-    """Settle the loss: the options that were given, and its own defaults.
-
-    Raises:
-        ValueError: a flag was given that this loss does not use.
-    """
+def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOptions:
+    """Settle the loss: the options that were given, and its own defaults; or ValueError."""
     name = flags.loss_name
     stage = stage_of(name)
     own = {} if is_pml(name) else loss_options(name)
@@ -235,14 +194,14 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> LossOptions:
         if option not in DERIVED_OPTIONS
     }
     if stage == 1:
-        return LossOptions(name, options, class_dim, 0.0, 0, 0, flags.shard_head)
+        return parts.LossOptions(name, options, class_dim, 0.0, 0, 0, flags.shard_head)
     if not is_pml(name):
         flags.refuse(["loss_options"], f"--loss_name={name} has flags of its own")
     if not flags.xbm_size:
         flags.refuse(["xbm_start"], "without --xbm_size")
     options |= parse_pml_options(name, flags.loss_options or "") if is_pml(name) else {}
     check_memory(name, flags.xbm_size, is_shared=world.size == 1 or flags.gather)
-    return LossOptions(
+    return parts.LossOptions(
         name, options, class_dim, flags.alpha, flags.xbm_size, flags.xbm_start, False
     )
 
@@ -263,11 +222,7 @@ def check_memory(loss_name: str, xbm_size: int, is_shared: bool) -> None:
 
 
 def parse_pml_options(loss_name: str, text: str) -> dict[str, float]:
-    """Parse `name=value,...` into the options of a loss of pytorch-metric-learning.
-
-    Raises:
-        ValueError: the loss has no such option, or it is no number.
-    """
+    """Parse `name=value,...` into the options of a loss of pytorch-metric-learning."""
     types: dict[str, type[float]] = {
         name: float
         for name, parameter in loss_options(loss_name).items()
@@ -279,7 +234,7 @@ def parse_pml_options(loss_name: str, text: str) -> dict[str, float]:
     return {name: int(value) if value == int(value) else value for name, value in options.items()}
 
 
-def check_parts(batches: BatchOptions, world: World) -> None:
+def check_parts(batches: parts.BatchOptions, world: World) -> None:
     """Raise ValueError where the parts of a batch are too small, or the loss sees parts and all."""
     least = 2 * world.size * batches.accumulation_steps
     if batches.train_batch_size < least:
@@ -295,7 +250,10 @@ def check_parts(batches: BatchOptions, world: World) -> None:
 
 
 def check_batch_norm(
-    batches: BatchOptions, optimizer: OptimizerOptions, model: ModelOptions, machine: MachineOptions
+    batches: parts.BatchOptions,
+    optimizer: parts.OptimizerOptions,
+    model: parts.ModelOptions,
+    machine: parts.MachineOptions,
 ) -> None:
     """Raise ValueError where a chunk is too small for batch norm, or flags about it contradict."""
     if machine.sync_bn and optimizer.freeze_bn:
@@ -311,13 +269,9 @@ def check_batch_norm(
 
 
 def check_reading(
-    reading: ReadingOptions, transform: str, device: torch.device, train_set: ImageSet
+    reading: parts.ReadingOptions, transform: str, device: torch.device, train_set: ImageSet
 ) -> None:
-    """Check how images are read against the device and the data set.
-
-    Raises:
-        ValueError: they contradict each other.
-    """
+    """Raise ValueError where how images are read contradicts itself, the device or the data set."""
     place = "decode_on" if reading.decode_on == "device" else "augment_on"
     if getattr(reading, place) == "device" and transform != "standard":
         raise ValueError(

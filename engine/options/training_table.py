@@ -19,23 +19,11 @@ from metric_learning.common.flags import (
     with_defaults,
     words_of,
 )
+from metric_learning.engine.options import tables
 from metric_learning.engine.options.signatures import Option, losses_of_table, options_of
-from metric_learning.engine.options.tables import (
-    BATCH_NORM_FLAGS,
-    DATA_FLAGS,
-    MACHINE_FLAGS,
-    MODEL_FLAGS,
-    OPTIMIZER_FLAGS,
-    PAIR_FLAGS,
-    READING_FLAGS,
-    RUN_FLAGS,
-    SCHEDULE_FLAGS,
-    SHARD_FLAGS,
-    TRAINING_MACHINE_FLAGS,
-)
 
 ELEM, PAIR = "ELEM_LOSSES", "PAIR_LOSSES"  # the tables of losses.table, one a stage
-OWN_FLAGS = {ELEM: SHARD_FLAGS, PAIR: PAIR_FLAGS}
+OWN_FLAGS = {ELEM: tables.SHARD_FLAGS, PAIR: tables.PAIR_FLAGS}
 SCRIPTS = {1: "train_elem.py", 2: "train_pair.py"}
 PML = "pml:"
 # Options of a loss that are derived from the data and the model instead of taken from flags.
@@ -50,20 +38,14 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 
 def training_flags(stage: str, loss_name: str, **defaults: Any) -> tuple[Flag, ...]:
-    """Return all flags of a training script.
-
-    Args:
-        stage: ELEM or PAIR.
-        loss_name: the default loss.
-        **defaults: of flags whose default depends on the stage.
-    """
+    """Return all flags of a training script of a stage, ELEM or PAIR, with its own defaults."""
     losses = losses_of_table(stage)
     names = ", ".join(losses)
     if stage == PAIR:
         names += ", pml:NAME, a loss of pytorch-metric-learning"
 
     table = (
-        *(*DATA_FLAGS, *READING_FLAGS, *MODEL_FLAGS, *BATCH_NORM_FLAGS),
+        *(*tables.DATA_FLAGS, *tables.READING_FLAGS, *tables.MODEL_FLAGS, *tables.BATCH_NORM_FLAGS),
         Flag(
             "loss_name",
             partial(parse_loss_name, stage),
@@ -73,8 +55,8 @@ def training_flags(stage: str, loss_name: str, **defaults: Any) -> tuple[Flag, .
         ),
         *loss_flags({name: options_of(place) for name, place in losses.items()}),
         *OWN_FLAGS[stage],
-        *(*OPTIMIZER_FLAGS, *SCHEDULE_FLAGS, *RUN_FLAGS),
-        *(*MACHINE_FLAGS, *TRAINING_MACHINE_FLAGS),
+        *(*tables.OPTIMIZER_FLAGS, *tables.SCHEDULE_FLAGS, *tables.RUN_FLAGS),
+        *(*tables.MACHINE_FLAGS, *tables.TRAINING_MACHINE_FLAGS),
     )
     return with_defaults(table, **defaults)
 
@@ -114,9 +96,6 @@ def parse_training(
 
     A loss of one's own, --loss_name=module:Class, brings the flags of its options along; with
     --help, those of other losses than the named one are left out.
-
-    Raises:
-        ValueError: the config file is wrong, or there is no such loss of one's own.
     """
     words = words_of(table, argv)
     loss_name = _last(words, "--loss_name")

@@ -58,21 +58,12 @@ def _all_rows(rows: Tensor, world: World) -> Tensor:
 def gather_batch(
     embeddings: Tensor, labels: Tensor, world: World, is_split: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Put the embeddings and labels of all ranks together, in the order of the global batch.
+    """Put embeddings (B / W, D) and labels (B / W,) of all W ranks together, in the global order.
 
     The gradient that reaches a rank's embeddings is W times that of the one loss of all rows, so
     that the averaging of `wrap` makes the network's gradient exact. Weights of the loss itself get
-    the same gradient on every rank.
-
-    Args:
-        embeddings: (B / W, D) of this rank.
-        labels: (B / W,) of this rank.
-        world: this process's place among W.
-        is_split: each rank computes a part of the loss, and the parts of the gradient are added;
-            otherwise each computes all of it.
-
-    Returns:
-        embeddings (B, D) and labels (B,), the same on every rank.
+    the same gradient on every rank. If it `is_split`, each rank computes a part of the loss, and
+    the parts of the gradient are added; otherwise each computes all of it.
     """
     if world.size == 1:
         return embeddings, labels
@@ -156,13 +147,7 @@ def share_buffers(module: nn.Module, world: World) -> None:
 def gather_rows(rows: np.ndarray, world: World, device: torch.device) -> np.ndarray:
     """Put the rows of all ranks in order, where rank r holds rows r, r + W, r + 2W, ...
 
-    Args:
-        rows: (n, D) float32 of this rank; n differs by at most one between ranks.
-        world: this process's place.
-        device: where the collective runs.
-
-    Returns:
-        (N, D) float32, the same on every rank.
+    From (n, D) float32 of this rank to (N, D); the collective runs on `device`.
     """
     if world.size == 1:
         return rows

@@ -17,11 +17,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def choose_device(name: str, use_gpu: bool, world: World) -> torch.device:
     """Choose the device from --device and --use_gpu; says so where a wanted GPU is absent.
 
-    The GPU of the rank becomes the current one.
-
-    Raises:
-        ValueError: --device names a device that this machine does not have, or one for several
-            processes, or there are fewer GPUs than processes.
+    The GPU of the rank becomes the current one. Raises ValueError where a device is not there, or
+    one is for several processes.
     """
     if use_gpu and name != "cpu" and torch.cuda.is_available():
         if world.local_rank >= torch.cuda.device_count():
@@ -68,8 +65,7 @@ def place(model: nn.Module, device: torch.device) -> None:
 def choose_amp(amp: str, device: torch.device) -> torch.dtype | None:
     """Choose the type of the forward pass: a half one, or None for float32 throughout.
 
-    `auto` is bfloat16 on a GPU that has it and float32 elsewhere: without hardware for it,
-    bfloat16 is an order of magnitude slower.
+    `auto` is bfloat16 on a GPU that has it; elsewhere that is an order of magnitude slower.
     """
     if amp in ("bfloat16", "float16"):
         return getattr(torch, amp)
@@ -79,13 +75,10 @@ def choose_amp(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that a training step frees, for the next step.
+    """Let this process keep the memory that a training step frees; only glibc (Linux) can.
 
     Otherwise glibc gives large blocks back and the system clears every page of them anew, which is
     a fifth of the time of a step of ResNet50 on a CPU.
-
-    Returns:
-        Whether it does; only glibc (Linux) can be told.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

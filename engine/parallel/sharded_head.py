@@ -25,12 +25,7 @@ State = dict[str, Any]
 
 
 class ShardedHead(nn.Module):
-    """A stage-1 loss over the images and classes of all ranks.
-
-    Args:
-        loss: the loss of this rank's classes, `first_class(rank)` to `first_class(rank + 1) - 1`.
-        class_dim: number of training classes C of all ranks.
-        world: this process's place among W.
+    """A stage-1 loss over the images and classes of all W ranks, by the `loss` of this rank's.
 
     Shape:
         embeddings: (B / W, D) float, of this rank's images.
@@ -40,10 +35,7 @@ class ShardedHead(nn.Module):
             the same on every rank.
 
     The gradient of the weights is whole: it is not to be averaged. That of the embeddings is W
-    times as large, as explained at `distributed.gather_batch`.
-
-    Raises:
-        ValueError: a shape does not fit, or a label is outside 0..C-1.
+    times as large, as explained at `collectives.gather_batch`.
     """
 
     is_sharded = True
@@ -54,16 +46,12 @@ class ShardedHead(nn.Module):
         self.class_dim = class_dim
         self.world = world
 
-    def first_class(self, rank: int) -> int:
-        """Return the first class of a rank; of the one after the last, C."""
-        return _first_class(rank, self.class_dim, self.world)
-
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss, and how many classes are ahead of each image's own."""
         check_batch(embeddings, labels)
         check_classes(labels, self.class_dim)
         embeddings, labels = gather_batch(embeddings, labels, self.world, is_split=True)
-        first, end = (self.first_class(self.world.rank + i) for i in (0, 1))
+        first, end = _classes(self.world.rank, self.class_dim, self.world)
         is_here = (labels >= first) & (labels < end)
         here = torch.where(is_here, labels - first, -1)
         logits = self.loss.logits(embeddings, here)  # Bx(C/W)
@@ -71,7 +59,7 @@ class ShardedHead(nn.Module):
 
     def own_rows(self, whole: Tensor) -> Tensor:
         """Return this rank's rows of a tensor with a row per class; scalars as they are."""
-        first, end = (self.first_class(self.world.rank + i) for i in (0, 1))
+        first, end = _classes(self.world.rank, self.class_dim, self.world)
         return whole[first:end].clone() if whole.ndim else whole
 
     def all_rows(self, shard: Tensor) -> Tensor:
@@ -88,20 +76,21 @@ class ShardedHead(nn.Module):
         whole = shard.new_empty(self.class_dim, *shard.shape[1:])
         whole[: len(shard)] = shard
         for rank in range(1, world.size):
-            rows = whole[self.first_class(rank) : self.first_class(rank + 1)]
-            dist.recv(rows, rank, group=world.patient)
+            first, end = _classes(rank, self.class_dim, world)
+            dist.recv(whole[first:end], rank, group=world.patient)
         return whole
 
 
-def _first_class(rank: int, class_dim: int, world: World) -> int:
-    return rank * class_dim // world.size
+def _classes(rank: int, class_dim: int, world: World) -> tuple[int, int]:
+    """Return the first class of a rank, and that of the next."""
+    return rank * class_dim // world.size, (rank + 1) * class_dim // world.size
 
 
 class _SplitCrossEntropy(torch.autograd.Function):
     """`losses.functional.cross_entropy` of logits whose columns are split over the ranks.
 
-    Takes (B, C / W) logits and (B,) labels, -1 where the label's column is on another rank. Besides
-    the loss it returns how many classes are ahead of the image's own, (B,) int64.
+    Takes (B, C / W) logits and (B,) labels, -1 where the label's column is on another rank. Also
+    returns how many classes are ahead of the image's own, (B,) int64.
     """
 
     @staticmethod
@@ -140,16 +129,8 @@ def build_sharded_loss(world: World, name: str, **options: Any) -> nn.Module:
     """Build a stage-1 loss split over the ranks; with one process, the loss itself.
 
     The initial weights are those of the whole loss for the same state of torch's random generator,
-    drawn in blocks; no rank ever holds them all.
-
-    Args:
-        world: this process's place.
-        name: a key of ELEM_LOSSES.
-        **options: the options of the whole loss, see `losses.build_loss`.
-
-    Raises:
-        ValueError: the loss cannot be split, not with these options, or there are fewer classes
-            than ranks.
+    drawn in blocks; no rank ever holds them all. Raises ValueError where the loss cannot be split,
+    not with these options, or there are fewer classes than ranks.
     """
     if not issubclass(ELEM_LOSSES[name], SplittableLoss):
         able = [other for other, loss in ELEM_LOSSES.items() if issubclass(loss, SplittableLoss)]
@@ -169,7 +150,7 @@ def build_sharded_loss(world: World, name: str, **options: Any) -> nn.Module:
             f"for {world.size} processes: leave it out"
         )
 
-    first, end = (_first_class(world.rank + i, class_dim, world) for i in (0, 1))
+    first, end = _classes(world.rank, class_dim, world)
     random_state = torch.get_rng_state()
     loss: Any = build_loss(name, **options | {"class_dim": end - first})
     torch.set_rng_state(random_state)

@@ -26,8 +26,7 @@ class World:
         rank: number of this process, 0 is the one that writes.
         size: number of processes.
         local_rank: number of this process on its node, the GPU it uses.
-        patient: all processes again, for tensors in CPU memory and waits up to PATIENCE; None where
-            there is one process.
+        patient: all processes, for CPU memory and waits up to PATIENCE; None where one is alone.
     """
 
     rank: int = 0
@@ -62,9 +61,9 @@ def leave_world() -> None:
     Only a run that went well leaves it: NCCL would wait for the others, and after an error the
     process has to end, so that torchrun ends the others too.
 
-    A thread of gloo that frees a tensor of Python waits for the interpreter's lock. The group waits
-    for its threads where nothing refers to it any more, but DistributedDataParallel never lets go
-    of it, and a process whose interpreter ends first is aborted. So the lock is given away here.
+    A thread of gloo that frees a tensor of Python waits for the interpreter's lock, and
+    DistributedDataParallel never lets go of the group: a process whose interpreter ends first is
+    aborted. So the lock is given away here.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -11,15 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from metric_learning.engine.options.flags import (
-    DATA_FLAGS,
-    MACHINE_FLAGS,
-    MODEL_FLAGS,
-    with_defaults,
-)
-
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, parse_flags, path, positive
+from metric_learning.common.flags import Flag, parse_flags, path, positive, with_defaults
+from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 
 SOURCE = Flag(
     "run_or_checkpoint", path, None, "a run folder (its best.pt, else last.pt) or weights"
@@ -41,23 +35,23 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """Write the report and return its file."""
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv, SOURCE)
-        source = find_source(flags.run_or_checkpoint, flags.features)
-        home = source if flags.features else source.parent
-        folder = Path(flags.report_dir or home / "report")
-        folder.mkdir(parents=True, exist_ok=True)
         if flags.features:
             unused = [flag.name for flag in FLAGS if flag.name not in FEATURES_USE]
             flags.refuse(unused, "--features holds what they would choose")
         other_split = "train" if flags.split == "test" else "test"
         unused = [f"{other_split}_classes", f"{other_split}_list"]
         flags.refuse(unused, f"with --split={flags.split}")
+        source = find_source(flags.run_or_checkpoint, flags.features)
+        home = source if flags.features else source.parent
+        folder = Path(flags.report_dir or home / "report")
+        folder.mkdir(parents=True, exist_ok=True)
 
         # torch and all else, only now
         from metric_learning.engine.options.evaluation import settle_embedding
         from metric_learning.engine.parallel.devices import choose_device
         from metric_learning.engine.parallel.world import World
+        from metric_learning.engine.report.page import write_report
         from metric_learning.engine.report.subjects import of_checkpoint, of_features
-        from metric_learning.engine.report.write import write_report
 
         device = choose_device(flags.device, flags.use_gpu, World())
         if flags.features:
@@ -69,12 +63,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 
 def find_source(run_or_checkpoint: str | None, features: str | None) -> Path:
-    """Return the checkpoint or the folder of features that the flags name.
-
-    Raises:
-        ValueError: both or neither are named, or a run folder is none.
-        FileNotFoundError: there is nothing at that path.
-    """
+    """Return the checkpoint or folder of features that the flags name, or raise an error."""
     if (run_or_checkpoint is None) == (features is None):
         raise ValueError(
             "expected a run folder or a checkpoint, or --features=FOLDER that infer.py wrote"

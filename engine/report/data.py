@@ -25,17 +25,13 @@ class Subject:
     """Embeddings of a split of a data set, and what is known of where they come from.
 
     Attributes:
-        title: of the report.
         facts: (name, text) of what was evaluated.
-        flags: flags of the training run; empty where there is none.
-        records: stats.jsonl of the training run; empty where there is none.
+        flags, records: of the training run, the latter its stats.jsonl; empty where there is none.
         embeddings: (N, D) float32, not normalised.
         labels: (N,) int64.
-        class_names: label -> name.
-        is_query: (N,) bool, images that search.
-        is_gallery: (N,) bool, images that are searched.
+        class_names, super_classes: label -> name; the latter empty where there are none.
+        is_query, is_gallery: (N,) bool, images that search, and images that are searched.
         read_image: row -> (H, W, 3) uint8 RGB.
-        super_classes: label -> name of its super class; empty where there are none.
     """
 
     title: str
@@ -68,13 +64,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Found:
-    """What the queries of a subject found.
+    """What the Q queries of a subject that have a positive found.
 
     Attributes:
-        scores: of the Q queries that have a positive.
         rows: (Q,) int64, their rows in the subject.
-        neighbours: (Q, k) int64, rows of their nearest gallery images, nearest first.
-        cosines: (Q, k) float32.
+        neighbours, cosines: (Q, k) int64 rows of their nearest gallery images, and (Q, k) float32.
         num_findable: gallery images that a query can find: all but itself.
     """
 
@@ -86,11 +80,7 @@ class Found:
 
 
 def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
-    """Score every query of a subject and look up its first neighbours.
-
-    Raises:
-        ValueError: no query has a positive, or an embedding is not finite.
-    """
+    """Score every query of a subject and look up its first neighbours, or raise ValueError."""
     queries, gallery = subject.query_rows, subject.gallery_rows
     is_self = subject.is_self_retrieval
     num_findable = len(gallery) - is_self
@@ -121,8 +111,7 @@ class RecallCurve:
     Attributes:
         ks: (K,) int64 ascending, 1 to the number of images that can be found.
         recalls: (K,) float64 fractions.
-        low: (K,) float64, lower end of the 95 % interval; None where there is one class only.
-        high: (K,) float64, upper end.
+        low, high: (K,) float64, ends of the 95 % interval; None where there is one class only.
     """
 
     ks: np.ndarray
@@ -145,17 +134,9 @@ def recall_curve(found: Found, seed: int = 0) -> RecallCurve:
 def sample_pairs(
     subject: Subject, is_positive: bool, num_pairs: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw pairs of a query and another gallery image, all such pairs equally likely.
+    """Draw pairs of a query and another gallery image of one class, or of two; all equally likely.
 
-    Args:
-        subject: N images.
-        is_positive: pairs of one class; else pairs of two classes.
-        num_pairs: pairs to draw, with replacement.
-        seed: of the draw.
-
-    Returns:
-        Rows of the queries and of the gallery images, (num_pairs,) int64 each; both empty where
-        there is no such pair.
+    Returns their rows, (num_pairs,) int64 each, with replacement; none where there is no pair.
     """
     rng = np.random.default_rng(seed)
     queries, gallery = subject.query_rows, subject.gallery_rows
@@ -186,28 +167,15 @@ def sample_pairs(
 def pair_cosines(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Cosine similarities of pairs of rows, (P,) float32."""
     unit = unit_rows(embeddings)
-    cosines = [
-        (unit[left] * unit[right]).sum(1)
-        for left, right in zip(
-            torch.as_tensor(first).split(4096), torch.as_tensor(second).split(4096), strict=True
-        )
-    ]
-    return torch.cat(cosines).numpy()
+    blocks = zip(*(torch.as_tensor(rows).split(4096) for rows in (first, second)), strict=True)
+    return torch.cat([(unit[left] * unit[right]).sum(1) for left, right in blocks]).numpy()
 
 
 def choose_queries(scores: QueryScores, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Choose queries to show: the best, some at random, and the worst.
+    """Choose `count` places of queries of each kind: "best", "random" and "worst", (count,) int64.
 
     The best have the highest average precision, the worst find their first positive last; among
     them is one query per class as long as there are classes enough.
-
-    Args:
-        scores: of Q queries.
-        count: of each kind; at most Q are chosen.
-        seed: of the random ones and among equals.
-
-    Returns:
-        "best", "random" and "worst", each (count,) int64 places among the Q queries.
     """
     shuffled = np.random.default_rng(seed).permutation(len(scores))
     best = shuffled[np.argsort(-scores.columns["map"][shuffled], kind="stable")]

@@ -17,10 +17,9 @@ WIDTH, HEIGHT, PICTURE = 1000, 680, 36  # px of the drawing
 
 @dataclass(frozen=True)
 class EmbeddingMap:
-    """Where images lie on a map.
+    """Where images lie on a map, made by the method t-SNE or UMAP.
 
     Attributes:
-        method: "t-SNE" or "UMAP".
         rows: (M,) int64, rows of the images.
         centres: (M, 2) float, x and y in px from the top left.
         is_picture: (M,) bool, images that have room to be shown; the others are dots.
@@ -39,17 +38,9 @@ def map_embeddings(
 
     Visualizing Data using t-SNE (van der Maaten & Hinton 2008),
     https://www.jmlr.org/papers/v9/vandermaaten08a.html, on the first 50 principal components of the
-    embeddings on the unit sphere. Of many classes 200 are drawn, of many images 2000.
+    embeddings (N, D) on the unit sphere. Of many classes 200 are drawn, of many images 2000.
 
-    Args:
-        embeddings: (N, D) float.
-        labels: (N,) integer.
-        seed: of the draw, of the layout and of the choice of pictures.
-
-    Returns:
-        The map, or None where there are fewer than 10 images, all embeddings are the same, or
-        they have one dimension. About
-        10 s on one core for 2000 images.
+    Returns None where there are fewer than 10 images, all alike, or of one dimension.
     """
     rows = choose_rows(labels, seed)
     unit = normalize(embeddings[rows].astype(np.float64))

@@ -17,13 +17,8 @@ from metric_learning.engine.report.data import RecallCurve
 from metric_learning.engine.report.plots import curve_of
 
 # Matplotlib knows no CSS variables: these stand for them until the SVG is written.
-COLOURS = {
-    "#010203": "--ink",
-    "#010204": "--muted",
-    "#010205": "--line",
-    "#010206": "--first",
-    "#010207": "--second",
-}
+VARIABLES = ("--ink", "--muted", "--line", "--first", "--second")
+COLOURS = {f"#01020{number}": name for number, name in enumerate(VARIABLES, start=3)}
 INK, MUTED, LINE, FIRST, SECOND = COLOURS
 STEPS = (1, 2, 5, 10)  # of the ticks
 SIZE = (5.4, 3.5)  # in units of 72 px
@@ -31,23 +26,14 @@ FONT_SIZE = 11  # px; on a narrow phone the chart shrinks to 85 %
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "font.size": FONT_SIZE,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "grid.color": LINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "lines.linewidth": 2.0,
-    "legend.frameon": False,
-    "savefig.transparent": True,
+    **dict.fromkeys(("text.color", "axes.labelcolor"), INK),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.8),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow", "savefig.transparent"), True),
 }
 
 
@@ -68,8 +54,7 @@ def draw_recall(curve: RecallCurve) -> str:
             )
 
         axes.plot(curve.ks, 100 * curve.recalls, color=FIRST, label="Recall@K")
-        axes.set_xlabel("K, images looked at")
-        axes.set_ylabel("Recall@K, %")
+        axes.set(xlabel="K, images looked at", ylabel="Recall@K, %")
         lowest = curve.recalls if curve.low is None else curve.low
         axes.set_ylim(max(0.0, min(50.0, 100 * lowest[0] - 5)), 101)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -95,8 +80,7 @@ def draw_similarities(positive: np.ndarray, negative: np.ndarray) -> str:
                     shares, edges, color=colour, linestyle=style, linewidth=2.0, label=label
                 )
 
-        axes.set_xlabel("cosine similarity")
-        axes.set_ylabel("share of pairs, %")
+        axes.set(xlabel="cosine similarity", ylabel="share of pairs, %")
         axes.set_ylim(bottom=0)
         _legend(axes)
 
@@ -109,8 +93,7 @@ def draw_loss(records: Sequence[dict[str, Any]]) -> str:
 
     def draw(axes: Axes) -> None:
         axes.plot(steps, losses, color=FIRST, **_marker(steps))
-        axes.set_xlabel("step")
-        axes.set_ylabel("training loss")
+        axes.set(xlabel="step", ylabel="training loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=STEPS))
 
     return _to_svg("loss", "Training loss over steps", draw) if steps else ""
@@ -132,9 +115,7 @@ def draw_tests(records: Sequence[dict[str, Any]]) -> str:
         for steps, recalls, colour, style, label in curves:
             percent = 100 * np.array(recalls)
             axes.plot(steps, percent, style, color=colour, label=label, **_marker(steps))
-        axes.set_xlabel("step")
-        axes.set_ylabel("recall, %")
-        axes.set_ylim(-2, 102)
+        axes.set(xlabel="step", ylabel="recall, %", ylim=(-2, 102))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=STEPS))
         _legend(axes)
 

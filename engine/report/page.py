@@ -16,28 +16,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from metric_learning.engine.report import embedding_map
-from metric_learning.engine.report.data import (
-    Found,
-    RecallCurve,
-    Subject,
-    choose_queries,
-    confusion_example,
-    find,
-    pair_cosines,
-    recall_curve,
-    sample_pairs,
-)
-from metric_learning.engine.report.figures import (
-    draw_loss,
-    draw_recall,
-    draw_similarities,
-    draw_tests,
-)
+from metric_learning.common.atomic import write_text
+from metric_learning.common.log import log
+from metric_learning.engine.evaluate.scoring import with_float64
+from metric_learning.engine.report import data, embedding_map, figures
 from metric_learning.engine.report.plots import plot_map
 from metric_learning.retrieval.metrics import DEFAULT_KS, summarise
-from metric_learning.retrieval.tables import ClassRow, class_table, confusions, worst_first
+from metric_learning.retrieval.tables import class_table, confusions, worst_first
 
+Thumbnail = Callable[[int, int], str]  # row, pixels of the longer side -> data URI
+Row = dict[str, Any]
 TEMPLATES = Path(__file__).with_name("templates")
 NUM_QUERIES, NUM_PAIRS, NUM_CONFUSIONS = 8, 100_000, 12
 QUERY_PIXELS, MAP_PIXELS = 128, 48  # longer side of a thumbnail; shown smaller
@@ -58,26 +46,32 @@ METRIC_NAMES = {
 }
 
 
+def write_report(subject: data.Subject, folder: Path, device: torch.device, seed: int) -> Path:
+    """Write index.html and map.png into a folder, and return the page."""
+    log(f"{len(subject.labels)} embeddings; now the queries, the classes and the map")
+    picture = folder / "map.png"
+    picture.unlink(missing_ok=True)  # of an earlier report
+    file = folder / "index.html"
+    write_text(file, render(subject, with_float64(device), seed, picture))
+    if picture.is_file():
+        log(f"map of the embeddings: {picture}")
+    log(f"report: {file}, {file.stat().st_size / 1e6:.1f} MB, opens in any browser")
+    return file
+
+
 def render(
-    subject: Subject,
+    subject: data.Subject,
     device: str | torch.device = "cpu",
     seed: int = 0,
     picture: Path | None = None,
 ) -> str:
     """Return the HTML of a report, one file that needs nothing else.
 
-    Args:
-        subject: what to report on.
-        device: where similarities are computed.
-        seed: of everything that is drawn at random.
-        picture: a PNG file to draw the map of the embeddings to as well, where there can be one.
-
-    Raises:
-        ValueError: no query has a positive, an embedding is not finite, or an image that is shown
-            cannot be read.
+    The map of the embeddings is also drawn to the PNG file `picture`, if any. Raises ValueError
+    where no query has a positive, an embedding is not finite, or an image cannot be read.
     """
-    found = find(subject, device)
-    curve = recall_curve(found, seed)
+    found = data.find(subject, device)
+    curve = data.recall_curve(found, seed)
     thumbnail = _thumbnails(subject.read_image)
     layout = embedding_map.map_embeddings(subject.embeddings, subject.labels, seed)
     if picture is not None and layout is not None:
@@ -97,14 +91,16 @@ def render(
         subject=subject,
         found=found,
         tiles=_tiles(found, curve),
-        loss_chart=draw_loss(subject.records),
-        tests_chart=draw_tests(subject.records),
-        recall_chart=draw_recall(curve),
+        loss_chart=figures.draw_loss(subject.records),
+        tests_chart=figures.draw_tests(subject.records),
+        recall_chart=figures.draw_recall(curve),
         recall_rows=_recall_rows(curve),
         similarities=_similarities(subject, seed),
         query_groups=_query_groups(subject, found, thumbnail, seed),
         has_tests=any(record["kind"] == "test" for record in subject.records),
-        class_rows=_class_rows(subject, found),
+        class_rows=worst_first(
+            class_table(found.scores, subject.class_names, subject.super_classes)
+        ),
         confused=_confused(subject, found, thumbnail),
         map=None if layout is None else _map(subject, layout, thumbnail),
     )
@@ -115,8 +111,8 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([_./-])(?=[\w(])", r"\1<wbr>", str(escape(name))))
 
 
-def _thumbnails(read_image: Callable[[int], np.ndarray]) -> Callable[[int, int], str]:
-    """Return a function (row, pixels of the longer side) -> data URI of a small JPEG."""
+def _thumbnails(read_image: Callable[[int], np.ndarray]) -> Thumbnail:
+    """Return a function that makes small JPEGs of the images that another one reads."""
 
     @cache
     def thumbnail(row: int, pixels: int) -> str:
@@ -129,62 +125,53 @@ def _thumbnails(read_image: Callable[[int], np.ndarray]) -> Callable[[int, int],
     return thumbnail
 
 
-def _tiles(found: Found, curve: RecallCurve) -> list[dict[str, str]]:
+def _tiles(found: data.Found, curve: data.RecallCurve) -> list[dict[str, str]]:
     """Name, value and explanation of the key numbers."""
     metrics = summarise(found.scores)
     interval = "one class: no interval"
     if curve.low is not None and curve.high is not None:
         interval = f"95 % interval {100 * curve.low[0]:.1f} to {100 * curve.high[0]:.1f}"
 
-    tiles = [
-        {
-            "name": f"Recall@{name.partition('@')[2]}",
-            "value": f"{100 * value:.2f} %",
-            "note": interval if name == "recall@1" else "",
-        }
+    found_in = [
+        (name.capitalize(), value, interval if name == "recall@1" else "")
         for name, value in metrics.items()
         if name.startswith("recall@")
     ]
+    found_in += [(name, metrics[metric], note) for metric, (name, note) in METRIC_NAMES.items()]
+    left_out = f"{metrics['queries_without_positive']:,}"
+    note = f"left out; {metrics['queries']:,} queries count"
+    return [
+        *(
+            {"name": name, "value": f"{100 * value:.2f} %", "note": n}
+            for name, value, n in found_in
+        ),
+        {"name": "Queries without positive", "value": left_out, "note": note},
+    ]
 
-    for metric, (name, note) in METRIC_NAMES.items():
-        tiles.append({"name": name, "value": f"{100 * metrics[metric]:.2f} %", "note": note})
-    tiles.append(
-        {
-            "name": "Queries without positive",
-            "value": f"{metrics['queries_without_positive']:,}",
-            "note": f"left out; {metrics['queries']:,} queries count",
-        }
-    )
-    return tiles
 
-
-def _recall_rows(curve: RecallCurve) -> list[dict[str, Any]]:
+def _recall_rows(curve: data.RecallCurve) -> list[Row]:
     """K, Recall@K and interval at the powers of ten and at the end of the curve."""
-    last = int(curve.ks[-1])
-    rows = []
-    for place, k in enumerate(curve.ks.tolist()):
-        if k in (*DEFAULT_KS, last):
-            rows.append(
-                {
-                    "k": k,
-                    "recall": curve.recalls[place],
-                    "low": None if curve.low is None else curve.low[place],
-                    "high": None if curve.high is None else curve.high[place],
-                }
-            )
-    return rows
+    return [
+        {
+            "k": int(curve.ks[place]),
+            "recall": curve.recalls[place],
+            "low": None if curve.low is None else curve.low[place],
+            "high": None if curve.high is None else curve.high[place],
+        }
+        for place in np.flatnonzero(np.isin(curve.ks, (*DEFAULT_KS, curve.ks[-1])))
+    ]
 
 
-def _similarities(subject: Subject, seed: int) -> dict[str, Any]:
+def _similarities(subject: data.Subject, seed: int) -> Row:
     """Chart and quantiles of the similarities of sampled pairs."""
     cosines = {}
     for name, is_positive in (("same class", True), ("two classes", False)):
-        pairs = sample_pairs(subject, is_positive, NUM_PAIRS, seed)
-        cosines[name] = pair_cosines(subject.embeddings, *pairs)
+        pairs = data.sample_pairs(subject, is_positive, NUM_PAIRS, seed)
+        cosines[name] = data.pair_cosines(subject.embeddings, *pairs)
 
     positive, negative = cosines.values()
     return {
-        "chart": draw_similarities(positive, negative),
+        "chart": figures.draw_similarities(positive, negative),
         "num_pairs": NUM_PAIRS,
         "rows": [
             {"name": name, "quantiles": np.quantile(values, (0.05, 0.5, 0.95))}
@@ -196,22 +183,23 @@ def _similarities(subject: Subject, seed: int) -> dict[str, Any]:
 
 
 def _query_groups(
-    subject: Subject, found: Found, thumbnail: Callable[[int, int], str], seed: int
-) -> list[dict[str, Any]]:
+    subject: data.Subject, found: data.Found, thumbnail: Thumbnail, seed: int
+) -> list[Row]:
     """Best, random and worst queries with their first neighbours."""
-    groups = []
-    for kind, places in choose_queries(found.scores, NUM_QUERIES, seed).items():
-        name, sentence = QUERY_KINDS[kind]
-        queries = [_query(subject, found, thumbnail, int(place)) for place in places]
-        groups.append({"name": name, "sentence": sentence, "queries": queries})
-    return groups
+    return [
+        {
+            "name": QUERY_KINDS[kind][0],
+            "sentence": QUERY_KINDS[kind][1],
+            "queries": [_query(subject, found, thumbnail, int(place)) for place in places],
+        }
+        for kind, places in data.choose_queries(found.scores, NUM_QUERIES, seed).items()
+    ]
 
 
-def _query(
-    subject: Subject, found: Found, thumbnail: Callable[[int, int], str], place: int
-) -> dict[str, Any]:
+def _query(subject: data.Subject, found: data.Found, thumbnail: Thumbnail, place: int) -> Row:
     """One query with its neighbours."""
     row = int(found.rows[place])
+    pairs = found.neighbours[place].tolist(), found.cosines[place].tolist()
     hits = [
         {
             "picture": thumbnail(neighbour, QUERY_PIXELS),
@@ -219,9 +207,7 @@ def _query(
             "is_right": bool(subject.labels[neighbour] == subject.labels[row]),
             "cosine": cosine,
         }
-        for neighbour, cosine in zip(
-            found.neighbours[place].tolist(), found.cosines[place].tolist(), strict=True
-        )
+        for neighbour, cosine in zip(*pairs, strict=True)
     ]
 
     return {
@@ -234,19 +220,12 @@ def _query(
     }
 
 
-def _class_rows(subject: Subject, found: Found) -> list[ClassRow]:
-    """A row per class that has queries, the lowest Recall@1 first."""
-    return worst_first(class_table(found.scores, subject.class_names, subject.super_classes))
-
-
-def _confused(
-    subject: Subject, found: Found, thumbnail: Callable[[int, int], str]
-) -> list[dict[str, Any]]:
+def _confused(subject: data.Subject, found: data.Found, thumbnail: Thumbnail) -> list[Row]:
     """The pairs of classes that are confused most often, each with an example."""
     neighbour_labels = subject.labels[found.neighbours[:, 0]]
     rows = []
     for label, wrong, count in confusions(neighbour_labels, found.scores.labels)[:NUM_CONFUSIONS]:
-        place = confusion_example(found, neighbour_labels, (label, wrong))
+        place = data.confusion_example(found, neighbour_labels, (label, wrong))
 
         rows.append(
             {
@@ -262,11 +241,7 @@ def _confused(
     return rows
 
 
-def _map(
-    subject: Subject,
-    layout: embedding_map.EmbeddingMap,
-    thumbnail: Callable[[int, int], str],
-) -> dict[str, Any]:
+def _map(subject: data.Subject, layout: embedding_map.EmbeddingMap, thumbnail: Thumbnail) -> Row:
     """The map of the embeddings, its images grouped by class."""
     labels = subject.labels[layout.rows]
     classes = []

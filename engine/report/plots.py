@@ -36,9 +36,8 @@ def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
             (recall_axis, "test", "recall@1"),
         ):
             axis.plot(*curve_of(records, kind, name), marker=".")
-            axis.set_title(f"{folder.name}: {name}")
+            axis.set(title=f"{folder.name}: {name}", xlabel="step")
             axis.set_ylim(bottom=0, top=1 if kind == "test" else None)
-            axis.set_xlabel("step")
             axis.grid(alpha=0.3)
     _save(figure, picture)
 
@@ -67,14 +66,7 @@ def plot_neighbours(
 ) -> None:
     """Draw random queries, each with its k nearest images, right and wrong ones marked.
 
-    Args:
-        features: (N, D) float.
-        labels: (N,) integer.
-        paths: N image files.
-        picture: PNG file to write.
-        num_queries: rows of the picture.
-        k: neighbours per query.
-        seed: of the choice of queries.
+    The features are (N, D) float, the labels (N,) integer, the paths N image files.
     """
     k = min(k, len(features) - 1)
     rng = np.random.default_rng(seed)
@@ -100,14 +92,7 @@ def plot_neighbours(
 def plot_map(
     layout: EmbeddingMap, labels: np.ndarray, class_names: dict[int, str], picture: Path
 ) -> None:
-    """Draw the images of a map as dots in the colour of their class.
-
-    Args:
-        layout: where M of the images lie.
-        labels: (N,) integer.
-        class_names: label -> name; up to 20 are written beside the map.
-        picture: PNG file to write.
-    """
+    """Draw the images of a map as dots in the colour of their class; up to 20 are named there."""
     present, numbers = np.unique(labels[layout.rows], return_inverse=True)
     colours = plt.get_cmap("tab20" if len(present) > 10 else "tab10")
     figure, axis = plt.subplots(figsize=(10, 7))
@@ -128,8 +113,7 @@ def _draw(axis: Axes, path: str, title: str, colour: str) -> None:
     with Image.open(path) as image:
         axis.imshow(image.convert("RGB"))
     axis.set_title(title, fontsize=8, color=colour)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(color=colour, linewidth=3)
 

@@ -28,11 +28,7 @@ def of_checkpoint(work: EmbeddingOptions) -> Subject:
 
 
 def of_features(folder: Path) -> Subject:
-    """Read the features that infer.py wrote, and list the images that they are of.
-
-    Raises:
-        ValueError: the files do not belong together, or the classes of the images are unknown.
-    """
+    """Read the features that infer.py wrote, and list the images that they are of."""
     if not (folder / "labels.txt").is_file():
         raise ValueError(
             f"{folder} holds no labels.txt: expected a folder that infer.py wrote for a --dataset, "
@@ -74,12 +70,8 @@ def build_subject(
 ) -> Subject:
     """Put together what is reported on.
 
-    Args:
-        image_set: N images.
-        embeddings: (N, D) float32 in the order of the set.
-        made_with: flags of the script that embedded the images; empty where unknown.
-        meta: what the checkpoint says of itself; empty where unknown.
-        records: stats.jsonl of the training run; empty without one.
+    The embeddings (N, D) are in the order of the set, `made_with` the flags of the script that
+    made them, `meta` what the checkpoint says, `records` those of its run; empty where unknown.
     """
     model = made_with.get("model", "unknown model")
     loss = meta.get("loss")  # converted weights have none

@@ -52,17 +52,14 @@ def main(argv: Sequence[str] | None = None) -> str:
 def recall_table(folder: Path, names: Sequence[str]) -> str:
     """Return a text table: a row per metric in percent, a column per evaluation."""
     results = [json.loads((folder / f"{name}.json").read_text("utf-8")) for name in names]
-    metrics = [name for name, value in results[0].items() if "@" in name and _is_number(value)]
+    numbers = [name for name, value in results[0].items() if isinstance(value, int | float)]
+    metrics = [name for name in numbers if "@" in name]
     width = max(12, *(len(name) + 2 for name in names))
     lines = [" " * 13 + "".join(f"{name:>{width}}" for name in names)]
     for metric in metrics:
         values = "".join(f"{100 * result[metric]:>{width}.2f}" for result in results)
         lines.append(f"{metric:13}{values}")
     return "\n".join(lines)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
 
 
 if __name__ == "__main__":

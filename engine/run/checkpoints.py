@@ -27,11 +27,7 @@ class DamagedError(ValueError):
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint with the parts named in PARTS and OPTIONAL_PARTS, atomically.
-
-    Raises:
-        OSError: it cannot be written; what was at `path` is still there.
-    """
+    """Write a checkpoint with the parts named in PARTS and OPTIONAL_PARTS, atomically."""
     assert set(PARTS) <= set(checkpoint) <= {*PARTS, *OPTIONAL_PARTS}
 
     def write(temporary: Path) -> None:
@@ -48,14 +44,8 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path, in_file: bool = False) -> dict[str, Any]:
     """Read and check a training checkpoint; a stranger's file cannot run code.
 
-    Args:
-        path: a file that `save_checkpoint` wrote.
-        in_file: leave the tensors in the file, for who wants the other parts.
-
-    Raises:
-        DamagedError: the file is damaged or not written by this project.
-        ValueError: it is no training checkpoint, or one of a newer version.
-        OSError: there is no such file.
+    Its tensors stay in the file if `in_file`. Raises DamagedError where it is damaged or not of
+    this project, ValueError where it is no training checkpoint or one of a newer version.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,12 +80,7 @@ def load_checkpoint(path: str | Path, in_file: bool = False) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Newest:
-    """The newest good checkpoint of a run.
-
-    Attributes:
-        path: the file; None where none is good.
-        passed_over: a line for each that is not good and may be newer.
-    """
+    """The newest good checkpoint of a run, if any, and a line for each that was passed over."""
 
     path: Path | None
     passed_over: list[str]

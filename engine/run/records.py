@@ -8,13 +8,7 @@ from typing import Any
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """Read the stats.jsonl of a run; a last line that is not whole is left out.
-
-    Such a line is being written, or was when the run was killed.
-
-    Raises:
-        ValueError: another line is no record.
-    """
+    """Read the stats.jsonl of a run but a torn last line; ValueError where another is no record."""
     records = []
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):

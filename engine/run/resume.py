@@ -16,12 +16,9 @@ AUTO = "auto"  # --checkpoint=auto: the newest good checkpoint of the run
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins.
+    """Where a training begins: a checkpoint, or None; `notes` tell what was passed over.
 
-    Attributes:
-        checkpoint: what it goes on from; None: from scratch.
-        folder: its run folder where --checkpoint=auto has settled it, else None.
-        notes: for the log: checkpoints that were passed over, and why.
+    The `folder` is its run folder where --checkpoint=auto has settled it, else None.
     """
 
     checkpoint: str | None
@@ -35,11 +32,7 @@ class Start:
 
 
 def find_start(run: RunOptions) -> Start:
-    """Find out what --checkpoint means.
-
-    Raises:
-        ValueError: --checkpoint=auto finds checkpoints, none of them good.
-    """
+    """Find out what --checkpoint means; ValueError where auto finds no good checkpoint."""
     if run.checkpoint != AUTO:
         return Start(run.checkpoint)
     folder = own_folder(run)

@@ -30,12 +30,9 @@ def own_folder(run: RunOptions) -> Path:
 
 
 def choose_folder(run: RunOptions, is_named: bool) -> Path:
-    """Choose the run folder below --model_save_dir, so that no earlier run is overwritten.
+    """Choose the run folder, that of no other run, or ValueError where --run_name asks for one.
 
     Resuming a checkpoint goes on in the folder that holds it, unless another one `is_named`.
-
-    Raises:
-        ValueError: --run_name names the folder of another run.
     """
     resumed = Path(run.checkpoint).resolve().parent if run.checkpoint else None
     if resumed is not None and not is_named:
@@ -59,11 +56,7 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _describe_call(path: Path, settled: Mapping[str, Any]) -> None:
-    """Write args.json; the calls that resumed the run are listed in it under `resumed`.
-
-    Raises:
-        ValueError: what is there is not what this wrote.
-    """
+    """Write args.json; the calls that resumed the run are listed in it under `resumed`."""
     described: dict[str, Any] = {
         "command": sys.argv,
         "flags": dict(settled),
@@ -97,18 +90,11 @@ def _drop_later_records(path: Path, step: int, tested: int) -> None:
 class RunFolder:
     """Writes what happens in a run; on all ranks but the first it writes nothing.
 
-    The folder is locked as long as the run is open. A process that is killed leaves no lock.
+    The folder is created, and locked as long as the run is open. A process that is killed leaves no
+    lock. Records after the `step` that the run goes on from are replaced, and those of tests after
+    the last one `tested`. args.json gets what was `settled`, a value per flag.
 
-    Args:
-        folder: run folder, created here.
-        settled: a value per flag, written to args.json with the versions and the command.
-        is_main: whether this process writes.
-        step: the step that the run goes on from; later records and points of curves are replaced.
-        tested: the last step that was tested; later records of tests are replaced.
-
-    Raises:
-        ValueError: another process writes to the folder, or a file of it is damaged.
-        OSError: the folder cannot be written.
+    Raises ValueError where another process writes to the folder, or a file of it is damaged.
     """
 
     def __init__(
@@ -192,11 +178,7 @@ class RunFolder:
 
 
 def _lock(file: TextIO) -> bool:
-    """Keep other processes from a file until it is closed; False where files have no locks.
-
-    Raises:
-        ValueError: another process has locked it.
-    """
+    """Keep other processes from a file until it is closed; False where files have no locks."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

@@ -19,25 +19,14 @@ FAILURE = 1000  # above the number of every signal
 
 
 class Stopped(Exception):
-    """All ranks stop, because a signal asked one of them to; says which signal.
-
-    Args:
-        number: of the signal.
-    """
+    """All ranks stop, because a signal asked one of them to; says which signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
 
 
 class StopRequest:
-    """What signals have asked of this process, and what all ranks make of it.
-
-    Args:
-        world: this process's place among the ranks.
-
-    Attributes:
-        received: number of the first signal; 0 before.
-    """
+    """What signals have asked of this process: `received`, the number of the first, or 0."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -59,10 +48,7 @@ class StopRequest:
     def agreement(self) -> Iterator[None]:
         """End alike on all ranks what each does for itself, such as reading a batch.
 
-        Raises:
-            Stopped: one of the ranks was asked to stop.
-            ImageError: on all ranks, where one of them raised it in the body.
-            WorkerError: likewise.
+        Raises Stopped where a rank was asked to stop, and what a rank's body raises for an image.
         """
         failure: Exception | None = None
         try:
@@ -76,14 +62,10 @@ class StopRequest:
             raise Stopped(verdict)
 
     def agreed(self, loader: ImageLoader, note: Callable[[Batch], object]) -> Iterator[Batch]:
-        """Yield the batches of a loader; all ranks agree to take each, see `agreement`.
+        """Yield the batches of a loader, and note them; all ranks agree to take each.
 
         They agree before the step and not after it, since a rank that could not read its batch
         would leave the others waiting inside the step.
-
-        Args:
-            loader: as many batches on each rank.
-            note: is told each of them, and may raise an ImageError.
         """
         batches = iter(loader)
         for _ in range(len(loader)):

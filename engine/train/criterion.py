@@ -29,17 +29,7 @@ def complete_options(loss: LossOptions, embedding_size: int) -> dict[str, Any]:
 def build_criterion(
     loss: LossOptions, embedding_size: int, accumulation_steps: int, world: World
 ) -> nn.Module:
-    """Build a loss; in stage 2 with its memory and class layer, if any.
-
-    Args:
-        loss: which loss, and what lies around it.
-        embedding_size: dimension D of the embeddings.
-        accumulation_steps: parts of a batch, each with a loss of its own.
-        world: this process's place among those that --shard_head splits the classes over.
-
-    Raises:
-        ValueError: the loss refuses its options, or cannot be split.
-    """
+    """Build a loss; in stage 2 with its memory and class layer, if any, or ValueError."""
     options = complete_options(loss, embedding_size)
     if loss.shard_head:
         return build_sharded_loss(world, loss.loss_name, **options)

@@ -16,12 +16,7 @@ from metric_learning.reader.batches.loader import check_broken
 
 
 def open_training_images(image_set: ImageSet, reading: ReadingOptions) -> ImageSet:
-    """Return an image set with its images in --cache, built where it is not complete, if any.
-
-    Raises:
-        ValueError: the cache is damaged or of something else, or an image is broken.
-        OSError: the disk is too small or the folder cannot be written.
-    """
+    """Return an image set with its images in --cache, built where it is not complete, if any."""
     if not reading.cache:
         return image_set
     with acting_signals():  # building may take long, and goes on where it was
@@ -36,23 +31,14 @@ def open_training_images(image_set: ImageSet, reading: ReadingOptions) -> ImageS
 
 
 class BrokenImages:
-    """The distinct unreadable images of a run since it started or resumed.
-
-    Args:
-        image_set: the training images.
-        log: receives a line per image.
-    """
+    """The distinct unreadable images of a run since it started or resumed; `log` gets each."""
 
     def __init__(self, image_set: ImageSet, log: Callable[[str], object]) -> None:
         self._image_set, self._log = image_set, log
         self._errors: dict[str, str] = {}
 
     def add(self, broken: dict[str, str]) -> None:
-        """Note and log unreadable images, path -> error.
-
-        Raises:
-            ImageError: there are too many.
-        """
+        """Note and log unreadable images, path -> error; ImageError where there are too many."""
         for path, error in broken.items():
             if path not in self._errors:
                 self._errors[path] = error
@@ -60,11 +46,7 @@ class BrokenImages:
         check_broken(len(self._errors), len(self._image_set))
 
     def report(self, world: World) -> None:
-        """Log those of the other ranks too, and how many there are in all.
-
-        Raises:
-            ImageError: there are too many.
-        """
+        """Log those of the other ranks too, and how many there are; ImageError where too many."""
         self.add(merge(self._errors, world))
         if self._errors:
             self._log(f"broken: {len(self._errors)} of {len(self._image_set)} training images")

@@ -54,10 +54,7 @@ class Learner:
         return all(bool(v.isfinite().all()) for v in values if v.is_floating_point())
 
     def state(self) -> dict[str, Any]:
-        """Return the parts of a checkpoint that hold weights.
-
-        All ranks call it together; what rank 0 gets is whole.
-        """
+        """Return the parts of a checkpoint that hold weights; only rank 0's are whole."""
         criterion_state, optimizer_state = collect_state(self.criterion, self.optimizer)
         return {
             "model": self.tested_model.state_dict(),

@@ -24,21 +24,10 @@ def build_optimizer(
     """Build the optimizer over all weights of the network and of the loss.
 
     By default SGD with momentum 0.9 (not Nesterov) and L2 1e-4 on all parameters, as the
-    reference.
+    reference. The rate of the `head`, what is new in the model beside the backbone, is multiplied
+    by `lr_head_mult`, and that of the weights of the loss by `lr_loss_mult`, if that is not None.
 
-    Args:
-        model: the network, embedding layer included.
-        head: the parts of the model that are new beside the backbone, such as the embedding
-            layer; their rate is multiplied by `lr_head_mult`.
-        criterion: the loss; the rate of its weights (class weights, proxies), if any, is multiplied
-            by `lr_loss_mult`, which is `lr_head_mult` where it is None.
-        options: the rate and its factors, the kind of optimizer and its settings.
-
-    Returns:
-        An optimizer whose groups have an `lr_mult` and a weight decay.
-
-    Raises:
-        ValueError: a multiplier was changed but there is nothing to multiply.
+    Raises ValueError where a multiplier was changed but there is nothing to multiply.
     """
     head_mult = options.lr_head_mult
     loss_mult = head_mult if options.lr_loss_mult is None else options.lr_loss_mult
@@ -56,18 +45,15 @@ def build_optimizer(
         for group in _groups(parameters, multiplier, options)
     ]
 
-    settings: dict[str, Any] = {"lr": options.lr, "fused": _can_fuse(groups)}
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    settings: dict[str, Any] = {"lr": options.lr, "fused": on_gpu}  # which saves launches
     if options.optimizer == "sgd":
         settings |= {"momentum": options.momentum, "nesterov": options.nesterov}
     return OPTIMIZERS[options.optimizer](groups, **settings)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give an optimizer a copy of a checkpoint's state; its rates, decays and so on are flags.
-
-    Raises:
-        ValueError: the state is of other weights.
-    """
+    """Give an optimizer a copy of a checkpoint's state; its rates, decays and so on are flags."""
     settings = [
         {name: value for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups
@@ -113,8 +99,3 @@ def _groups(
         for members, decay in ((matrices, options.weight_decay), (vectors, 0.0))
         if members
     ]
-
-
-def _can_fuse(groups: list[dict[str, Any]]) -> bool:
-    """Whether one kernel may update all parameters: on a GPU, where it saves launches."""
-    return all(parameter.is_cuda for group in groups for parameter in group["params"])

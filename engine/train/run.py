@@ -15,10 +15,7 @@ from metric_learning.common.atomic import write_text
 from metric_learning.engine.embed.embedding import embed_images, evaluation_mode
 from metric_learning.engine.evaluate.classification import class_layer_of, class_numbers, classify
 from metric_learning.engine.evaluate.scoring import score_images
-from metric_learning.engine.options.parts import (
-    MachineOptions,
-    Options,
-)
+from metric_learning.engine.options.parts import MachineOptions, Options
 from metric_learning.engine.parallel.collectives import decide_on_main, share_buffers
 from metric_learning.engine.run.checkpoints import prune, save_checkpoint
 from metric_learning.engine.run.resume import Start, best_so_far
@@ -44,11 +41,6 @@ class TrainingRun:
     """All that a run consists of, and how far it has come.
 
     Attributes:
-        options: what the run was told.
-        learner: what is trained.
-        sampler: the images of each batch.
-        start: where it begins.
-        stop: whether a signal asks for an end.
         path: the run folder.
         meta: what a checkpoint says of the model and its training, the step apart.
         meter: the steps since the last log line.
@@ -119,10 +111,7 @@ class TrainingRun:
                 raise
 
     def batches(self) -> Iterable[Batch]:
-        """Return the batches of this process, from the present step to the last.
-
-        Several ranks agree to take each.
-        """
+        """Return this process's batches from the present step on; ranks agree to take each."""
         loader = train_loader(
             self.train_set,
             self.sampler,
@@ -174,11 +163,7 @@ class TrainingRun:
             )
 
     def skip_or_stop(self) -> None:
-        """Go on after a step that was not finite where the scale of float16 may be why.
-
-        Raises:
-            ValueError: it is not, or many steps in a row were skipped.
-        """
+        """Go on after a step that was not finite if the scale of float16 may be why, or raise."""
         scaler = self.learner.scaler
         if not scaler.is_enabled() or self.num_skipped > MOST_SKIPPED:
             raise self.diverged(self.step + 1, self.list_images())
@@ -209,10 +194,7 @@ class TrainingRun:
     def test(self) -> dict[str, float]:
         """Evaluate the test split: retrieval, and accuracy where the class layer knows its classes.
 
-        The best network so far is saved.
-
-        Raises:
-            Stopped: the run is to stop; nothing of the test is written.
+        Raises Stopped where the run is to stop; nothing of the test is written.
         """
         assert self.test_set is not None
         model, machine = self.learner.tested_model, self.machine
@@ -280,10 +262,7 @@ class TrainingRun:
         self.folder.record("epoch", self.step, epoch=epoch, **named)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, in plain types and tensors.
-
-        All ranks call it together; what rank 0 gets is whole.
-        """
+        """Return all that a resumed run needs, whole on rank 0; all ranks call it."""
         return {
             **self.learner.state(),
             "step": self.step,
@@ -296,11 +275,8 @@ class TrainingRun:
     def save(self, *names: str) -> None:
         """Save checkpoints NAME.pt and, of the best and the last, the bare NAME.safetensors.
 
-        Of the numbered ones, step_N.pt, the newest `--keep` stay. All ranks call it together.
-
-        Raises:
-            ValueError: the weights are not finite; nothing is written.
-            OSError: a file cannot be written; the one before it is still there.
+        All ranks call it together. Raises ValueError where the weights are not finite, OSError
+        where a file cannot be written; what was there still is.
         """
         if not self.learner.is_finite():
             raise self.diverged(self.step)

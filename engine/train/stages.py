@@ -15,19 +15,14 @@ from metric_learning.engine.parallel.collectives import StageLoss
 from metric_learning.engine.parallel.sharded_head import ShardedHead
 from metric_learning.engine.parallel.world import World
 from metric_learning.losses.functional import accuracies, classes_ahead
+from metric_learning.reader.batches import samplers
 from metric_learning.reader.batches.loader import Sampler
-from metric_learning.reader.batches.samplers import (
-    ClassBlockSampler,
-    PairSampler,
-    ShuffledSampler,
-    TripleSampler,
-)
 
 
 def draw_images(labels: np.ndarray, batches: BatchOptions, seed: int, world: World) -> Sampler:
     """Draw every image once per epoch, in an order that changes every epoch."""
     share = (seed, world.rank, world.size, batches.accumulation_steps)
-    return ShuffledSampler(labels, batches.train_batch_size, *share)
+    return samplers.ShuffledSampler(labels, batches.train_batch_size, *share)
 
 
 def elem_loss(
@@ -46,10 +41,12 @@ def draw_groups(labels: np.ndarray, batches: BatchOptions, seed: int, world: Wor
     """Draw the batches that the loss takes: triples, pairs, or blocks of K images of P classes."""
     share = (seed, world.rank, world.size, batches.accumulation_steps)
     if batches.layout == "triples":
-        return TripleSampler(labels, batches.train_batch_size, *share)
+        return samplers.TripleSampler(labels, batches.train_batch_size, *share)
     if batches.layout == "pairs":
-        return PairSampler(labels, batches.train_batch_size, *share)
-    return ClassBlockSampler(labels, batches.train_batch_size, batches.samples_each_class, *share)
+        return samplers.PairSampler(labels, batches.train_batch_size, *share)
+    return samplers.ClassBlockSampler(
+        labels, batches.train_batch_size, batches.samples_each_class, *share
+    )
 
 
 def pair_loss(
@@ -69,13 +66,7 @@ def pair_loss(
 
 
 class Stage(NamedTuple):
-    """One of the two stages.
-
-    Attributes:
-        number: 1 or 2.
-        make_sampler: (labels, batches, seed, world) -> the sampler of its batches.
-        loss: (criterion, embeddings, labels) -> the loss and the figures of the log line.
-    """
+    """One of the two stages: its number, the sampler of its batches, and its loss."""
 
     number: int
     make_sampler: Callable[[np.ndarray, BatchOptions, int, World], Sampler]

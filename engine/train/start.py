@@ -13,16 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
-from metric_learning.engine.options.parts import (
-    BatchOptions,
-    DataOptions,
-    LossOptions,
-    MachineOptions,
-    ModelOptions,
-    OptimizerOptions,
-    RunOptions,
-    pick,
-)
+from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
 from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
@@ -44,23 +35,18 @@ from metric_learning.reader import ImageSet
 
 
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
-    """Settle the options of a training and build everything; restore the checkpoint, if any.
-
-    Raises:
-        ValueError: flags contradict each other, the data or the checkpoint.
-        OSError: a file cannot be read.
-    """
+    """Settle the options of a training and build everything; restore the checkpoint, if any."""
     # Where it begins decides what the flags mean, and so do the training images.
     flags = adopt_v1(flags, world)
     if stage_of(flags.loss_name) != stage.number:
         script = SCRIPTS[stage_of(flags.loss_name)]
         raise ValueError(f"{flags.loss_name} is a loss of the other stage: train it with {script}")
-    start = decide_on_main(world, lambda: find_start(pick(RunOptions, flags)))
+    start = decide_on_main(world, lambda: find_start(parts.pick(parts.RunOptions, flags)))
     flags = flags.replaced(checkpoint=start.checkpoint)
     checkpoint = load_start(start.checkpoint) if start.checkpoint else None
     if checkpoint is not None:
         flags = adopt_checkpoint(flags, str(start.checkpoint), checkpoint["meta"])
-    data = pick(DataOptions, flags)
+    data = parts.pick(parts.DataOptions, flags)
     train_set = data.load("train")
     test_set = data.load("test") if flags.test_iter_step or flags.log_epochs else None
     options = settle(flags, train_set, world)
@@ -95,9 +81,9 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
 
 
 def describe(
-    model: ModelOptions,
-    data: DataOptions,
-    loss: LossOptions,
+    model: parts.ModelOptions,
+    data: parts.DataOptions,
+    loss: parts.LossOptions,
     learner: Learner,
     train_set: ImageSet,
 ) -> dict[str, Any]:
@@ -119,16 +105,12 @@ def describe(
 
 def build_learner(
     model: EmbeddingModel,
-    loss: LossOptions,
-    optimizer: OptimizerOptions,
-    batches: BatchOptions,
-    machine: MachineOptions,
+    loss: parts.LossOptions,
+    optimizer: parts.OptimizerOptions,
+    batches: parts.BatchOptions,
+    machine: parts.MachineOptions,
 ) -> Learner:
-    """Build loss and optimizer around a network.
-
-    Raises:
-        ValueError: the loss refuses its options, or an option of the optimizer has no use.
-    """
+    """Build loss and optimizer around a network; ValueError where an option does not fit them."""
     dim, steps = model.embedding_size, batches.accumulation_steps
     criterion = build_criterion(loss, dim, steps, machine.world).to(machine.device)
     is_half = machine.amp_dtype is torch.float16
@@ -144,14 +126,12 @@ def build_learner(
 
 
 def prepare_network(
-    options: ModelOptions, optimizer: OptimizerOptions, machine: MachineOptions, is_new: bool
+    options: parts.ModelOptions,
+    optimizer: parts.OptimizerOptions,
+    machine: parts.MachineOptions,
+    is_new: bool,
 ) -> EmbeddingModel:
-    """Build a network on its device, with --pretrained_model if the run `is_new`.
-
-    Raises:
-        ValueError: there is no such model, an option does not fit it, or the weights do not.
-        OSError: the weights cannot be read.
-    """
+    """Build a network on its device, with --pretrained_model if the run `is_new`, or ValueError."""
     if machine.device.type == "cpu":
         keep_freed_memory()
     model = build_network(options)
@@ -162,25 +142,16 @@ def prepare_network(
             if report.missing:
                 log(f"weights: {', '.join(report.missing)} not there, starting as new")
     if machine.recompute:
-        recompute_activations(model)
+        try:
+            model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AssertionError, AttributeError) as error:
+            raise ValueError(f"--with_mem_opt: {model.name} cannot, leave the flag out") from error
 
     check_batch_norm(model, optimizer.freeze_bn, machine.sync_bn)
     if machine.sync_bn:
         synchronise_batch_norm(model, machine.world, machine.device)
     place(model, machine.device)
     return model
-
-
-def recompute_activations(model: EmbeddingModel) -> None:
-    """Let the backward pass compute activations again instead of keeping them.
-
-    Raises:
-        ValueError: the backbone cannot.
-    """
-    try:
-        model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
-    except (AssertionError, AttributeError) as error:
-        raise ValueError(f"--with_mem_opt: {model.name} cannot, leave the flag out") from error
 
 
 def check_batch_norm(model: EmbeddingModel, freeze_bn: bool, sync_bn: bool) -> None:
@@ -194,11 +165,7 @@ def check_batch_norm(model: EmbeddingModel, freeze_bn: bool, sync_bn: bool) -> N
 
 
 def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
-    """Let a module's batch norms take their statistics over the images of all ranks.
-
-    Raises:
-        ValueError: there is one process, or the device is not a GPU.
-    """
+    """Let a module's batch norms take their statistics over all ranks; ValueError without GPUs."""
     if world.size == 1 or device.type != "cuda":
         raise ValueError(
             "--sync_bn=True needs several processes with a GPU each (PyTorch has it on GPUs only), "

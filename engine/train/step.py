@@ -15,13 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from metric_learning.engine.options.parts import BatchOptions, MachineOptions
-from metric_learning.engine.parallel.collectives import (
-    StageLoss,
-    average,
-    over_all_ranks,
-    total,
-    wrap,
-)
+from metric_learning.engine.parallel import collectives
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.train.learner import Learner
 from metric_learning.reader import ImageError
@@ -40,21 +34,14 @@ class Step:
     network sees at most so many images at once and the loss still sees all.
 
     The network draws (dropout, stochastic depth) from a stream that derives from seed, step, rank,
-    part and chunk: nothing of it has to be saved.
-
-    Args:
-        learner: what is trained.
-        stage_loss: maps (criterion, embeddings, labels) to the loss and its figures.
-        preprocessing: how images become network inputs.
-        batches: in which pieces a batch is computed.
-        machine: where, and in which precision.
-        clip_grad_norm: largest norm of all gradients; 0: no clipping.
+    part and chunk: nothing of it has to be saved. `clip_grad_norm` is the largest norm of all
+    gradients; 0: no clipping.
     """
 
     def __init__(
         self,
         learner: Learner,
-        stage_loss: StageLoss,
+        stage_loss: collectives.StageLoss,
         preprocessing: Preprocessing,
         batches: BatchOptions,
         machine: MachineOptions,
@@ -63,10 +50,12 @@ class Step:
         self.learner, self.preprocessing = learner, preprocessing
         self.batches, self.machine, self.clip_grad_norm = batches, machine, clip_grad_norm
         world, device = machine.world, machine.device
-        self.stage_loss = over_all_ranks(stage_loss, world) if batches.gather else stage_loss
+        self.stage_loss = (
+            collectives.over_all_ranks(stage_loss, world) if batches.gather else stage_loss
+        )
 
-        self.network = wrap(learner.model, world, device)
-        self.criterion = wrap(learner.criterion, world, device)
+        self.network = collectives.wrap(learner.model, world, device)
+        self.criterion = collectives.wrap(learner.criterion, world, device)
         modules = (self.network, self.criterion)
         self.replicas = [m for m in modules if isinstance(m, DistributedDataParallel)]
         self.shared, self.split = learner.shared_parameters(), learner.split_parameters()
@@ -77,11 +66,7 @@ class Step:
         self.at_risk = list(learner.model.buffers()) if learner.scaler.is_enabled() else []
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
-        """Update the weights by a batch of this process.
-
-        Args:
-            batch: its images and their labels.
-            step: updates that were completed before.
+        """Update the weights by a batch of this process, after `step` completed updates.
 
         Returns:
             `loss`, the figures of the log line and `spread` (see `spread_of`), () each, on the
@@ -146,9 +131,6 @@ class Step:
         pass takes these to the weights, chunk by chunk (GradCache, Gao et al. 2021,
         https://arxiv.org/abs/2101.06983). That equals the plain update, but for batch norm in
         training mode, whose statistics are those of a chunk.
-
-        Returns:
-            embeddings (B, D), the loss () and its figures.
         """
         chunks = batch.split(math.ceil(len(labels) / self.batches.chunk_size))
         with torch.no_grad(), unchanged_buffers(self.learner.model):
@@ -188,7 +170,7 @@ class Step:
         """Norm of all gradients of all ranks, (); not finite where one, or a loss, is not."""
         own = norm_of(self.split).square() + 0 * loss
         if self.machine.world.size > 1:
-            own = total(own, self.machine.world)
+            own = collectives.total(own, self.machine.world)
         return (norm_of(self.shared).square() + own).sqrt()
 
     @contextlib.contextmanager
@@ -201,11 +183,7 @@ class Step:
 
 
 class Meter:
-    """Means of the figures of the steps since the last `flush`, and the seconds that they took.
-
-    Attributes:
-        num_steps: those steps.
-    """
+    """Means of the figures of the `num_steps` steps since the last `flush`, and their seconds."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -231,13 +209,10 @@ class Meter:
         self._mark = time.perf_counter()
 
     def state(self) -> dict[str, float]:
-        """Return `num_steps` and the sums so far, averaged over all ranks, for `restore`.
-
-        All ranks call it together. It is empty where there are no steps.
-        """
+        """Return `num_steps` and the sums so far, averaged over all ranks; all call it."""
         if not self.num_steps:
             return {}
-        sums = average(torch.stack(list(self._sums.values())), self._world).tolist()
+        sums = collectives.average(torch.stack(list(self._sums.values())), self._world).tolist()
         return {"num_steps": self.num_steps, **dict(zip(self._sums, sums, strict=True))}
 
     def restore(self, state: dict[str, float], device: torch.device) -> None:
@@ -249,7 +224,7 @@ class Meter:
     def flush(self) -> tuple[dict[str, float], float]:
         """Return the means over all ranks and the seconds per step, and begin anew."""
         sums = torch.stack(list(self._sums.values()))
-        means = average(sums / self.num_steps, self._world).tolist()
+        means = collectives.average(sums / self.num_steps, self._world).tolist()
         self._count_time()  # reading the sums waited for the device
         named = dict(zip(self._sums, means, strict=True))
         seconds = self._seconds / self.num_steps
@@ -258,11 +233,7 @@ class Meter:
 
 
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return a network that torch.compile translates when it is first called.
-
-    Raises:
-        ValueError: this machine lacks what compiling needs.
-    """
+    """Return a network that torch.compile translates when it is first called, or ValueError."""
     try:
         torch.compile(torch.neg)(torch.ones(1, device=device))
     except RuntimeError as error:

@@ -23,12 +23,7 @@ from metric_learning.reader.batches.loader import Batch
 
 
 def train(flags: Flags, stage: Stage) -> Path:
-    """Run a training of a stage, from its start or from where it resumes; return its folder.
-
-    Raises:
-        ValueError: a flag, a file or an image is wrong, or the training diverged.
-        OSError: a file cannot be read or written, or a process that reads images was killed.
-    """
+    """Run a training of a stage, from its start or from where it resumes; return its folder."""
     world = join_world()
     with noted_signals(world) as stop:
         run = start_run(flags, stage, world, stop)
@@ -69,10 +64,7 @@ def train(flags: Flags, stage: Stage) -> Path:
 
 
 def take(run: TrainingRun, batch: Batch) -> None:
-    """Stop before a batch where a signal asks for it; note images of it that are broken.
-
-    Of several ranks, `TrainingRun.batches` does that.
-    """
+    """Stop where a signal asks for it, as ranks do in `TrainingRun.batches`; note broken images."""
     if run.options.machine.world.size == 1 and run.stop.received:
         raise Stopped(run.stop.received)
     if batch.broken:
