@@ -1,6 +1,6 @@
 """Does all of the project work on a GPU, and how fast: python -m benchmarks.gpu.check --out=FOLDER.
 
-check.py      runs the sections of table.py, each in a process of its own
+check.py      runs the sections, each in a process of its own
 section.py    what a section works with: device, sizes, time; it notes what it finds
 runs.py       trainings of the project, whole and step by step
 images.py     draws the images; nvJPEG

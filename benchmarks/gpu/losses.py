@@ -22,6 +22,7 @@ from metric_learning.models import build_model
 
 CPU = torch.device("cpu")
 RANDOM_LOSSES = ("elastic_arc", "elastic_cos", "batch_triplet distance")  # draw on each device
+PEERS = ("pml:NCALoss", "pml:MultiSimilarityLoss", "pml:NTXentLoss")
 SIZE = 32  # pixels
 NOISE = 0.7  # on the images of a step
 
@@ -32,8 +33,8 @@ class Case(NamedTuple):
     name: str
     compute: StageLoss
     build: Callable[[], Any]
-    layout: str | None
-    samples_each_class: int
+    layout: str | None = "blocks"
+    samples_each_class: int = 4
 
     def labels(self, size: int) -> Tensor:
         """Return the labels (B,) of a batch as the loss takes them."""
@@ -49,28 +50,24 @@ def cases(class_dim: int, dim: int) -> Iterator[Case]:
     """Yield all losses, and variants of some: other triples, a memory, a class layer beside."""
     for name in ELEM_LOSSES:
         build = partial(build_loss, name, class_dim=class_dim, embedding_size=dim)
-        yield Case(name, elem_loss, build, None, 4)
+        yield Case(name, elem_loss, build)
     for name in PAIR_LOSSES:
         k = 2 if name == "npairs" else 4
-        takes_k = "samples_each_class" in loss_options(name)
-        build = partial(build_loss, name, **({"samples_each_class": k} if takes_k else {}))
-        yield Case(name, pair_loss, build, layout_of(name), k)
+        options = {"samples_each_class": k} if "samples_each_class" in loss_options(name) else {}
+        yield Case(name, pair_loss, partial(build_loss, name, **options), layout_of(name), k)
 
-    variants: dict[str, Callable[[], Any]] = {
-        f"batch_triplet {mining}": partial(build_loss, "batch_triplet", mining=mining)
-        for mining in ("all", "semihard", "distance")
-    }
+    for mining in ("all", "semihard", "distance"):
+        build = partial(build_loss, "batch_triplet", mining=mining)
+        yield Case(f"batch_triplet {mining}", pair_loss, build)
     for name in ("contrastive", "multi_similarity", "smooth_ap"):
         inner: Any = build_loss(name)
-        variants[f"{name} xbm"] = partial(CrossBatchMemory, inner, dim, 480)
-    for name in ("pml:NCALoss", "pml:MultiSimilarityLoss", "pml:NTXentLoss"):
-        with suppress(ValueError):  # the package is not there
-            loss_options(name)
-            variants[name] = partial(build_loss, name)
+        yield Case(f"{name} xbm", pair_loss, partial(CrossBatchMemory, inner, dim, 480))
     eml = build_loss("eml", samples_each_class=4)
-    variants["eml alpha"] = partial(JointLoss, eml, class_dim, dim, 0.5)
-    for name, make in variants.items():
-        yield Case(name, pair_loss, make, "blocks", 4)
+    yield Case("eml alpha", pair_loss, partial(JointLoss, eml, class_dim, dim, 0.5))
+    with suppress(ValueError):  # the package is not there
+        for name in PEERS:
+            loss_options(name)
+            yield Case(name, pair_loss, partial(build_loss, name))
 
 
 def losses(section: Section) -> None:
@@ -92,29 +89,42 @@ def losses(section: Section) -> None:
     )
 
 
+def both_passes(case: Case, drawn: Tensor, classes: int, device: torch.device) -> Callable:
+    """Build a loss; return what computes its value and gradient on drawn embeddings (B, D)."""
+    torch.manual_seed(0)
+    criterion = case.build().train().to(device)
+    embeddings = drawn.to(device).clone().requires_grad_()
+    labels = (case.labels(len(drawn)) % classes).to(device)
+
+    def once() -> tuple[Tensor, Tensor]:
+        criterion.zero_grad()
+        loss, _ = case.compute(criterion, embeddings, labels)
+        embeddings.grad = None
+        loss.backward()
+        assert embeddings.grad is not None
+        return loss, embeddings.grad
+
+    return once
+
+
 def compare(
     section: Section, case: Case, small: Case, classes: int, dim: int, few: int
 ) -> dict[str, Any]:
     """Relative differences to the CPU: of value and gradient, of the losses of a few steps."""
-    size, found = section.size(240, 24), []
-    drawn = torch.randn(size, dim, generator=torch.Generator().manual_seed(2))
-    for device in (CPU, section.device):
-        torch.manual_seed(0)
-        criterion = case.build().train().to(device)
+    found = []
+    drawn = torch.randn(section.size(240, 24), dim, generator=torch.Generator().manual_seed(2))
+    for device in (section.device, CPU):
+        once = both_passes(case, drawn, classes, device)
         torch.manual_seed(5)
-        embeddings = drawn.to(device).clone().requires_grad_()
-        loss, _ = case.compute(criterion, embeddings, (case.labels(size) % classes).to(device))
-        loss.backward()
-        found.append((loss, embeddings.grad))
-    row: dict[str, Any] = {"value": relative(found[1][0], found[0][0])}
-    row["gradient"] = relative(found[1][1], found[0][1])
+        found.append(once())
+    row: dict[str, Any] = dict(zip(("value", "gradient"), map(relative, *found), strict=True))
 
     expected = curve(section, small, few, CPU, None)
     for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
         losses = curve(section, small, few, section.device, dtype)
         row[f"{name} first"] = relative(losses[0], expected[0])
         row[f"{name} last"] = relative(losses[-5:].mean(), expected[-5:].mean())
-    return row | {"finite": bool(losses.isfinite().all()), "ends": losses[[0, -1]].tolist()}
+    return row | {"finite": bool(losses.isfinite().all())}
 
 
 def curve(
@@ -147,21 +157,10 @@ def curve(
 
 
 def loss_speed(section: Section) -> None:
-    """Milliseconds of both passes of every loss, on embeddings that lie on the device."""
+    """Seconds of both passes of every loss, on embeddings that lie on the device."""
     size, dim, classes = section.size((240, 512, 11318), (24, 16, 40))
+    times, warm_up = section.size((20, 3), (1, 1))
+    drawn = torch.randn(size, dim)
     for case in cases(classes, dim):
-        section.attempt(case.name, milliseconds, section, case, size, dim, classes)
-
-
-def milliseconds(section: Section, case: Case, size: int, dim: int, classes: int) -> float:
-    """Return how long both passes of a loss take."""
-    criterion = case.build().train().to(section.device)
-    embeddings = torch.randn(size, dim, device=section.device, requires_grad=True)
-    labels = (case.labels(size) % classes).to(section.device)
-
-    def once() -> None:
-        embeddings.grad = None
-        criterion.zero_grad()
-        case.compute(criterion, embeddings, labels)[0].backward()
-
-    return 1e3 * section.seconds_of(once, *section.size((20, 3), (1, 1)))
+        once = both_passes(case, drawn, classes, section.device)
+        section.attempt(f"{case.name}, seconds", section.seconds_of, once, times, warm_up)

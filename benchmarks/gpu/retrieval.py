@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from functools import partial
 from typing import Any
 
@@ -26,44 +25,32 @@ def retrieval(section: Section) -> None:
     for dim in section.size((2048, 512), (32,)):
         data = make_embeddings(count, dim)
         section.attempt(f"{count} x {dim}", compare, section, *data)
-        section.attempt(f"{count} x {dim}, products alone", multiply, section, data[0])
-
     section.attempt("large classes", compare, section, *large_classes(section))
     section.attempt("after matmul_precision high", after_high, section)
-    verify = partial(verification_scores, *data, device=device)
-    section.attempt("verification, seconds", section.seconds_of, verify, 1)
+
     rows = np.arange(count)
-    search = partial(nearest, data[0], data[0], min(1000, count - 1), rows, device)
-    section.attempt("nearest 1000, seconds", section.seconds_of, search, 1)
+    units = torch.from_numpy(data[0]).to(device)
+    calls = {
+        "products alone": lambda: [torch.mm(part, units.T) for part in units.split(2048)][-1],
+        "verification": partial(verification_scores, *data, device=device),
+        "nearest 1000": partial(nearest, data[0], data[0], min(1000, count - 1), rows, device),
+    }
+    for name, call in calls.items():
+        section.attempt(f"{name}, seconds", section.seconds_of, call, 1)
 
 
 def compare(section: Section, embeddings: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Return the seconds of two rankings and of one on the CPU, and the digits that differ."""
-    section.fresh_memory()
-    row: dict[str, Any] = {}
-    for turn in ("first", "second"):
-        begin = time.perf_counter()
-        found = evaluate(embeddings, labels, device=section.device)
-        row[f"{turn} seconds"] = time.perf_counter() - begin
-    row |= {"recall@1": found["recall@1"], "map@r": found["map@r"], **section.memory()}
-    section.note(**{f"{len(labels)} x {embeddings.shape[1]}": row})  # the CPU may take too long
+    """Return the rate of rankings, the seconds of one on the CPU, and the digits that differ."""
+    here: dict[str, float] = {}
+    there: dict[str, float] = {}
+    rank, count = partial(evaluate, embeddings, labels), len(labels)
+    rate = section.rate_of(lambda: here.update(rank(device=section.device)), count, 1, warm_up=1)
+    row = {**rate, "recall@1": here["recall@1"], "map@r": here["map@r"]}
+    section.note(**{f"{count} x {embeddings.shape[1]}": row})  # the CPU may take too long
 
-    begin = time.perf_counter()
-    expected = evaluate(embeddings, labels, device="cpu")
-    row["CPU seconds"] = time.perf_counter() - begin
-    row["differs"] = {k: [found[k], expected[k]] for k in expected if found[k] != expected[k]}
-    return row
-
-
-def multiply(section: Section, embeddings: np.ndarray) -> float:
-    """Return the seconds of the product of all with all."""
-    rows = torch.from_numpy(embeddings).to(section.device)
-
-    def products() -> None:
-        for part in rows.split(2048):
-            torch.mm(part, rows.T)
-
-    return section.seconds_of(products, 1, warm_up=1)
+    seconds = section.seconds_of(lambda: there.update(rank(device="cpu")), 1)
+    differs = {key: [here[key], there[key]] for key in there if here[key] != there[key]}
+    return {**row, "CPU seconds": seconds, "differs": differs}
 
 
 def large_classes(section: Section) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,31 +23,29 @@ from metric_learning.engine.train.step import Step
 from metric_learning.engine.train.train import set_train_mode
 
 STAGES = {1: (train_elem, ELEM, stages.ELEM), 2: (train_pair, PAIR, stages.PAIR)}
-Records = list[dict[str, Any]]
 
 
 def demo_words(section: Section, run_name: str, *more: str) -> list[str]:
     """Return flags of a training on the drawn demo data set."""
     size, workers = section.size((64, min(4, section.workers)), (32, 0))
     return [
-        *("--dataset=demo", f"--data_dir={section.work / 'demo'}", "--transform=standard"),
-        *(section.size("--model=ResNet18", "--model=test_resnet"), "--min_crop_area=0.3"),
-        *(f"--image_shape=3,{size},{size}", f"--num_workers={workers}", "--display_iter_step=1"),
-        *(f"--device={section.device}", "--save_iter_step=0", f"--model_save_dir={section.own}"),
-        *(f"--run_name={run_name.replace(' ', '_')}", *more),
+        *("--dataset=demo", f"--data_dir={section.work / 'demo'}", "--min_crop_area=0.3"),
+        *(section.size("--model=ResNet18", "--model=test_resnet"), "--display_iter_step=1"),
+        *(f"--image_shape=3,{size},{size}", f"--num_workers={workers}"),
+        *(*shared_words(section), f"--run_name={run_name.replace(' ', '_')}", *more),
     ]
 
 
 def stage_words(section: Section, stage: int, name: str, *more: str, steps: int = 25) -> list[str]:
     """Return flags of a training of a stage on it, with one test at its end."""
     steps = section.size(steps, 2)
-    batch = section.size({1: 40, 2: 80}[stage], 8)
-    own = [f"--train_batch_size={batch}", f"--total_iter_num={steps}", f"--test_iter_step={steps}"]
+    own = [f"--total_iter_num={steps}", f"--test_iter_step={steps}"]
     if stage == 1:
         own += ["--loss_name=arcmargin", "--arc_scale=16", "--arc_margin=0.1", "--lr=0.1"]
         own += ["--lr_head_mult=10", "--lr_strategy=cosine_decay"]
     else:
         own += ["--loss_name=eml", "--samples_each_class=2", "--lr=0.02"]
+    own += [f"--train_batch_size={section.size(40 * stage, 8)}"]
     return demo_words(section, name, *own, *more)
 
 
@@ -56,50 +53,37 @@ def photo_words(section: Section, batch: int, *more: str) -> list[str]:
     """Return flags of a training of stage 2 on the drawn photographs."""
     size = section.size(224, 32)
     return [
-        *("--dataset=list", f"--train_list={section.images()}/train.txt", "--loss_name=eml"),
-        *(section.size("--model=ResNet50", "--model=test_resnet"), "--transform=standard"),
-        *(f"--image_shape=3,{size},{size}", "--samples_each_class=4", "--save_iter_step=0"),
-        *(f"--train_batch_size={batch}", f"--num_workers={section.workers}"),
-        *(f"--device={section.device}", "--test_iter_step=0", f"--model_save_dir={section.own}"),
-        *more,
+        *("--dataset=list", f"--train_list={section.images}/train.txt", "--loss_name=eml"),
+        *(section.size("--model=ResNet50", "--model=test_resnet"), "--samples_each_class=4"),
+        *(f"--image_shape=3,{size},{size}", f"--num_workers={section.workers}"),
+        *(f"--train_batch_size={batch}", "--test_iter_step=0", *shared_words(section), *more),
     ]
 
 
-def train_quietly(stage: int, words: Sequence[str]) -> Records:
-    """Run a training script and return the records of its steps and tests.
+def shared_words(section: Section) -> list[str]:
+    """Return the flags of all trainings."""
+    own = [f"--device={section.device}", f"--model_save_dir={section.own}"]
+    return ["--transform=standard", "--save_iter_step=0", *own]
 
-    Raises:
-        RuntimeError: it ended with an error message.
-    """
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            return read_records(STAGES[stage][0].main(words))
-    except SystemExit as error:
-        raise RuntimeError(f"status {error.code}: {output.getvalue()[-300:]}") from error
-    finally:
-        print(output.getvalue()[-3000:])
+
+def train(stage: int, words: Sequence[str]) -> Path:
+    """Run a training script and return the folder of its run."""
+    return STAGES[stage][0].main(words)
+
+
+def records_of(folder: Path, kind: str, what: str) -> list[Any]:
+    """Return one of the values that a run wrote at its steps (train) or tests (test)."""
+    records = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    return [record[what] for record in records if record["kind"] == kind]
 
 
 def train_and_sum_up(stage: int, words: Sequence[str]) -> dict[str, Any]:
-    """Run a training script; return its first and last loss, last test, and images per second."""
-    records = train_quietly(stage, words)
-    steps = [record for record in records if record["kind"] == "train"]
-    tests = [record for record in records if record["kind"] == "test"]
-    rates = sorted(record["images_per_second"] for record in steps)
-    row = {"first": steps[0]["loss"], "last": steps[-1]["loss"], "steps": len(steps)}
-    row |= {name: tests[-1][name] for name in ("recall@1", "map@r") if tests}
-    return row | {"images/s": rates[len(rates) // 2]}
-
-
-def read_records(folder: Path) -> Records:
-    """Return the records of a run folder."""
-    return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
-
-
-def losses_of(records: Records) -> list[float]:
-    """Return the losses of the steps."""
-    return [record["loss"] for record in records if record["kind"] == "train"]
+    """Run a training script; return its losses, tests, and images per second."""
+    folder = train(stage, words)
+    losses, rates = (records_of(folder, "train", what) for what in ("loss", "images_per_second"))
+    row: dict[str, Any] = {name: records_of(folder, "test", name) for name in ("recall@1", "map@r")}
+    row |= {"first": losses[0], "last": losses[-1], "steps": len(losses)}
+    return row | {"images/s": statistics.median(rates)}
 
 
 class Stepper:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
 from collections import Counter
@@ -35,7 +34,11 @@ GPU_WAYS = {
     "1 with_mem_opt": ["--with_mem_opt=True"],
     "2 chunk decode_on_device": ["--chunk_size=16", *DECODE],
 }
-RERANKINGS = ("qe:k=5,alpha=3", "kreciprocal:k1=10,k2=4,lambda=0.3")
+EVALUATIONS = (
+    "--verification=True",
+    "--rerank=qe:k=5,alpha=3",
+    "--rerank=kreciprocal:k1=10,k2=4,lambda=0.3",
+)
 STEPPED = {  # loss and what is done with it -> stage, flags
     "arcmargin": (1, []),
     "adaface": (1, []),
@@ -52,38 +55,27 @@ STEPPED = {  # loss and what is done with it -> stage, flags
 
 def stages(section: Section) -> None:
     """Train both stages in every way, then evaluate on the device and on the CPU."""
-    section.images()
-    first, weights = (section.own / name / "last.pt" for name in ("1_plain", "2_plain"))
     words = runs.stage_words(section, 1, "1 plain", steps=100)
     section.attempt("1 plain", runs.train_and_sum_up, 1, words)
+    start = f"--pretrained_model={section.own / '1_plain' / 'last.pt'}"
     cached = {"1 cache": [f"--cache={section.own / 'cache'}"]}
     for name, more in {**cached, **WAYS, **section.size(GPU_WAYS, {})}.items():
         stage = int(name[0])
-        start = [f"--pretrained_model={first}"] if stage == 2 else []
-        words = runs.stage_words(section, stage, name, *start, *more)
+        words = runs.stage_words(section, stage, name, *([start] if stage == 2 else []), *more)
         section.attempt(name, runs.train_and_sum_up, stage, words)
-    section.attempt("eval differs from the CPU", compare_devices, section, weights)
-    section.attempt("infer", dump, section, weights)
+
+    own = [f"--pretrained_model={section.own / '2_plain' / 'last.pt'}", "--batch_size=50"]
+    own += ["--num_workers=0", f"--device={section.device}"]
+    for flag in EVALUATIONS:
+        section.attempt(f"eval {flag} differs from the CPU", compare_devices, [*own, flag])
+    section.attempt("infer", infer.main, [*own, f"--output_dir={section.own / 'features'}"])
 
 
-def compare_devices(section: Section, weights: Path) -> dict[str, float]:
+def compare_devices(words: list[str]) -> dict[str, float]:
     """Evaluate a checkpoint on the device and on the CPU; return the metrics that differ."""
-    words = [f"--pretrained_model={weights}", "--batch_size=50", "--num_workers=0"]
-    found: dict[str, float] = {}
-    for more in ("--verification=True", *(f"--rerank={method}" for method in RERANKINGS)):
-        here = evaluation.main([*words, more, f"--device={section.device}"])
-        there = evaluation.main([*words, more, "--use_gpu=False"])
-        numbers = [key for key, value in there.items() if isinstance(value, float)]
-        found |= {f"{more} {k}": here[k] - there[k] for k in numbers if here[k] != there[k]}
-    return found
-
-
-def dump(section: Section, weights: Path) -> None:
-    """Write the features of the demo data set."""
-    words = [f"--pretrained_model={weights}", "--batch_size=50", f"--device={section.device}"]
-    words += [f"--output_dir={section.own / 'features'}", "--num_workers=0"]
-    with (section.own / "infer.txt").open("w") as file, contextlib.redirect_stdout(file):
-        infer.main(words)
+    here, there = (evaluation.main([*words, *more]) for more in ([], ["--device=cpu"]))
+    numbers = [key for key, value in there.items() if isinstance(value, float)]
+    return {key: here[key] - there[key] for key in numbers if here[key] != there[key]}
 
 
 def compiled(section: Section) -> None:
@@ -91,7 +83,6 @@ def compiled(section: Section) -> None:
 
     On a CPU, where each graph takes a minute, without test and chunks.
     """
-    section.images()
     weights = f"--pretrained_model={section.own / 'compiled' / 'last.pt'}"
     more = ["--compile=True", *section.size([], ["--test_iter_step=0"])]
     words = runs.stage_words(section, 1, "compiled", *more)
@@ -113,7 +104,6 @@ def count_graphs(stage: int, words: list[str]) -> dict[str, Any]:
 
 def resume(section: Section) -> None:
     """Resume checkpoints of one device on another: how far the last loss is from a whole run's."""
-    section.images()
     for optimizer in ("sgd", "adamw"):
         for first, then in (("cpu", "gpu"), ("gpu", "cpu"), ("gpu", "gpu")):
             name = f"{optimizer} {first} to {then}"
@@ -122,37 +112,33 @@ def resume(section: Section) -> None:
 
 def compare_resumed(section: Section, name: str, optimizer: str, first: str, then: str) -> float:
     """Return how far the last loss of a run that moved is from one that did not, relatively."""
-    here = [f"--device={section.device}", f"--use_gpu={section.is_cuda}"]
-    places = {"gpu": here, "cpu": ["--device=cpu", "--use_gpu=False"]}
+    places = {"gpu": f"--device={section.device}", "cpu": "--device=cpu"}
     more = [f"--optimizer={optimizer}", "--lr=0.001", "--num_workers=0", "--amp=off"]
     more += ["--train_batch_size=8", "--lr_strategy=constant", "--test_iter_step=0"]
     two, four = "--total_iter_num=2", "--total_iter_num=4"
-    whole = runs.stage_words(section, 1, f"{name} whole", *more, four, *places[then])
-    expected = runs.losses_of(runs.train_quietly(1, whole))[-1]
 
-    runs.train_quietly(1, runs.stage_words(section, 1, name, *more, two, *places[first]))
-    checkpoint = f"--checkpoint={section.own / name.replace(' ', '_') / 'last.pt'}"
-    rest = runs.train_quietly(1, ["--loss_name=arcmargin", checkpoint, four, *places[then]])
-    return abs(runs.losses_of(rest)[-1] / expected - 1)
+    whole = runs.train(1, runs.stage_words(section, 1, f"{name} whole", *more, four, places[then]))
+    half = runs.train(1, runs.stage_words(section, 1, name, *more, two, places[first]))
+    rest = [f"--checkpoint={half / 'last.pt'}", "--loss_name=arcmargin", four, places[then]]
+    found, expected = (
+        runs.records_of(folder, "train", "loss")[-1] for folder in (runs.train(1, rest), whole)
+    )
+    return relative(found, expected)
 
 
 def syncs(section: Section) -> None:
     """Count where the host waits for the GPU in one step, as CUDA itself says."""
-    section.images()
     for name, (stage, more) in STEPPED.items():
-        loss = name.split()[0]
-        own = [f"--loss_name={loss}", f"--train_batch_size={section.size(40, 8)}"]
+        own = [f"--loss_name={name.split()[0]}", f"--train_batch_size={section.size(40, 8)}"]
         own += ["--total_iter_num=9", "--test_iter_step=0"]
-        section.attempt(
-            name, count_waits, section, stage, runs.demo_words(section, name, *own, *more)
-        )
+        words = runs.demo_words(section, name, *own, *more)
+        section.attempt(name, count_waits, section, stage, words)
 
 
-def count_waits(section: Section, stage: int, words: list[str]) -> dict[str, Any]:
-    """Make one step after three of warm-up; return how often it waits, and where."""
+def count_waits(section: Section, stage: int, words: list[str]) -> dict[str, int]:
+    """Make one step after three of warm-up; return where it waits, and how often."""
     stepper = runs.Stepper(stage, words)
-    for _ in range(3):
-        stepper()
+    section.seconds_of(stepper, 3)
     batch, step = next(stepper.batches), stepper.run.step
     section.sync()
 
@@ -164,26 +150,18 @@ def count_waits(section: Section, stage: int, words: list[str]) -> dict[str, Any
         if section.is_cuda:
             torch.cuda.set_sync_debug_mode("default")
     waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
-    places = Counter("/".join(Path(w.filename).parts[-2:]) + f":{w.lineno}" for w in waits)
-    return {"waits": len(waits), "places": dict(places)}
+    return Counter(f"{Path(wait.filename).name}:{wait.lineno}" for wait in waits)
 
 
 def big_batch(section: Section) -> None:
     """Gradient caching: equal to the plain step on a small batch; seconds of a batch of 4096."""
     section.attempt("differs from the plain step", compare_chunks, section)
-    for chunk in section.size((256, 128), (8,)):
-        section.attempt(f"chunks of {chunk}", measure_chunks, section, chunk)
-
-
-def measure_chunks(section: Section, chunk: int) -> dict[str, float]:
-    """Return the seconds of a step in chunks, and its memory."""
-    section.fresh_memory()
     batch, more = section.size((4096, ["--amp=bfloat16", "--samples_each_class=64"]), (32, []))
-    more = [*more, f"--chunk_size={chunk}", "--total_iter_num=4", f"--cache={section.own / 'c'}"]
-    seconds = section.seconds_of(
-        runs.Stepper(2, runs.photo_words(section, batch, *more)), 2, warm_up=1
-    )
-    return {"seconds": seconds, "images/s": batch / seconds, **section.memory()}
+    more = [*more, "--total_iter_num=4", f"--cache={section.own / 'cache'}"]
+    for chunk in section.size((256, 128), (8,)):
+        words = runs.photo_words(section, batch, *more, f"--chunk_size={chunk}")
+        stepper = runs.Stepper(2, words)
+        section.attempt(f"chunks of {chunk}", section.rate_of, stepper, batch, 2, 1)
 
 
 def compare_chunks(section: Section) -> dict[str, float]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,20 +29,11 @@ from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD
 # pixels and quality 90 a file has about 56 KB, as photographs of that size have.
 NOISE = {64: 40, 16: 40, 4: 17, 1: 1.5}
 QUALITY = 90
-CPU = torch.device("cpu")
+Batches = Iterator[torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is to be read.
-
-    Attributes:
-        image_set: JPEG files.
-        batch_size: B.
-        crop_size: S in pixels.
-        folder: a place for a cache.
-        cache_size: short side of its images in pixels.
-    """
+class Work(NamedTuple):
+    """What is to be read: JPEG files, to crops of S pixels, by a cache in `folder` or without."""
 
     image_set: ImageSet
     batch_size: int
@@ -52,17 +42,8 @@ class Work:
     cache_size: int
 
 
-Batches = Iterator[torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to read.
-
-    Attributes:
-        prepare: does what is done once; returns a function that reads all images.
-        job: what it does, for people.
-    """
+class Way(NamedTuple):
+    """One way to read: what prepares a function that reads all images; what it does, for people."""
 
     prepare: Callable[[Work], Callable[[], Batches]]
     job: str
@@ -84,51 +65,33 @@ def write_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> 
         pixels.save(folder / f"{number:05d}.jpg", quality=QUALITY)
 
 
-def prepare_pillow_v1(work: Work) -> Callable[[], Batches]:
-    """Decode with Pillow, augment with the first transforms of torchvision."""
-    augment = v1.Compose(
-        [
-            v1.RandomResizedCrop(work.crop_size),
-            v1.RandomHorizontalFlip(),
-            v1.ToTensor(),
-            v1.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-    return lambda: _stacked(work, lambda path: augment(_read_pillow(path)))
+def image_set_of(paths: Sequence[str]) -> ImageSet:
+    """Return an image set of these files, all of one class."""
+    everything = np.ones(len(paths), bool)
+    labels = np.zeros(len(paths), np.int64)
+    return ImageSet("benchmark", "train", list(paths), labels, {0: "0"}, everything, everything)
 
 
-def prepare_pillow_v2(work: Work) -> Callable[[], Batches]:
-    """Decode with Pillow, augment with the second transforms of torchvision, on bytes."""
-    augment = v2.Compose([v2.ToImage(), *_augment_v2(work)])
-    return lambda: _stacked(work, lambda path: augment(_read_pillow(path)))
+def of_torchvision(job: str, decode: Callable[[str], Any], of: Any, *to_floats: Any) -> Way:
+    """Return decoding and augmenting by the first or second transforms of torchvision."""
+
+    def prepare(work: Work) -> Callable[[], Batches]:
+        crop, flip = of.RandomResizedCrop(work.crop_size), of.RandomHorizontalFlip()
+        augment = of.Compose([crop, flip, *to_floats, of.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+        paths, size = work.image_set.paths, work.batch_size
+
+        def read() -> Batches:
+            for start in range(0, len(paths), size):
+                yield torch.stack([augment(decode(path)) for path in paths[start : start + size]])
+
+        return read
+
+    return Way(prepare, job)
 
 
-def prepare_torchvision(work: Work) -> Callable[[], Batches]:
-    """Decode with torchvision, augment with its second transforms."""
-    augment = v2.Compose(_augment_v2(work))
-    return lambda: _stacked(
-        work, lambda path: augment(decode_jpeg(read_file(path), mode=ImageReadMode.RGB))
-    )
-
-
-def _augment_v2(work: Work) -> list[torch.nn.Module]:
-    return [
-        v2.RandomResizedCrop(work.crop_size, antialias=True),
-        v2.RandomHorizontalFlip(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ]
-
-
-def _read_pillow(path: str) -> Image.Image:
-    with open(path, "rb") as file:
-        return Image.open(io.BytesIO(file.read())).convert("RGB")
-
-
-def _stacked(work: Work, read: Callable[[str], torch.Tensor]) -> Batches:
-    paths = work.image_set.paths
-    for start in range(0, len(paths), work.batch_size):
-        yield torch.stack([read(path) for path in paths[start : start + work.batch_size]])
+def read_by_pillow(path: str) -> Image.Image:
+    """Decode a file with Pillow."""
+    return Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB")
 
 
 def of_this(
@@ -139,21 +102,16 @@ def of_this(
     def prepare(work: Work) -> Callable[[], Batches]:
         images, sampler = work.image_set, InOrder(len(work.image_set), work.batch_size)
         if cached:
-            place, log = work.folder / "cache", lambda line: None
-            one: Any = {"num_workers": 1, "on_bad_image": "error", "log": log}
-            images = open_cache(images, place, work.cache_size, **one)
+            one: Any = {"num_workers": 1, "on_bad_image": "error", "log": lambda line: None}
+            images = open_cache(images, work.folder / "cache", work.cache_size, **one)
         preprocessing = Preprocessing(transform, work.crop_size, IMAGENET_MEAN, IMAGENET_STD)
+        options: Any = {"seed": 0, "num_workers": 0, "pin_memory": False, "start_step": 0}
+        options |= {"end_step": sampler.num_batches, "reading": Reading(hand_over)}
 
         def read() -> Batches:
-            options: Any = {"seed": 0, "num_workers": 0, "pin_memory": False}
-            options |= {"start_step": 0, "end_step": sampler.num_batches}
-            options |= {"reading": Reading(hand_over)}
             for batch in train_loader(images, sampler, preprocessing, **options):
-                if for_gpu:
-                    assert isinstance(batch.images, torch.Tensor)
-                    yield batch.images
-                else:
-                    yield to_inputs(batch, preprocessing, CPU)
+                pixels: Any = batch.images
+                yield pixels if for_gpu else to_inputs(batch, preprocessing, torch.device("cpu"))
 
         return read
 
@@ -178,17 +136,22 @@ class InOrder:
         return np.arange(start, min(start + self.batch_size, self.num_images))
 
 
-def image_set_of(paths: Sequence[str]) -> ImageSet:
-    """Return an image set of these files, all of one class."""
-    everything = np.ones(len(paths), bool)
-    labels = np.zeros(len(paths), np.int64)
-    return ImageSet("benchmark", "train", list(paths), labels, {0: "0"}, everything, everything)
-
-
 WAYS: dict[str, Way] = {
-    "pillow_v1": Way(prepare_pillow_v1, "Pillow, torchvision.transforms (the baseline)"),
-    "pillow_v2": Way(prepare_pillow_v2, "Pillow, torchvision.transforms.v2 on bytes"),
-    "torchvision": Way(prepare_torchvision, "torchvision.io, torchvision.transforms.v2 on bytes"),
+    "pillow_v1": of_torchvision(
+        "Pillow, torchvision.transforms (the baseline)", read_by_pillow, v1, v1.ToTensor()
+    ),
+    "pillow_v2": of_torchvision(
+        "Pillow, torchvision.transforms.v2 on bytes",
+        lambda path: v2.functional.to_image(read_by_pillow(path)),
+        v2,
+        v2.ToDtype(torch.float32, scale=True),
+    ),
+    "torchvision": of_torchvision(
+        "torchvision.io, torchvision.transforms.v2 on bytes",
+        lambda path: decode_jpeg(read_file(path), mode=ImageReadMode.RGB),
+        v2,
+        v2.ToDtype(torch.float32, scale=True),
+    ),
     "standard": of_this("standard"),
     "standard_for_gpu": of_this("standard", for_gpu=True),
     "reference": of_this("reference"),

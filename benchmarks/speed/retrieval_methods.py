@@ -9,13 +9,12 @@ import gc
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common import clocks, memory, versions
+from benchmarks.common import clocks, memory, seconds_of, versions
 
 BLOCK_ROWS = 4096  # queries that the floor and faiss are given at a time
 KS = (1, 10, 100, 1000)
@@ -23,30 +22,22 @@ REFERENCE_BLOCKS = 100  # that the reference cuts the queries into
 REFERENCE_NEIGHBOURS = 10  # that it keeps
 SELF_DISTANCE = 1e8  # that it adds between an image and itself
 WARM_UP_CLASSES = 400  # about 2,000 images
-PEERS = ("faiss-cpu", "faiss-gpu", "pytorch-metric-learning", "open-metric-learning")
-DISTRIBUTIONS = ("numpy", "numba", "torch", *PEERS)
-
 Search = Callable[[int], dict[str, float]]  # number of queries -> metrics, as fractions
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """One way to evaluate the retrieval of a data set.
 
     Attributes:
         prepare: embeddings (N, D) float32, labels (N,) int64 from 0 -> search of the first n images
             in all N. Every image must have another of its class.
         job: what is computed, for people.
-        packages: top-level modules that it needs beyond those of this project.
-        install: the command that installs them.
-        share: of the queries that are measured by default; None where it can only do all.
+        share: of the queries that are measured in large data sets.
     """
 
     prepare: Callable[[np.ndarray, np.ndarray], Search]
     job: str
-    packages: tuple[str, ...] = ()
-    install: str = ""
-    share: float | None = None
+    share: float = 1.0
 
 
 def prepare_floor(embeddings: np.ndarray, labels: np.ndarray) -> Search:
@@ -130,19 +121,13 @@ def prepare_pml(embeddings: np.ndarray, labels: np.ndarray) -> Search:
     import torch
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-    calculator = AccuracyCalculator(
-        include=("precision_at_1", "mean_average_precision_at_r", "r_precision"),
-        k="max_bin_count",
-    )
+    names = {"precision_at_1": "recall@1", "mean_average_precision_at_r": "map@r"}
+    calculator = AccuracyCalculator(include=tuple(names), k="max_bin_count")
     unit = torch.nn.functional.normalize(torch.from_numpy(embeddings))
 
     def search(num_queries: int) -> dict[str, float]:
         found = calculator.get_accuracy(unit, torch.from_numpy(labels))
-        return {
-            "recall@1": found["precision_at_1"],
-            "map@r": found["mean_average_precision_at_r"],
-            "r_precision": found["r_precision"],
-        }
+        return {name: found[peer] for peer, name in names.items()}
 
     return search
 
@@ -200,30 +185,21 @@ METHODS = {
     "faiss": Method(
         prepare_faiss,
         "IndexFlatIP, the 1,001 nearest, query removed by row: Recall@1, 10, 100, 1000, MAP@R",
-        ("faiss",),
-        "pip install faiss-cpu",
-        1.0,
     ),
     "pml": Method(
         prepare_pml,
-        "pytorch-metric-learning's AccuracyCalculator, k=max_bin_count: Precision@1, MAP@R, "
-        "R-precision",
-        ("pytorch_metric_learning", "faiss"),
-        "pip install pytorch-metric-learning faiss-cpu",
+        "pytorch-metric-learning's AccuracyCalculator, k=max_bin_count: Precision@1, MAP@R",
     ),
     "oml": Method(
         prepare_oml,
         "open-metric-learning's batched_knn (1,001 nearest), RetrievalResults and "
         "calc_retrieval_metrics_rr: CMC@1, 10, 100, 1000, MAP@10",
-        ("oml", "omegaconf"),
-        "in an environment of its own (it needs NumPy < 2): pip install open-metric-learning "
-        "omegaconf, then --oml_python=THAT/bin/python",
         0.1,
     ),
     "reference": Method(
         prepare_reference,
         "the reference's method: all distances of a block of queries sorted, 10 kept: Recall@1, 10",
-        share=0.02,
+        0.02,
     ),
 }
 
@@ -256,20 +232,12 @@ def measure(
     found = search(num_queries)
     done = clocks()
 
-    seconds = prepared - started + (done - prepared) * (len(embeddings) / num_queries)
     return {
-        "cpu_seconds": float(seconds[0]),
-        "wall_seconds": float(seconds[1]),
+        **seconds_of(prepared - started + (done - prepared) * (len(embeddings) / num_queries)),
         "peak_bytes": memory("VmHWM") - held,
         "found": {name: float(value) for name, value in found.items()},
-        "versions": versions(*DISTRIBUTIONS) | blas(),
+        "versions": versions(),
     }
-
-
-def blas() -> dict[str, str]:
-    """The version of the library that multiplies matrices for NumPy."""
-    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index]
-    return {"NumPy's BLAS": f"{found['name']} {found['version']}"}
 
 
 def main() -> None:

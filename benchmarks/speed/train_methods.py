@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import clocks, memory, versions
+from benchmarks.common import clocks, memory, seconds_of, versions
 from metric_learning.common.flags import Flags
 from metric_learning.engine.options.parts import OptimizerOptions, pick
 from metric_learning.engine.options.training_table import PAIR, parse_training
@@ -27,26 +26,13 @@ from metric_learning.train_pair import FLAGS
 
 LEAST_CLASSES = 8  # of a batch
 WARM_UP = 3  # steps before the clock starts
-DISTRIBUTIONS = (
-    *("torch", "torchvision", "pillow", "opencv-python-headless", "numpy"),
-    "pytorch-metric-learning",
-)
 Stamp = Callable[[], None]  # called once per step
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is trained.
+class Work(NamedTuple):
+    """What is trained: images of S pixels in batches of B, K of each class.
 
-    Attributes:
-        model: name of the network.
-        image_size: S in pixels.
-        batch_size: B, images per step.
-        samples_each_class: K.
-        num_steps: of the warm-up and of those that are measured.
-        num_workers: processes that read images.
-        folder: train/CLASS/*.jpg and their list train.txt; a place for what is written.
-        device: cpu or cuda.
+    `folder` has train/CLASS/*.jpg and their list train.txt, and a place for what is written.
     """
 
     model: str
@@ -56,39 +42,29 @@ class Work:
     num_steps: int
     num_workers: int
     folder: str
-    device: str
+    device: str = "cpu"
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to train.
+class Method(NamedTuple):
+    """One way to train: it calls the stamp at the loss of each step; what it does, for people.
 
-    Attributes:
-        train: makes the steps of a Work and calls the stamp at the loss of each.
-        job: what it does, for people.
-        batches: how many batches of the Work's size it makes into one.
-        package: top-level module that it needs beyond those of this project.
+    It makes so many batches of the Work's size into one, of so many classes.
     """
 
     train: Callable[[Work, Stamp], None]
     job: str
     batches: int = 1
-    package: str = "torch"
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes its batch has."""
-        return LEAST_CLASSES * max(1, self.batches // 4)
+    num_classes: int = LEAST_CLASSES
 
 
 def flags_of(work: Work, *more: str) -> Flags:
     """Return the flags of `train_pair.py` for a Work: EML, no tests, no numbered checkpoints."""
     size = work.image_size
-    batches = f"--train_batch_size={work.batch_size}", f"--total_iter_num={work.num_steps}"
     words = (
         *("--dataset=list", f"--train_list={work.folder}/train.txt", "--transform=standard"),
         *(f"--model={work.model}", f"--image_shape=3,{size},{size}", "--loss_name=eml"),
-        *(*batches, f"--samples_each_class={work.samples_each_class}", "--amp=off"),
+        *(f"--train_batch_size={work.batch_size}", f"--total_iter_num={work.num_steps}"),
+        *(f"--samples_each_class={work.samples_each_class}", "--amp=off"),
         *(f"--num_workers={work.num_workers}", f"--device={work.device}"),
         *(f"--model_save_dir={work.folder}/output", "--test_iter_step=0", "--save_iter_step=0"),
     )
@@ -97,8 +73,7 @@ def flags_of(work: Work, *more: str) -> Flags:
 
 def train_bare(work: Work, stamp: Stamp, *more: str) -> None:
     """Make steps on one batch that lies on the device: network, loss and optimizer, no more."""
-    flags = flags_of(work, *more)
-    device = torch.device(work.device)
+    flags, device = flags_of(work, *more), torch.device(work.device)
     model = build_model(work.model, image_size=work.image_size)
     place(model, device)
     model.train()
@@ -148,58 +123,39 @@ def train_pml(work: Work, stamp: Stamp) -> None:
     from pytorch_metric_learning import losses, samplers, trainers
     from torchvision import datasets, transforms
 
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(work.image_size),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
+    augment = [transforms.RandomResizedCrop(work.image_size), transforms.RandomHorizontalFlip()]
+    to_floats = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    images = datasets.ImageFolder(
+        f"{work.folder}/train", transforms.Compose([*augment, *to_floats])
     )
-    images = datasets.ImageFolder(f"{work.folder}/train", transform)
-    sampler = samplers.MPerClassSampler(
-        images.targets,
-        work.samples_each_class,
-        work.batch_size,
-        length_before_new_iter=work.batch_size * work.num_steps,
-    )
-
-    device = torch.device(work.device)
-    model = build_model(work.model, image_size=work.image_size).to(device)
+    k, size = work.samples_each_class, work.batch_size
+    sampler = samplers.MPerClassSampler(images.targets, k, size, size * work.num_steps)
+    model = build_model(work.model, image_size=work.image_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+
     trainers.MetricLossOnly(
         {"trunk": model},
         {"trunk_optimizer": optimizer},
-        work.batch_size,
+        size,
         {"metric_loss": losses.TripletMarginLoss(margin=0.1)},
         images,
         sampler=sampler,
         iterations_per_epoch=work.num_steps,
         dataloader_num_workers=work.num_workers,
-        data_device=device,
+        data_device=torch.device("cpu"),
         end_of_iteration_hook=lambda trainer: stamp(),
     ).train(num_epochs=1)
 
 
-AS_ON_A_GPU = ("--amp=bfloat16", "--compile=True")
 METHODS = {
     "bare": Method(train_bare, "network, loss and optimizer on a batch that lies on the device"),
     "this": Method(train_this, "train_pair.py from JPEG files"),
     "cached": Method(train_cached, "train_pair.py --cache"),
     "chunked": Method(
-        train_chunked, "train_pair.py --cache --chunk_size=B on batches of 32 B images", batches=32
+        train_chunked, "train_pair.py --cache --chunk_size=B on batches of 32 B images", 32, 64
     ),
     "pml": Method(
-        train_pml,
-        "pytorch-metric-learning's MetricLossOnly trainer with torchvision's transforms",
-        package="pytorch_metric_learning",
-    ),
-    "bare_fast": Method(
-        lambda work, stamp: train_bare(work, stamp, *AS_ON_A_GPU), "bare in bfloat16, compiled"
-    ),
-    "fast": Method(
-        lambda work, stamp: train_cached(work, stamp, *AS_ON_A_GPU),
-        f"train_pair.py --cache {' '.join(AS_ON_A_GPU)}",
+        train_pml, "pytorch-metric-learning's MetricLossOnly trainer with torchvision's transforms"
     ),
 }
 
@@ -209,33 +165,17 @@ def measure(name: str, work: Work) -> dict[str, Any]:
 
     Returns:
         `wall_seconds` and `cpu_seconds` per step after the warm-up, of the process and its workers;
-        `peak_bytes` of memory beyond what was held before, of the device on a GPU; `versions`.
+        `peak_bytes` of memory beyond what was held before; `versions`.
     """
-    is_cuda = work.device.startswith("cuda")
     held = memory("VmRSS")
     stamps: list[np.ndarray] = []
-
-    def stamp() -> None:
-        if is_cuda and len(stamps) in (WARM_UP, work.num_steps - 1):
-            torch.cuda.synchronize()
-        stamps.append(clocks())
-
-    METHODS[name].train(work, stamp)
+    METHODS[name].train(work, lambda: stamps.append(clocks()))
     assert len(stamps) == work.num_steps
-    cpu_seconds, wall_seconds = (stamps[-1] - stamps[WARM_UP]) / (work.num_steps - 1 - WARM_UP)
-    return {
-        "cpu_seconds": float(cpu_seconds),
-        "wall_seconds": float(wall_seconds),
-        "peak_bytes": torch.cuda.max_memory_allocated() if is_cuda else memory("VmHWM") - held,
-        "versions": versions(*DISTRIBUTIONS),
-    }
+
+    seconds = (stamps[-1] - stamps[WARM_UP]) / (work.num_steps - 1 - WARM_UP)
+    peak_bytes = memory("VmHWM") - held
+    return seconds_of(seconds) | {"peak_bytes": peak_bytes, "versions": versions()}
 
 
-def main() -> None:
-    """Measure METHOD on the WORK (JSON); the last line is the result."""
-    name, work = sys.argv[1:]
-    print("\n" + json.dumps(measure(name, Work(**json.loads(work)))))
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # measure METHOD on the WORK (JSON); the last line is the result
+    print("\n" + json.dumps(measure(sys.argv[1], Work(*json.loads(sys.argv[2])))))
