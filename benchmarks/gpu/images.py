@@ -7,18 +7,15 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.gpu.runs import Stepper, photo_words
-from benchmarks.gpu.section import Section, described, relative
-from benchmarks.speed.reader_ways import image_set_of, write_images
+from benchmarks.gpu.section import Section, described
+from benchmarks.speed.reader import image_set_of, write_images
 from metric_learning.data.make_demo import make_demo
-from metric_learning.reader.batches import on_device
 from metric_learning.reader.batches.on_device import JpegFile, decode_on_device, read_file
 from metric_learning.reader.sets.image_set import decode_image
 
@@ -37,7 +34,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "cmyk": ("CMYK", {}),
     "exif_rotated": ("RGB", {"exif": ROTATED}),
 }
-Files = list[tuple[str, Tensor]]  # paths and bytes
 
 
 def data(section: Section) -> None:
@@ -72,13 +68,12 @@ def draw_kinds(folder: Path, photograph: Path) -> None:
 
 
 def nvjpeg(section: Section) -> None:
-    """Decode on the device: every kind of file, races with queued kernels, images per second."""
+    """Decode on the device: every kind of file, a race with queued kernels, images per second."""
     for file in sorted((section.images / "kinds").iterdir()):
         section.attempt(file.stem, decode_kind, file, section.device)
     files = [read(path) for path in sorted((section.images / "train").rglob("*.jpg"))[:64]]
     if section.is_cuda:
         section.attempt("race of the decoder", race_of_decoder, section, files)
-    section.attempt("race in training", race_in_training, section)
     decode = partial(decode_on_device, files, section.device)
     section.attempt("decoding", section.rate_of, decode, len(files), 1, 1)
 
@@ -105,7 +100,7 @@ def decode_kind(file: Path, device: torch.device) -> dict[str, Any]:
     return row
 
 
-def race_of_decoder(section: Section, files: Files) -> dict[str, int]:
+def race_of_decoder(section: Section, files: list[tuple[str, Tensor]]) -> dict[str, int]:
     """Let kernels read memory that Python has freed while the decoder runs; count wrong sums."""
     device, found = section.device, {"memory reused": 0, "sums wrong": 0}
     shapes = [image.shape for image in decode_on_device(files, device)]
@@ -123,29 +118,3 @@ def race_of_decoder(section: Section, files: Files) -> dict[str, int]:
         found["sums wrong"] += not torch.equal(sums.cpu(), expected)
         del decoded
     return found
-
-
-def race_in_training(section: Section) -> dict[str, float]:
-    """Train with --decode_on=device, with and without a wait before each decoding.
-
-    Returns:
-        How far the weights are from those of the run that waits.
-    """
-    batch, chunk, size = section.size((128, 32, 160), (8, 4, 32))
-    more = [f"--image_shape=3,{size},{size}", "--samples_each_class=2", f"--chunk_size={chunk}"]
-    more += ["--total_iter_num=4", "--amp=off", "--freeze_bn=True"]
-    more += section.size(["--decode_on=device"], [])
-    torch.backends.cudnn.deterministic = True
-
-    def waiting(files: Files, device: torch.device) -> list[Tensor]:
-        section.sync()
-        return decode_on_device(files, device)
-
-    weights: dict[str, Tensor] = {}
-    ways = {"waits": waiting, "waits again": waiting, "as it is": decode_on_device}
-    for name, decode in ways.items():
-        with patch.object(on_device, "decode_on_device", decode):
-            stepper = Stepper(2, photo_words(section, batch, *more))
-            section.seconds_of(stepper, 4)
-        weights[name] = stepper.weights()
-    return {name: relative(found, weights["waits"]) for name, found in weights.items()}

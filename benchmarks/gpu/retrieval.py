@@ -26,7 +26,6 @@ def retrieval(section: Section) -> None:
         data = make_embeddings(count, dim)
         section.attempt(f"{count} x {dim}", compare, section, *data)
     section.attempt("large classes", compare, section, *large_classes(section))
-    section.attempt("after matmul_precision high", after_high, section)
 
     rows = np.arange(count)
     units = torch.from_numpy(data[0]).to(device)
@@ -60,14 +59,3 @@ def large_classes(section: Section) -> tuple[np.ndarray, np.ndarray]:
     labels = rng.integers(0, num_classes, count)
     centres = rng.standard_normal((num_classes, 128), np.float32)
     return rng.standard_normal((count, 128), np.float32) + centres[labels], labels
-
-
-def after_high(section: Section) -> dict[str, bool]:
-    """Whether ranks are the same where products were allowed to be of lower precision."""
-    data = make_embeddings(section.size(3000, 300), 256)
-    before = evaluate(*data, device=section.device)
-    torch.set_float32_matmul_precision("high")
-    try:
-        return {"same": evaluate(*data, device=section.device) == before}
-    finally:
-        torch.set_float32_matmul_precision("highest")

@@ -12,7 +12,7 @@ from torch.profiler import profile
 
 from benchmarks.gpu.runs import Stepper, photo_words
 from benchmarks.gpu.section import Section
-from benchmarks.speed.train_methods import Work, train_bare
+from benchmarks.speed.train import Work, train_bare
 from metric_learning.engine.embed.embedding import embed_images
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.devices import place

@@ -8,21 +8,167 @@ counts is the ratio of images per second of CPU time to those of `pillow_v1` in 
 
 from __future__ import annotations
 
+import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 import torch
+from PIL import Image
+from torchvision import transforms as v1
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms import v2
 
 from benchmarks import common
 from benchmarks.common import Rounds
-from benchmarks.speed.reader_ways import QUALITY, WAYS, Batches, Work, image_set_of, write_images
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, parse_flags, positive
+from metric_learning.reader.batches.cache_build import open_cache
+from metric_learning.reader.batches.loader import Reading, to_inputs, train_loader
+from metric_learning.reader.preprocessing import Preprocessing
+from metric_learning.reader.sets.image_set import ImageSet
+from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 BASELINE = "pillow_v1"
 CACHE_SIZE = 256  # short side of the images in the cache, in pixels
+# Octaves of noise: distance of its points in pixels -> strength in grey levels; at 400 x 500
+# pixels and quality 90 a file has about 56 KB, as photographs of that size have.
+NOISE = {64: 40, 16: 40, 4: 17, 1: 1.5}
+QUALITY = 90
+Batches = Iterator[torch.Tensor]
+
+
+class Work(NamedTuple):
+    """What is to be read: JPEG files, to crops of S pixels, by a cache in `folder` or without."""
+
+    image_set: ImageSet
+    batch_size: int
+    crop_size: int
+    folder: Path
+    cache_size: int
+
+
+class Way(NamedTuple):
+    """One way to read: what prepares a function that reads all images; what it does, for people."""
+
+    prepare: Callable[[Work], Callable[[], Batches]]
+    job: str
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> None:
+    """Write synthetic photographs of a height and width as JPEG files: noise of several scales."""
+    height, width = size
+    rng = np.random.default_rng(seed)
+
+    for number in range(count):
+        image = np.full((height, width, 3), 128, np.float32)
+        for step, strength in NOISE.items():
+            shape = height // step + 2, width // step + 2, 3
+            points = strength * rng.standard_normal(shape, np.float32)
+            image += cv2.resize(points, (width, height), interpolation=cv2.INTER_CUBIC)
+
+        pixels = Image.fromarray(image.clip(0, 255).astype(np.uint8))
+        pixels.save(folder / f"{number:05d}.jpg", quality=QUALITY)
+
+
+def image_set_of(paths: Sequence[str]) -> ImageSet:
+    """Return an image set of these files, all of one class."""
+    everything = np.ones(len(paths), bool)
+    labels = np.zeros(len(paths), np.int64)
+    return ImageSet("benchmark", "train", list(paths), labels, {0: "0"}, everything, everything)
+
+
+def of_torchvision(job: str, decode: Callable[[str], Any], of: Any, *to_floats: Any) -> Way:
+    """Return decoding and augmenting by the first or second transforms of torchvision."""
+
+    def prepare(work: Work) -> Callable[[], Batches]:
+        crop, flip = of.RandomResizedCrop(work.crop_size), of.RandomHorizontalFlip()
+        augment = of.Compose([crop, flip, *to_floats, of.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+        paths, size = work.image_set.paths, work.batch_size
+
+        def read() -> Batches:
+            for start in range(0, len(paths), size):
+                yield torch.stack([augment(decode(path)) for path in paths[start : start + size]])
+
+        return read
+
+    return Way(prepare, job)
+
+
+def read_by_pillow(path: str) -> Image.Image:
+    """Decode a file with Pillow."""
+    return Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB")
+
+
+def of_this(
+    transform: str, hand_over: str = "crops", *, cached: bool = False, for_gpu: bool = False
+) -> Way:
+    """Return this project's own loader, without workers, as a way to read."""
+
+    def prepare(work: Work) -> Callable[[], Batches]:
+        images, sampler = work.image_set, InOrder(len(work.image_set), work.batch_size)
+        if cached:
+            one: Any = {"num_workers": 1, "on_bad_image": "error", "log": lambda line: None}
+            images = open_cache(images, work.folder / "cache", work.cache_size, **one)
+        preprocessing = Preprocessing(transform, work.crop_size, IMAGENET_MEAN, IMAGENET_STD)
+        options: Any = {"seed": 0, "num_workers": 0, "pin_memory": False, "start_step": 0}
+        options |= {"end_step": sampler.num_batches, "reading": Reading(hand_over)}
+
+        def read() -> Batches:
+            for batch in train_loader(images, sampler, preprocessing, **options):
+                pixels: Any = batch.images
+                yield pixels if for_gpu else to_inputs(batch, preprocessing, torch.device("cpu"))
+
+        return read
+
+    job = f"this project, --transform={transform}{' --cache' if cached else ''}"
+    if hand_over == "images":
+        job += " --augment_on=device, the device being the CPU"
+    return Way(prepare, job + (", without the normalisation that a GPU does" if for_gpu else ""))
+
+
+class InOrder:
+    """A sampler that takes all images in order; the last batch is short."""
+
+    rank, world_size, note = 0, 1, ""
+
+    def __init__(self, num_images: int, batch_size: int) -> None:
+        self.num_images, self.batch_size = num_images, batch_size
+        self.num_batches = -(-num_images // batch_size)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the image indices of batch `step`."""
+        start = step * self.batch_size
+        return np.arange(start, min(start + self.batch_size, self.num_images))
+
+
+WAYS: dict[str, Way] = {
+    "pillow_v1": of_torchvision(
+        "Pillow, torchvision.transforms (the baseline)", read_by_pillow, v1, v1.ToTensor()
+    ),
+    "pillow_v2": of_torchvision(
+        "Pillow, torchvision.transforms.v2 on bytes",
+        lambda path: v2.functional.to_image(read_by_pillow(path)),
+        v2,
+        v2.ToDtype(torch.float32, scale=True),
+    ),
+    "torchvision": of_torchvision(
+        "torchvision.io, torchvision.transforms.v2 on bytes",
+        lambda path: decode_jpeg(read_file(path), mode=ImageReadMode.RGB),
+        v2,
+        v2.ToDtype(torch.float32, scale=True),
+    ),
+    "standard": of_this("standard"),
+    "standard_for_gpu": of_this("standard", for_gpu=True),
+    "reference": of_this("reference"),
+    "device": of_this("standard", "images"),
+    "cache_standard": of_this("standard", cached=True),
+    "cache_standard_for_gpu": of_this("standard", cached=True, for_gpu=True),
+    "cache_reference": of_this("reference", cached=True),
+}
 FLAGS = (
     Flag("images", positive, 200, "number of images"),
     Flag("size", common.height_and_width, (400, 500), "height and width of the images"),

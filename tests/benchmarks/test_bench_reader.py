@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.speed.reader import main, table
-from benchmarks.speed.reader_ways import WAYS, Work, image_set_of, write_images
+from benchmarks.speed.reader import WAYS, Work, image_set_of, main, table, write_images
 
 TINY = ["--images=5", "--size=60,80", "--crop_size=16", "--batch_size=2", "--rounds=1"]
 
