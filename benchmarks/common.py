@@ -143,15 +143,7 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def notes(
     module: str, argv: Sequence[str] | None, conditions: str, rounds: Rounds, jobs: Mapping = {}
 ) -> str:
-    """Return what is to be read with a table.
-
-    Args:
-        module: the benchmark, below `benchmarks.speed`.
-        argv: its arguments, None for those of the process.
-        conditions: what was measured, and how.
-        rounds: what was found, with the `versions` of where it ran if that was elsewhere.
-        jobs: what each method does.
-    """
+    """Return what is to be read with a table."""
     users: dict[str, list[str]] = {}
     for name, found in rounds.items():
         used = found[0].get("versions") or versions()

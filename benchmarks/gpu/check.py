@@ -55,7 +55,7 @@ SECTIONS = {
     "env": Entry("machine", 40),
     "ceilings": Entry("machine", 20, True),
     "train_speed": Entry("speed", 135, True),
-    "retrieval": Entry("retrieval", 80, True),
+    "retrieval": Entry("speed", 80, True),
     "extraction": Entry("speed", 40, True),
     "big_batch": Entry("training", 50, True),
     "loss_speed": Entry("losses", 30, True),

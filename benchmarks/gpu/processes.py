@@ -11,17 +11,12 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.common import ROOT
-from benchmarks.gpu import runs
+from benchmarks.gpu import training
 from benchmarks.gpu.section import Section, relative
 from metric_learning.engine.parallel.devices import choose_device
 from metric_learning.engine.parallel.world import World, join_world, leave_world
-from metric_learning.engine.train.step import compiled
-from metric_learning.losses import build_loss
-from metric_learning.models import build_model
 
 ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 SHARD = "--shard_head=True"
@@ -42,14 +37,14 @@ def nccl(section: Section) -> None:
     section.note(backend=str(dist.get_backend_config()), device=str(device))
     for where in {device, torch.device("cpu")}:
         section.attempt(f"collectives, {where.type}", collect, where, world)
-    section.attempt("DDP", train_replica, section, device)
     section.attempt("leave", leave_world)
 
     os.environ["MASTER_PORT"] = str(port + 1)
     more = ["--loss_name=eml", "--samples_each_class=2", "--train_batch_size=8", "--gather=True"]
     more += ["--total_iter_num=3", "--test_iter_step=3", "--device=auto"]
-    words = runs.demo_words(section, "nccl", *more, f"--use_gpu={section.is_cuda}")
-    section.attempt("train_pair", runs.train_and_sum_up, 2, words)
+    more += section.size(["--compile=True", "--sync_bn=True"], [])
+    words = training.demo_words(section, "nccl", *more, f"--use_gpu={section.is_cuda}")
+    section.attempt("train_pair", training.train_and_sum_up, 2, words)
 
 
 def collect(device: torch.device, world: World) -> None:
@@ -65,26 +60,6 @@ def collect(device: torch.device, world: World) -> None:
     dist.barrier(group=world.patient)
 
 
-def train_replica(section: Section, device: torch.device) -> None:
-    """Train under DistributedDataParallel, in bfloat16; on a GPU compiled and synchronised too."""
-    model: Any = build_model("test_resnet", image_size=32).to(device).train()
-    model = model.to(memory_format=torch.channels_last)
-    replica = DistributedDataParallel(model, [device] if section.is_cuda else None)
-    criterion = build_loss("eml", samples_each_class=2)
-    optimizer = torch.optim.SGD(replica.parameters(), 0.01, 0.9, fused=section.is_cuda)
-    labels, images = torch.arange(8, device=device) // 2, torch.randn(8, 3, 32, 32, device=device)
-
-    for context in (replica.no_sync(), contextlib.nullcontext()):
-        with context:
-            with torch.autocast(device.type, dtype=torch.bfloat16):
-                embeddings = replica(images)
-            criterion(embeddings.float(), labels).backward()
-    optimizer.step()
-    if section.is_cuda:
-        compiled(replica, device)(images).sum().backward()
-        convert_sync_batchnorm(model).to(device)(images).sum().backward()
-
-
 def two_ranks(section: Section) -> None:
     """Compare two processes on one device, which NCCL refuses, over gloo with one process."""
     for number, name in enumerate(list(CASES)[: section.size(len(CASES), 2)]):
@@ -95,18 +70,18 @@ def compare_ranks(section: Section, number: int, stage: int, more: list[str]) ->
     """Return how far the losses of two processes are from those of one, and the tests of both."""
     own = ["--train_batch_size=8", "--total_iter_num=4", "--test_iter_step=4", "--freeze_bn=True"]
     own += ["--amp=off", "--num_workers=0", "--lr=0.01", *more]
-    words = runs.demo_words(section, f"one {number}", *own)
-    alone = runs.train(stage, [word for word in words if word != SHARD])
+    words = training.demo_words(section, f"one {number}", *own)
+    alone = training.train(stage, [word for word in words if word != SHARD])
 
     port = f"--master_port={21000 + os.getpid() % 20000 + number}"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", port]
     command = [*launcher, "-m", "benchmarks.gpu.processes", str(stage)]
-    command += runs.demo_words(section, f"two {number}", *own)
+    command += training.demo_words(section, f"two {number}", *own)
     subprocess.run(command, timeout=section.size(60, 180), cwd=ROOT, check=True)
 
     folders = alone, section.own / f"two_{number}"
     losses, tests = (
-        [runs.records_of(folder, kind, what) for folder in folders]
+        [training.records_of(folder, kind, what) for folder in folders]
         for kind, what in (("train", "loss"), ("test", "map@r"))
     )
     return {"loss": relative(losses[1], losses[0]), "map@r": tests}
@@ -124,7 +99,7 @@ def main() -> None:
             stack.enter_context(patch.object(dist, "init_process_group", over_gloo))
             stack.enter_context(patch.object(torch.cuda, "device_count", lambda: 2))
             stack.enter_context(patch.object(torch.cuda, "set_device", lambda device: None))
-        runs.train(int(sys.argv[1]), sys.argv[2:])
+        training.train(int(sys.argv[1]), sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Images per second: of training steps and of embedding, beside the bare network."""
+"""Images per second: of training steps, of embedding, and of exact ranks."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections import Counter
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch.profiler import profile
 
-from benchmarks.gpu.runs import Stepper, photo_words
 from benchmarks.gpu.section import Section
+from benchmarks.gpu.training import Stepper, photo_words
+from benchmarks.speed.retrieval import make_embeddings
 from benchmarks.speed.train import Work, train_bare
 from metric_learning.engine.embed.embedding import embed_images
 from metric_learning.engine.options.parts import MachineOptions
@@ -20,8 +21,10 @@ from metric_learning.engine.parallel.world import World
 from metric_learning.models import build_model
 from metric_learning.reader import load_image_set
 from metric_learning.reader.preprocessing import Preprocessing
+from metric_learning.retrieval import evaluate
+from metric_learning.retrieval.search import nearest
+from metric_learning.retrieval.verification import verification_scores
 
-NUM_PROFILED = 4  # steps
 STEPS = {  # what is measured -> flags beside bfloat16
     "bare": [],
     "this": ["--cache"],
@@ -40,15 +43,13 @@ GPU_STEPS = {
 
 
 def train_speed(section: Section) -> None:
-    """Measure the bare step and the project's, and what costs the difference."""
+    """Measure the bare step and the project's, in several ways."""
     for name, flags in {**STEPS, **section.size(GPU_STEPS, {})}.items():
         torch.backends.cudnn.benchmark = "benchmark" in name
         cache = {"--cache": f"--cache={section.own / 'cache'}"}
         words = ["--amp=bfloat16", *(cache.get(flag, flag) for flag in flags)]
         measure = measure_bare if name.startswith("bare") else measure_this
         section.attempt(name, measure, section, *words)
-        if name == "this":
-            section.attempt("profile", profiled, section, *words)
 
 
 def sizes(section: Section) -> tuple[int, int, int]:
@@ -73,39 +74,15 @@ def measure_bare(section: Section, *words: str) -> dict[str, float]:
     return {"images/s": batch / seconds, "ms": 1e3 * seconds}
 
 
-def make_stepper(section: Section, *words: str) -> Stepper:
-    """Start a training of more steps than are measured, and make those before them."""
+def measure_this(section: Section, *words: str) -> dict[str, float]:
+    """Measure steps of the project, and how long they wait for images."""
     batch, steps, warm_up = sizes(section)
-    total = f"--total_iter_num={steps + warm_up + 8}"
+    total = f"--total_iter_num={steps + warm_up}"
     stepper = Stepper(2, photo_words(section, batch, total, *words))
     section.seconds_of(stepper, warm_up)
     stepper.waited = 0.0
-    return stepper
-
-
-def measure_this(section: Section, *words: str) -> dict[str, float]:
-    """Measure steps of the project, and how long they wait for images."""
-    batch, steps, _ = sizes(section)
-    stepper = make_stepper(section, *words)
     row = section.rate_of(stepper, batch, steps)
     return row | {"ms waiting for images": 1e3 * stepper.waited / steps}
-
-
-def profiled(section: Section, *words: str) -> dict[str, float]:
-    """Say how busy the GPU is in a step of the project."""
-    stepper = make_stepper(section, *words)
-    with profile() as found:
-        wall = NUM_PROFILED * section.seconds_of(stepper, NUM_PROFILED)
-
-    events = found.events()
-    kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
-    calls = Counter(event.name for event in events)
-    return {
-        "GPU busy": sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / wall,
-        "kernels per step": len(kernels) / NUM_PROFILED,
-        "waits per step": calls["cudaStreamSynchronize"] / NUM_PROFILED,
-        "copies per step": calls["cudaMemcpyAsync"] / NUM_PROFILED,
-    }
 
 
 def extraction(section: Section) -> None:
@@ -136,3 +113,48 @@ def forward(
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         return model(images)
+
+
+def retrieval(section: Section) -> None:
+    """Rank on the device and on the CPU; verify and search."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+    device, count = section.device, section.size(60502, 800)
+    for where in ("cpu", device):
+        evaluate(*make_embeddings(400, 16), device=where)  # compiles, and loads kernels
+    for dim in section.size((2048, 512), (32,)):
+        data = make_embeddings(count, dim)
+        section.attempt(f"{count} x {dim}", compare, section, *data)
+    section.attempt("large classes", compare, section, *large_classes(section))
+
+    rows = np.arange(count)
+    units = torch.from_numpy(data[0]).to(device)
+    calls = {
+        "products alone": lambda: [torch.mm(part, units.T) for part in units.split(2048)][-1],
+        "verification": partial(verification_scores, *data, device=device),
+        "nearest 1000": partial(nearest, data[0], data[0], min(1000, count - 1), rows, device),
+    }
+    for name, call in calls.items():
+        section.attempt(f"{name}, seconds", section.seconds_of, call, 1)
+
+
+def compare(section: Section, embeddings: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Return the rate of rankings, the seconds of one on the CPU, and the digits that differ."""
+    here: dict[str, float] = {}
+    there: dict[str, float] = {}
+    rank, count = partial(evaluate, embeddings, labels), len(labels)
+    rate = section.rate_of(lambda: here.update(rank(device=section.device)), count, 1, warm_up=1)
+    row = {**rate, "recall@1": here["recall@1"], "map@r": here["map@r"]}
+    section.note(**{f"{count} x {embeddings.shape[1]}": row})  # the CPU may take too long
+
+    seconds = section.seconds_of(lambda: there.update(rank(device="cpu")), 1)
+    differs = {key: [here[key], there[key]] for key in there if here[key] != there[key]}
+    return {**row, "CPU seconds": seconds, "differs": differs}
+
+
+def large_classes(section: Section) -> tuple[np.ndarray, np.ndarray]:
+    """Draw embeddings of classes in which each image has many positives."""
+    count, num_classes = section.size((10000, 10), (400, 4))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, num_classes, count)
+    centres = rng.standard_normal((num_classes, 128), np.float32)
+    return rng.standard_normal((count, 128), np.float32) + centres[labels], labels

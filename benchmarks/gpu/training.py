@@ -2,19 +2,122 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 
-from benchmarks.gpu import runs
 from benchmarks.gpu.section import Section, convolutions_in, relative
 from metric_learning import eval as evaluation
-from metric_learning import infer
+from metric_learning import infer, train_elem, train_pair
+from metric_learning.engine.options.training_table import ELEM, PAIR, parse_training
+from metric_learning.engine.parallel.world import World
+from metric_learning.engine.run.signals import StopRequest
+from metric_learning.engine.train.stages import ELEM as ELEM_PARTS
+from metric_learning.engine.train.stages import PAIR as PAIR_PARTS
+from metric_learning.engine.train.start import start_run
+from metric_learning.engine.train.step import Step
+from metric_learning.engine.train.train import set_train_mode
+
+STAGES = {1: (train_elem, ELEM, ELEM_PARTS), 2: (train_pair, PAIR, PAIR_PARTS)}
+
+
+def demo_words(section: Section, run_name: str, *more: str) -> list[str]:
+    """Return flags of a training on the drawn demo data set."""
+    size, workers = section.size((64, min(4, section.workers)), (32, 0))
+    return [
+        *("--dataset=demo", f"--data_dir={section.work / 'demo'}", "--min_crop_area=0.3"),
+        *(section.size("--model=ResNet18", "--model=test_resnet"), "--display_iter_step=1"),
+        *(f"--image_shape=3,{size},{size}", f"--num_workers={workers}"),
+        *(*shared_words(section), f"--run_name={run_name.replace(' ', '_')}", *more),
+    ]
+
+
+def stage_words(section: Section, stage: int, name: str, *more: str, steps: int = 25) -> list[str]:
+    """Return flags of a training of a stage on it, with one test at its end."""
+    steps = section.size(steps, 2)
+    own = [f"--total_iter_num={steps}", f"--test_iter_step={steps}"]
+    if stage == 1:
+        own += ["--loss_name=arcmargin", "--arc_scale=16", "--arc_margin=0.1", "--lr=0.1"]
+        own += ["--lr_head_mult=10", "--lr_strategy=cosine_decay"]
+    else:
+        own += ["--loss_name=eml", "--samples_each_class=2", "--lr=0.02"]
+    own += [f"--train_batch_size={section.size(40 * stage, 8)}"]
+    return demo_words(section, name, *own, *more)
+
+
+def photo_words(section: Section, batch: int, *more: str) -> list[str]:
+    """Return flags of a training of stage 2 on the drawn photographs."""
+    size = section.size(224, 32)
+    return [
+        *("--dataset=list", f"--train_list={section.images}/train.txt", "--loss_name=eml"),
+        *(section.size("--model=ResNet50", "--model=test_resnet"), "--samples_each_class=4"),
+        *(f"--image_shape=3,{size},{size}", f"--num_workers={section.workers}"),
+        *(f"--train_batch_size={batch}", "--test_iter_step=0", *shared_words(section), *more),
+    ]
+
+
+def shared_words(section: Section) -> list[str]:
+    """Return the flags of all trainings."""
+    own = [f"--device={section.device}", f"--model_save_dir={section.own}"]
+    return ["--transform=standard", "--save_iter_step=0", *own]
+
+
+def train(stage: int, words: Sequence[str]) -> Path:
+    """Run a training script and return the folder of its run."""
+    return STAGES[stage][0].main(words)
+
+
+def records_of(folder: Path, kind: str, what: str) -> list[Any]:
+    """Return one of the values that a run wrote at its steps (train) or tests (test)."""
+    records = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    return [record[what] for record in records if record["kind"] == kind]
+
+
+def train_and_sum_up(stage: int, words: Sequence[str]) -> dict[str, Any]:
+    """Run a training script; return its losses, tests, and images per second."""
+    folder = train(stage, words)
+    losses, rates = (records_of(folder, "train", what) for what in ("loss", "images_per_second"))
+    row: dict[str, Any] = {name: records_of(folder, "test", name) for name in ("recall@1", "map@r")}
+    row |= {"first": losses[0], "last": losses[-1], "steps": len(losses)}
+    return row | {"images/s": statistics.median(rates)}
+
+
+class Stepper:
+    """A training of a stage whose steps are made one by one, each by a call."""
+
+    def __init__(self, stage: int, words: Sequence[str]) -> None:
+        script, table, parts = STAGES[stage]
+        world = World()
+        flags = parse_training("", table, script.FLAGS, words)
+        self.run = run = start_run(flags, parts, world, StopRequest(world))
+        options, sight = run.options, run.preprocessing
+        settled = options.batches, options.machine, options.optimizer.clip_grad_norm
+        self.update = Step(run.learner, parts.loss, sight, *settled)
+        set_train_mode(run.learner.model, options.optimizer.freeze_bn)
+        self.batches, self.waited = iter(run.batches()), 0.0
+
+    def __call__(self) -> None:
+        """Make a step."""
+        begin = time.perf_counter()
+        batch = next(self.batches)
+        self.waited += time.perf_counter() - begin
+        self.update(batch, self.run.step)
+        self.run.step += 1
+
+    def weights(self) -> Tensor:
+        """Return all weights of the network as they are now, in one vector on the CPU."""
+        parameters = self.run.learner.model.parameters()
+        return torch.cat([parameter.detach().flatten().cpu() for parameter in parameters])
+
 
 DECODE = ["--decode_on=device"]
 WAYS = {  # name of the run -> its flags, those of a GPU alone left out
@@ -55,14 +158,14 @@ STEPPED = {  # loss and what is done with it -> stage, flags
 
 def stages(section: Section) -> None:
     """Train both stages in every way, then evaluate on the device and on the CPU."""
-    words = runs.stage_words(section, 1, "1 plain", steps=100)
-    section.attempt("1 plain", runs.train_and_sum_up, 1, words)
+    words = stage_words(section, 1, "1 plain", steps=100)
+    section.attempt("1 plain", train_and_sum_up, 1, words)
     start = f"--pretrained_model={section.own / '1_plain' / 'last.pt'}"
     cached = {"1 cache": [f"--cache={section.own / 'cache'}"]}
     for name, more in {**cached, **WAYS, **section.size(GPU_WAYS, {})}.items():
         stage = int(name[0])
-        words = runs.stage_words(section, stage, name, *([start] if stage == 2 else []), *more)
-        section.attempt(name, runs.train_and_sum_up, stage, words)
+        words = stage_words(section, stage, name, *([start] if stage == 2 else []), *more)
+        section.attempt(name, train_and_sum_up, stage, words)
 
     own = [f"--pretrained_model={section.own / '2_plain' / 'last.pt'}", "--batch_size=50"]
     own += ["--num_workers=0", f"--device={section.device}"]
@@ -85,10 +188,10 @@ def compiled(section: Section) -> None:
     """
     weights = f"--pretrained_model={section.own / 'compiled' / 'last.pt'}"
     more = ["--compile=True", *section.size([], ["--test_iter_step=0"])]
-    words = runs.stage_words(section, 1, "compiled", *more)
+    words = stage_words(section, 1, "compiled", *more)
     section.attempt("stage 1", count_graphs, 1, words)
     if section.is_cuda:
-        words = runs.stage_words(section, 2, "chunks", *more, "--chunk_size=4", weights, steps=10)
+        words = stage_words(section, 2, "chunks", *more, "--chunk_size=4", weights, steps=10)
         section.attempt("stage 2 in chunks", count_graphs, 2, words)
 
 
@@ -97,7 +200,7 @@ def count_graphs(stage: int, words: list[str]) -> dict[str, Any]:
     torch._dynamo.reset()
     counters.clear()
     begin = time.monotonic()
-    row = runs.train_and_sum_up(stage, words) | {"seconds": time.monotonic() - begin}
+    row = train_and_sum_up(stage, words) | {"seconds": time.monotonic() - begin}
     row["breaks"] = sum(counters["graph_break"].values())
     return row | {"graphs": counters["stats"]["unique_graphs"]}
 
@@ -117,11 +220,11 @@ def compare_resumed(section: Section, name: str, optimizer: str, first: str, the
     more += ["--train_batch_size=8", "--lr_strategy=constant", "--test_iter_step=0"]
     two, four = "--total_iter_num=2", "--total_iter_num=4"
 
-    whole = runs.train(1, runs.stage_words(section, 1, f"{name} whole", *more, four, places[then]))
-    half = runs.train(1, runs.stage_words(section, 1, name, *more, two, places[first]))
+    whole = train(1, stage_words(section, 1, f"{name} whole", *more, four, places[then]))
+    half = train(1, stage_words(section, 1, name, *more, two, places[first]))
     rest = [f"--checkpoint={half / 'last.pt'}", "--loss_name=arcmargin", four, places[then]]
     found, expected = (
-        runs.records_of(folder, "train", "loss")[-1] for folder in (runs.train(1, rest), whole)
+        records_of(folder, "train", "loss")[-1] for folder in (train(1, rest), whole)
     )
     return relative(found, expected)
 
@@ -131,13 +234,13 @@ def syncs(section: Section) -> None:
     for name, (stage, more) in STEPPED.items():
         own = [f"--loss_name={name.split()[0]}", f"--train_batch_size={section.size(40, 8)}"]
         own += ["--total_iter_num=9", "--test_iter_step=0"]
-        words = runs.demo_words(section, name, *own, *more)
+        words = demo_words(section, name, *own, *more)
         section.attempt(name, count_waits, section, stage, words)
 
 
 def count_waits(section: Section, stage: int, words: list[str]) -> dict[str, int]:
     """Make one step after three of warm-up; return where it waits, and how often."""
-    stepper = runs.Stepper(stage, words)
+    stepper = Stepper(stage, words)
     section.seconds_of(stepper, 3)
     batch, step = next(stepper.batches), stepper.run.step
     section.sync()
@@ -159,8 +262,8 @@ def big_batch(section: Section) -> None:
     batch, more = section.size((4096, ["--amp=bfloat16", "--samples_each_class=64"]), (32, []))
     more = [*more, "--total_iter_num=4", f"--cache={section.own / 'cache'}"]
     for chunk in section.size((256, 128), (8,)):
-        words = runs.photo_words(section, batch, *more, f"--chunk_size={chunk}")
-        stepper = runs.Stepper(2, words)
+        words = photo_words(section, batch, *more, f"--chunk_size={chunk}")
+        stepper = Stepper(2, words)
         section.attempt(f"chunks of {chunk}", section.rate_of, stepper, batch, 2, 1)
 
 
@@ -172,7 +275,7 @@ def compare_chunks(section: Section) -> dict[str, float]:
     updates = {}
     with convolutions_in("ieee"):
         for name, chunks in ways.items():
-            stepper = runs.Stepper(2, runs.photo_words(section, size, *more, *chunks))
+            stepper = Stepper(2, photo_words(section, size, *more, *chunks))
             start = stepper.weights()
             stepper()
             updates[name] = stepper.weights() - start

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         frozen = output / "frozen.json"
         if not frozen.exists():
             config = ["--config=configs/cub50_frozen.yaml", "--image_shape=3,96,96"]
-            evaluate([*config, *words], frozen)
+            evaluation.main([*config, *words, f"--json={frozen}"])
         rates = {}
         for row in chosen.rows:
             rates[row] = choose_rate(row, output, words)
@@ -119,14 +119,9 @@ def run(
         )
         weights = f"--pretrained_model={folder / 'last.pt'}"
         tested = [f"--test_classes={classes[1]}", "--batch_size=50", "--ks=2,4,8"]
-        evaluate([weights, *tested, *words], result)
+        evaluation.main([weights, *tested, *words, f"--json={result}"])
         shutil.rmtree(folder)  # 27 MB each
     return float(json.loads(result.read_text("utf-8"))["recall@1"])
-
-
-def evaluate(words: Sequence[str], result: Path) -> None:
-    """Evaluate a checkpoint and write its metrics."""
-    evaluation.main([*words, f"--json={result}"])
 
 
 if __name__ == "__main__":

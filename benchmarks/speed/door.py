@@ -62,11 +62,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def measure(name: str) -> dict[str, float]:
-    """Run a command in a fresh process: its CPU and wall seconds.
-
-    Raises:
-        ValueError: its exit status is another one than expected.
-    """
+    """Run a command in a fresh process: its CPU and wall seconds."""
     words, expected = COMMANDS[name]
     start = common.clocks()
     done = subprocess.run([sys.executable, *words], cwd=common.ROOT, capture_output=True, text=True)

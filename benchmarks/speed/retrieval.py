@@ -113,11 +113,7 @@ def num_queries(name: str, size: int) -> int:
 
 
 def measure_apart(python: str, name: str, folder: str, queries: int) -> dict[str, Any]:
-    """Measure a method in a fresh process, on all cores and no GPU.
-
-    Returns:
-        The dict of `retrieval_methods.measure`, or a `failure` in words.
-    """
+    """Measure a method in a fresh process, on all cores and no GPU."""
     command = [python, "-m", "benchmarks.speed.retrieval_methods", name, folder, str(queries)]
     try:
         return common.run_apart(command, common.num_threads())

@@ -26,13 +26,10 @@ Search = Callable[[int], dict[str, float]]  # number of queries -> metrics, as f
 
 
 class Method(NamedTuple):
-    """One way to evaluate the retrieval of a data set.
+    """One way to evaluate: what prepares its search, what it does, the share of queries measured.
 
-    Attributes:
-        prepare: embeddings (N, D) float32, labels (N,) int64 from 0 -> search of the first n images
-            in all N. Every image must have another of its class.
-        job: what is computed, for people.
-        share: of the queries that are measured in large data sets.
+    `prepare` takes embeddings (N, D) float32 and labels (N,) int64 from 0, each at least twice, and
+    returns the search of the first n images in all N.
     """
 
     prepare: Callable[[np.ndarray, np.ndarray], Search]
@@ -98,15 +95,7 @@ def without_self(neighbours: np.ndarray, own_rows: np.ndarray) -> np.ndarray:
 
 
 def score_hits(is_hit: np.ndarray, num_positives: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute recall@K and map@r per query from which neighbours are of its class.
-
-    Args:
-        is_hit: (Q, k) bool, nearest first.
-        num_positives: (Q,) at least 1.
-
-    Returns:
-        Metric -> (Q,). MAP@R: https://arxiv.org/abs/2003.08505, section 3.2.
-    """
+    """Compute recall@K and map@r (Q,) from which neighbours (Q, k) are of the query's class."""
     first = np.where(is_hit.any(1), is_hit.argmax(1), is_hit.shape[1])
     scores = {f"recall@{k}": first < k for k in KS}
     order = np.arange(1, min(num_positives.max(), is_hit.shape[1]) + 1)
@@ -207,18 +196,7 @@ METHODS = {
 def measure(
     method: Method, embeddings: np.ndarray, labels: np.ndarray, num_queries: int
 ) -> dict[str, Any]:
-    """Run a method once, warmed up, and say what it took.
-
-    Args:
-        method: to be measured.
-        embeddings: (N, D) float32.
-        labels: (N,) int64.
-        num_queries: the first of the images; the time of the search is scaled to all N.
-
-    Returns:
-        `cpu_seconds` (user and system, of the process and its children) and `wall_seconds`, scaled;
-        `peak_bytes` of memory beyond what was held before; the metrics `found`; `versions`.
-    """
+    """Run a method once, warmed up, and say what it took."""
     is_warm_up = labels < WARM_UP_CLASSES
     small = embeddings[is_warm_up], labels[is_warm_up]
     method.prepare(*small)(len(small[0]))

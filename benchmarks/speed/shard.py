@@ -79,12 +79,7 @@ def measure_apart(num_processes: int, work: Work) -> dict[str, Any]:
 
 
 def measure(work: Work, world: World) -> dict[str, Any]:
-    """Train the layer for some steps.
-
-    Returns:
-        `losses` of all steps, mean `wall_seconds` and `cpu_seconds` (of all processes) of the
-        timed ones, and of each process `peak_bytes` above what it held before.
-    """
+    """Train the layer for some steps."""
     held = common.memory("VmRSS")
     torch.manual_seed(0)
     sizes = {"class_dim": work.class_dim, "embedding_size": work.embedding_size}

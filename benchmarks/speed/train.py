@@ -229,11 +229,7 @@ def make_classes(works: Mapping[str, Work], size: tuple[int, int]) -> None:
 
 
 def measure(name: str, work: Work) -> dict[str, Any]:
-    """Measure a method in a fresh process.
-
-    Raises:
-        ValueError: it fails.
-    """
+    """Measure a method in a fresh process."""
     try:
         return common.run_apart([sys.executable, "-m", MODULE, name, json.dumps(work)])
     except ValueError as error:
