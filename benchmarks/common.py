@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,11 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def notes(
-    module: str, argv: Sequence[str] | None, conditions: str, rounds: Rounds, jobs: Mapping = {}
+    module: str,
+    argv: Sequence[str] | None,
+    conditions: str,
+    rounds: Rounds,
+    jobs: Mapping[str, str | None] = MappingProxyType({}),
 ) -> str:
     """Return what is to be read with a table."""
     users: dict[str, list[str]] = {}
@@ -151,6 +156,6 @@ def notes(
 
     command = shlex.join(sys.argv[1:] if argv is None else argv)
     lines = [f"`python -m benchmarks.speed.{module} {command}`: {conditions}", "", machine(), ""]
-    lines += [*(f"- `{name}`: {jobs[name]}." for name in rounds if name in jobs), ""]
+    lines += [*(f"- `{name}`: {job}" for name, job in jobs.items()), ""]
     lines += [f"Versions of {', '.join(names)}: {what}." for what, names in users.items()]
     return "\n".join(lines)

@@ -93,12 +93,7 @@ def choose_rate(row: str, output: Path, words: Sequence[str]) -> str:
 
 
 def run(
-    row: str,
-    rate: str,
-    seed: str,
-    classes: tuple[str, str],
-    output: Path,
-    words: Sequence[str],
+    row: str, rate: str, seed: str, classes: tuple[str, str], output: Path, words: Sequence[str]
 ) -> float:
     """Train and evaluate one loss on classes, unless its result is there; return its Recall@1."""
     result = output / f"{row}_{seed}.json"
@@ -110,13 +105,9 @@ def run(
             options = [*options, "--samples_each_class=3"]
 
         shutil.rmtree(output / f"{row}_{seed}", ignore_errors=True)  # of a run that was broken off
-        folder = script.main(
-            [
-                *(*FLAGS, f"--loss_name={loss_name}", f"--lr={rate}", *options),
-                *(f"--seed={seed}", f"--train_classes={classes[0]}"),
-                *(f"--model_save_dir={output}", f"--run_name={row}_{seed}", *words),
-            ]
-        )
+        own = [f"--loss_name={loss_name}", f"--lr={rate}", *options, f"--seed={seed}"]
+        own += [f"--train_classes={classes[0]}", f"--model_save_dir={output}"]
+        folder = script.main([*FLAGS, *own, f"--run_name={row}_{seed}", *words])
         weights = f"--pretrained_model={folder / 'last.pt'}"
         tested = [f"--test_classes={classes[1]}", "--batch_size=50", "--ks=2,4,8"]
         evaluation.main([weights, *tested, *words, f"--json={result}"])

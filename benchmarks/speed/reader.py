@@ -197,8 +197,9 @@ def main(argv: Sequence[str] | None = None) -> Rounds:
             f"resized crop and flip. {flags.rounds} rounds in turns after a warm-up, the best of "
             f"them counts; one process, one thread. Cache: short side {CACHE_SIZE} pixels."
         )
-        jobs = {name: WAYS[name].job for name in rounds}
-        notes = common.notes("reader", argv, conditions, rounds, jobs)
+        notes = common.notes(
+            "reader", argv, conditions, rounds, {name: WAYS[name].job for name in rounds}
+        )
         print(table(len(files), rounds), notes, sep="\n\n")
         return rounds
 

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> list[Rounds]:
             for dim in flags.dims:
                 data_sets.append(measure(size, dim, queries, flags.rounds, flags.oml_python))
                 print(table(size, dim, queries, data_sets[-1]), end="\n\n", flush=True)
-        jobs = {name: METHODS[name].job for name in flags.methods}
+        jobs = {name: METHODS[name].prepare.__doc__ for name in flags.methods}
         print(common.notes("retrieval", argv, CONDITIONS, data_sets[0], jobs))
         return data_sets
 

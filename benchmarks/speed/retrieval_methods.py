@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,32 +26,36 @@ Search = Callable[[int], dict[str, float]]  # number of queries -> metrics, as f
 
 
 class Method(NamedTuple):
-    """One way to evaluate: what prepares its search, what it does, the share of queries measured.
+    """One way to evaluate: what prepares its search, the share of queries that are measured.
 
     `prepare` takes embeddings (N, D) float32 and labels (N,) int64 from 0, each at least twice, and
     returns the search of the first n images in all N.
     """
 
     prepare: Callable[[np.ndarray, np.ndarray], Search]
-    job: str
     share: float = 1.0
 
 
+def blocks(num_queries: int, height: int) -> Iterator[slice]:
+    """Yield the rows of each block of queries."""
+    for start in range(0, num_queries, height):
+        yield slice(start, min(start + height, num_queries))
+
+
 def prepare_floor(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Multiply all embeddings with all, and do nothing with the products."""
+    """Multiply all embeddings with all in float32, 4,096 rows at a time, and do no more."""
     out = np.empty((min(BLOCK_ROWS, len(embeddings)), len(embeddings)), np.float32)
 
     def search(num_queries: int) -> dict[str, float]:
-        for start in range(0, num_queries, BLOCK_ROWS):
-            rows = embeddings[start : min(start + BLOCK_ROWS, num_queries)]
-            np.matmul(rows, embeddings.T, out=out[: len(rows)])
+        for rows in blocks(num_queries, BLOCK_ROWS):
+            np.matmul(embeddings[rows], embeddings.T, out=out[: rows.stop - rows.start])
         return {}
 
     return search
 
 
 def prepare_this(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Evaluate with this project."""
+    """Evaluate with retrieval.evaluate: Recall@1 to @1000, MAP@R, MAP, MRR and mINP, exactly."""
     from metric_learning.retrieval import evaluate
 
     def search(num_queries: int) -> dict[str, float]:
@@ -63,7 +67,7 @@ def prepare_this(embeddings: np.ndarray, labels: np.ndarray) -> Search:
 
 
 def prepare_faiss(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Search the nearest by inner product, block after block so as to hold few of them."""
+    """Search the 1,001 nearest by IndexFlatIP: Recall@1, 10, 100, 1000, MAP@R."""
     import faiss
 
     unit = embeddings.copy()
@@ -74,15 +78,13 @@ def prepare_faiss(embeddings: np.ndarray, labels: np.ndarray) -> Search:
     num_positives = np.bincount(labels)[labels] - 1
 
     def search(num_queries: int) -> dict[str, float]:
-        blocks = []
-        for start in range(0, num_queries, BLOCK_ROWS):
-            stop = min(start + BLOCK_ROWS, num_queries)
-            found = index.search(unit[start:stop], k)[1]
-            neighbours = without_self(found, np.arange(start, stop))
-            is_hit = labels[neighbours] == labels[start:stop, None]
-            blocks.append(score_hits(is_hit, num_positives[start:stop]))
-        scores = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-        return {name: values.mean() for name, values in scores.items()}
+        scores = []
+        for rows in blocks(num_queries, BLOCK_ROWS):
+            found = index.search(unit[rows], k)[1]
+            neighbours = without_self(found, np.arange(rows.start, rows.stop))
+            is_hit = labels[neighbours] == labels[rows, None]
+            scores.append(score_hits(is_hit, num_positives[rows]))
+        return {name: np.concatenate([s[name] for s in scores]).mean() for name in scores[0]}
 
     return search
 
@@ -106,7 +108,7 @@ def score_hits(is_hit: np.ndarray, num_positives: np.ndarray) -> dict[str, np.nd
 
 
 def prepare_pml(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Evaluate with pytorch-metric-learning."""
+    """Evaluate with pytorch-metric-learning's AccuracyCalculator: Precision@1, MAP@R."""
     import torch
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
@@ -122,7 +124,7 @@ def prepare_pml(embeddings: np.ndarray, labels: np.ndarray) -> Search:
 
 
 def prepare_oml(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Evaluate with open-metric-learning."""
+    """Evaluate with open-metric-learning, 1,001 nearest: CMC@1, 10, 100, 1000, MAP@10."""
     import torch
     from oml.functional.knn import batched_knn
     from oml.metrics.embeddings import calc_retrieval_metrics_rr
@@ -144,52 +146,31 @@ def prepare_oml(embeddings: np.ndarray, labels: np.ndarray) -> Search:
 
 
 def prepare_reference(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Sort all distances, as the reference does, without its sending of blocks to processes."""
+    """Sort all distances and keep 10, as the reference does in many processes: Recall@1, 10."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     squares = np.square(unit).sum(1)
     height = max(1, len(unit) // REFERENCE_BLOCKS)
 
     def search(num_queries: int) -> dict[str, float]:
-        blocks = []
-        for start in range(0, num_queries, height):
-            stop = min(start + height, num_queries)
-            distances = squares[start:stop, None] + squares - 2 * (unit[start:stop] @ unit.T)
-            distances[np.arange(stop - start), np.arange(start, stop)] += SELF_DISTANCE
+        nearest = []
+        for rows in blocks(num_queries, height):
+            distances = squares[rows, None] + squares - 2 * (unit[rows] @ unit.T)
+            distances[:, rows] += SELF_DISTANCE * np.eye(rows.stop - rows.start)
             order = np.argsort(distances, axis=1)
-            blocks.append(order[:, :REFERENCE_NEIGHBOURS].copy())  # a view would keep all of it
-        is_hit = labels[np.concatenate(blocks)] == labels[:num_queries, None]
+            nearest.append(order[:, :REFERENCE_NEIGHBOURS].copy())  # a view would keep all of it
+        is_hit = labels[np.concatenate(nearest)] == labels[:num_queries, None]
         return {f"recall@{k}": is_hit[:, :k].any(1).mean() for k in KS if k <= REFERENCE_NEIGHBOURS}
 
     return search
 
 
 METHODS = {
-    "floor": Method(
-        prepare_floor, f"product of all with all in float32, {BLOCK_ROWS} rows at a time, no more"
-    ),
-    "this": Method(
-        prepare_this,
-        "retrieval.evaluate: Recall@1 to @1000, MAP@R, R-precision, MAP, MRR and mINP, exactly",
-    ),
-    "faiss": Method(
-        prepare_faiss,
-        "IndexFlatIP, the 1,001 nearest, query removed by row: Recall@1, 10, 100, 1000, MAP@R",
-    ),
-    "pml": Method(
-        prepare_pml,
-        "pytorch-metric-learning's AccuracyCalculator, k=max_bin_count: Precision@1, MAP@R",
-    ),
-    "oml": Method(
-        prepare_oml,
-        "open-metric-learning's batched_knn (1,001 nearest), RetrievalResults and "
-        "calc_retrieval_metrics_rr: CMC@1, 10, 100, 1000, MAP@10",
-        0.1,
-    ),
-    "reference": Method(
-        prepare_reference,
-        "the reference's method: all distances of a block of queries sorted, 10 kept: Recall@1, 10",
-        0.02,
-    ),
+    "floor": Method(prepare_floor),
+    "this": Method(prepare_this),
+    "faiss": Method(prepare_faiss),
+    "pml": Method(prepare_pml),
+    "oml": Method(prepare_oml, 0.1),
+    "reference": Method(prepare_reference, 0.02),
 }
 
 

@@ -58,13 +58,12 @@ class Work(NamedTuple):
 
 
 class Method(NamedTuple):
-    """One way to train: it calls the stamp at the loss of each step; what it does, for people.
+    """One way to train: it calls the stamp at the loss of each step.
 
     It makes so many batches of the Work's size into one, of so many classes.
     """
 
     train: Callable[[Work, Stamp], None]
-    job: str
     batches: int = 1
     num_classes: int = LEAST_CLASSES
 
@@ -109,7 +108,7 @@ def train_bare(work: Work, stamp: Stamp, *more: str) -> None:
 
 
 def train_this(work: Work, stamp: Stamp, *more: str) -> None:
-    """Train with this project, as `train_pair.py` does."""
+    """Train from JPEG files, as `train_pair.py` does."""
 
     def loss(
         criterion: nn.Module, embeddings: Tensor, labels: Tensor
@@ -121,12 +120,12 @@ def train_this(work: Work, stamp: Stamp, *more: str) -> None:
 
 
 def train_cached(work: Work, stamp: Stamp, *more: str) -> None:
-    """Train with this project from a cache of decoded images."""
+    """Train from a cache of decoded images: `train_pair.py --cache`."""
     train_this(work, stamp, f"--cache={work.folder}/cache", *more)
 
 
 def train_chunked(work: Work, stamp: Stamp) -> None:
-    """Train with this project on batches that are larger than what the network sees at once."""
+    """Train from a cache on batches of 32 B images with `--chunk_size=B`."""
     train_cached(work, stamp, f"--chunk_size={work.batch_size // METHODS['chunked'].batches}")
 
 
@@ -160,18 +159,12 @@ def train_pml(work: Work, stamp: Stamp) -> None:
 
 
 METHODS = {
-    "bare": Method(train_bare, "network, loss and optimizer on a batch that lies on the device"),
-    "this": Method(train_this, "train_pair.py from JPEG files"),
-    "cached": Method(train_cached, "train_pair.py --cache"),
-    "chunked": Method(
-        train_chunked, "train_pair.py --cache --chunk_size=B on batches of 32 B images", 32, 64
-    ),
-    "pml": Method(
-        train_pml, "pytorch-metric-learning's MetricLossOnly trainer with torchvision's transforms"
-    ),
+    "bare": Method(train_bare),
+    "this": Method(train_this),
+    "cached": Method(train_cached),
+    "chunked": Method(train_chunked, 32, 64),
+    "pml": Method(train_pml),
 }
-
-
 BASELINE = "bare"
 MEASURED = (BASELINE, "this", "cached", "pml")
 FLAGS = (
@@ -209,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> Rounds:
             f"counts. Synthetic JPEG files of {flags.size[1]} x {flags.size[0]} pixels, "
             f"{flags.num_workers} workers. Memory: peak beyond the imports, without workers."
         )
-        jobs = {name: METHODS[name].job for name in rounds}
+        jobs = {name: METHODS[name].train.__doc__ for name in rounds}
         notes = common.notes("train", argv, conditions, rounds, jobs)
         print(table(works, rounds), notes, sep="\n\n")
         return rounds

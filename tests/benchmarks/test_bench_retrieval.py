@@ -63,7 +63,7 @@ def test_embeddings_are_like_those_of_products():
 def test_only_the_time_of_the_search_is_scaled(monkeypatch):
     clocks = iter(np.array([[10.0, 100.0], [11.0, 102.0], [13.0, 106.0]]))
     monkeypatch.setattr(retrieval_methods, "clocks", lambda: next(clocks))
-    method = Method(lambda embeddings, labels: lambda num_queries: {}, "nothing")
+    method = Method(lambda embeddings, labels: lambda num_queries: {})
     found = measure(method, np.ones((50, 2), np.float32), np.zeros(50, int), 5)
     assert found["cpu_seconds"] == 1 + 2 * 10 and found["wall_seconds"] == 2 + 4 * 10
 
@@ -76,7 +76,7 @@ def test_memory_is_the_peak_of_the_measured_search():
         return search
 
     np.ones(2 * 10**7)  # an earlier, higher peak
-    found = measure(Method(prepare, ""), np.ones((10, 2), np.float32), np.zeros(10, int), 10)
+    found = measure(Method(prepare), np.ones((10, 2), np.float32), np.zeros(10, int), 10)
     assert 75e6 < found["peak_bytes"] < 100e6
 
 
