@@ -1,6 +1,6 @@
 """Check the project on one GPU within eight minutes.
 
-python -m benchmarks.gpu.check --out=FOLDER                     all of it, about 470 s on an H100
+python -m benchmarks.gpu.check --out=FOLDER                     all of it, 470 s at most
 python -m benchmarks.gpu.check --out=FOLDER --device=cpu        the same code on tiny sizes
 python -m benchmarks.gpu.check --out=FOLDER --only=nvjpeg,syncs
 

@@ -28,6 +28,7 @@ def env(section: Section) -> None:
         matmul_precision=torch.get_float32_matmul_precision(),
         amp_auto=str(choose_amp("auto", section.device)),
     )
+
     if section.is_cuda:
         section.note(
             nvidia_smi=printed("nvidia-smi", CARD, "--format=csv,noheader"),
