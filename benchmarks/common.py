@@ -18,11 +18,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout
+DISTRIBUTIONS = (
+    *("torch", "torchvision", "timm", "triton", "pillow", "opencv-python-headless", "numpy"),
+    *("numba", "faiss-cpu", "faiss-gpu", "pytorch-metric-learning", "open-metric-learning"),
+)
 Rounds = dict[str, list[dict[str, Any]]]  # name -> what each of its measurements found
 
 
@@ -31,14 +36,11 @@ def names_among(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
     methods = tuple(known)
 
     def parse(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
-        unknown = [name for name in names if name not in methods]
-        if unknown:
-            raise argparse.ArgumentTypeError(
-                f"expected methods among {', '.join(methods)}, found "
-                f"{', '.join(map(repr, unknown))}"
-            )
-        return tuple(dict.fromkeys(names))
+        for name in text.split(","):
+            if name not in methods:
+                expected = f"expected methods among {', '.join(methods)}"
+                raise argparse.ArgumentTypeError(f"{expected}, found {name!r}")
+        return tuple(dict.fromkeys(text.split(",")))
 
     return parse
 
@@ -46,7 +48,7 @@ def names_among(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
 def height_and_width(text: str) -> tuple[int, int]:
     """Parse `HEIGHT,WIDTH` in pixels."""
     height, _, width = text.partition(",")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+    if not (height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"expected HEIGHT,WIDTH, found {text!r}")
     return int(height), int(width)
 
@@ -58,6 +60,11 @@ def clocks() -> np.ndarray:
     return np.array([cpu_seconds, time.perf_counter()])
 
 
+def seconds_of(clocked: np.ndarray) -> dict[str, float]:
+    """Name the difference of two `clocks`."""
+    return dict(zip(("cpu_seconds", "wall_seconds"), clocked.tolist(), strict=True))
+
+
 def memory(field: str) -> int:
     """Bytes of memory of this process: VmRSS now, VmHWM at most."""
     status = Path("/proc/self/status").read_text()
@@ -65,23 +72,23 @@ def memory(field: str) -> int:
 
 
 def in_turns(
-    names: Iterable[str],
-    num_rounds: int,
-    measure: Callable[[str], dict[str, Any]],
-    describe: Callable[[dict[str, Any]], str],
+    names: Iterable[str], num_rounds: int, measure: Callable[[str], dict[str, Any]]
 ) -> Rounds:
-    """Measure each once per round, one after the other; one with a `failure` not again.
-
-    What `describe` says of each measurement goes to stderr.
-    """
+    """Measure each once per round, one after the other; one with a `failure` not again."""
     rounds: Rounds = {name: [] for name in names}
     for turn in range(num_rounds):
         for name, found in rounds.items():
             if found and "failure" in found[-1]:
                 continue
             found.append(measure(name))
-            print(f"round {turn + 1}, {name}: {describe(found[-1])}", file=sys.stderr)
+            seen = found[-1].get("failure") or f"{found[-1]['cpu_seconds']:.3f} CPU seconds"
+            print(f"round {turn + 1}, {name}: {seen}", file=sys.stderr)
     return rounds
+
+
+def values_of(found: Iterable[Mapping[str, Any]], what: str, digits: int) -> str:
+    """Return a value of each round, as a cell of a table."""
+    return ", ".join(f"{each[what]:.{digits}f}" for each in found)
 
 
 def run_apart(command: Sequence[str], num_threads: int | None = None) -> dict[str, Any]:
@@ -104,24 +111,27 @@ def run_apart(command: Sequence[str], num_threads: int | None = None) -> dict[st
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def versions(*distributions: str) -> dict[str, str]:
-    """Versions of Python and of what is installed of these distributions."""
+def versions() -> dict[str, str]:
+    """Versions of Python, of what is installed of the distributions, and of NumPy's BLAS."""
     found = {"python": platform.python_version()}
-    for name in distributions:
+    for name in DISTRIBUTIONS:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-    return found
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index]
+    return found | {"NumPy's BLAS": f"{blas['name']} {blas['version']}"}
 
 
-def machine() -> dict[str, Any]:
-    """Describe the machine: CPU, cores, system."""
+def machine() -> str:
+    """Describe the machine: CPU, threads, system."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "threads": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-    }
+    cpu = models[0] if models else platform.machine()
+    return f"{cpu}, {num_threads()} threads, {platform.platform()}"
+
+
+def num_threads() -> int:
+    """How many threads this process may run on."""
+    return len(os.sched_getaffinity(0))
 
 
 def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -135,52 +145,17 @@ def notes(
     module: str,
     argv: Sequence[str] | None,
     conditions: str,
-    jobs: Mapping[str, str],
-    versions_of: Mapping[str, Mapping[str, str]],
+    rounds: Rounds,
+    jobs: Mapping[str, str | None] = MappingProxyType({}),
 ) -> str:
-    """Return what is to be read with a table.
-
-    Args:
-        module: the benchmark, below `benchmarks.speed`.
-        argv: its arguments, None for those of the process.
-        conditions: what was measured, and how.
-        jobs: what each method does.
-        versions_of: the versions that each method ran with.
-    """
+    """Return what is to be read with a table."""
     users: dict[str, list[str]] = {}
-    for name, found in versions_of.items():
-        described = ", ".join(f"{what} {which}" for what, which in found.items())
-        users.setdefault(described, []).append(name)
+    for name, found in rounds.items():
+        used = found[0].get("versions") or versions()
+        users.setdefault(", ".join(map(" ".join, used.items())), []).append(name)
 
-    computer = machine()
-    lines = [
-        f"`python -m benchmarks.speed.{module} {command_line(argv)}`: {conditions}",
-        "",
-        f"{computer['cpu']}, {computer['threads']} threads, {computer['system']}.",
-        "",
-        *(f"- `{name}`: {job}." for name, job in jobs.items()),
-        "",
-        *(f"Versions of {', '.join(names)}: {what}." for what, names in users.items()),
-    ]
+    command = shlex.join(sys.argv[1:] if argv is None else argv)
+    lines = [f"`python -m benchmarks.speed.{module} {command}`: {conditions}", "", machine(), ""]
+    lines += [*(f"- `{name}`: {job}" for name, job in jobs.items()), ""]
+    lines += [f"Versions of {', '.join(names)}: {what}." for what, names in users.items()]
     return "\n".join(lines)
-
-
-def command_line(argv: Sequence[str] | None) -> str:
-    """Return arguments as they are typed, None for those of the process."""
-    return shlex.join(sys.argv[1:] if argv is None else argv)
-
-
-def begin(
-    file: str | None, argv: Sequence[str] | None, arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what every result begins with; a file that cannot be written is an error at once."""
-    if file:
-        open(file, "a").close()
-    words = command_line(argv)
-    return {"command": words, "arguments": dict(arguments), "machine": machine()}
-
-
-def keep(file: str | None, result: Mapping[str, Any]) -> None:
-    """Write a result to its JSON file, if it has one."""
-    if file:
-        Path(file).write_text(json.dumps(result, indent=2) + "\n")

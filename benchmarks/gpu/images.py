@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import io
-import math
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.gpu.runs import Stepper, photo_words
-from benchmarks.gpu.section import Section, described, relative
-from benchmarks.speed.reader_ways import image_set_of, write_images
+from benchmarks.gpu.section import Section, described
+from benchmarks.speed.reader import image_set_of, write_images
 from metric_learning.data.make_demo import make_demo
-from metric_learning.reader.batches import on_device
 from metric_learning.reader.batches.on_device import JpegFile, decode_on_device, read_file
 from metric_learning.reader.sets.image_set import decode_image
 
-EXIF_ORIENTATION, ROTATED = 0x0112, 6
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6  # orientation
 # The kinds of JPEG files that data sets hold: mode of the image, options of Pillow.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "baseline_420": ("RGB", {}),
@@ -35,91 +32,79 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "grayscale": ("L", {}),
     "grayscale_progressive": ("L", {"progressive": True}),
     "cmyk": ("CMYK", {}),
+    "exif_rotated": ("RGB", {"exif": ROTATED}),
 }
-Files = list[tuple[str, Tensor]]  # paths and bytes
 
 
 def data(section: Section) -> None:
     """Draw photographs in classes, the demo data set, and JPEG files of all kinds."""
     num_classes, each, size = section.size((64, 16, (400, 500)), (12, 4, (40, 50)))
-    root, demo_size = section.work / "images", section.size((100, 8), (12, 4))
+    root, demo_size = section.images, section.size((100, 8), (12, 4))
+    lines = []
     with ProcessPoolExecutor(section.workers) as pool:
-        folders = [root / "train" / f"class_{number:03d}" for number in range(num_classes)]
         jobs: list[Any] = [pool.submit(make_demo, section.work / "demo", *demo_size)]
-        for number, folder in enumerate(folders):
+        for number in range(num_classes):
+            folder = root / "train" / f"class_{number:03d}"
             folder.mkdir(parents=True)
             jobs.append(pool.submit(write_images, folder, each, size, number))
-        draw_kinds(root / "kinds", size)
+            lines += [f"{folder / f'{image:05d}.jpg'} {number}\n" for image in range(each)]
         for job in jobs:
             job.result()
 
-    lines = [f"{file} {n}\n" for n, folder in enumerate(folders) for file in folder.iterdir()]
-    (root / "train.txt").write_text("".join(sorted(lines)))
-    (section.work / "data.done").touch()
-    section.note(jpegs=len(lines))
+    (root / "train.txt").write_text("".join(lines))
+    draw_kinds(root / "kinds", root / "train" / "class_000" / "00000.jpg")
 
 
-def draw_kinds(folder: Path, size: tuple[int, int]) -> None:
-    """Draw one photograph as a JPEG file of every kind, broken ones among them."""
-    folder.mkdir(parents=True)
-    write_images(folder, 1, size, 7)
-    file = folder / "00000.jpg"
-    whole = file.read_bytes()
+def draw_kinds(folder: Path, photograph: Path) -> None:
+    """Write a photograph as a JPEG file of every kind, broken ones among them."""
+    folder.mkdir()
+    whole = photograph.read_bytes()
     image = Image.open(io.BytesIO(whole))
-    file.unlink()
-
     for name, (mode, options) in KINDS.items():
         image.convert(mode).save(folder / f"{name}.jpg", quality=90, **options)
     image.crop((0, 0, 17, 13)).save(folder / "tiny_17x13.jpg", quality=90)
-    exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = ROTATED
-    image.save(folder / "exif_rotated.jpg", quality=90, exif=exif)
     (folder / "cut_in_the_middle.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "bytes_behind_the_end.jpg").write_bytes(whole + b"\0" * 100)
 
 
 def nvjpeg(section: Section) -> None:
-    """Decode on the device: every kind of file, races with queued kernels, images per second."""
-    images = section.images()
-    for file in sorted((images / "kinds").iterdir()):
+    """Decode on the device: every kind of file, a race with queued kernels, images per second."""
+    for file in sorted((section.images / "kinds").iterdir()):
         section.attempt(file.stem, decode_kind, file, section.device)
-    paths = sorted((images / "train").rglob("*.jpg"))[:64]
-    files = [(str(path), as_tensor(path.read_bytes())) for path in paths]
+    files = [read(path) for path in sorted((section.images / "train").rglob("*.jpg"))[:64]]
     if section.is_cuda:
         section.attempt("race of the decoder", race_of_decoder, section, files)
-    section.attempt("race in training", race_in_training, section)
     decode = partial(decode_on_device, files, section.device)
-    seconds = section.attempt("decoding, seconds", section.seconds_of, decode, 1, 1)
-    section.note(decoded_per_second=len(files) / seconds if seconds else None)
+    section.attempt("decoding", section.rate_of, decode, len(files), 1, 1)
 
 
-def as_tensor(content: bytes) -> Tensor:
-    """Return bytes as a tensor (n,) uint8."""
-    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+def read(path: Path) -> tuple[str, Tensor]:
+    """Return the path of a file and its bytes (n,) uint8."""
+    return str(path), torch.from_numpy(np.fromfile(path, np.uint8))
 
 
 def decode_kind(file: Path, device: torch.device) -> dict[str, Any]:
     """Decode a file on the device and on the CPU; say what each made of it, in grey levels."""
-    content = file.read_bytes()
     try:
         is_left = isinstance(read_file(image_set_of([str(file)]), 0), JpegFile)
-        expected = decode_image(content, str(file)).astype(int)
+        expected = decode_image(file.read_bytes(), str(file)).astype(int)
     except Exception as error:
         return {"CPU": described(error)}
 
-    [found] = decode_on_device([(str(file), as_tensor(content))], device)
+    [found] = decode_on_device([read(file)], device)
     pixels = found.permute(1, 2, 0).cpu().numpy().astype(int)
-    if pixels.shape != expected.shape:
-        return {"left to the device": is_left, "shapes": [pixels.shape, expected.shape]}
-    gap = np.abs(pixels - expected)
-    return {"left to the device": is_left, "levels": [float(gap.mean()), int(gap.max())]}
+    row = {"left to the device": is_left, "shapes": [pixels.shape, expected.shape]}
+    if pixels.shape == expected.shape:
+        gap = np.abs(pixels - expected)
+        row["levels"] = [float(gap.mean()), int(gap.max())]
+    return row
 
 
-def race_of_decoder(section: Section, files: Files) -> dict[str, int]:
+def race_of_decoder(section: Section, files: list[tuple[str, Tensor]]) -> dict[str, int]:
     """Let kernels read memory that Python has freed while the decoder runs; count wrong sums."""
-    device, turns, wrong, reused = section.device, 20, 0, 0
-    shapes = [tuple(image.shape) for image in decode_on_device(files, device)]
-    for value in range(1, turns + 1):
+    device, found = section.device, {"memory reused": 0, "sums wrong": 0}
+    shapes = [image.shape for image in decode_on_device(files, device)]
+    for value in range(1, 21):
         held = [torch.full(shape, value, dtype=torch.uint8, device=device) for shape in shapes]
         places = {tensor.data_ptr() for tensor in held}
         section.sync()
@@ -128,35 +113,8 @@ def race_of_decoder(section: Section, files: Files) -> dict[str, int]:
         del held
 
         decoded = decode_on_device(files, device)
-        reused += bool(places & {image.data_ptr() for image in decoded})
-        expected = torch.tensor([math.prod(shape) * value for shape in shapes])
-        wrong += not torch.equal(sums.cpu(), expected)
+        found["memory reused"] += bool(places & {image.data_ptr() for image in decoded})
+        expected = torch.tensor([shape.numel() * value for shape in shapes])
+        found["sums wrong"] += not torch.equal(sums.cpu(), expected)
         del decoded
-    return {"turns": turns, "memory reused": reused, "sums wrong": wrong}
-
-
-def race_in_training(section: Section) -> dict[str, float]:
-    """Train with --decode_on=device, with and without a wait before each decoding.
-
-    Returns:
-        How far the weights are from those of the run that waits.
-    """
-    batch, chunk, size = section.size((128, 32, 160), (8, 4, 32))
-    more = [f"--image_shape=3,{size},{size}", "--samples_each_class=2", f"--chunk_size={chunk}"]
-    more += ["--total_iter_num=4", "--amp=off", "--freeze_bn=True"]
-    more += section.size(["--decode_on=device"], [])
-    torch.backends.cudnn.deterministic = True
-
-    def waiting(files: Files, device: torch.device) -> list[Tensor]:
-        section.sync()
-        return decode_on_device(files, device)
-
-    weights: dict[str, Tensor] = {}
-    ways = {"waits": waiting, "waits again": waiting, "as it is": decode_on_device}
-    for name, decode in ways.items():
-        with patch.object(on_device, "decode_on_device", decode):
-            stepper = Stepper(2, photo_words(section, batch, *more))
-            for _ in range(4):
-                stepper()
-        weights[name] = stepper.weights()
-    return {name: relative(found, weights["waits"]) for name, found in weights.items()}
+    return found

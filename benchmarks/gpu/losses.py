@@ -9,21 +9,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.gpu.section import Section, relative
 from metric_learning.engine.parallel.collectives import StageLoss
-from metric_learning.engine.parallel.devices import place
 from metric_learning.engine.train.stages import elem_loss, pair_loss
 from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES, build_loss, layout_of, loss_options
 from metric_learning.losses.jointloss import JointLoss
 from metric_learning.losses.memory import CrossBatchMemory
-from metric_learning.models import build_model
 
-CPU = torch.device("cpu")
 RANDOM_LOSSES = ("elastic_arc", "elastic_cos", "batch_triplet distance")  # draw on each device
-SIZE = 32  # pixels
-NOISE = 0.7  # on the images of a step
+PEERS = ("pml:NCALoss", "pml:MultiSimilarityLoss", "pml:NTXentLoss")
+SIZES = (240, 512, 11318), (24, 16, 40)  # B, D and C on a GPU, on a CPU
 
 
 class Case(NamedTuple):
@@ -32,8 +29,8 @@ class Case(NamedTuple):
     name: str
     compute: StageLoss
     build: Callable[[], Any]
-    layout: str | None
-    samples_each_class: int
+    layout: str | None = "blocks"
+    samples_each_class: int = 4
 
     def labels(self, size: int) -> Tensor:
         """Return the labels (B,) of a batch as the loss takes them."""
@@ -49,119 +46,73 @@ def cases(class_dim: int, dim: int) -> Iterator[Case]:
     """Yield all losses, and variants of some: other triples, a memory, a class layer beside."""
     for name in ELEM_LOSSES:
         build = partial(build_loss, name, class_dim=class_dim, embedding_size=dim)
-        yield Case(name, elem_loss, build, None, 4)
+        yield Case(name, elem_loss, build)
     for name in PAIR_LOSSES:
         k = 2 if name == "npairs" else 4
-        takes_k = "samples_each_class" in loss_options(name)
-        build = partial(build_loss, name, **({"samples_each_class": k} if takes_k else {}))
-        yield Case(name, pair_loss, build, layout_of(name), k)
+        options = {"samples_each_class": k} if "samples_each_class" in loss_options(name) else {}
+        yield Case(name, pair_loss, partial(build_loss, name, **options), layout_of(name), k)
 
-    variants: dict[str, Callable[[], Any]] = {
-        f"batch_triplet {mining}": partial(build_loss, "batch_triplet", mining=mining)
-        for mining in ("all", "semihard", "distance")
-    }
+    for mining in ("all", "semihard", "distance"):
+        build = partial(build_loss, "batch_triplet", mining=mining)
+        yield Case(f"batch_triplet {mining}", pair_loss, build)
     for name in ("contrastive", "multi_similarity", "smooth_ap"):
         inner: Any = build_loss(name)
-        variants[f"{name} xbm"] = partial(CrossBatchMemory, inner, dim, 480)
-    for name in ("pml:NCALoss", "pml:MultiSimilarityLoss", "pml:NTXentLoss"):
-        with suppress(ValueError):  # the package is not there
-            loss_options(name)
-            variants[name] = partial(build_loss, name)
+        yield Case(f"{name} xbm", pair_loss, partial(CrossBatchMemory, inner, dim, 480))
     eml = build_loss("eml", samples_each_class=4)
-    variants["eml alpha"] = partial(JointLoss, eml, class_dim, dim, 0.5)
-    for name, make in variants.items():
-        yield Case(name, pair_loss, make, "blocks", 4)
+    yield Case("eml alpha", pair_loss, partial(JointLoss, eml, class_dim, dim, 0.5))
+    with suppress(ValueError):  # the package is not there
+        for name in PEERS:
+            loss_options(name)
+            yield Case(name, pair_loss, partial(build_loss, name))
 
 
 def losses(section: Section) -> None:
-    """Compare values and gradients with the CPU's, and curves of a few steps in two precisions."""
+    """Compare values and gradients with the CPU's."""
     torch.set_num_threads(max(1, min(8, (os.cpu_count() or 2) // 2)))
-    classes, dim, few = section.size((11318, 512, 48), (40, 16, 24))
-    width = build_model("test_resnet", image_size=SIZE).embedding_size
-    rows: dict[str, dict[str, Any]] = {}
-    for case, small in zip(cases(classes, dim), cases(few, width), strict=True):
-        found = section.attempt(case.name, compare, section, case, small, classes, dim, few)
-        if found is not None:
-            rows[case.name] = found
-
-    exact = {name: row for name, row in rows.items() if name not in RANDOM_LOSSES}
-    section.note(
-        not_equal=[n for n, r in exact.items() if max(r["value"], r["gradient"]) > 1e-4],
-        bfloat16_far=[n for n, r in exact.items() if r["bfloat16 last"] > 0.1],
-        not_finite=[name for name, row in rows.items() if not row["finite"]],
-    )
+    size, dim, classes = section.size(*SIZES)
+    not_equal = []
+    for case in cases(classes, dim):
+        row = section.attempt(case.name, compare, section, case, torch.randn(size, dim), classes)
+        if row is not None and not max(row.values()) < 1e-4 and case.name not in RANDOM_LOSSES:
+            not_equal.append(case.name)
+    section.note(not_equal=not_equal)
 
 
-def compare(
-    section: Section, case: Case, small: Case, classes: int, dim: int, few: int
-) -> dict[str, Any]:
-    """Relative differences to the CPU: of value and gradient, of the losses of a few steps."""
-    size, found = section.size(240, 24), []
-    drawn = torch.randn(size, dim, generator=torch.Generator().manual_seed(2))
-    for device in (CPU, section.device):
-        torch.manual_seed(0)
-        criterion = case.build().train().to(device)
-        torch.manual_seed(5)
-        embeddings = drawn.to(device).clone().requires_grad_()
-        loss, _ = case.compute(criterion, embeddings, (case.labels(size) % classes).to(device))
-        loss.backward()
-        found.append((loss, embeddings.grad))
-    row: dict[str, Any] = {"value": relative(found[1][0], found[0][0])}
-    row["gradient"] = relative(found[1][1], found[0][1])
-
-    expected = curve(section, small, few, CPU, None)
-    for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
-        losses = curve(section, small, few, section.device, dtype)
-        row[f"{name} first"] = relative(losses[0], expected[0])
-        row[f"{name} last"] = relative(losses[-5:].mean(), expected[-5:].mean())
-    return row | {"finite": bool(losses.isfinite().all()), "ends": losses[[0, -1]].tolist()}
-
-
-def curve(
-    section: Section, case: Case, size: int, device: torch.device, dtype: torch.dtype | None
-) -> Tensor:
-    """Train a small network for a few steps on random images; return the losses."""
-    draw = torch.Generator().manual_seed(1)
-    prototypes = torch.randn(size, 3, SIZE, SIZE, generator=draw)
+def both_passes(case: Case, drawn: Tensor, classes: int, device: torch.device) -> Callable:
+    """Build a loss; return what computes its value and gradient on drawn embeddings (B, D)."""
     torch.manual_seed(0)
-    model, criterion = build_model("test_resnet", image_size=SIZE), case.build().to(device)
-    place(model, device)
-    model.train(), criterion.train()
-    parameters = [*model.parameters(), *criterion.parameters()]
-    is_fused = device.type == "cuda"
-    optimizer = torch.optim.SGD(parameters, 0.01, 0.9, weight_decay=1e-4, fused=is_fused)
-    labels, found = case.labels(size), []
+    criterion = case.build().train().to(device)
+    embeddings = drawn.to(device).clone().requires_grad_()
+    labels = (case.labels(len(drawn)) % classes).to(device)
 
-    for _ in range(section.size(20, 3)):
-        noise = NOISE * torch.randn(size, 3, SIZE, SIZE, generator=draw)
-        images = (prototypes[labels % size] + noise).to(device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            embeddings = model(images)
-        loss, _ = case.compute(criterion, embeddings.float(), labels.to(device))
-        optimizer.zero_grad()
+    def once() -> tuple[Tensor, Tensor]:
+        criterion.zero_grad()
+        loss, _ = case.compute(criterion, embeddings, labels)
+        embeddings.grad = None
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 10.0)
-        optimizer.step()
-        found.append(loss.detach().cpu())
-    return torch.stack(found)
+        assert embeddings.grad is not None
+        return loss.detach(), embeddings.grad
+
+    return once
+
+
+def compare(section: Section, case: Case, drawn: Tensor, classes: int) -> dict[str, float]:
+    """Return how far values and gradients of a few steps are from the CPU's, relatively."""
+    found = []
+    for device in (section.device, torch.device("cpu")):
+        once = both_passes(case, drawn, classes, device)
+        torch.manual_seed(5)
+        steps = [once() for _ in range(3)]  # of those with a memory, the later ones use it
+        values, gradients = zip(*steps, strict=True)
+        found.append((torch.stack(values), torch.stack(gradients)))
+    return dict(zip(("value", "gradient"), map(relative, *found), strict=True))
 
 
 def loss_speed(section: Section) -> None:
-    """Milliseconds of both passes of every loss, on embeddings that lie on the device."""
-    size, dim, classes = section.size((240, 512, 11318), (24, 16, 40))
+    """Seconds of both passes of every loss, on embeddings that lie on the device."""
+    size, dim, classes = section.size(*SIZES)
+    times, warm_up = section.size((20, 3), (1, 1))
+    drawn = torch.randn(size, dim)
     for case in cases(classes, dim):
-        section.attempt(case.name, milliseconds, section, case, size, dim, classes)
-
-
-def milliseconds(section: Section, case: Case, size: int, dim: int, classes: int) -> float:
-    """Return how long both passes of a loss take."""
-    criterion = case.build().train().to(section.device)
-    embeddings = torch.randn(size, dim, device=section.device, requires_grad=True)
-    labels = (case.labels(size) % classes).to(section.device)
-
-    def once() -> None:
-        embeddings.grad = None
-        criterion.zero_grad()
-        case.compute(criterion, embeddings, labels)[0].backward()
-
-    return 1e3 * section.seconds_of(once, *section.size((20, 3), (1, 1)))
+        once = both_passes(case, drawn, classes, section.device)
+        section.attempt(f"{case.name}, seconds", section.seconds_of, once, times, warm_up)

@@ -4,53 +4,49 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.common import ROOT, machine, versions
 from benchmarks.gpu.section import Section, convolutions_in, relative
 from metric_learning.engine.parallel.devices import choose_amp, place
 from metric_learning.models import build_model
 
-DISTRIBUTIONS = (
-    *("torch", "torchvision", "timm", "numpy", "numba", "opencv-python-headless", "triton"),
-    *("faiss-gpu", "faiss-cpu", "pytorch-metric-learning"),
-)
+CARD = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit"
 
 
 def env(section: Section) -> None:
     """Note versions, the card and PyTorch's switches."""
-    command = ["git", "log", "-1", "--format=%h %s"]
-    commit = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip()
-    section.note(commit=commit, versions=versions(*DISTRIBUTIONS), **machine())
     section.note(
+        commit=printed("git", "log", "-1", "--format=%h %s"),
+        versions=versions(),
+        machine=machine(),
         cudnn_allow_tf32=torch.backends.cudnn.allow_tf32,
-        cudnn_benchmark=torch.backends.cudnn.benchmark,
         matmul_precision=torch.get_float32_matmul_precision(),
         amp_auto=str(choose_amp("auto", section.device)),
     )
+
     if section.is_cuda:
-        section.attempt("card", card)
+        section.note(
+            nvidia_smi=printed("nvidia-smi", CARD, "--format=csv,noheader"),
+            capability=torch.cuda.get_device_capability(),
+            libraries=[
+                torch.version.cuda,
+                torch.backends.cudnn.version(),
+                torch.cuda.nccl.version(),
+            ],
+            bfloat16_in_hardware=torch.cuda.is_bf16_supported(including_emulation=False),
+        )
 
 
-def card() -> dict[str, Any]:
-    """Return what the card is."""
-    asked = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit"
-    command = ["nvidia-smi", asked, "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    return {
-        "nvidia_smi": done.stdout.strip(),
-        "capability": torch.cuda.get_device_capability(),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "nccl": torch.cuda.nccl.version(),
-        "bfloat16": torch.cuda.is_bf16_supported(),
-        "bfloat16 in hardware": torch.cuda.is_bf16_supported(including_emulation=False),
-    }
+def printed(*command: str) -> str:
+    """Run a command in the checkout; return what it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    print(done.stderr)
+    return done.stdout.strip()
 
 
 def precision(section: Section) -> None:
@@ -59,58 +55,51 @@ def precision(section: Section) -> None:
     torch.manual_seed(0)
     model = build_model(name, image_size=size).eval()
     images = torch.randn(count, 3, size, size)
+    ways: dict[str, AbstractContextManager] = {
+        "as_it_is": nullcontext(),
+        "tf32": convolutions_in("tf32"),
+        "ieee": convolutions_in("ieee"),
+        "bfloat16": torch.autocast(section.device.type, dtype=torch.bfloat16),
+    }
+
     with torch.inference_mode():
         exact = model.double()(images.double())
-        own = model.float()(images)
-        section.note(cpu_float32=relative(own, exact))
-
+        section.note(cpu_float32=relative(model.float()(images), exact))
         place(model, section.device)
         moved = images.to(section.device, memory_format=torch.channels_last)
-        section.note(as_it_is=gaps(model(moved), exact))
-        for kind in ("tf32", "ieee"):
-            with convolutions_in(kind):
-                section.note(**{kind: gaps(model(moved), exact)})
-        with torch.autocast(section.device.type, dtype=torch.bfloat16):
-            section.note(bfloat16=gaps(model(moved), exact))
-
-
-def gaps(found: Tensor, exact: Tensor) -> dict[str, float]:
-    """Return how far embeddings (B, D) are from exact ones."""
-    cosines = F.cosine_similarity(found.double().cpu(), exact)
-    return {"relative": relative(found, exact), "largest 1 - cosine": float(1 - cosines.min())}
+        for way, context in ways.items():
+            with context:
+                found = model(moved).double().cpu()
+            largest = float(1 - F.cosine_similarity(found, exact).min())
+            gaps = {"relative": relative(found, exact), "largest 1 - cosine": largest}
+            section.note(**{way: gaps})
 
 
 def tests(section: Section) -> None:
     """Run the tests of the project that are about GPUs; those without their packages are errors."""
     found = sorted((ROOT / "tests").rglob(section.size("test_*.py", "test_devices.py")))
     files = [str(file) for file in found if "cuda" in file.read_text()]
-    options = section.size(["-k", "cuda or gpu or devices"], [])
-    command = [sys.executable, "-m", "pytest", "--no-header", "-p", "no:cacheprovider", *options]
-    command += ["--continue-on-collection-errors", *files]
-    limit = max(10, section.left())
-    done = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=ROOT)
+    options = ["--no-header", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    options += section.size(["-k", "cuda or gpu or devices"], [])
+    text = printed(sys.executable, "-m", "pytest", *options, *files)
 
-    print(done.stdout[-6000:], done.stderr[-2000:])
-    lines = done.stdout.strip().splitlines() or [""]
+    lines = text.splitlines() or [""]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    section.note(exit=done.returncode, summary=lines[-1], failed=failed)
+    section.note(summary=lines[-1], failed=failed)
+    print(text)
 
 
 def ceilings(section: Section) -> None:
     """Measure matrix products, the device's memory, and copies to it."""
-    for name, size in section.size(
-        {"bfloat16": 8192, "float32": 8192, "float64": 4096}, {"float32": 256, "float64": 256}
-    ).items():
-        dtype = getattr(torch, name)
-        a, b = (torch.randn(size, size, device=section.device).to(dtype) for _ in range(2))
-        seconds = section.seconds_of(partial(torch.mm, a, b), 5, warm_up=2)
+    sizes = {"bfloat16": 8192, "float32": 8192, "float64": 4096}
+    for name, size in section.size(sizes, {"float32": 256, "float64": 256}).items():
+        a = torch.randn(size, size, device=section.device).to(getattr(torch, name))
+        seconds = section.seconds_of(partial(torch.mm, a, a), 5, warm_up=2)
         section.note(**{f"{name} TFLOP/s": 2 * size**3 / 1e12 / seconds})
 
     size = section.size(2**30, 2**20)
-    source, target = (torch.empty(size, dtype=torch.uint8, device=section.device) for _ in "st")
-    seconds = section.seconds_of(partial(target.copy_, source), 10, warm_up=2)
-    section.note(copy_gb_per_s=2 * size / 1e9 / seconds)
-    if section.is_cuda:
-        pinned, part = torch.empty(size // 4, dtype=torch.uint8).pin_memory(), target[: size // 4]
-        seconds = section.seconds_of(partial(part.copy_, pinned), 5, warm_up=2)
-        section.note(h2d_gb_per_s=size / 4e9 / seconds)
+    target = torch.empty(size, dtype=torch.uint8, device=section.device)
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=section.is_cuda)
+    for name, source in {"copy": target.clone(), "copy from the host": host}.items():
+        seconds = section.seconds_of(partial(target.copy_, source), 5, warm_up=2)
+        section.note(**{f"{name} GB/s": size / 1e9 / seconds})

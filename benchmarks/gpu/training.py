@@ -2,20 +2,122 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
+import statistics
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 
-from benchmarks.gpu import runs
 from benchmarks.gpu.section import Section, convolutions_in, relative
 from metric_learning import eval as evaluation
-from metric_learning import infer
+from metric_learning import infer, train_elem, train_pair
+from metric_learning.engine.options.training_table import ELEM, PAIR, parse_training
+from metric_learning.engine.parallel.world import World
+from metric_learning.engine.run.signals import StopRequest
+from metric_learning.engine.train.stages import ELEM as ELEM_PARTS
+from metric_learning.engine.train.stages import PAIR as PAIR_PARTS
+from metric_learning.engine.train.start import start_run
+from metric_learning.engine.train.step import Step
+from metric_learning.engine.train.train import set_train_mode
+
+STAGES = {1: (train_elem, ELEM, ELEM_PARTS), 2: (train_pair, PAIR, PAIR_PARTS)}
+
+
+def demo_words(section: Section, run_name: str, *more: str) -> list[str]:
+    """Return flags of a training on the drawn demo data set."""
+    size, workers = section.size((64, min(4, section.workers)), (32, 0))
+    return [
+        *("--dataset=demo", f"--data_dir={section.work / 'demo'}", "--min_crop_area=0.3"),
+        *(section.size("--model=ResNet18", "--model=test_resnet"), "--display_iter_step=1"),
+        *(f"--image_shape=3,{size},{size}", f"--num_workers={workers}"),
+        *(*shared_words(section), f"--run_name={run_name.replace(' ', '_')}", *more),
+    ]
+
+
+def stage_words(section: Section, stage: int, name: str, *more: str, steps: int = 25) -> list[str]:
+    """Return flags of a training of a stage on it, with one test at its end."""
+    steps = section.size(steps, 2)
+    own = [f"--total_iter_num={steps}", f"--test_iter_step={steps}"]
+    if stage == 1:
+        own += ["--loss_name=arcmargin", "--arc_scale=16", "--arc_margin=0.1", "--lr=0.1"]
+        own += ["--lr_head_mult=10", "--lr_strategy=cosine_decay"]
+    else:
+        own += ["--loss_name=eml", "--samples_each_class=2", "--lr=0.02"]
+    own += [f"--train_batch_size={section.size(40 * stage, 8)}"]
+    return demo_words(section, name, *own, *more)
+
+
+def photo_words(section: Section, batch: int, *more: str) -> list[str]:
+    """Return flags of a training of stage 2 on the drawn photographs."""
+    size = section.size(224, 32)
+    return [
+        *("--dataset=list", f"--train_list={section.images}/train.txt", "--loss_name=eml"),
+        *(section.size("--model=ResNet50", "--model=test_resnet"), "--samples_each_class=4"),
+        *(f"--image_shape=3,{size},{size}", f"--num_workers={section.workers}"),
+        *(f"--train_batch_size={batch}", "--test_iter_step=0", *shared_words(section), *more),
+    ]
+
+
+def shared_words(section: Section) -> list[str]:
+    """Return the flags of all trainings."""
+    own = [f"--device={section.device}", f"--model_save_dir={section.own}"]
+    return ["--transform=standard", "--save_iter_step=0", *own]
+
+
+def train(stage: int, words: Sequence[str]) -> Path:
+    """Run a training script and return the folder of its run."""
+    return STAGES[stage][0].main(words)
+
+
+def records_of(folder: Path, kind: str, what: str) -> list[Any]:
+    """Return one of the values that a run wrote at its steps (train) or tests (test)."""
+    records = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    return [record[what] for record in records if record["kind"] == kind]
+
+
+def train_and_sum_up(stage: int, words: Sequence[str]) -> dict[str, Any]:
+    """Run a training script; return its losses, tests, and images per second."""
+    folder = train(stage, words)
+    losses, rates = (records_of(folder, "train", what) for what in ("loss", "images_per_second"))
+    row: dict[str, Any] = {name: records_of(folder, "test", name) for name in ("recall@1", "map@r")}
+    row |= {"first": losses[0], "last": losses[-1], "steps": len(losses)}
+    return row | {"images/s": statistics.median(rates)}
+
+
+class Stepper:
+    """A training of a stage whose steps are made one by one, each by a call."""
+
+    def __init__(self, stage: int, words: Sequence[str]) -> None:
+        script, table, parts = STAGES[stage]
+        world = World()
+        flags = parse_training("", table, script.FLAGS, words)
+        self.run = run = start_run(flags, parts, world, StopRequest(world))
+        options, sight = run.options, run.preprocessing
+        settled = options.batches, options.machine, options.optimizer.clip_grad_norm
+        self.update = Step(run.learner, parts.loss, sight, *settled)
+        set_train_mode(run.learner.model, options.optimizer.freeze_bn)
+        self.batches, self.waited = iter(run.batches()), 0.0
+
+    def __call__(self) -> None:
+        """Make a step."""
+        begin = time.perf_counter()
+        batch = next(self.batches)
+        self.waited += time.perf_counter() - begin
+        self.update(batch, self.run.step)
+        self.run.step += 1
+
+    def weights(self) -> Tensor:
+        """Return all weights of the network as they are now, in one vector on the CPU."""
+        parameters = self.run.learner.model.parameters()
+        return torch.cat([parameter.detach().flatten().cpu() for parameter in parameters])
+
 
 DECODE = ["--decode_on=device"]
 WAYS = {  # name of the run -> its flags, those of a GPU alone left out
@@ -35,7 +137,11 @@ GPU_WAYS = {
     "1 with_mem_opt": ["--with_mem_opt=True"],
     "2 chunk decode_on_device": ["--chunk_size=16", *DECODE],
 }
-RERANKINGS = ("qe:k=5,alpha=3", "kreciprocal:k1=10,k2=4,lambda=0.3")
+EVALUATIONS = (
+    "--verification=True",
+    "--rerank=qe:k=5,alpha=3",
+    "--rerank=kreciprocal:k1=10,k2=4,lambda=0.3",
+)
 STEPPED = {  # loss and what is done with it -> stage, flags
     "arcmargin": (1, []),
     "adaface": (1, []),
@@ -52,38 +158,27 @@ STEPPED = {  # loss and what is done with it -> stage, flags
 
 def stages(section: Section) -> None:
     """Train both stages in every way, then evaluate on the device and on the CPU."""
-    section.images()
-    first, weights = (section.own / name / "last.pt" for name in ("1_plain", "2_plain"))
-    words = runs.stage_words(section, 1, "1 plain", steps=100)
-    section.attempt("1 plain", runs.train_and_sum_up, 1, words)
+    words = stage_words(section, 1, "1 plain", steps=100)
+    section.attempt("1 plain", train_and_sum_up, 1, words)
+    start = f"--pretrained_model={section.own / '1_plain' / 'last.pt'}"
     cached = {"1 cache": [f"--cache={section.own / 'cache'}"]}
     for name, more in {**cached, **WAYS, **section.size(GPU_WAYS, {})}.items():
         stage = int(name[0])
-        start = [f"--pretrained_model={first}"] if stage == 2 else []
-        words = runs.stage_words(section, stage, name, *start, *more)
-        section.attempt(name, runs.train_and_sum_up, stage, words)
-    section.attempt("eval differs from the CPU", compare_devices, section, weights)
-    section.attempt("infer", dump, section, weights)
+        words = stage_words(section, stage, name, *([start] if stage == 2 else []), *more)
+        section.attempt(name, train_and_sum_up, stage, words)
+
+    own = [f"--pretrained_model={section.own / '2_plain' / 'last.pt'}", "--batch_size=50"]
+    own += ["--num_workers=0", f"--device={section.device}"]
+    for flag in EVALUATIONS:
+        section.attempt(f"eval {flag} differs from the CPU", compare_devices, [*own, flag])
+    section.attempt("infer", infer.main, [*own, f"--output_dir={section.own / 'features'}"])
 
 
-def compare_devices(section: Section, weights: Path) -> dict[str, float]:
+def compare_devices(words: list[str]) -> dict[str, float]:
     """Evaluate a checkpoint on the device and on the CPU; return the metrics that differ."""
-    words = [f"--pretrained_model={weights}", "--batch_size=50", "--num_workers=0"]
-    found: dict[str, float] = {}
-    for more in ("--verification=True", *(f"--rerank={method}" for method in RERANKINGS)):
-        here = evaluation.main([*words, more, f"--device={section.device}"])
-        there = evaluation.main([*words, more, "--use_gpu=False"])
-        numbers = [key for key, value in there.items() if isinstance(value, float)]
-        found |= {f"{more} {k}": here[k] - there[k] for k in numbers if here[k] != there[k]}
-    return found
-
-
-def dump(section: Section, weights: Path) -> None:
-    """Write the features of the demo data set."""
-    words = [f"--pretrained_model={weights}", "--batch_size=50", f"--device={section.device}"]
-    words += [f"--output_dir={section.own / 'features'}", "--num_workers=0"]
-    with (section.own / "infer.txt").open("w") as file, contextlib.redirect_stdout(file):
-        infer.main(words)
+    here, there = (evaluation.main([*words, *more]) for more in ([], ["--device=cpu"]))
+    numbers = [key for key, value in there.items() if isinstance(value, float)]
+    return {key: here[key] - there[key] for key in numbers if here[key] != there[key]}
 
 
 def compiled(section: Section) -> None:
@@ -91,13 +186,12 @@ def compiled(section: Section) -> None:
 
     On a CPU, where each graph takes a minute, without test and chunks.
     """
-    section.images()
     weights = f"--pretrained_model={section.own / 'compiled' / 'last.pt'}"
     more = ["--compile=True", *section.size([], ["--test_iter_step=0"])]
-    words = runs.stage_words(section, 1, "compiled", *more)
+    words = stage_words(section, 1, "compiled", *more)
     section.attempt("stage 1", count_graphs, 1, words)
     if section.is_cuda:
-        words = runs.stage_words(section, 2, "chunks", *more, "--chunk_size=4", weights, steps=10)
+        words = stage_words(section, 2, "chunks", *more, "--chunk_size=4", weights, steps=10)
         section.attempt("stage 2 in chunks", count_graphs, 2, words)
 
 
@@ -106,14 +200,13 @@ def count_graphs(stage: int, words: list[str]) -> dict[str, Any]:
     torch._dynamo.reset()
     counters.clear()
     begin = time.monotonic()
-    row = runs.train_and_sum_up(stage, words) | {"seconds": time.monotonic() - begin}
+    row = train_and_sum_up(stage, words) | {"seconds": time.monotonic() - begin}
     row["breaks"] = sum(counters["graph_break"].values())
     return row | {"graphs": counters["stats"]["unique_graphs"]}
 
 
 def resume(section: Section) -> None:
     """Resume checkpoints of one device on another: how far the last loss is from a whole run's."""
-    section.images()
     for optimizer in ("sgd", "adamw"):
         for first, then in (("cpu", "gpu"), ("gpu", "cpu"), ("gpu", "gpu")):
             name = f"{optimizer} {first} to {then}"
@@ -122,37 +215,33 @@ def resume(section: Section) -> None:
 
 def compare_resumed(section: Section, name: str, optimizer: str, first: str, then: str) -> float:
     """Return how far the last loss of a run that moved is from one that did not, relatively."""
-    here = [f"--device={section.device}", f"--use_gpu={section.is_cuda}"]
-    places = {"gpu": here, "cpu": ["--device=cpu", "--use_gpu=False"]}
+    places = {"gpu": f"--device={section.device}", "cpu": "--device=cpu"}
     more = [f"--optimizer={optimizer}", "--lr=0.001", "--num_workers=0", "--amp=off"]
     more += ["--train_batch_size=8", "--lr_strategy=constant", "--test_iter_step=0"]
     two, four = "--total_iter_num=2", "--total_iter_num=4"
-    whole = runs.stage_words(section, 1, f"{name} whole", *more, four, *places[then])
-    expected = runs.losses_of(runs.train_quietly(1, whole))[-1]
 
-    runs.train_quietly(1, runs.stage_words(section, 1, name, *more, two, *places[first]))
-    checkpoint = f"--checkpoint={section.own / name.replace(' ', '_') / 'last.pt'}"
-    rest = runs.train_quietly(1, ["--loss_name=arcmargin", checkpoint, four, *places[then]])
-    return abs(runs.losses_of(rest)[-1] / expected - 1)
+    whole = train(1, stage_words(section, 1, f"{name} whole", *more, four, places[then]))
+    half = train(1, stage_words(section, 1, name, *more, two, places[first]))
+    rest = [f"--checkpoint={half / 'last.pt'}", "--loss_name=arcmargin", four, places[then]]
+    found, expected = (
+        records_of(folder, "train", "loss")[-1] for folder in (train(1, rest), whole)
+    )
+    return relative(found, expected)
 
 
 def syncs(section: Section) -> None:
     """Count where the host waits for the GPU in one step, as CUDA itself says."""
-    section.images()
     for name, (stage, more) in STEPPED.items():
-        loss = name.split()[0]
-        own = [f"--loss_name={loss}", f"--train_batch_size={section.size(40, 8)}"]
+        own = [f"--loss_name={name.split()[0]}", f"--train_batch_size={section.size(40, 8)}"]
         own += ["--total_iter_num=9", "--test_iter_step=0"]
-        section.attempt(
-            name, count_waits, section, stage, runs.demo_words(section, name, *own, *more)
-        )
+        words = demo_words(section, name, *own, *more)
+        section.attempt(name, count_waits, section, stage, words)
 
 
-def count_waits(section: Section, stage: int, words: list[str]) -> dict[str, Any]:
-    """Make one step after three of warm-up; return how often it waits, and where."""
-    stepper = runs.Stepper(stage, words)
-    for _ in range(3):
-        stepper()
+def count_waits(section: Section, stage: int, words: list[str]) -> dict[str, int]:
+    """Make one step after three of warm-up; return where it waits, and how often."""
+    stepper = Stepper(stage, words)
+    section.seconds_of(stepper, 3)
     batch, step = next(stepper.batches), stepper.run.step
     section.sync()
 
@@ -164,26 +253,18 @@ def count_waits(section: Section, stage: int, words: list[str]) -> dict[str, Any
         if section.is_cuda:
             torch.cuda.set_sync_debug_mode("default")
     waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
-    places = Counter("/".join(Path(w.filename).parts[-2:]) + f":{w.lineno}" for w in waits)
-    return {"waits": len(waits), "places": dict(places)}
+    return Counter(f"{Path(wait.filename).name}:{wait.lineno}" for wait in waits)
 
 
 def big_batch(section: Section) -> None:
     """Gradient caching: equal to the plain step on a small batch; seconds of a batch of 4096."""
     section.attempt("differs from the plain step", compare_chunks, section)
-    for chunk in section.size((256, 128), (8,)):
-        section.attempt(f"chunks of {chunk}", measure_chunks, section, chunk)
-
-
-def measure_chunks(section: Section, chunk: int) -> dict[str, float]:
-    """Return the seconds of a step in chunks, and its memory."""
-    section.fresh_memory()
     batch, more = section.size((4096, ["--amp=bfloat16", "--samples_each_class=64"]), (32, []))
-    more = [*more, f"--chunk_size={chunk}", "--total_iter_num=4", f"--cache={section.own / 'c'}"]
-    seconds = section.seconds_of(
-        runs.Stepper(2, runs.photo_words(section, batch, *more)), 2, warm_up=1
-    )
-    return {"seconds": seconds, "images/s": batch / seconds, **section.memory()}
+    more = [*more, "--total_iter_num=4", f"--cache={section.own / 'cache'}"]
+    for chunk in section.size((256, 128), (8,)):
+        words = photo_words(section, batch, *more, f"--chunk_size={chunk}")
+        stepper = Stepper(2, words)
+        section.attempt(f"chunks of {chunk}", section.rate_of, stepper, batch, 2, 1)
 
 
 def compare_chunks(section: Section) -> dict[str, float]:
@@ -194,7 +275,7 @@ def compare_chunks(section: Section) -> dict[str, float]:
     updates = {}
     with convolutions_in("ieee"):
         for name, chunks in ways.items():
-            stepper = runs.Stepper(2, runs.photo_words(section, size, *more, *chunks))
+            stepper = Stepper(2, photo_words(section, size, *more, *chunks))
             start = stepper.weights()
             stepper()
             updates[name] = stepper.weights() - start

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         frozen = output / "frozen.json"
         if not frozen.exists():
             config = ["--config=configs/cub50_frozen.yaml", "--image_shape=3,96,96"]
-            evaluate([*config, *words], frozen)
+            evaluation.main([*config, *words, f"--json={frozen}"])
         rates = {}
         for row in chosen.rows:
             rates[row] = choose_rate(row, output, words)
@@ -93,12 +93,7 @@ def choose_rate(row: str, output: Path, words: Sequence[str]) -> str:
 
 
 def run(
-    row: str,
-    rate: str,
-    seed: str,
-    classes: tuple[str, str],
-    output: Path,
-    words: Sequence[str],
+    row: str, rate: str, seed: str, classes: tuple[str, str], output: Path, words: Sequence[str]
 ) -> float:
     """Train and evaluate one loss on classes, unless its result is there; return its Recall@1."""
     result = output / f"{row}_{seed}.json"
@@ -110,23 +105,14 @@ def run(
             options = [*options, "--samples_each_class=3"]
 
         shutil.rmtree(output / f"{row}_{seed}", ignore_errors=True)  # of a run that was broken off
-        folder = script.main(
-            [
-                *(*FLAGS, f"--loss_name={loss_name}", f"--lr={rate}", *options),
-                *(f"--seed={seed}", f"--train_classes={classes[0]}"),
-                *(f"--model_save_dir={output}", f"--run_name={row}_{seed}", *words),
-            ]
-        )
+        own = [f"--loss_name={loss_name}", f"--lr={rate}", *options, f"--seed={seed}"]
+        own += [f"--train_classes={classes[0]}", f"--model_save_dir={output}"]
+        folder = script.main([*FLAGS, *own, f"--run_name={row}_{seed}", *words])
         weights = f"--pretrained_model={folder / 'last.pt'}"
         tested = [f"--test_classes={classes[1]}", "--batch_size=50", "--ks=2,4,8"]
-        evaluate([weights, *tested, *words], result)
+        evaluation.main([weights, *tested, *words, f"--json={result}"])
         shutil.rmtree(folder)  # 27 MB each
     return float(json.loads(result.read_text("utf-8"))["recall@1"])
-
-
-def evaluate(words: Sequence[str], result: Path) -> None:
-    """Evaluate a checkpoint and write its metrics."""
-    evaluation.main([*words, f"--json={result}"])
 
 
 if __name__ == "__main__":

@@ -29,11 +29,7 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 
 def seed_table(folder: Path, names: Sequence[str], metrics: Sequence[str]) -> str:
-    """Return a Markdown table: a row per evaluation, mean and sample deviation of its seeds.
-
-    Raises:
-        ValueError: there is no evaluation of that name.
-    """
+    """Return a Markdown table: a row per evaluation, mean and sample deviation of its seeds."""
     lines = [f"| | {' | '.join(metrics)} | seeds |", "|---|" + "--:|" * (len(metrics) + 1)]
     for name in names:
         files = sorted(folder.glob(f"{name}.json")) or sorted(folder.glob(f"{name}_[0-9]*.json"))

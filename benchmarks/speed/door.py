@@ -8,18 +8,14 @@ their CPU time, user and system, to that of `python -c "import torch"` in the sa
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from benchmarks import common
-from benchmarks.common import Rounds
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, parse_flags, path, positive
+from metric_learning.common.flags import Flag, parse_flags, positive
 
 BASELINE = "import torch"
 LIMIT = 1.3  # times the baseline
@@ -31,26 +27,28 @@ COMMANDS: dict[str, tuple[list[str], int]] = {BASELINE: (["-c", BASELINE], 0)} |
     for script in SCRIPTS
     for what, (word, status) in WORDS.items()
 }
-FLAGS = (
-    Flag("rounds", positive, 7, "times that each command is measured"),
-    Flag("json", path, None, "file to write all values to"),
-)
+FLAGS = (Flag("rounds", positive, 7, "times that each command is measured"),)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Print the table in Markdown and return all values."""
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Print the table in Markdown; return how many times that of the baseline each takes."""
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv)
-        result = common.begin(flags.json, argv, flags.values)
         for name in COMMANDS:
             measure(name)  # warms up: files come from memory, and bytecode is there
+        rounds = common.in_turns(COMMANDS, flags.rounds, measure)
 
-        rounds = common.in_turns(
-            COMMANDS, flags.rounds, measure, lambda found: f"{found['cpu_seconds']:.3f} CPU seconds"
+        cpu, wall = (
+            {name: statistics.median(each[what] for each in rounds[name]) for name in rounds}
+            for what in ("cpu_seconds", "wall_seconds")
         )
-        ratios = ratios_of(rounds)
-        result |= {"methods": rounds, "ratios": ratios}
-        common.keep(flags.json, result)
+        ratios = {name: seconds / cpu[BASELINE] for name, seconds in cpu.items()}
+        rows = [
+            [name, f"{cpu[name]:.3f}", f"{ratio:.2f}", f"{wall[name]:.3f}"]
+            + [common.values_of(rounds[name], "cpu_seconds", 3)]
+            for name, ratio in ratios.items()
+        ]
+        titles = ("command", "CPU s", f"times {BASELINE}", "wall s", "CPU s of each round")
 
         above = [name for name, ratio in ratios.items() if ratio > LIMIT]
         conditions = (
@@ -58,59 +56,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"of CPU time counts, user and system. Above the limit of {LIMIT} times `{BASELINE}`: "
             f"{', '.join(above) or 'none'}."
         )
-        used = {"all": common.versions("torch")}
-        print(table(rounds, ratios), common.notes("door", argv, conditions, {}, used), sep="\n\n")
-        return result
+        notes = common.notes("door", argv, conditions, rounds)
+        print(common.markdown(titles, rows), notes, sep="\n\n")
+        return ratios
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Run a command in a fresh process: its CPU and wall seconds.
-
-    Raises:
-        ValueError: its exit status is another one than expected.
-    """
+def measure(name: str) -> dict[str, float]:
+    """Run a command in a fresh process: its CPU and wall seconds."""
     words, expected = COMMANDS[name]
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=common.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
-
-    if process.returncode != expected:
-        reason = errors.decode(errors="replace").strip()[-200:]
+    start = common.clocks()
+    done = subprocess.run([sys.executable, *words], cwd=common.ROOT, capture_output=True, text=True)
+    seconds = common.clocks() - start
+    if done.returncode != expected:
         raise ValueError(
-            f"{name}: expected exit status {expected}, found {process.returncode}: {reason}"
+            f"{name}: expected exit status {expected}, found {done.returncode}: "
+            f"{done.stderr.strip()[-200:]}"
         )
-    wall_seconds = time.perf_counter() - start
-    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "wall_seconds": wall_seconds}
-
-
-def ratios_of(rounds: Rounds) -> dict[str, float]:
-    """Return the median CPU time of each command over that of the baseline."""
-    medians = {
-        name: statistics.median(each["cpu_seconds"] for each in found)
-        for name, found in rounds.items()
-    }
-    return {name: seconds / medians[BASELINE] for name, seconds in medians.items()}
-
-
-def table(rounds: Rounds, ratios: Mapping[str, float]) -> str:
-    """Return the Markdown table: a row per command."""
-    rows = [
-        [
-            name,
-            f"{statistics.median(each['cpu_seconds'] for each in found):.3f}",
-            f"{ratios[name]:.2f}",
-            f"{statistics.median(each['wall_seconds'] for each in found):.3f}",
-            ", ".join(f"{each['cpu_seconds']:.3f}" for each in found),
-        ]
-        for name, found in rounds.items()
-    ]
-    titles = ("command", "CPU s", f"times {BASELINE}", "wall s", "CPU s of each round")
-    return common.markdown(titles, rows)
+    return common.seconds_of(seconds)
 
 
 if __name__ == "__main__":

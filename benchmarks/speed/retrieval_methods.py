@@ -8,14 +8,13 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common import clocks, memory, versions
+from benchmarks.common import clocks, memory, seconds_of, versions
 
 BLOCK_ROWS = 4096  # queries that the floor and faiss are given at a time
 KS = (1, 10, 100, 1000)
@@ -23,47 +22,40 @@ REFERENCE_BLOCKS = 100  # that the reference cuts the queries into
 REFERENCE_NEIGHBOURS = 10  # that it keeps
 SELF_DISTANCE = 1e8  # that it adds between an image and itself
 WARM_UP_CLASSES = 400  # about 2,000 images
-PEERS = ("faiss-cpu", "faiss-gpu", "pytorch-metric-learning", "open-metric-learning")
-DISTRIBUTIONS = ("numpy", "numba", "torch", *PEERS)
-
 Search = Callable[[int], dict[str, float]]  # number of queries -> metrics, as fractions
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to evaluate the retrieval of a data set.
+class Method(NamedTuple):
+    """One way to evaluate: what prepares its search, the share of queries that are measured.
 
-    Attributes:
-        prepare: embeddings (N, D) float32, labels (N,) int64 from 0 -> search of the first n images
-            in all N. Every image must have another of its class.
-        job: what is computed, for people.
-        packages: top-level modules that it needs beyond those of this project.
-        install: the command that installs them.
-        share: of the queries that are measured by default; None where it can only do all.
+    `prepare` takes embeddings (N, D) float32 and labels (N,) int64 from 0, each at least twice, and
+    returns the search of the first n images in all N.
     """
 
     prepare: Callable[[np.ndarray, np.ndarray], Search]
-    job: str
-    packages: tuple[str, ...] = ()
-    install: str = ""
-    share: float | None = None
+    share: float = 1.0
+
+
+def blocks(num_queries: int, height: int) -> Iterator[slice]:
+    """Yield the rows of each block of queries."""
+    for start in range(0, num_queries, height):
+        yield slice(start, min(start + height, num_queries))
 
 
 def prepare_floor(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Multiply all embeddings with all, and do nothing with the products."""
+    """Multiply all embeddings with all in float32, 4,096 rows at a time, and do no more."""
     out = np.empty((min(BLOCK_ROWS, len(embeddings)), len(embeddings)), np.float32)
 
     def search(num_queries: int) -> dict[str, float]:
-        for start in range(0, num_queries, BLOCK_ROWS):
-            rows = embeddings[start : min(start + BLOCK_ROWS, num_queries)]
-            np.matmul(rows, embeddings.T, out=out[: len(rows)])
+        for rows in blocks(num_queries, BLOCK_ROWS):
+            np.matmul(embeddings[rows], embeddings.T, out=out[: rows.stop - rows.start])
         return {}
 
     return search
 
 
 def prepare_this(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Evaluate with this project."""
+    """Evaluate with retrieval.evaluate: Recall@1 to @1000, MAP@R, MAP, MRR and mINP, exactly."""
     from metric_learning.retrieval import evaluate
 
     def search(num_queries: int) -> dict[str, float]:
@@ -75,7 +67,7 @@ def prepare_this(embeddings: np.ndarray, labels: np.ndarray) -> Search:
 
 
 def prepare_faiss(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Search the nearest by inner product, block after block so as to hold few of them."""
+    """Search the 1,001 nearest by IndexFlatIP: Recall@1, 10, 100, 1000, MAP@R."""
     import faiss
 
     unit = embeddings.copy()
@@ -86,15 +78,13 @@ def prepare_faiss(embeddings: np.ndarray, labels: np.ndarray) -> Search:
     num_positives = np.bincount(labels)[labels] - 1
 
     def search(num_queries: int) -> dict[str, float]:
-        blocks = []
-        for start in range(0, num_queries, BLOCK_ROWS):
-            stop = min(start + BLOCK_ROWS, num_queries)
-            found = index.search(unit[start:stop], k)[1]
-            neighbours = without_self(found, np.arange(start, stop))
-            is_hit = labels[neighbours] == labels[start:stop, None]
-            blocks.append(score_hits(is_hit, num_positives[start:stop]))
-        scores = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-        return {name: values.mean() for name, values in scores.items()}
+        scores = []
+        for rows in blocks(num_queries, BLOCK_ROWS):
+            found = index.search(unit[rows], k)[1]
+            neighbours = without_self(found, np.arange(rows.start, rows.stop))
+            is_hit = labels[neighbours] == labels[rows, None]
+            scores.append(score_hits(is_hit, num_positives[rows]))
+        return {name: np.concatenate([s[name] for s in scores]).mean() for name in scores[0]}
 
     return search
 
@@ -107,15 +97,7 @@ def without_self(neighbours: np.ndarray, own_rows: np.ndarray) -> np.ndarray:
 
 
 def score_hits(is_hit: np.ndarray, num_positives: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute recall@K and map@r per query from which neighbours are of its class.
-
-    Args:
-        is_hit: (Q, k) bool, nearest first.
-        num_positives: (Q,) at least 1.
-
-    Returns:
-        Metric -> (Q,). MAP@R: https://arxiv.org/abs/2003.08505, section 3.2.
-    """
+    """Compute recall@K and map@r (Q,) from which neighbours (Q, k) are of the query's class."""
     first = np.where(is_hit.any(1), is_hit.argmax(1), is_hit.shape[1])
     scores = {f"recall@{k}": first < k for k in KS}
     order = np.arange(1, min(num_positives.max(), is_hit.shape[1]) + 1)
@@ -126,29 +108,23 @@ def score_hits(is_hit: np.ndarray, num_positives: np.ndarray) -> dict[str, np.nd
 
 
 def prepare_pml(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Evaluate with pytorch-metric-learning."""
+    """Evaluate with pytorch-metric-learning's AccuracyCalculator: Precision@1, MAP@R."""
     import torch
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-    calculator = AccuracyCalculator(
-        include=("precision_at_1", "mean_average_precision_at_r", "r_precision"),
-        k="max_bin_count",
-    )
+    names = {"precision_at_1": "recall@1", "mean_average_precision_at_r": "map@r"}
+    calculator = AccuracyCalculator(include=tuple(names), k="max_bin_count")
     unit = torch.nn.functional.normalize(torch.from_numpy(embeddings))
 
     def search(num_queries: int) -> dict[str, float]:
         found = calculator.get_accuracy(unit, torch.from_numpy(labels))
-        return {
-            "recall@1": found["precision_at_1"],
-            "map@r": found["mean_average_precision_at_r"],
-            "r_precision": found["r_precision"],
-        }
+        return {name: found[peer] for peer, name in names.items()}
 
     return search
 
 
 def prepare_oml(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Evaluate with open-metric-learning."""
+    """Evaluate with open-metric-learning, 1,001 nearest: CMC@1, 10, 100, 1000, MAP@10."""
     import torch
     from oml.functional.knn import batched_knn
     from oml.metrics.embeddings import calc_retrieval_metrics_rr
@@ -170,79 +146,38 @@ def prepare_oml(embeddings: np.ndarray, labels: np.ndarray) -> Search:
 
 
 def prepare_reference(embeddings: np.ndarray, labels: np.ndarray) -> Search:
-    """Sort all distances, as the reference does, without its sending of blocks to processes."""
+    """Sort all distances and keep 10, as the reference does in many processes: Recall@1, 10."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     squares = np.square(unit).sum(1)
     height = max(1, len(unit) // REFERENCE_BLOCKS)
 
     def search(num_queries: int) -> dict[str, float]:
-        blocks = []
-        for start in range(0, num_queries, height):
-            stop = min(start + height, num_queries)
-            distances = squares[start:stop, None] + squares - 2 * (unit[start:stop] @ unit.T)
-            distances[np.arange(stop - start), np.arange(start, stop)] += SELF_DISTANCE
+        nearest = []
+        for rows in blocks(num_queries, height):
+            distances = squares[rows, None] + squares - 2 * (unit[rows] @ unit.T)
+            distances[:, rows] += SELF_DISTANCE * np.eye(rows.stop - rows.start)
             order = np.argsort(distances, axis=1)
-            blocks.append(order[:, :REFERENCE_NEIGHBOURS].copy())  # a view would keep all of it
-        is_hit = labels[np.concatenate(blocks)] == labels[:num_queries, None]
+            nearest.append(order[:, :REFERENCE_NEIGHBOURS].copy())  # a view would keep all of it
+        is_hit = labels[np.concatenate(nearest)] == labels[:num_queries, None]
         return {f"recall@{k}": is_hit[:, :k].any(1).mean() for k in KS if k <= REFERENCE_NEIGHBOURS}
 
     return search
 
 
 METHODS = {
-    "floor": Method(
-        prepare_floor, f"product of all with all in float32, {BLOCK_ROWS} rows at a time, no more"
-    ),
-    "this": Method(
-        prepare_this,
-        "retrieval.evaluate: Recall@1 to @1000, MAP@R, R-precision, MAP, MRR and mINP, exactly",
-    ),
-    "faiss": Method(
-        prepare_faiss,
-        "IndexFlatIP, the 1,001 nearest, query removed by row: Recall@1, 10, 100, 1000, MAP@R",
-        ("faiss",),
-        "pip install faiss-cpu",
-        1.0,
-    ),
-    "pml": Method(
-        prepare_pml,
-        "pytorch-metric-learning's AccuracyCalculator, k=max_bin_count: Precision@1, MAP@R, "
-        "R-precision",
-        ("pytorch_metric_learning", "faiss"),
-        "pip install pytorch-metric-learning faiss-cpu",
-    ),
-    "oml": Method(
-        prepare_oml,
-        "open-metric-learning's batched_knn (1,001 nearest), RetrievalResults and "
-        "calc_retrieval_metrics_rr: CMC@1, 10, 100, 1000, MAP@10",
-        ("oml", "omegaconf"),
-        "in an environment of its own (it needs NumPy < 2): pip install open-metric-learning "
-        "omegaconf, then --oml_python=THAT/bin/python",
-        0.1,
-    ),
-    "reference": Method(
-        prepare_reference,
-        "the reference's method: all distances of a block of queries sorted, 10 kept: Recall@1, 10",
-        share=0.02,
-    ),
+    "floor": Method(prepare_floor),
+    "this": Method(prepare_this),
+    "faiss": Method(prepare_faiss),
+    "pml": Method(prepare_pml),
+    "oml": Method(prepare_oml, 0.1),
+    "reference": Method(prepare_reference, 0.02),
 }
 
 
 def measure(
     method: Method, embeddings: np.ndarray, labels: np.ndarray, num_queries: int
 ) -> dict[str, Any]:
-    """Run a method once, warmed up, and say what it took.
-
-    Args:
-        method: to be measured.
-        embeddings: (N, D) float32.
-        labels: (N,) int64.
-        num_queries: the first of the images; the time of the search is scaled to all N.
-
-    Returns:
-        `cpu_seconds` (user and system, of the process and its children) and `wall_seconds`, scaled;
-        `peak_bytes` of memory beyond what was held before; the metrics `found`; `versions`.
-    """
+    """Run a method once, warmed up, and say what it took."""
     is_warm_up = labels < WARM_UP_CLASSES
     small = embeddings[is_warm_up], labels[is_warm_up]
     method.prepare(*small)(len(small[0]))
@@ -256,20 +191,12 @@ def measure(
     found = search(num_queries)
     done = clocks()
 
-    seconds = prepared - started + (done - prepared) * (len(embeddings) / num_queries)
     return {
-        "cpu_seconds": float(seconds[0]),
-        "wall_seconds": float(seconds[1]),
+        **seconds_of(prepared - started + (done - prepared) * (len(embeddings) / num_queries)),
         "peak_bytes": memory("VmHWM") - held,
         "found": {name: float(value) for name, value in found.items()},
-        "versions": versions(*DISTRIBUTIONS) | blas(),
+        "versions": versions(),
     }
-
-
-def blas() -> dict[str, str]:
-    """The version of the library that multiplies matrices for NumPy."""
-    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index]
-    return {"NumPy's BLAS": f"{found['name']} {found['version']}"}
 
 
 def main() -> None:

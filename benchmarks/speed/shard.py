@@ -11,17 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import statistics
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from benchmarks import common
 from benchmarks.common import Rounds
@@ -43,8 +39,7 @@ FLAGS = (
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What is trained: a loss with C classes, on B embeddings (B, D) a step."""
 
     loss_name: str
@@ -63,114 +58,88 @@ def main(argv: Sequence[str] | None = None) -> Rounds:
                 f"expected a batch size that is a multiple of {flags.processes} (processes), "
                 f"found {flags.batch_size}"
             )
-        work = Work(**{name: getattr(flags, name) for name in Work.__annotations__})
-        words = [f"--{name}={value}" for name, value in vars(work).items()]
-        if "RANK" in os.environ:  # one of the processes that torchrun started
-            return measure_as_rank(work)
+        work = Work(*(flags.values[name] for name in Work._fields))
+        names = dict.fromkeys(("1", str(flags.processes)))
+        rounds = common.in_turns(names, flags.rounds, lambda name: measure_apart(int(name), work))
 
-        rounds = common.in_turns(
-            dict.fromkeys(("1", str(flags.processes))),
-            flags.rounds,
-            lambda num_processes: measure_apart(int(num_processes), words),
-            lambda found: f"{found['cpu_seconds']:.2f} CPU s per step",
-        )
         conditions = (
             "SGD with momentum, gloo; memory above what the process held before, weights, gradient "
             "and momentum included."
         )
-        used = {"all": common.versions("torch", "numpy")}
-        print(table(work, rounds), common.notes("shard", argv, conditions, {}, used), sep="\n\n")
+        notes = common.notes("shard", argv, conditions, rounds)
+        print(table(work, rounds), notes, sep="\n\n")
         return rounds
 
 
-def measure_apart(num_processes: int, words: Sequence[str]) -> dict[str, Any]:
+def measure_apart(num_processes: int, work: Work) -> dict[str, Any]:
     """Measure in fresh processes; return what `measure` found."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    command = [sys.executable, *launcher, "-m", "benchmarks.speed.shard", *words]
-    return common.run_apart(command, max(1, common.machine()["threads"] // num_processes))
+    command = [sys.executable, *launcher, "-m", "benchmarks.speed.shard", json.dumps(work)]
+    return common.run_apart(command, max(1, common.num_threads() // num_processes))
 
 
-def measure_as_rank(work: Work) -> Rounds:
+def measure(work: Work, world: World) -> dict[str, Any]:
+    """Train the layer for some steps."""
+    held = common.memory("VmRSS")
+    torch.manual_seed(0)
+    sizes = {"class_dim": work.class_dim, "embedding_size": work.embedding_size}
+    criterion = build_sharded_loss(world, work.loss_name, **sizes)
+    optimizer = torch.optim.SGD(criterion.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+    losses, seconds = [], np.zeros(2)
+
+    for step in range(1 + work.steps):
+        draw = torch.Generator().manual_seed(step)  # the same in all processes
+        whole = torch.randn(work.batch_size, work.embedding_size, generator=draw)
+        labels = torch.randint(work.class_dim, (work.batch_size,), generator=draw)
+        embeddings = whole.chunk(world.size)[world.rank].clone().requires_grad_()
+
+        start = common.clocks()
+        loss, _ = criterion(embeddings, labels.chunk(world.size)[world.rank])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if step > 0:
+            seconds += (common.clocks() - start) / work.steps
+
+    of_all: list[Any] = [None] * world.size
+    found = common.memory("VmHWM") - held, seconds[0]
+    dist.all_gather_object(of_all, found, group=world.patient)
+    summed = common.seconds_of(np.array([sum(cpu for _, cpu in of_all), seconds[1]]))
+    return {"losses": losses, **summed, "peak_bytes": [peak for peak, _ in of_all]}
+
+
+def measure_as_rank(work: Work) -> None:
     """Measure as one of several processes; the first one prints what was found."""
     world = join_world()
     found = measure(work, world)
     if world.is_main:
         print(json.dumps(found))
     leave_world()
-    return {str(world.size): [found]}
-
-
-def measure(work: Work, world: World) -> dict[str, Any]:
-    """Train the layer for some steps.
-
-    Returns:
-        `losses` of all steps, median `seconds` and mean `cpu_seconds` (of all processes) of the
-        timed ones, and of each process `peak_bytes` above what it held before.
-    """
-    held = common.memory("VmRSS")
-    torch.manual_seed(0)
-    sizes = {"class_dim": work.class_dim, "embedding_size": work.embedding_size}
-    criterion = build_sharded_loss(world, work.loss_name, **sizes)
-    optimizer = torch.optim.SGD(criterion.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-    losses, seconds, cpu_seconds = [], [], []
-
-    for step in range(1 + work.steps):
-        embeddings, labels = (values.chunk(world.size)[world.rank] for values in draw(work, step))
-        embeddings = embeddings.clone().requires_grad_()
-        start, cpu_start = time.perf_counter(), time.process_time()
-        loss, _ = criterion(embeddings, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        seconds.append(time.perf_counter() - start)
-        cpu_seconds.append(time.process_time() - cpu_start)
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held
-    of_all: list[tuple[int, float]] = [(0, 0.0)] * world.size
-    dist.all_gather_object(of_all, (peak, statistics.mean(cpu_seconds[1:])), group=world.patient)
-    return {
-        "losses": losses,
-        "seconds": statistics.median(seconds[1:]),
-        "cpu_seconds": sum(cpu for _, cpu in of_all),
-        "peak_bytes": [peak for peak, _ in of_all],
-    }
-
-
-def draw(work: Work, step: int) -> tuple[Tensor, Tensor]:
-    """Return the embeddings (B, D) and labels (B,) of a step, the same in all processes."""
-    rng = torch.Generator().manual_seed(step)
-    embeddings = torch.randn(work.batch_size, work.embedding_size, generator=rng)
-    return embeddings, torch.randint(work.class_dim, (work.batch_size,), generator=rng)
 
 
 def table(work: Work, rounds: Rounds) -> str:
     """Return the Markdown table, a row per number of processes, the best round of each."""
-    alone = min(measured["cpu_seconds"] for measured in rounds["1"])
+    alone = min(each["cpu_seconds"] for each in rounds["1"])
     rows = []
     for num_processes, found in rounds.items():
-        best = min(found, key=lambda measured: measured["cpu_seconds"])
-        rows.append(
-            [
-                num_processes,
-                f"{best['cpu_seconds']:.2f}",
-                f"{best['cpu_seconds'] / alone:.2f}",
-                f"{best['seconds']:.2f}",
-                ", ".join(f"{peak / GIB:.2f}" for peak in best["peak_bytes"]),
-                f"{best['losses'][0]:.6f}, {best['losses'][-1]:.6f}",
-                ", ".join(f"{measured['cpu_seconds']:.2f}" for measured in found),
-            ]
-        )
+        best = min(found, key=lambda each: each["cpu_seconds"])
+        cpu, losses = best["cpu_seconds"], best["losses"]
+        row = [num_processes, f"{cpu:.2f}", f"{cpu / alone:.2f}", f"{best['wall_seconds']:.2f}"]
+        row += [", ".join(f"{peak / GIB:.2f}" for peak in best["peak_bytes"])]
+        row += [f"{losses[0]:.6f}, {losses[-1]:.6f}"]
+        rows.append([*row, common.values_of(found, "cpu_seconds", 2)])
 
-    title = (
-        f"### {work.loss_name}, {work.class_dim:,} classes x {work.embedding_size} "
-        f"({4 * work.class_dim * work.embedding_size / GIB:.2f} GiB), {work.batch_size} embeddings "
-        "per step"
-    )
+    size = f"({4 * work.class_dim * work.embedding_size / GIB:.2f} GiB)"
+    title = f"### {work.loss_name}, {work.class_dim:,} classes x {work.embedding_size} {size}"
     titles = ("processes", "CPU s per step", "times one process", "wall s per step")
     more = ("peak GiB of each process", "loss of the first and last step", "CPU s of each round")
-    return f"{title}\n\n{common.markdown((*titles, *more), rows)}"
+    body = common.markdown((*titles, *more), rows)
+    return f"{title}, {work.batch_size} embeddings per step\n\n{body}"
 
 
 if __name__ == "__main__":
-    main()
+    if "RANK" in os.environ:  # one of the processes that torchrun started, with the Work (JSON)
+        measure_as_rank(Work(*json.loads(sys.argv[1])))
+    else:
+        main()

@@ -21,8 +21,8 @@ def test_medians_stand_beside_the_baseline(monkeypatch, capsys):
         "measure",
         lambda name: {"cpu_seconds": seconds[name].pop(0), "wall_seconds": 0.5},
     )
-    result = door.main(["--rounds=3"])
-    assert result["ratios"]["import torch"] == 1 and result["ratios"]["infer.py, --help"] == 3
+    ratios = door.main(["--rounds=3"])
+    assert ratios["import torch"] == 1 and ratios["infer.py, --help"] == 3
     printed = capsys.readouterr().out
     assert "| infer.py, --help | 6.000 | 3.00 | 0.500 | 8.000, 6.000, 5.000 |" in printed
     assert "Above the limit of 1.3 times `import torch`: infer.py, --help." in printed

@@ -18,7 +18,7 @@ def test_a_run_measures_losses_time_and_memory(capsys):
 def test_the_best_round_is_set_beside_that_of_one_process():
     def measured(cpu_seconds, *peaks):
         shares = [peak * 2**30 for peak in peaks]
-        figures = {"seconds": 2.0, "cpu_seconds": cpu_seconds, "peak_bytes": shares}
+        figures = {"wall_seconds": 2.0, "cpu_seconds": cpu_seconds, "peak_bytes": shares}
         return figures | {"losses": [3.0, 1.0]}
 
     found = {"1": [measured(5.0, 8), measured(4.0, 8)], "2": [measured(6.0, 4, 5)]}

@@ -9,9 +9,7 @@ TINY += ["--size=40,50", "--rounds=1", "--num_workers=0"]
 
 
 def test_methods_are_measured_in_turns_beside_the_bare_step(capsys):
-    result = main([*TINY, "--methods=bare,chunked"])
-    for rounds in result["methods"].values():
-        [found] = rounds
+    for [found] in main([*TINY, "--methods=bare,chunked"]).values():
         assert found["wall_seconds"] > 0 and found["cpu_seconds"] > 0 and found["peak_bytes"] > 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split("|") for line in lines if line.startswith(("| bare", "| chunked"))]
