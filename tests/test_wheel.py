@@ -32,7 +32,9 @@ def run(*command, folder, **environment):
 def installed(tmp_path_factory):
     """Folder of the commands of an environment into which the wheel was installed."""
     folder = tmp_path_factory.mktemp("wheel")
-    left_out = shutil.ignore_patterns(".*", "build", "dist", "site", "output", "tests", "*.egg-info")
+    left_out = shutil.ignore_patterns(
+        ".*", "build", "dist", "site", "output", "tests", "*.egg-info"
+    )
     source = shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=left_out)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}")

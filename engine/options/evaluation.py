@@ -217,14 +217,17 @@ def settle_inference(flags: Flags) -> InferenceOptions:
     """Settle what infer.py does; ValueError where a flag is wrong, or nothing would use it."""
     queries = [name for name in QUERY_NAMES if name in flags.given]
     if flags.export is not None:
-        flags.refuse(flags.given.difference(EXPORT_NAMES), "with --export")
+        unused = [name for name in flags.values if name not in EXPORT_NAMES]
+        flags.refuse(unused, "with --export")
+        if flags.export == "safetensors":
+            flags.refuse(["normalize"], "--export=safetensors writes weights alone")
         flags = flags.replaced(device="cpu")
     else:
         flags.refuse(("output", "normalize"), "without --export")
     if queries:
         _check_queries(queries, flags.index, flags.query, flags.query_text, flags.pretrained_model)
-        unused = ("images", *SOURCE_NAMES, "output_dir", "index_type", "index_options", "class_dim")
-        flags.refuse(unused, f"--{queries[0]} searches the images of --index")
+        others = ("images", *SOURCE_NAMES, "output_dir", "index_type", "index_options", "class_dim")
+        flags.refuse(others, f"--{queries[0]} searches the images of --index")
         if flags.query is None:
             flags.refuse(("batch_size", "num_workers", "amp"), f"--{queries[0]} reads no images")
     elif flags.export is None:

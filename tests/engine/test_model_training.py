@@ -1,7 +1,7 @@
 """What training does with the options of a model, and the size that it takes images at."""
 
 import pytest
-from conftest import build_run
+from building import build_run
 from torch import nn
 
 import eval as eval_script

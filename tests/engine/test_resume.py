@@ -142,7 +142,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes(train):
 def test_the_folder_of_another_run_is_not_begun_anew(train, fails, tmp_path, tiny_flags):
     folder = train("--total_iter_num=1")
     error = fails("--loss_name=softmax")
-    assert f"{folder}/last.pt was trained with --loss_name=arcmargin" in error
+    assert f"{folder}/last.pt was made with --loss_name=arcmargin" in error
     (folder / "args.json").unlink()  # the checkpoints are still those of a run
     with pytest.raises(SystemExit):
         train_elem.main([*tiny_flags, *STEPS, "--run_name=run"])

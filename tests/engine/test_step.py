@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import build_run
+from building import build_run
 from torch import nn
 
 import train_elem
