@@ -9,30 +9,22 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
 
 from metric_learning import __version__
 
-
-class Command(NamedTuple):
-    """One command: the module whose `main` it is, and what it does in a few words."""
-
-    module: str
-    does: str
-
-
+# Command -> the module whose `main` it is, and what it does.
 COMMANDS = {
-    "train-elem": Command("train_elem", "stage 1: train with a loss on single images"),
-    "train-pair": Command("train_pair", "stage 2: fine-tune with a loss on the images of a batch"),
-    "eval": Command("eval", "Recall@K and the other retrieval metrics of a checkpoint"),
-    "infer": Command("infer", "dump features, build and search an index, export the model"),
-    "report": Command("engine.report.__main__", "an HTML page on a run"),
-    "summary": Command("engine.report.summary", "several evaluations side by side"),
-    "check": Command("reader.check", "read every image of a data set, and list what is wrong"),
-    "prepare": Command("data.prepare.__main__", "make a data set of a folder of images"),
-    "make-demo": Command("data.make_demo", "draw the demo data set"),
-    "download": Command("data.download", "fetch a public data set"),
-    "fetch-weights": Command("pretrained.fetch_weights", "fetch or convert pretrained weights"),
+    "train-elem": ("train_elem", "stage 1: train with a loss on single images"),
+    "train-pair": ("train_pair", "stage 2: fine-tune with a loss on the images of a batch"),
+    "eval": ("eval", "Recall@K and the other retrieval metrics of a checkpoint"),
+    "infer": ("infer", "dump features, build and search an index, export the model"),
+    "report": ("engine.report.__main__", "an HTML page on a run"),
+    "summary": ("engine.report.summary", "several evaluations side by side"),
+    "check": ("reader.check", "read every image of a data set, and list what is wrong"),
+    "prepare": ("data.prepare.__main__", "make a data set of a folder of images"),
+    "make-demo": ("data.make_demo", "draw the demo data set"),
+    "download": ("data.download", "fetch a public data set"),
+    "fetch-weights": ("pretrained.fetch_weights", "fetch or convert pretrained weights"),
 }
 
 
@@ -52,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}? " if close else ""
         print(f"error: no command {words[0]}: {hint}--help lists all", file=sys.stderr)
         return 2
-    result = import_module(f"metric_learning.{COMMANDS[name].module}").main(words[1:])
+    result = import_module(f"metric_learning.{COMMANDS[name][0]}").main(words[1:])
     return result if isinstance(result, int) else 0
 
 
 def usage() -> str:
     """Return the list of commands."""
-    rows = [f"  {name:15}{command.does}" for name, command in COMMANDS.items()]
+    rows = [f"  {name:15}{does}" for name, (_, does) in COMMANDS.items()]
     return f"{__doc__}\ncommands:\n" + "\n".join(rows)
 
 

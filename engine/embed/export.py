@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from metric_learning.common.atomic import write_atomically
 from metric_learning.common.log import log, versions
+from metric_learning.common.optional import import_optional
 from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
@@ -76,7 +77,7 @@ def export_model(
 def check_output(form: str, output: str | None, weights: str) -> Path:
     """Return the file of --output; ValueError where it cannot be that of this form."""
     if form == "onnx":
-        import_onnx()
+        import_optional("onnx", "--export=onnx", "onnx onnxruntime")  # the second to check the file
     suffix = FORMS[form].suffix
     if output is None:
         raise ValueError(f"--export={form} needs a file to write: --output=NAME{suffix}")
@@ -170,7 +171,8 @@ def write_onnx(model: nn.Module, file: Path, metadata: dict[str, Any]) -> None:
     The newer one takes ten times as long and one more package, and that of torch 2.6 fails on
     ResNets and fixes the batch of vision transformers.
     """
-    onnx = import_onnx()
+    import onnx
+
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size >= ONNX_LIMIT:
         raise ValueError(f"its weights have {size / 1e9:.1f} GB, an ONNX file holds 2")
@@ -207,18 +209,6 @@ def write_torchscript(model: nn.Module, file: Path, metadata: dict[str, Any]) ->
     script = torch.jit.trace(model, _example(metadata), check_trace=False)
     with file.open("wb") as opened:
         torch.jit.save(script, opened, _extra_files={METADATA: json.dumps(metadata)})
-
-
-def import_onnx() -> Any:
-    """Import onnx; ValueError where it is not installed."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise ValueError(
-            "--export=onnx needs the package onnx, and onnxruntime to check the file: "
-            "pip install onnx onnxruntime"
-        ) from error
-    return onnx
 
 
 def _example(metadata: dict[str, Any]) -> Tensor:
