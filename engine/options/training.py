@@ -272,29 +272,28 @@ def check_reading(
     reading: parts.ReadingOptions, transform: str, device: torch.device, train_set: ImageSet
 ) -> None:
     """Raise ValueError where how images are read contradicts itself, the device or the data set."""
-    place = "decode_on" if reading.decode_on == "device" else "augment_on"
+    on_device = reading.decode_on == "device"
+    if on_device and device.type != "cuda":
+        raise ValueError(
+            f"--decode_on=device needs a CUDA GPU, this run is on {device}: leave it out"
+        )
+    if on_device and reading.cache:
+        raise ValueError(
+            "expected --cache or --decode_on=device, found both: a cache holds decoded images"
+        )
+    if on_device and train_set.images is not None:
+        raise ValueError(
+            f"--decode_on=device is not used: the images of {train_set.name} are no files"
+        )
+    if on_device and reading.on_bad_image == "skip":
+        raise ValueError(
+            "--on_bad_image=skip needs --decode_on=workers: on the device, a file shows itself "
+            "broken when no other image can be drawn any more"
+        )
+
+    place = "decode_on" if on_device else "augment_on"
     if getattr(reading, place) == "device" and transform != "standard":
         raise ValueError(
             f"--{place}=device needs --transform=standard, found {transform}, whose Lanczos "
             "resizing is done by the workers alone"
-        )
-    if reading.decode_on == "workers":
-        return
-
-    if device.type != "cuda":
-        raise ValueError(
-            f"--decode_on=device needs a CUDA GPU, this run is on {device}: leave it out"
-        )
-    if reading.cache:
-        raise ValueError(
-            "expected --cache or --decode_on=device, found both: a cache holds decoded images"
-        )
-    if train_set.images is not None:
-        raise ValueError(
-            f"--decode_on=device is not used: the images of {train_set.name} are no files"
-        )
-    if reading.on_bad_image == "skip":
-        raise ValueError(
-            "--on_bad_image=skip needs --decode_on=workers: on the device, a file shows itself "
-            "broken when no other image can be drawn any more"
         )

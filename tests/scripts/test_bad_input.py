@@ -148,7 +148,7 @@ def test_weights_that_do_not_fit_are_listed(fails, checkpoint, tmp_path):
 
 def test_eval_refuses_flags_that_contradict_the_checkpoint(fails, checkpoint):
     weights = f"--pretrained_model={checkpoint}"
-    assert "holds ResNet18" in fails("eval", weights, "--model=ResNet50")
+    assert "was made with --model=ResNet18" in fails("eval", weights, "--model=ResNet50")
     assert "--embedding_size=64" in fails("eval", weights, "--embedding_size=64")
     assert "--pretrained_model=CHECKPOINT" in fails("eval")
     assert "--train_classes is not used" in fails("eval", weights, "--train_classes=1-2")

@@ -250,7 +250,7 @@ def test_only_its_own_lines_are_printed(form, sources, tmp_path, capfd):
         (["--export=onnx", "--output=a.onnx", "--query=b"], "--query is not used (with --export"),
         (["--export=onnx", "--output=a.onnx", "--dataset=sop"], "--dataset is not used"),
         (["--export=onnx", "--output=a.onnx", "--amp=bfloat16"], "--amp is not used"),
-        (["--export=onnx", "--output=a.onnx", "--model=ResNet50"], "holds test_resnet"),
+        (["--export=onnx", "--output=a.onnx", "--model=ResNet50"], "made with --model=test_resnet"),
         (
             ["--export=safetensors", "--output=a.safetensors", "--normalize=True"],
             "--normalize is not used (--export=safetensors",

@@ -91,7 +91,7 @@ def test_a_run_with_all_options_resumes_to_the_bit(tiny_flags, tmp_path, error_o
     whole = train_elem.main([*flags, "--total_iter_num=4", "--run_name=whole"])
     half = train_elem.main([*flags, "--total_iter_num=2", "--run_name=half"])
     resume = ["--loss_name=arcmargin", f"--checkpoint={half / 'last.pt'}"]
-    assert "trained with --pooling=gem, found --pooling=max" in error_of(
+    assert "made with --pooling=gem, found --pooling=max" in error_of(
         train_elem.main, [*resume, "--pooling=max"]
     )
     train_elem.main([*resume, "--total_iter_num=4"])
@@ -117,6 +117,6 @@ def test_checkpoints_from_before_the_options_still_load(tiny_flags, tmp_path, er
     gem = [f"--pretrained_model={path}", "--pooling=gem", *MACHINE]
     assert "made with --pooling=own, found --pooling=gem" in error_of(eval_script.main, gem)
     resume = ["--loss_name=arcmargin", f"--checkpoint={path}", "--total_iter_num=2"]
-    assert "trained with --pooling=own" in error_of(train_elem.main, [*resume, "--pooling=gem"])
+    assert "made with --pooling=own" in error_of(train_elem.main, [*resume, "--pooling=gem"])
     train_elem.main([*resume, "--feature_norm=none"])
     assert load_checkpoint(path)["step"] == 2
