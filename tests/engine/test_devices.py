@@ -54,6 +54,7 @@ def test_more_processes_than_gpus_are_refused(choose, monkeypatch):
 def test_freed_memory_is_used_again_without_a_page_fault():
     program = """
 import resource, torch
+import metric_learning.engine.train.start  # all that a training imports before it asks
 from metric_learning.engine.parallel.devices import keep_freed_memory
 assert keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
