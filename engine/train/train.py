@@ -58,6 +58,7 @@ def train(flags: Flags, stage: Stage) -> Path:
                 if is_test_due(run):
                     test(run)
                 run.meter.restart_clock()
+            bar.close()
             run.finish()
     leave_world()
     return run.path
@@ -74,6 +75,7 @@ def take(run: TrainingRun, batch: Batch) -> None:
 def count(run: TrainingRun, figures: dict[str, Tensor] | None) -> None:
     """Count a step and what it found; None where it was not finite."""
     if figures is None:
+        run.num_skipped += 1
         run.skip_or_stop()
     else:
         run.num_skipped = 0

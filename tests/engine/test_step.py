@@ -9,7 +9,9 @@ import train_elem
 import train_pair
 from metric_learning.engine.train import stages
 from metric_learning.engine.train.optimizers import build_optimizer
+from metric_learning.engine.train.run import MOST_SKIPPED
 from metric_learning.engine.train.step import Step, seed_draws, spread_of
+from metric_learning.engine.train.train import count
 from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES
 from metric_learning.reader.batches.loader import to_inputs, train_loader
 
@@ -303,3 +305,13 @@ def test_what_batch_norm_cannot_do_is_refused(training_of, flags, message):
 def test_step_flags_reach_the_sampler(training_of):
     with pytest.raises(ValueError, match=r"2 \(--samples_each_class\) x 4 \(--accumulation_steps"):
         training_of("eml", "--accumulation_steps=4")
+
+
+def test_steps_that_overflow_are_skipped_up_to_a_limit(training_of, monkeypatch):
+    training = training_of("arcmargin", "--amp=float16")
+    monkeypatch.setattr(type(training), "say", lambda *_: None)
+    monkeypatch.setattr(type(training), "list_images", lambda *_: "")
+    for _ in range(MOST_SKIPPED):
+        count(training, None)
+    with pytest.raises(ValueError, match="the training diverged at step 21"):
+        count(training, None)
