@@ -21,6 +21,7 @@ from metric_learning.engine.options.tables import (
     METRIC_FLAGS,
     MODEL_FLAGS,
     SPLITS,
+    VERIFY,
 )
 
 FLAGS = (
@@ -41,6 +42,7 @@ FLAGS = (
         Flag(
             "features", path, None, "FILE.npy to keep the features in, reused where it holds them"
         ),
+        VERIFY,
         Flag("json", path, None, "file to write the metrics to"),
         Flag("display_iter_step", positive, 10, "batches between log lines"),
     ),

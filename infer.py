@@ -30,6 +30,7 @@ from metric_learning.engine.options.tables import (
     MACHINE_FLAGS,
     MODEL_FLAGS,
     SPLITS,
+    VERIFY,
 )
 
 FLAGS = (
@@ -60,6 +61,7 @@ FLAGS = (
             repeats=True,
         ),
         Flag("topk", positive, 10, "neighbours per query"),
+        VERIFY,
     ),
     *EXPORT_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),

@@ -1,1 +1,1 @@
-"""What every room stands on: command lines, log lines, files that are whole, optional packages."""
+"""What every room stands on: command lines, log lines, files that are whole, fingerprints."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+LATEST = "latest"  # links to the folder of the newest run
+
 
 def data_root() -> Path:
     """Return the folder of all data sets: $METRIC_LEARNING_DATA, else ./data."""
@@ -15,3 +17,11 @@ def cache_root() -> Path:
     """Return the folder of what this project compiles: below $XDG_CACHE_HOME, else ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "metric_learning"
+
+
+def without_latest(file: str) -> str:
+    """Return the path of a file in the newest run without the link to that, which will move on."""
+    folder = Path(file).parent
+    if folder.name == LATEST and folder.is_symlink():
+        return str(folder.parent / os.readlink(folder) / Path(file).name)
+    return file

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from metric_learning.common.atomic import write_atomically
+from metric_learning.common.fingerprint import Snapshot, read_snapshot
 from metric_learning.retrieval.index_kinds import build_vectors, choose_options, import_faiss
 from metric_learning.retrieval.inputs import checked_rows
 from metric_learning.retrieval.search import nearest
@@ -22,6 +23,7 @@ GPU_KINDS = ("exact", "ivf")  # faiss has no HNSW for GPUs, and limits the code 
 MOST_NEIGHBOURS_ON_GPU = 2048
 FORMAT = 1
 HEADER, VECTORS = "header.json", "index.faiss"
+IMAGES = "images.npz"  # the snapshot of the images; indexes of earlier versions have none
 SAME_COSINE = 1e-5  # rounding of float32 between two ways to compute a cosine
 
 Found = tuple[np.ndarray, np.ndarray]  # cosines and rows, (Q, k) each, as faiss returns them
@@ -37,6 +39,7 @@ class SearchIndex:
     class_names: dict[int, str]  # label -> name; may be empty
     metadata: dict[str, Any]  # how the embeddings were made, as JSON has it
     vectors: Any  # the faiss index of the unit embeddings, on the CPU
+    snapshot: Snapshot | None = None  # of the images when they were embedded, where it is known
     _on_gpu: dict[int, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -46,6 +49,12 @@ class SearchIndex:
     def embedding_size(self) -> int:
         """Dimensions of the embeddings."""
         return int(self.vectors.d)
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """What the embeddings depend on beside the images; empty where it was not recorded."""
+        found = self.metadata.get("depends_on")
+        return found if isinstance(found, dict) else {}
 
     def class_name(self, row: int) -> str | None:
         """Return the name of an image's class, its label where that has no name, or None."""
@@ -130,6 +139,8 @@ class SearchIndex:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(HEADER, json.dumps(header))
             archive.writestr(VECTORS, memoryview(import_faiss().serialize_index(self.vectors)))
+            if self.snapshot is not None:
+                archive.writestr(IMAGES, self.snapshot.to_bytes())
 
 
 def build_index(
@@ -141,6 +152,7 @@ def build_index(
     class_names: Mapping[int, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     options: Mapping[str, int] | None = None,
+    snapshot: Snapshot | None = None,
 ) -> SearchIndex:
     """Build a search index of embeddings.
 
@@ -161,6 +173,7 @@ def build_index(
             cells that are searched; default nlist / 16, at least 8. m: bytes per image in `ivfpq`,
             which divide D, default about D / 8; edges per image in `hnsw`, default 32.
             ef_construction, ef_search: candidates kept in building (200) and in searching (128).
+        snapshot: of the images, taken before they were embedded.
 
     Raises:
         ValueError: shapes that do not fit, embeddings that are not finite, faiss is absent, an
@@ -181,6 +194,7 @@ def build_index(
         {int(label): name for label, name in (class_names or {}).items()},
         dict(metadata or {}),
         build_vectors(unit, kind, chosen),
+        snapshot,
     )
 
 
@@ -196,10 +210,13 @@ def load_search_index(file: str | Path) -> SearchIndex:
         with zipfile.ZipFile(file) as archive:
             header = json.loads(archive.read(HEADER))
             vectors = faiss.deserialize_index(np.frombuffer(archive.read(VECTORS), np.uint8))
+            has_images = IMAGES in archive.namelist()
+            snapshot = read_snapshot(archive.read(IMAGES)) if has_images else None
         names = {int(label): name for label, name in header["class_names"].items()}
         labels = np.asarray(header["labels"], np.int64)
         paths, kind, metadata = header["paths"], header["kind"], header["metadata"]
-        if header["format"] != FORMAT or vectors.ntotal != len(paths):
+        counts = {vectors.ntotal, len(paths), len(paths if snapshot is None else snapshot)}
+        if header["format"] != FORMAT or len(counts) > 1:
             raise ValueError("another version, or parts of two indexes")
     except OSError:
         raise
@@ -208,7 +225,7 @@ def load_search_index(file: str | Path) -> SearchIndex:
             f"{file} is damaged or no search index of this version: build it again"
         ) from error
 
-    return SearchIndex(kind, paths, labels, names, metadata, vectors)
+    return SearchIndex(kind, paths, labels, names, metadata, vectors, snapshot)
 
 
 def is_search_index(file: str | Path) -> bool:
@@ -216,7 +233,7 @@ def is_search_index(file: str | Path) -> bool:
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
-        return archive.namelist() == [HEADER, VECTORS]
+        return archive.namelist() in ([HEADER, VECTORS], [HEADER, VECTORS, IMAGES])
 
 
 def measure_recall(

@@ -6,13 +6,14 @@ python -m benchmarks.quality.seed_table output/cub50 frozen arcmargin triplet qu
 from __future__ import annotations
 
 import argparse
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from metric_learning.common.cli import user_errors
+from metric_learning.engine.report.results import check_seeds, read_joined
 
 
 def main(argv: Sequence[str] | None = None) -> str:
@@ -29,16 +30,29 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 
 def seed_table(folder: Path, names: Sequence[str], metrics: Sequence[str]) -> str:
-    """Return a Markdown table: a row per evaluation, mean and sample deviation of its seeds."""
+    """Return a Markdown table: a row per evaluation, mean and sample deviation of its seeds.
+
+    Raises ValueError where the seeds of a row differ in anything else, or rows are not of the same
+    images.
+    """
+    files = {name: find_results(folder, name) for name in names}
+    results = read_joined(file for row in files.values() for file in row)
     lines = [f"| | {' | '.join(metrics)} | seeds |", "|---|" + "--:|" * (len(metrics) + 1)]
-    for name in names:
-        files = sorted(folder.glob(f"{name}.json")) or sorted(folder.glob(f"{name}_[0-9]*.json"))
-        if not files:
-            raise ValueError(f"no {name}.json and no {name}_SEED.json in {folder}")
-        results = [json.loads(file.read_text("utf-8")) for file in files]
-        cells = [_cell([100 * result[metric] for result in results]) for metric in metrics]
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(files)} |")
+    for name, row in files.items():
+        check_seeds({file: results[file] for file in row})
+        cells = [_cell([100 * results[file][metric] for file in row]) for metric in metrics]
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(row)} |")
     return "\n".join(lines)
+
+
+def find_results(folder: Path, name: str) -> list[Path]:
+    """Return NAME.json, or all NAME_SEED.json; ValueError where there is neither."""
+    alone = folder / f"{name}.json"
+    seeds = re.compile(rf"{re.escape(name)}_\d+\.json")
+    found = [file for file in sorted(folder.glob("*.json")) if seeds.fullmatch(file.name)]
+    if not alone.is_file() and not found:
+        raise ValueError(f"no {name}.json and no {name}_SEED.json in {folder}")
+    return [alone] if alone.is_file() else found
 
 
 def _cell(values: Sequence[float]) -> str:

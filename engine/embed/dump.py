@@ -16,6 +16,7 @@ from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.embed.embedding import iterate_embeddings, load_images
 from metric_learning.reader import ImageSet
+from metric_learning.reader.sets.snapshots import snapshot_of
 
 
 def dump_features(folder: Path, embedder: Embedder, image_set: ImageSet) -> Path:
@@ -25,6 +26,7 @@ def dump_features(folder: Path, embedder: Embedder, image_set: ImageSet) -> Path
         log(f"the features in {folder} will be replaced")
 
     work, model, preprocessing = embedder.work, embedder.model, embedder.preprocessing
+    images = snapshot_of(image_set).digest()
     loader = load_images(image_set, preprocessing, work.machine, work.batch_size)
     features = np.empty((len(image_set), model.embedding_size), np.float32)
     done = 0
@@ -33,7 +35,8 @@ def dump_features(folder: Path, embedder: Embedder, image_set: ImageSet) -> Path
         print_lines(embedder, embeddings, done)
         done += len(embeddings)
 
-    meta = {"flags": dict(work.flags), "checkpoint": work.meta}
+    depends_on = {**embedder.depends_on, "images": images}
+    meta = {"flags": dict(work.flags), "checkpoint": work.meta, "depends_on": depends_on}
     write_dump(folder, features, image_set, meta)
     log(f"{len(image_set)} features of {features.shape[1]} dimensions in {folder}")
     return folder

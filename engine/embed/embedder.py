@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
+from metric_learning.common.fingerprint import DECODER
 from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.embed.class_layer import load_class_layer
 from metric_learning.engine.embed.embedding import embed_images
@@ -18,7 +19,7 @@ from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.options.evaluation import EmbeddingOptions
 from metric_learning.engine.parallel.devices import place
 from metric_learning.models import EmbeddingModel, changed_options, load_weights
-from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
+from metric_learning.models.weights.fingerprint import RANDOM, hash_tensors
 from metric_learning.models.weights.load import first_keys
 from metric_learning.reader import ImageSet
 from metric_learning.reader.preprocessing import Preprocessing
@@ -44,6 +45,24 @@ class Embedder:
     preprocessing: Preprocessing
     class_layer: Any
     source: str
+
+    @cached_property
+    def depends_on(self) -> dict[str, str | int]:
+        """What embeddings depend on beside the images; all that is kept of them records it."""
+        model, preprocessing = self.model, self.preprocessing
+        changed = [f"{name} {value}" for name, value in changed_options(model.options).items()]
+        return {
+            "weights": hash_tensors(model.state_dict()),
+            "model": ", ".join(
+                [model.name, *(f"{name} {value}" for name, value in changed.items())]
+            ),
+            "preprocessing": (
+                f"{preprocessing.transform}, {preprocessing.crop_size} px, mean "
+                f"{tuple(preprocessing.mean)}, std {tuple(preprocessing.std)}"
+            ),
+            "decoder": DECODER,
+            "precision": str(self.work.machine.amp_dtype or torch.float32),
+        }
 
     def __call__(self, images: Any) -> Any:
         """Embed images.
@@ -124,23 +143,12 @@ def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
     return embedder, image_set
 
 
-def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> FeatureFile:
+def open_features(
+    file: str, embedder: Embedder, image_set: ImageSet, verify: bool = False
+) -> FeatureFile:
     """Return the file of --features for the embeddings of images; ValueError where it cannot be."""
     path = prepare_output("features", file)
     if path.suffix != ".npy":
         raise ValueError(f"--features={path}: expected a name that ends in .npy")
-
-    work, model, preprocessing = embedder.work, embedder.model, embedder.preprocessing
-    changed = changed_options(model.options)
-    paths = hashlib.sha256("\n".join(image_set.paths).encode()).hexdigest()
-    about = {
-        "weights": fingerprint(work.weights, work.machine.seed),
-        "images": f"{len(image_set)} of {image_set.name}, {image_set.split}, paths sha256:{paths}",
-        "model": ", ".join([model.name, *(f"{name} {value}" for name, value in changed.items())]),
-        "preprocessing": (
-            f"{preprocessing.transform}, {preprocessing.crop_size} px, mean {model.mean}, "
-            f"std {model.std}"
-        ),
-        "precision": str(work.machine.amp_dtype or torch.float32),
-    }
-    return FeatureFile(path, about, (len(image_set), model.embedding_size))
+    about = {**embedder.depends_on, "images": f"{image_set.name}, {image_set.split}"}
+    return FeatureFile(path, about, image_set, embedder.model.embedding_size, verify)

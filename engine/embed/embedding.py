@@ -82,6 +82,9 @@ def missing_rows(
 ) -> np.ndarray:
     """Return the rows that a feature file lacks, one list for all ranks, and say what it holds."""
     missing = decide_on_main(world, features.prepare)  # before the first rank writes to it
+    for note in features.notes:
+        if log is not None:
+            log(note)
     found = features.shape[0] - len(missing)
     if log is not None and found:
         log(f"{found} of {features.shape[0]} features are in {features.path}")

@@ -21,7 +21,7 @@ from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.models import save_weights
 from metric_learning.models.weights.files import identify
-from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
+from metric_learning.models.weights.fingerprint import RANDOM
 
 INPUT, OUTPUT = "images", "embeddings"
 METADATA = "metadata"  # the name under which every form holds the description, as JSON
@@ -32,7 +32,7 @@ COMPARED_BATCHES = (1, 5)
 TOLERANCE = 1e-4  # of the embeddings' values, as a fraction of the largest
 SMALLEST = 1e-30  # stands for the largest value where all are zero
 # What a checkpoint says of its training and nobody needs to use the model; it may hold paths.
-TRAINING_FACTS = ("flags", "loss_options", "versions")
+TRAINING_FACTS = ("flags", "given", "depends_on", "loss_options", "versions")
 
 Network = Callable[[Tensor], Tensor]
 
@@ -93,7 +93,7 @@ def describe(embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
     """Say what is needed to use the exported model or to rebuild it, and what it comes from.
 
     Beside the model's flags, `preprocessing` has the steps from an image file to the input in words
-    and numbers, and `weights` and `fingerprint` the file that was exported, by name and SHA-256.
+    and numbers, and `weights` and `fingerprint` the file that was exported and its tensors.
     """
     work, preprocessing = embedder.work, embedder.preprocessing
     shape = [3, preprocessing.crop_size, preprocessing.crop_size]
@@ -115,7 +115,7 @@ def describe(embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
             "normalized": is_normalized,
         },
         "weights": Path(work.weights).name,
-        "fingerprint": fingerprint(work.weights, work.machine.seed),
+        "fingerprint": embedder.depends_on["weights"],
         "versions": versions(),
     }
 

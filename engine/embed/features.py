@@ -11,6 +11,16 @@ from typing import Any
 import numpy as np
 
 from metric_learning.common.atomic import write_atomically, write_json
+from metric_learning.common.fingerprint import (
+    Snapshot,
+    changed_rows,
+    describe_change,
+    find_names,
+    first_difference,
+    read_snapshot,
+)
+from metric_learning.reader import ImageSet
+from metric_learning.reader.sets.snapshots import snapshot_of
 
 SYNC_SECONDS = 5.0  # between writes of rows that are computed to the disk
 
@@ -18,21 +28,40 @@ SYNC_SECONDS = 5.0  # between writes of rows that are computed to the disk
 class FeatureFile:
     """A .npy file of features (N, D) float32 in data-set order.
 
-    FILE.json says what they are of, see `embedder.open_features`; FILE.done, a byte per image,
-    which rows are computed, and is gone when all are.
+    Beside FILE, FILE.json says what they are of, see `embedder.open_features`, and FILE.images
+    which images, as a snapshot of their files. FILE.done, a byte per image, says which rows are
+    computed, and is gone when all are.
+
+    Attributes:
+        snapshot: of the images, from `prepare` on.
+        notes: lines for the user about what `prepare` found.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any], shape: tuple[int, int]) -> None:
-        self.path, self.about, self.shape = path, about, shape
-        self.about_path = path.with_name(f"{path.name}.json")
-        self.done_path = path.with_name(f"{path.name}.done")
+    def __init__(
+        self,
+        path: Path,
+        about: dict[str, Any],
+        image_set: ImageSet,
+        embedding_size: int,
+        verify: bool = False,
+    ) -> None:
+        self.path, self.about, self._image_set, self._verify = path, about, image_set, verify
+        self.shape = len(image_set), embedding_size
+        self.about_path, self.images_path, self.done_path = (
+            path.with_name(f"{path.name}.{name}") for name in ("json", "images", "done")
+        )
+        self.snapshot: Snapshot | None = None
+        self.notes: list[str] = []
 
     def prepare(self) -> np.ndarray:
         """Make the file where there is none; return the rows that are not computed yet, (M,) int64.
 
-        Raises ValueError where it is not one of these or of something else, OSError without room.
+        Those of images that have changed are among them. Raises ValueError where it is not one of
+        these or of something else, OSError without room.
         """
         if not self.path.exists():
+            self.snapshot = snapshot_of(self._image_set)
+            self.snapshot.save(self.images_path)
             write_json(self.about_path, self.about)
             self.done_path.write_bytes(bytes(self.shape[0]))
             write_atomically(self.path, self._write_empty)
@@ -41,23 +70,73 @@ class FeatureFile:
                 f"--features={self.path} exists without {self.about_path.name}, so another program "
                 "made it, and it is not replaced: choose another name"
             )
+        else:
+            self._compare_facts()
+            self._compare_images()
 
+        return np.flatnonzero(self._read_done() == 0)
+
+    def _read_done(self) -> np.ndarray:
+        """Return which rows are computed, (N,) uint8."""
+        if not self.done_path.exists():
+            return np.ones(self.shape[0], np.uint8)
+        done = np.fromfile(self.done_path, np.uint8)
+        if len(done) != self.shape[0]:
+            raise ValueError(f"--features={self.path} is damaged, delete it: no byte an image")
+        return done
+
+    def _compare_facts(self) -> None:
+        """Raise ValueError where the features are damaged, or of other weights and so on."""
+        remedy = "choose another name or delete the file"
         try:
             found = json.loads(self.about_path.read_text("utf-8"))
             shape = self.read().shape
+            if not isinstance(found, dict):
+                raise ValueError(f"{self.about_path.name} holds no facts")
         except (ValueError, EOFError) as error:
             raise ValueError(f"--features={self.path} is damaged, delete it: {error}") from error
-        for name, value in {**self.about, "shape": self.shape}.items():
-            there = shape if name == "shape" else found.get(name)
-            if there != value:
-                raise ValueError(
-                    f"--features={self.path} holds features of other {name} ({there}, not {value}):"
-                    " choose another name or delete the file"
-                )
+        if not self.images_path.exists():
+            raise ValueError(
+                f"--features={self.path} was made by an earlier version, which did not record what "
+                f"its images held: {remedy}"
+            )
 
-        if not self.done_path.exists():
-            return np.empty(0, np.int64)
-        return np.flatnonzero(np.fromfile(self.done_path, np.uint8) == 0)
+        size = {"dimensions": self.shape[1]}
+        other = first_difference(found | {"dimensions": shape[-1]}, self.about | size)
+        if other is not None:
+            raise ValueError(f"--features={self.path} holds features of other {other}: {remedy}")
+
+    def _compare_images(self) -> None:
+        """Have the rows of changed images computed again; ValueError where others are listed."""
+        try:
+            kept = read_snapshot(self.images_path.read_bytes())
+            if len(kept) != len(self.read()):
+                raise ValueError(f"{self.images_path.name} is of {len(kept)} images")
+        except ValueError as error:
+            raise ValueError(f"--features={self.path} is damaged, delete it: {error}") from error
+        self.snapshot = found = snapshot_of(self._image_set, kept, self._verify)
+        others = find_names(kept, found)
+        if others is not None:
+            raise ValueError(
+                f"--features={self.path} holds features of other images ({others}): choose another "
+                "name or delete the file"
+            )
+
+        rows = changed_rows(kept, found)
+        if len(rows):
+            self._mark_missing(rows)
+            self.notes = [
+                f"{len(rows)} of {len(found)} images have changed, and their features are computed "
+                f"again; the first {describe_change(kept, found, rows[0])}"
+            ]
+        if len(rows) or (kept.states != found.states).any():
+            found.save(self.images_path)
+
+    def _mark_missing(self, rows: np.ndarray) -> None:
+        """Note on the disk that rows are to be computed again."""
+        done = self._read_done()
+        done[rows] = 0
+        write_atomically(self.done_path, lambda temporary: done.tofile(temporary))
 
     def _write_empty(self, file: Path) -> None:
         array = np.lib.format.open_memmap(file, "w+", np.float32, self.shape)

@@ -23,7 +23,7 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
     if options.search_index is not None:
         queries = list_plain_images(options.query) if options.query else options.query_text
         file = prepare_output("json", options.json) if options.json else None
-        return search(work, options.search_index, queries, options.topk, file)
+        return search(work, options.search_index, queries, options.topk, file, options.verify)
 
     if options.index is not None:
         prepare_index(options.index)

@@ -10,14 +10,20 @@ import numpy as np
 import torch
 
 from metric_learning.common.atomic import write_json
+from metric_learning.common.fingerprint import (
+    changed_rows,
+    describe_change,
+    first_difference,
+    take_snapshot,
+)
 from metric_learning.common.log import log, versions
 from metric_learning.common.outputs import prepare_output
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.models.clip_text import embed_texts
-from metric_learning.models.weights.fingerprint import fingerprint
 from metric_learning.reader import ImageSet
+from metric_learning.reader.sets.snapshots import snapshot_of
 from metric_learning.retrieval import indexes
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
 
@@ -58,6 +64,7 @@ def make_index(
     """Embed images, build the search index of them, which says `what` they are; return its file."""
     work = embedder.work
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
+    snapshot = snapshot_of(image_set)
     features = embedder.embed(image_set)
     search_index = indexes.build_index(
         features,
@@ -66,13 +73,15 @@ def make_index(
         labels=image_set.labels if image_set.class_names else (),
         class_names=image_set.class_names,
         metadata={
-            "fingerprint": fingerprint(work.weights, work.machine.seed),
+            "fingerprint": embedder.depends_on["weights"],
+            "depends_on": embedder.depends_on,
             "weights": work.weights,
             "flags": {name: work.flags[name] for name in EMBEDDING_NAMES},
             "images": what,
             "versions": versions(),
         },
         options=parameters,
+        snapshot=snapshot,
     )
     search_index.save(str(file))
 
@@ -102,16 +111,21 @@ def search(
     queries: ImageSet | Sequence[str],
     k: int,
     file: Path | None,
+    verify: bool = False,
 ) -> list[dict[str, Any]]:
     """Print the neighbours of images or texts and return them; write them to a JSON file, if any.
 
     Texts are embedded by the text tower of a CLIP model. Returns per query its `path` or `text`,
-    and `neighbours`, see `find_neighbours`.
+    and `neighbours`, see `find_neighbours`. Raises ValueError where the index is of other weights,
+    or its images have changed, see `check_index`.
     """
     device = work.machine.device
+    embedder = load_embedder(work)
+    for note in check_index(work.flags["index"], search_index, embedder, verify):
+        log(note)
     if isinstance(queries, ImageSet):
         asked = [{"path": path} for path in queries.paths]
-        features = load_embedder(work).embed(queries)
+        features = embedder.embed(queries)
     else:
         asked = [{"text": text} for text in queries]
         features = embed_texts(work.model.model, work.weights, queries, device)
@@ -125,6 +139,52 @@ def search(
         made = {"index": work.flags["index"], "weights": work.weights, "versions": versions()}
         write_json(file, {"queries": answers, **made})
     return answers
+
+
+def check_index(
+    file: str, search_index: indexes.SearchIndex, embedder: Embedder, verify: bool = False
+) -> list[str]:
+    """Compare what a search index depends on with the model that is to search it, and its images.
+
+    Returns lines about what could not be compared, or may differ. Raises ValueError where the
+    index is of other weights and so on, or images that are there have changed since.
+    """
+    notes = []
+    kept, found = dict(search_index.depends_on), dict(embedder.depends_on)
+    precisions = kept.pop("precision", None), found.pop("precision")
+    if precisions[0] != precisions[1]:
+        notes.append(
+            f"{file} was built in {precisions[0]}, queries are embedded in {precisions[1]}: "
+            "cosines differ a little"
+        )
+    if kept.get("weights") != found["weights"]:
+        raise ValueError(
+            f"{file} was built with other weights ({search_index.metadata.get('weights')})"
+            f" than --pretrained_model={embedder.work.weights}: give those, or build it again"
+        )
+    other = first_difference(kept, found)
+    if other is not None:
+        raise ValueError(f"{file} was built with another {other}: build it again")
+    return notes + check_images(file, search_index, verify)
+
+
+def check_images(file: str, search_index: indexes.SearchIndex, verify: bool) -> list[str]:
+    """Compare the images of a search index with those that are there, see `check_index`."""
+    kept = search_index.snapshot
+    assert kept is not None
+    found = take_snapshot(search_index.paths, known=kept, verify=verify)
+    is_there = found.states["size"] >= 0
+    rows = [row for row in changed_rows(kept, found) if is_there[row]]
+    if rows:
+        raise ValueError(
+            f"{file}: {len(rows)} of its {len(kept)} images have changed since it was built, the "
+            f"first {describe_change(kept, found, rows[0])}: build it again"
+        )
+
+    num_gone = len(kept) - int(is_there.sum())
+    if num_gone:
+        return [f"{num_gone} of {len(kept)} images of {file} are not here: not compared"]
+    return []
 
 
 def find_neighbours(

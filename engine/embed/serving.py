@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from metric_learning.common.log import log
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
-from metric_learning.engine.embed.search import find_neighbours
+from metric_learning.engine.embed.search import check_index, find_neighbours
 from metric_learning.engine.options import evaluation
 from metric_learning.engine.options.evaluation import default_flags, settle_embedding
 from metric_learning.engine.parallel.world import World
@@ -77,9 +78,13 @@ class OpenIndex:
 
 
 def open_index(file: str | PathLike[str], embedder: Embedder) -> OpenIndex:
-    """Open a search index that infer.py --index built with a model; ValueError for others."""
-    work = embedder.work
-    search_index = evaluation.open_index(str(file), 1, work.weights, work.machine.seed)
+    """Open a search index that infer.py --index built with a model.
+
+    Raises ValueError for one of other weights, or where its images have changed since.
+    """
+    search_index = evaluation.open_index(str(file), 1)
+    for note in check_index(str(file), search_index, embedder):
+        log(note)
     return OpenIndex(search_index, embedder)
 
 

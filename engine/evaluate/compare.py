@@ -9,6 +9,7 @@ import numpy as np
 
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.evaluate.measures import check_sizes, score_split, whiten
+from metric_learning.engine.evaluate.origin import describe_origin
 from metric_learning.engine.options.evaluation import EmbeddingOptions, MetricOptions
 from metric_learning.reader import ImageSet
 from metric_learning.retrieval.metrics import summarise
@@ -19,9 +20,11 @@ SHOWN = 10  # flipped queries that are logged; --json has them all
 
 
 def compare_checkpoints(
-    works: Sequence[EmbeddingOptions], metrics: MetricOptions
+    works: Sequence[EmbeddingOptions], metrics: MetricOptions, is_kept: bool = False
 ) -> dict[str, Any]:
     """Evaluate two checkpoints on the same images, and test the difference.
+
+    A result that is kept says of each what it depends on.
 
     Returns:
         `first` and `second`, the metrics of each; `difference` of Recall@1, second - first, with
@@ -29,8 +32,8 @@ def compare_checkpoints(
         images of the queries that `improved` and `worsened`; what was `evaluated`.
     """
     work = works[0]
-    image_set, first = _score(work, metrics)
-    _, second = _score(works[1], metrics)
+    image_set, first, origin = _score(work, metrics, is_kept)
+    _, second, other_origin = _score(works[1], metrics, is_kept)
     found = compare_paired(
         first.columns["recall@1"],
         second.columns["recall@1"],
@@ -55,6 +58,7 @@ def compare_checkpoints(
         "evaluated": {
             "images": len(image_set),
             "flags": [dict(work.flags) for work in works],
+            **{name: [value, other_origin[name]] for name, value in origin.items()},
         },
     }
 
@@ -78,12 +82,15 @@ def log_comparison(
             work.say(f"  {path}")
 
 
-def _score(work: EmbeddingOptions, metrics: MetricOptions) -> tuple[ImageSet, QueryScores]:
+def _score(
+    work: EmbeddingOptions, metrics: MetricOptions, is_kept: bool
+) -> tuple[ImageSet, QueryScores, dict[str, Any]]:
     embedder, image_set = open_split(work)
     check_sizes(metrics, image_set)
+    origin = describe_origin(embedder, image_set) if is_kept else {}
     embeddings = embedder.embed(image_set)
     if metrics.whiten is not None:
         embeddings = whiten(embedder, embeddings, metrics.whiten or None)
     scores = score_split(metrics, work.machine, image_set, embeddings)
     work.say(f"{work.weights}: recall@1 {scores.columns['recall@1'].mean():.5f}")
-    return image_set, scores
+    return image_set, scores, origin

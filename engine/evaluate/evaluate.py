@@ -10,11 +10,8 @@ from metric_learning.common.log import versions
 from metric_learning.engine.embed.embedder import open_features, open_split
 from metric_learning.engine.evaluate import measures
 from metric_learning.engine.evaluate.compare import compare_checkpoints
-from metric_learning.engine.options.evaluation import (
-    EmbeddingOptions,
-    EvaluationOptions,
-    MetricOptions,
-)
+from metric_learning.engine.evaluate.origin import describe_origin
+from metric_learning.engine.options.evaluation import EvaluationOptions
 from metric_learning.engine.parallel.world import leave_world
 from metric_learning.retrieval.tables import class_table, write_csv
 
@@ -22,10 +19,11 @@ from metric_learning.retrieval.tables import class_table, write_csv
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     """Measure or compare, and return the metrics with what was evaluated."""
     works, metrics = options.works, options.metrics
+    is_kept = options.json is not None
     if len(works) > 1:
-        result = compare_checkpoints(works, metrics)
+        result = compare_checkpoints(works, metrics, is_kept)
     else:
-        result = evaluate_checkpoint(works[0], metrics, options.features, options.class_table)
+        result = evaluate_checkpoint(options, is_kept)
     leave_world()
     result["evaluated"]["versions"] = versions()
     if options.json and works[0].machine.world.is_main:
@@ -33,20 +31,21 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     return result
 
 
-def evaluate_checkpoint(
-    work: EmbeddingOptions,
-    metrics: MetricOptions,
-    features: str | None = None,
-    table: str | None = None,
-) -> dict[str, Any]:
+def evaluate_checkpoint(options: EvaluationOptions, is_kept: bool) -> dict[str, Any]:
     """Measure one checkpoint: `measure`, and accuracy where a class layer knows the classes.
 
-    The features are kept in the file `features`, the scores of each class in the CSV file `table`.
+    A result that is kept says what it depends on.
     """
+    work, metrics, table = options.works[0], options.metrics, options.class_table
     embedder, image_set = open_split(work)
     measures.check_sizes(metrics, image_set)
-    file = open_features(features, embedder, image_set) if features else None
+    file = None
+    if options.features:
+        file = open_features(options.features, embedder, image_set, options.verify)
+    origin = describe_origin(embedder, image_set) if is_kept and file is None else {}
     embeddings = embedder.embed(image_set, file)
+    if is_kept and file is not None:
+        origin = describe_origin(embedder, image_set, file.snapshot)
 
     result: dict[str, Any] = {}
     if embedder.class_layer is not None:
@@ -63,4 +62,5 @@ def evaluate_checkpoint(
         write_csv(rows, Path(table))
     result["super_classes"] = measures.log_super_classes(image_set, scores, work.say)
     work.say(f"End test {len(image_set)}, test_recall {found['recall@1']:.5f}")
-    return found | result | {"evaluated": {"images": len(image_set), "flags": dict(work.flags)}}
+    about = {"images": len(image_set), "flags": dict(work.flags), **origin}
+    return found | result | {"evaluated": about}

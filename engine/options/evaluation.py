@@ -9,13 +9,14 @@ from typing import Any
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
 from metric_learning.common.outputs import prepare_output
+from metric_learning.common.places import without_latest
 from metric_learning.engine.options.parts import DataOptions, MachineOptions, ModelOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import default_transform
 from metric_learning.engine.parallel.devices import choose_amp, choose_device
 from metric_learning.engine.parallel.world import World
 from metric_learning.models import MODEL_OPTIONS, image_size_of, options_of, read_metadata
-from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
+from metric_learning.models.weights.fingerprint import RANDOM
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
 from metric_learning.retrieval.rerank import parse_rerank
 
@@ -83,6 +84,7 @@ class EvaluationOptions:
     works: tuple[EmbeddingOptions, ...]
     metrics: MetricOptions
     features: str | None
+    verify: bool
     class_table: str | None
     json: str | None
 
@@ -96,6 +98,7 @@ class InferenceOptions:
 
     work: EmbeddingOptions
     search_index: SearchIndex | None
+    verify: bool
     images: str | None
     output_dir: str
     index: str | None
@@ -149,6 +152,8 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
             "expected --pretrained_model=CHECKPOINT (or --pretrained_model=random for untrained "
             "weights)"
         )
+    path = without_latest(path)
+    flags = flags.replaced(pretrained_model=path)
     device = choose_device(flags.device, flags.use_gpu, world)
 
     meta = {} if path == RANDOM else read_metadata(path) or {}
@@ -191,6 +196,8 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
         flags.refuse((*alone, "class_dim"), "with --compare")
     if flags.rerank is not None:
         parse_rerank(flags.rerank)
+    if flags.features is None:
+        flags.refuse(["verify"], "without --features nothing is kept that it could be about")
     for name in ("json", "class_table"):
         if getattr(flags, name):
             prepare_output(name, getattr(flags, name))
@@ -231,7 +238,7 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         if flags.query is None:
             flags.refuse(("batch_size", "num_workers", "amp"), f"--{queries[0]} reads no images")
     elif flags.export is None:
-        flags.refuse(("topk", "json"), "without --query or --query_text")
+        flags.refuse(("topk", "json", "verify"), "without --query or --query_text")
         if flags.index is None:
             flags.refuse(("index_type", "index_options"), "without --index")
         else:
@@ -241,7 +248,7 @@ def settle_inference(flags: Flags) -> InferenceOptions:
 
     search_index = None
     if queries:
-        search_index = open_index(flags.index, flags.topk, flags.pretrained_model, flags.seed)
+        search_index = open_index(flags.index, flags.topk)
         found = search_index.metadata.get("flags", {})
         made = MODEL_OPTIONS | found if found else {}
         made = {name: plain(made[name]) for name in EMBEDDING_NAMES if name in made}
@@ -278,17 +285,16 @@ def _check_queries(
         )
 
 
-def open_index(file: str, topk: int, weights: str | None, seed: int) -> SearchIndex:
-    """Load a search index for queries that are embedded by some weights; ValueError for others."""
+def open_index(file: str, topk: int) -> SearchIndex:
+    """Load a search index; ValueError where it does not say what it is of, or holds too few."""
     search_index = load_search_index(file)
     if topk > len(search_index):
         raise ValueError(
             f"--topk={topk}, but {file} holds {len(search_index)} images: lower --topk"
         )
-    made = search_index.metadata
-    if weights is not None and fingerprint(weights, seed) != made.get("fingerprint"):
+    if not search_index.depends_on or search_index.snapshot is None:
         raise ValueError(
-            f"{file} was built with other weights ({made.get('weights', 'unknown ones')})"
-            f" than --pretrained_model={weights}: give those, or build the index again"
+            f"{file} was built by an earlier version, which did not record what its embeddings "
+            "depend on: build it again"
         )
     return search_index

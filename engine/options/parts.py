@@ -72,6 +72,7 @@ class ReadingOptions:
     decode_on: str
     on_bad_image: str
     prefetch: int
+    verify: bool
 
     @property
     def reading(self) -> Reading:

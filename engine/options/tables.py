@@ -33,10 +33,14 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 PLACES = ("workers", "device")
 BAD_IMAGE_POLICIES = ("error", "skip")
+CHANGED_DATA_POLICIES = ("error", "accept")
 SPLITS = ("test", "train")
 INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
 EXPORT_FORMS = ("onnx", "torchscript", "safetensors")
 
+VERIFY = Flag(
+    "verify", boolean, False, "compare kept things with every image by its content, not its times"
+)
 DATA_FLAGS = grouped(
     "data",
     Flag("dataset", str, "sop", "data set", DATASETS),
@@ -62,6 +66,14 @@ READING_FLAGS = grouped(
         "on_bad_image", str, "error", "unreadable image: stop, or take another", BAD_IMAGE_POLICIES
     ),
     Flag("prefetch", positive, 2, "training batches that each worker prepares ahead"),
+    VERIFY,
+    Flag(
+        "on_changed_data",
+        str,
+        "error",
+        "other images or classes than those of --checkpoint: stop, or go on",
+        CHANGED_DATA_POLICIES,
+    ),
 )
 MODEL_FLAGS = grouped(
     "model",

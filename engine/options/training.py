@@ -42,6 +42,7 @@ FIXED_FLAGS = (
     *("alpha", "xbm_size", "loss_options"),
 )
 LENGTHS = {"num_epochs", "total_iter_num"}
+OF_THE_CALL = {"verify", "on_changed_data"}  # are given again where they are meant again
 
 
 def adopt_v1(flags: Flags, world: World) -> Flags:
@@ -75,7 +76,7 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
             "there, or give it as --pretrained_model to start from its weights"
         )
 
-    kept = {"checkpoint", "config", *(LENGTHS if flags.given & LENGTHS else ())}
+    kept = {"checkpoint", "config", *OF_THE_CALL, *(LENGTHS if flags.given & LENGTHS else ())}
     values = {name: value for name, value in meta["flags"].items() if name not in kept}
     fixed = {name: found.get(name) for name in FIXED_FLAGS}
     of_loss = [name for name in meta["loss_options"] if values.get(name) is not None]
@@ -146,6 +147,10 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["momentum", "nesterov"], f"--optimizer={flags.optimizer}")
     if not flags.cache:
         flags.refuse(["cache_size"], "there is no --cache")
+    if "checkpoint" not in flags.given:
+        flags.refuse(["on_changed_data"], "without --checkpoint no run is resumed")
+        if not flags.cache:
+            flags.refuse(["verify"], "without --checkpoint and --cache nothing is kept")
     if flags.num_workers == 0:
         flags.refuse(["prefetch"], "--num_workers=0 reads nothing ahead")
     if flags.decode_on == "device" and flags.augment_on == "workers":

@@ -16,6 +16,7 @@ from metric_learning.engine.options.parts import DataOptions
 from metric_learning.engine.report.data import Subject
 from metric_learning.engine.run.records import read_records
 from metric_learning.reader import ImageSet
+from metric_learning.reader.sets.snapshots import snapshot_of
 
 
 def of_checkpoint(work: EmbeddingOptions) -> Subject:
@@ -42,12 +43,24 @@ def of_features(folder: Path) -> Subject:
     if flags:
         data = DataOptions(**{name: flags.get(name) for name in DATA_NAMES})
         image_set = data.load(flags["split"])
+        images = found.meta.get("depends_on", {}).get("images")
+        if images is None:
+            raise ValueError(
+                f"{folder} was written by an earlier version, which did not record what its images "
+                "held: run infer.py again"
+            )
     else:
-        image_set = plain_image_set(found.paths, labels)
+        image_set, images = plain_image_set(found.paths, labels), None
 
     if image_set.paths != found.paths or not np.array_equal(image_set.labels, labels):
         raise ValueError(
             f"{folder}: the images are no longer those of the data set {image_set.name}: run "
+            "infer.py again"
+        )
+    now = images and snapshot_of(image_set).digest()
+    if now != images:
+        raise ValueError(
+            f"{folder}: images or their classes have changed since ({images}, not {now}): run "
             "infer.py again"
         )
     meta = found.meta.get("checkpoint", {})

@@ -6,14 +6,15 @@ python -m retrieval.summary output/demo untrained arcmargin eml
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from metric_learning.common.cli import user_errors
 from metric_learning.engine.report.plots import plot_curves, plot_neighbours
+from metric_learning.engine.report.results import check_features, read_joined
 
 
 def main(argv: Sequence[str] | None = None) -> str:
@@ -23,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("names", nargs="+", help="evaluations, in the order of the columns")
     args = parser.parse_args(argv)
     with user_errors():
-        table = recall_table(args.folder, args.names)
+        results = read_joined(args.folder / f"{name}.json" for name in args.names)
+        check_features(args.folder / "features", results)
+        table = recall_table(args.names, list(results.values()))
         runs = [args.folder / name for name in args.names if (args.folder / name).is_dir()]
         report = args.folder / "report"
         plot_curves(runs, report / "curves.png")
@@ -49,11 +52,10 @@ def main(argv: Sequence[str] | None = None) -> str:
         return table
 
 
-def recall_table(folder: Path, names: Sequence[str]) -> str:
+def recall_table(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:
     """Return a text table: a row per metric in percent, a column per evaluation."""
-    results = [json.loads((folder / f"{name}.json").read_text("utf-8")) for name in names]
     numbers = [name for name, value in results[0].items() if isinstance(value, int | float)]
-    metrics = [name for name in numbers if "@" in name]
+    metrics = [name for name in numbers if "@" in name and all(name in other for other in results)]
     width = max(12, *(len(name) + 2 for name in names))
     lines = [" " * 13 + "".join(f"{name:>{width}}" for name in names)]
     for metric in metrics:

@@ -9,6 +9,7 @@ from typing import Any
 
 from metric_learning.engine.options.parts import RunOptions
 from metric_learning.engine.run.checkpoints import DamagedError, load_checkpoint, newest_good
+from metric_learning.engine.run.identity import Origin
 from metric_learning.engine.run.run_folder import RunFolder, own_folder
 
 AUTO = "auto"  # --checkpoint=auto: the newest good checkpoint of the run
@@ -18,12 +19,14 @@ AUTO = "auto"  # --checkpoint=auto: the newest good checkpoint of the run
 class Start:
     """Where a training begins: a checkpoint, or None; `notes` tell what was passed over.
 
-    The `folder` is its run folder where --checkpoint=auto has settled it, else None.
+    The `folder` is its run folder where --checkpoint=auto has settled it, else None; the `origin`
+    what the run is of.
     """
 
     checkpoint: str | None
     folder: Path | None = None
     notes: Sequence[str] = ()
+    origin: Origin | None = None
 
     @property
     def is_auto(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import re
 import sys
 import threading
@@ -16,11 +17,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from metric_learning.common.atomic import remove_leftovers, write_json, write_text
 from metric_learning.common.log import log, timestamped, versions
+from metric_learning.common.places import LATEST
 from metric_learning.engine.options.parts import RunOptions
 from metric_learning.engine.run.records import read_records
 
 # What a run writes atomically.
-FILES = re.compile(r"(last|best|step_\d+)\.(pt|safetensors)|args\.json|stats\.jsonl")
+FILES = re.compile(
+    r"(last|best|step_\d+)\.(pt|safetensors)|args\.json|stats\.jsonl|\w+_images\.npz"
+)
 
 
 def own_folder(run: RunOptions) -> Path:
@@ -53,6 +57,21 @@ def choose_folder(run: RunOptions, is_named: bool) -> Path:
 
 def _holds_run(folder: Path) -> bool:
     return (folder / "args.json").exists() or any(folder.glob("*.pt"))
+
+
+def link_latest(folder: Path) -> None:
+    """Let `latest`, beside a run folder, link to it, so that what comes next finds the newest run.
+
+    A file or folder of that name is left alone, and so is all where there are no links.
+    """
+    link = folder.parent / LATEST
+    if link == folder or (link.exists() and not link.is_symlink()):
+        return
+    temporary = link.with_name(f".{LATEST}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder.name, target_is_directory=True)
+        os.replace(temporary, link)
 
 
 def _describe_call(path: Path, settled: Mapping[str, Any]) -> None:
@@ -118,6 +137,7 @@ class RunFolder:
             is_undescribed = not (folder / "args.json").exists() and _holds_run(folder)
             _drop_later_records(folder / "stats.jsonl", step, tested)
             _describe_call(folder / "args.json", settled)
+            link_latest(folder)
             self._stats_file = (folder / "stats.jsonl").open("a", encoding="utf-8", buffering=1)
             self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:

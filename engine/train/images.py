@@ -27,6 +27,7 @@ def open_training_images(image_set: ImageSet, reading: ReadingOptions) -> ImageS
             num_workers=reading.num_workers,
             on_bad_image=reading.on_bad_image,
             log=log,
+            verify=reading.verify,
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
+from metric_learning.common.places import without_latest
 from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
@@ -19,7 +22,15 @@ from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.devices import keep_freed_memory, place
 from metric_learning.engine.parallel.world import World
-from metric_learning.engine.run.resume import find_start, load_start
+from metric_learning.engine.run.identity import (
+    Origin,
+    check_classes,
+    check_flags,
+    check_images,
+    check_length,
+    find_origin,
+)
+from metric_learning.engine.run.resume import Start, find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.engine.train.criterion import build_criterion, complete_options
@@ -37,47 +48,117 @@ from metric_learning.reader import ImageSet
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
     """Settle the options of a training and build everything; restore the checkpoint, if any."""
     # Where it begins decides what the flags mean, and so do the training images.
-    flags = adopt_v1(flags, world)
-    if stage_of(flags.loss_name) != stage.number:
-        script = SCRIPTS[stage_of(flags.loss_name)]
-        raise ValueError(f"{flags.loss_name} is a loss of the other stage: train it with {script}")
-    start = decide_on_main(world, lambda: find_start(parts.pick(parts.RunOptions, flags)))
-    flags = flags.replaced(checkpoint=start.checkpoint)
-    checkpoint = load_start(start.checkpoint) if start.checkpoint else None
-    if checkpoint is not None:
-        flags = adopt_checkpoint(flags, str(start.checkpoint), checkpoint["meta"])
+    flags = without_links(adopt_v1(flags, world))
+    check_stage(flags.loss_name, stage)
+    given = flags.given
+    start, checkpoint, flags = take_up(flags, world)
+    is_named = bool(given & {"model_save_dir", "run_name"})
+    run_options = parts.pick(parts.RunOptions, flags)
+    path = start.folder or decide_on_main(world, lambda: choose_folder(run_options, is_named))
+    if world.is_main:
+        log(f"run folder: {path}")
     data = parts.pick(parts.DataOptions, flags)
-    train_set = data.load("train")
-    test_set = data.load("test") if flags.test_iter_step or flags.log_epochs else None
-    options = settle(flags, train_set, world)
+    sets = {"train": data.load("train")}
+    if flags.test_iter_step or flags.log_epochs:
+        sets["test"] = data.load("test")
+    options, start = settle_origin(flags, sets, start, checkpoint, world)
 
     # The weights are drawn in this order: those of the network, then those of the loss.
     torch.manual_seed(options.machine.seed)
+    train_set = sets["train"]
     sampler = stage.make_sampler(train_set.labels, options.batches, options.machine.seed, world)
     model = prepare_network(options.model, options.optimizer, options.machine, checkpoint is None)
     learner = build_learner(
         model, options.loss, options.optimizer, options.batches, options.machine
     )
-    is_named = bool(flags.given & {"model_save_dir", "run_name"})
     run = TrainingRun(
         options=options,
         learner=learner,
         train_set=open_training_images(train_set, options.reading),
-        test_set=test_set,
+        test_set=sets.get("test"),
         sampler=sampler,
         preprocessing=preprocessing_of(
             options.model, model, options.reading.min_crop_area, options.reading.horizontal_flip
         ),
         start=start,
         stop=stop,
-        path=start.folder or decide_on_main(world, lambda: choose_folder(options.run, is_named)),
-        meta=describe(options.model, options.data, options.loss, learner, train_set),
+        path=path,
+        meta=describe(options.model, options.data, options.loss, learner, train_set)
+        | describe_start(start, given, checkpoint),
         meter=Meter(world),
         epoch=Meter(world),
     )
     if checkpoint is not None:
         run.restore(checkpoint)
     return run
+
+
+def without_links(flags: Flags) -> Flags:
+    """Return flags that name the newest run itself instead of the link to it, which will move."""
+    files = {name: getattr(flags, name) for name in ("pretrained_model", "checkpoint")}
+    return flags.replaced(**{name: file and without_latest(file) for name, file in files.items()})
+
+
+def check_stage(loss_name: str, stage: Stage) -> None:
+    """Raise ValueError for a loss of the other stage."""
+    if stage_of(loss_name) != stage.number:
+        script = SCRIPTS[stage_of(loss_name)]
+        raise ValueError(f"{loss_name} is a loss of the other stage: train it with {script}")
+
+
+def take_up(flags: Flags, world: World) -> tuple[Start, dict[str, Any] | None, Flags]:
+    """Find where a run begins, its checkpoint, if any, and its flags with those of that one.
+
+    Raises ValueError where --checkpoint=auto finds the run of another command.
+    """
+    start = decide_on_main(world, lambda: find_start(parts.pick(parts.RunOptions, flags)))
+    flags = flags.replaced(checkpoint=start.checkpoint)
+    if start.checkpoint is None:
+        return start, None, flags
+
+    path = start.checkpoint
+    checkpoint = load_start(path)
+    if start.is_auto:
+        decide_on_main(world, lambda: check_flags(flags, path, checkpoint["meta"]))
+    return start, checkpoint, adopt_checkpoint(flags, path, checkpoint["meta"])
+
+
+def settle_origin(
+    flags: Flags,
+    sets: Mapping[str, ImageSet],
+    start: Start,
+    checkpoint: dict[str, Any] | None,
+    world: World,
+) -> tuple[parts.Options, Start]:
+    """Settle the options, and what the run is of; ValueError where the checkpoint is of others.
+
+    The start that is returned knows its origin, and tells of what differs and may.
+    """
+    path, meta = start.checkpoint, {} if checkpoint is None else checkpoint["meta"]
+    accepts, notes = flags.on_changed_data == "accept", list(start.notes)
+    if path is not None:
+        notes += check_classes(sets["train"], path, meta, accepts)
+    options = settle(flags, sets["train"], world)
+
+    def compare() -> tuple[Origin, list[str]]:
+        weights, verify = options.model.pretrained_model, options.reading.verify
+        origin = find_origin(sets, weights, path, meta, verify)
+        return origin, [] if path is None else check_images(origin, path, meta, accepts)
+
+    origin, found = decide_on_main(world, compare)
+    notes += found
+    if path is not None and checkpoint is not None:
+        notes += check_length(options.schedule, path, checkpoint)
+    return options, replace(start, notes=notes, origin=origin)
+
+
+def describe_start(
+    start: Start, given: Set[str], checkpoint: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Say what a checkpoint needs to recognise its run: what it is of, and the flags given."""
+    assert start.origin is not None
+    before = () if checkpoint is None else checkpoint["meta"].get("given", ())
+    return {"depends_on": start.origin.facts(), "given": sorted({*given, *before})}
 
 
 def describe(
@@ -175,8 +256,10 @@ def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device
 
 
 def announce(run: TrainingRun) -> None:
-    """Log what is about to be trained, on what."""
+    """Log what is about to be trained, on what, and keep what its images are."""
     learner, world = run.learner, run.machine.world
+    if world.is_main and run.start.origin is not None:
+        run.start.origin.save(run.path)
     for split in (run.train_set, run.test_set):
         if split is not None:
             what = f"{len(split)} images of {split.num_classes} classes"

@@ -13,6 +13,7 @@ from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
 from metric_learning.engine.options.parts import ScheduleOptions
 from metric_learning.engine.parallel.world import join_world, leave_world
+from metric_learning.engine.run.run_folder import link_latest
 from metric_learning.engine.run.signals import Stopped, noted_signals
 from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
@@ -120,6 +121,7 @@ def is_finished(run: TrainingRun) -> bool:
     if not (run.start.is_auto and is_last and is_done):
         return False
     if run.machine.world.is_main:
+        link_latest(run.path)
         log(f"{run.path} has finished its {run.step} steps: nothing to do")
     return True
 

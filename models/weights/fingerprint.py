@@ -1,24 +1,36 @@
-"""A fingerprint that identifies weights, whatever the name of their file."""
+"""Fingerprints of weights: of their tensors, whatever file these lie in."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
 
-from metric_learning.models.weights.files import identify
+import numpy as np
+import torch
 
-HASH_BYTES = 2**20  # read at once
+from metric_learning.models.weights.files import read_weights
+
 RANDOM = "random"  # --pretrained_model=random: untrained weights, as a baseline
+COUNTERS = "num_batches_tracked"  # of batch norm: no embedding depends on them
 
 
-def fingerprint(weights: str, seed: int) -> str:
-    """Return the SHA-256 of a weights file, or of all files of a folder; random ones are a seed."""
-    if weights == RANDOM:
-        return f"{RANDOM} weights of --seed={seed}"
-    path, _ = identify(weights)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+def hash_tensors(tensors: Mapping[str, Any]) -> str:
+    """Identify tensors or arrays by their names, shapes, types and bytes.
+
+    The same weights have the same fingerprint in last.pt, last.safetensors and their exports.
+    """
     digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            while block := opened.read(HASH_BYTES):
-                digest.update(block)
+    for name in sorted(name for name in tensors if not name.endswith(COUNTERS)):
+        values = torch.as_tensor(tensors[name]).detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy())
     return f"sha256:{digest.hexdigest()}"
+
+
+def hash_weights(path: str | PathLike[str]) -> str:
+    """Identify the tensors of a weights file; ValueError or OSError where it is none."""
+    file = read_weights(path)
+    arrays = {name: np.ascontiguousarray(array) for name, array in file.arrays.items()}
+    return hash_tensors(file.tensors or arrays)

@@ -3,32 +3,38 @@
 A folder holds one cache:
 
     about.json   what it is of; when it is complete, also the checksum of index.npy
+    images.npz   the snapshot of the images by which changed ones are recognised
     index.npy    where each image lies, its shape, its checksum and whether it is there
-    pixels.bin   rows of RGB, one image after the other
+    pixels.bin   rows of RGB, one image after the other; those of changed images come last
     lock         held by the process that builds
 
-Opening checks that the cache is of these images (their paths relative to their common folder and
-their file sizes), of this resolution and of this form, that index.npy has its checksum and
-pixels.bin its size. An image is checked against its own checksum when a process reads it for the
-first time. `reader.batches.cache_build` writes it.
+Opening checks that the cache is of these images, of this resolution and of this form, that
+index.npy has its checksum and pixels.bin its size. An image is checked against its own checksum
+when a process reads it for the first time. `reader.batches.cache_build` writes it, and decodes
+again those images that have changed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from metric_learning.common.fingerprint import (
+    DECODER,
+    Snapshot,
+    changed_rows,
+    find_names,
+    first_difference,
+    read_snapshot,
+)
 from metric_learning.reader.sets.image_set import ImageError, ImageSet
 
-VERSION = 1
+VERSION = 2  # 1 knew the images by their paths and sizes alone
 ENTRY = np.dtype(
     [
         ("offset", np.int64),
@@ -51,6 +57,7 @@ class CachePaths:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.about, self.index = folder / "about.json", folder / "index.npy"
+        self.images = folder / "images.npz"
         self.pixels, self.lock = folder / "pixels.bin", folder / "lock"
 
 
@@ -61,14 +68,14 @@ class CachedImages:
         CacheError: it is damaged, or a cache of something else than `about`, see `describe`.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        self._folder, self._about = folder, about
+    def __init__(self, folder: Path, about: dict[str, Any], num_images: int) -> None:
+        self._folder, self._about, self._num_images = folder, about, num_images
         self._open()
 
     def _open(self) -> None:
         files = CachePaths(self._folder)
         found = read_about(self._folder, self._about)
-        self._entries = read_entries(self._folder, self._about["images"])
+        self._entries = read_entries(self._folder, self._num_images)
         if found.get("index") != checksum(self._entries):
             raise CacheError(f"{damaged(self._folder)}: {files.index.name} is not what was written")
         expected = num_bytes(self._entries)
@@ -82,7 +89,7 @@ class CachedImages:
         self._is_checked = np.zeros(len(self._entries), bool)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder, "_about": self._about}
+        return {name: vars(self)[name] for name in ("_folder", "_about", "_num_images")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -130,52 +137,58 @@ class CachedImageSet(ImageSet):
 
 
 def describe(image_set: ImageSet, short_side: int) -> dict[str, Any]:
-    """Return what a cache of these images depends on, as about.json says it."""
-    names = relative_paths(image_set.paths)
-    sizes = map(_file_size, image_set.paths)
-    lines = "\n".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
+    """Return what a cache depends on beside its images, as about.json says it."""
     return {
         "version": VERSION,
+        "decoder": DECODER,
         "dataset": image_set.name,
         "split": image_set.split,
         "cache_size": short_side,
-        "images": len(image_set),
-        "files": f"sha256:{sha256(lines.encode(errors='surrogateescape')).hexdigest()}",
     }
 
 
-def _file_size(path: str) -> int:
-    """Bytes of a file; -1 where there is none."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
-
-
-def relative_paths(paths: Sequence[str]) -> list[str]:
-    """Return the paths relative to their common folder, so that the data set may move."""
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    start = len(os.path.join(common, ""))
-    return [os.path.abspath(path)[start:] for path in paths]
-
-
-def is_complete(folder: Path, about: dict[str, Any]) -> bool:
-    """Whether the cache is there whole, so that neither lock nor right to write is needed.
+def kept_images(folder: Path, about: dict[str, Any]) -> Snapshot | None:
+    """Return the images that a cache was made of; None where none was begun.
 
     Raises:
-        CacheError: the folder holds a damaged cache, or one of something else.
+        CacheError: the folder holds a damaged cache, or one of something else than `about`.
         ValueError: it holds something else.
     """
     if not folder.exists():
+        return None
+    files = CachePaths(folder)
+    if not files.about.exists():
+        own = files.lock.name
+        if any(path.name != own and not path.name.startswith(".") for path in folder.iterdir()):
+            raise ValueError(
+                f"--cache={folder} holds something that is no cache: choose an empty or new folder"
+            )
+        return None
+
+    is_planned = files.index.exists() and files.images.exists()
+    if "index" not in read_about(folder, about) and not is_planned:
+        return None
+    try:
+        return read_snapshot(files.images.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CacheError(f"{damaged(folder)}: images.npz cannot be read") from error
+
+
+def is_complete(folder: Path, about: dict[str, Any], found: Snapshot) -> bool:
+    """Whether the cache of the images found is there whole, so that nothing has to be decoded.
+
+    Raises what `kept_images` does, and CacheError for a cache of others.
+    """
+    kept = kept_images(folder, about)
+    if kept is None:
         return False
-    if CachePaths(folder).about.exists():
-        return "index" in read_about(folder, about)
-    lock = CachePaths(folder).lock.name
-    if any(path.name != lock and not path.name.startswith(".") for path in folder.iterdir()):
-        raise ValueError(
-            f"--cache={folder} holds something that is no cache: choose an empty or new folder"
+    others = find_names(kept, found)
+    if others is not None:
+        raise CacheError(
+            f"--cache={folder} is a cache of other images ({others}): choose another folder, or "
+            "delete this one to build it anew"
         )
-    return False
+    return "index" in read_about(folder, about) and not len(changed_rows(kept, found))
 
 
 def read_about(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
@@ -184,14 +197,14 @@ def read_about(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
         found = json.loads(CachePaths(folder).about.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise CacheError(f"{damaged(folder)}: about.json cannot be read") from error
-    for name, value in about.items():
-        there = found.get(name) if isinstance(found, dict) else None
-        if there != value:
-            raise CacheError(
-                f"--cache={folder} is a cache of other {name} ({there}, not {value}): choose "
-                "another folder, or delete this one to build it anew"
-            )
-    return found
+    there = found if isinstance(found, dict) else {}
+    other = first_difference({name: there.get(name) for name in about}, about)
+    if other is not None:
+        raise CacheError(
+            f"--cache={folder} is a cache of other {other}: choose another folder, or delete this "
+            "one to build it anew"
+        )
+    return there
 
 
 def read_entries(folder: Path, num_images: int) -> np.ndarray:
@@ -202,9 +215,19 @@ def read_entries(folder: Path, num_images: int) -> np.ndarray:
         raise CacheError(f"{damaged(folder)}: index.npy cannot be read") from error
     if entries.dtype != ENTRY or entries.shape != (num_images,):
         raise CacheError(f"{damaged(folder)}: index.npy is not of {num_images} images")
-    if not np.array_equal(entries["offset"], offsets(entries)):
+    if overlap(entries):
         raise CacheError(f"{damaged(folder)}: index.npy contradicts itself")
     return entries
+
+
+def overlap(entries: np.ndarray) -> bool:
+    """Whether the pixels of two images share a place, or an image has a size below 0."""
+    sizes = _sizes(entries)
+    order = np.argsort(entries["offset"], kind="stable")
+    order = order[sizes[order] != 0]
+    starts, ends = entries["offset"][order], (entries["offset"] + sizes)[order]
+    is_wrong = (entries["height"] < 0).any() or (entries["width"] < 0).any() or (starts < 0).any()
+    return bool(is_wrong or (ends[:-1] > starts[1:]).any())
 
 
 def damaged(folder: Path) -> str:
@@ -218,15 +241,17 @@ def checksum(array: np.ndarray) -> int:
 
 
 def num_bytes(entries: np.ndarray) -> int:
-    """Size of the pixels of all images."""
-    return int(_sizes(entries).sum())
+    """Size of the file that the pixels of these images lie in, up to the last of them."""
+    return int((entries["offset"] + _sizes(entries)).max(initial=0))
 
 
-def offsets(entries: np.ndarray) -> np.ndarray:
-    """Where the pixels of each image begin, (N,) int64: one image lies behind the other."""
-    sizes = _sizes(entries)
-    return np.cumsum(sizes) - sizes
+def place(entries: np.ndarray, rows: np.ndarray) -> None:
+    """Give images of certain rows their places, one behind the other and behind all others."""
+    entries["offset"][rows] = 0
+    others = np.delete(entries, rows)
+    sizes = _sizes(entries[rows])
+    entries["offset"][rows] = num_bytes(others) + np.cumsum(sizes) - sizes
 
 
 def _sizes(entries: np.ndarray) -> np.ndarray:
-    return entries["height"].astype(np.int64) * entries["width"] * 3
+    return np.asarray(entries["height"].astype(np.int64) * entries["width"] * 3)

@@ -2,8 +2,8 @@
 
 The size is known from the heads of the files, so a disk that is too small is an error before the
 work. Every few seconds the pixels reach the disk, and then the index that says so: what is killed
-at any moment is continued from there. One process builds at a time; its lock, which the kernel
-gives up with the process, keeps the others waiting.
+at any moment is continued from there. Images that have changed since are decoded again. One process
+builds at a time; its lock, which the kernel gives up with the process, keeps the others waiting.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from metric_learning.common.atomic import write_atomically, write_json
+from metric_learning.common.fingerprint import Snapshot, changed_rows, describe_change
 from metric_learning.reader.batches.cache import (
     BROKEN,
     ENTRY,
@@ -36,12 +37,14 @@ from metric_learning.reader.batches.cache import (
     checksum,
     describe,
     is_complete,
+    kept_images,
     num_bytes,
-    offsets,
+    place,
     read_entries,
 )
 from metric_learning.reader.batches.loader import check_broken
 from metric_learning.reader.sets.image_set import ImageError, ImageSet
+from metric_learning.reader.sets.snapshots import snapshot_of
 from metric_learning.reader.transforms import reduce_image, resized_shape
 
 GB = 10**9
@@ -58,12 +61,14 @@ def open_cache(
     num_workers: int,
     on_bad_image: str,
     log: Log,
+    verify: bool = False,
 ) -> CachedImageSet:
     """Return the set with its images in a cache, which is built where it is not complete.
 
     Images whose short side is longer, in pixels, are reduced to it, by `num_workers` threads, at
     least one. A broken image stops ("error") or is noted ("skip"); `log` receives what is built or
-    waited for.
+    waited for. Changed images are recognised by their sizes and times, or to `verify` by what they
+    hold, and decoded again.
 
     Raises:
         ImageError: an image is broken, or too many are.
@@ -77,15 +82,20 @@ def open_cache(
             "it out"
         )
     about = describe(image_set, short_side)
-    if not is_complete(folder, about):
+    known = kept_images(folder, about)
+    snapshot = snapshot_of(image_set, known, verify)
+    if not is_complete(folder, about, snapshot):
         builder = _Builder(
-            image_set, CachePaths(folder), about, max(1, num_workers), on_bad_image, log
+            image_set, CachePaths(folder), about, snapshot, max(1, num_workers), on_bad_image, log
         )
         with locked(folder, log):
-            if not is_complete(folder, about):
+            if not is_complete(folder, about, snapshot):
                 builder.build()
+    elif known is not None and (known.states != snapshot.states).any():
+        with contextlib.suppress(OSError):  # of a cache that can be read only
+            snapshot.save(CachePaths(folder).images)
 
-    cached = CachedImages(folder, about)
+    cached = CachedImages(folder, about, len(image_set))
     broken = cached.broken()
     if on_bad_image == "error" and len(broken):
         raise ImageError(
@@ -116,6 +126,7 @@ class _Builder:
     image_set: ImageSet
     files: CachePaths
     about: dict[str, Any]
+    snapshot: Snapshot
     num_workers: int
     on_bad_image: str
     log: Log
@@ -123,31 +134,39 @@ class _Builder:
     def build(self) -> None:
         """Bring the cache to completion; the lock must be held."""
         files = self.files
-        if not files.about.exists():
-            write_json(files.about, self.about)
+        kept = kept_images(files.folder, self.about)
+        write_json(files.about, self.about)
         with one_thread_each():
-            if files.index.exists():
-                self._entries = read_entries(files.folder, len(self.image_set))
+            if kept is None:
+                entries = np.zeros(len(self.image_set), ENTRY)
+                rows = np.arange(len(entries))
             else:
-                self._entries = self._plan()
-                self._save_entries()
+                entries = read_entries(files.folder, len(self.image_set))
+                rows = changed_rows(kept, self.snapshot)
+                if len(rows):
+                    first = describe_change(kept, self.snapshot, rows[0])
+                    self.log(f"cache: {len(rows)} images have changed, the first {first}")
 
+            self._entries = entries
+            self._plan(rows)
+            self._save_entries()
+            self.snapshot.save(files.images)
             self._reserve()
             self._fill()
         write_json(files.about, self.about | {"index": checksum(self._entries)})
         self.log(f"cache: {files.folder} is complete")
 
-    def _plan(self) -> np.ndarray:
-        """Find from the heads of all files where each image will lie, (N,) of ENTRY."""
-        entries = np.zeros(len(self.image_set), ENTRY)
-        with self._mapped(self._shape, range(len(entries)), "reading sizes") as shapes:
-            for i, shape in enumerate(shapes):
+    def _plan(self, rows: np.ndarray) -> None:
+        """Find from the heads of files where the images of these rows will lie."""
+        entries = self._entries
+        entries[rows] = np.zeros((), ENTRY)
+        with self._mapped(self._shape, rows.tolist(), "reading sizes") as shapes:
+            for i, shape in zip(rows, shapes, strict=True):
                 if isinstance(shape, ImageError):
                     self._note_broken(entries, i, shape)
                 else:
                     entries["height"][i], entries["width"][i] = shape
-        entries["offset"] = offsets(entries)
-        return entries
+        place(entries, rows)
 
     def _shape(self, i: int) -> tuple[int, int] | ImageError:
         """Height and width of image i in the cache, or its error."""
@@ -166,8 +185,9 @@ class _Builder:
         """Say the size and take the room on the disk, all of it, so that it cannot run out."""
         path, size = self.files.pixels, num_bytes(self._entries)
         path.touch()
-        if path.stat().st_size != size:  # not begun, or lost
-            self._entries["state"][self._entries["state"] == PRESENT] = MISSING
+        is_present = self._entries["state"] == PRESENT
+        if path.stat().st_size < num_bytes(self._entries[is_present]):  # lost
+            self._entries["state"][is_present] = MISSING
         needed = size - path.stat().st_blocks * 512
         free = shutil.disk_usage(path.parent).free
         num_missing = int((self._entries["state"] == MISSING).sum())

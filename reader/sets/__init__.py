@@ -9,5 +9,6 @@ csv_files.py     CSV files of images
 cub_cars.py      CUB-200 of 2010 and 2011, and Cars196
 cifar10.py       CIFAR-10
 plain_images.py  images without labels
+snapshots.py     what images hold, so that kept things recognise them
 image_files.py   reads many files in several processes, in whatever state they are
 """

@@ -58,7 +58,7 @@ def test_auto_begins_goes_on_and_ends(train, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     folder = train("--total_iter_num=2")
     assert folder == tmp_path / "run" and "resuming" not in capsys.readouterr().out
-    train("--total_iter_num=3", "--pretrained_model=gone.pt")
+    train("--total_iter_num=3")
     assert f"resuming {folder / 'last.pt'} after step 2" in capsys.readouterr().out
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert train("--total_iter_num=3") == folder

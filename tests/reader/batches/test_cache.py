@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metric_learning.reader.batches import cache_build
+from metric_learning.common import fingerprint
+from metric_learning.reader.batches import cache, cache_build
 from metric_learning.reader.batches.cache import CachePaths, relative_paths
 from metric_learning.reader.batches.cache_build import open_cache
 from metric_learning.reader.sets.image_set import ImageError, ImageSet
@@ -184,6 +185,7 @@ def test_a_build_that_died_early_or_lost_its_pixels_is_continued(images, folder,
         files.index.unlink()
     if kept == "nothing":
         files.about.unlink()
+        files.images.unlink()
     assert_holds(build(image_set, folder), image_set)
 
 
@@ -253,17 +255,67 @@ def test_an_index_or_pixels_with_flipped_bits_are_found(images, folder):
             build(image_set, folder)
 
 
-def test_a_cache_of_something_else_is_refused(images, folder):
+def test_a_cache_of_something_else_is_refused(images, folder, monkeypatch):
     image_set = make_image_set(images)
     build(image_set, folder)
     with pytest.raises(ImageError, match="other cache_size \\(40, not 50\\)"):
         build(image_set, folder, short_side=50)
-    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(image_set.paths[3])
-    with pytest.raises(ImageError, match="other files"):
+    monkeypatch.setattr(cache, "DECODER", 99)
+    with pytest.raises(ImageError, match="other decoder \\(1, not 99\\)"):
         build(image_set, folder)
+    monkeypatch.undo()
     os.remove(image_set.paths[3])
-    with pytest.raises(ImageError, match="other images \\(24, not 23\\)"):
+    with pytest.raises(ImageError, match="other images \\(1 removed, the first 03.jpg\\)"):
         build(make_image_set(images), folder)
+    about = CachePaths(folder).about
+    about.write_text(about.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(ImageError, match="other version \\(1, not 2\\)"):
+        build(make_image_set(images), folder)
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_changed_images_are_decoded_again(images, folder, is_ended):
+    """Of another size or of the same; a build that was broken off goes on with them."""
+    image_set, lines = make_image_set(images), []
+    build(image_set, folder)
+    files = CachePaths(folder)
+    if not is_ended:
+        files.about.write_text(files.about.read_text().partition(',\n  "index"')[0] + "\n}\n")
+    for i, size in ((0, (90, 80)), (11, (20, 20))):
+        Image.fromarray(np.full((*size, 3), 7, np.uint8)).save(image_set.paths[i])
+    os.utime(image_set.paths[20])  # the same content at another time
+    assert_holds(build(image_set, folder, lines=lines), image_set)
+    assert "cache: 2 images have changed, the first 00.jpg: " in lines[0]
+    assert lines[1].endswith("GB free; 2 to decode")
+    lines.clear()
+    assert_holds(build(image_set, folder, lines=lines), image_set)
+    assert lines == []
+
+
+def test_an_image_of_the_same_byte_size_is_decoded_again(images, folder):
+    """Its time of modification is that of before, as cp --preserve leaves it."""
+    path = images / "bitmap.bmp"
+    Image.new("RGB", (9, 9), "red").save(path)
+    image_set, before = make_image_set(images), path.stat()
+    build(image_set, folder)
+    Image.new("RGB", (9, 9), "blue").save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert_holds(build(image_set, folder), image_set)
+
+
+def test_verify_compares_all_contents(images, folder, monkeypatch):
+    image_set, hashed = make_image_set(images), []
+    build(image_set, folder)
+    hash_file = fingerprint._hash_file
+    monkeypatch.setattr(
+        fingerprint, "_hash_file", lambda path: [hashed.append(path), hash_file(path)][1]
+    )
+    build(image_set, folder)
+    assert hashed == []
+    options = {"num_workers": 1, "on_bad_image": "error", "log": print}
+    open_cache(image_set, folder, 40, verify=True, **options)
+    assert sorted(hashed) == image_set.paths
 
 
 def test_a_folder_of_something_else_is_left_alone(images, folder):
