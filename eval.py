@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, grouped, parse_flags, path, positive, with_defaults
+from metric_learning.common.flags import (
+    Flag,
+    grouped,
+    parse_flags,
+    path,
+    positive,
+    run_file,
+    with_defaults,
+)
 from metric_learning.engine.options.tables import (
     CLASS_FLAGS,
     DATA_FLAGS,
@@ -34,7 +42,7 @@ FLAGS = (
         "run",
         Flag(
             "compare",
-            path,
+            run_file,
             None,
             "two checkpoints: does the second beat the first?",
             num_values=2,

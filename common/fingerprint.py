@@ -109,6 +109,7 @@ def read_snapshot(data: bytes) -> Snapshot:
             )
     except Exception as error:  # a damaged file can raise anything
         raise ValueError("the record of its images is damaged") from error
+
     if states.dtype != STATE or states.shape != (len(names),):
         raise ValueError("the record of its images is damaged")
     if len(labels) not in (0, len(names)):

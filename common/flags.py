@@ -16,6 +16,7 @@ import yaml
 
 from metric_learning import __version__
 from metric_learning.common.cli import fail
+from metric_learning.common.places import without_latest
 
 AMP_CHOICES = ("auto", "off", "bfloat16", "float16")
 # Flags that mean the same: one on the command line replaces the other of a config file.
@@ -118,6 +119,11 @@ def path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def run_file(text: str) -> str:
+    """Parse the path of a file of a run; `latest` becomes the run that it leads to now."""
+    return without_latest(path(text))
+
+
 def image_shape(text: str) -> tuple[int, int, int]:
     """Parse `3,S,S`: channels, height and width in pixels, square only."""
     sizes = _integers(text)
@@ -167,6 +173,7 @@ METAVARS: dict[Callable[[str], Any], str] = {
     non_negative: "NUMBER",
     fraction: "FRACTION",
     path: "PATH",
+    run_file: "PATH",
     image_shape: "3,S,S",
     integers: "INT,...",
     whitening: "INT|all",

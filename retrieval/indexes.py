@@ -152,7 +152,6 @@ def build_index(
     class_names: Mapping[int, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     options: Mapping[str, int] | None = None,
-    snapshot: Snapshot | None = None,
 ) -> SearchIndex:
     """Build a search index of embeddings.
 
@@ -173,7 +172,6 @@ def build_index(
             cells that are searched; default nlist / 16, at least 8. m: bytes per image in `ivfpq`,
             which divide D, default about D / 8; edges per image in `hnsw`, default 32.
             ef_construction, ef_search: candidates kept in building (200) and in searching (128).
-        snapshot: of the images, taken before they were embedded.
 
     Raises:
         ValueError: shapes that do not fit, embeddings that are not finite, faiss is absent, an
@@ -194,7 +192,6 @@ def build_index(
         {int(label): name for label, name in (class_names or {}).items()},
         dict(metadata or {}),
         build_vectors(unit, kind, chosen),
-        snapshot,
     )
 
 

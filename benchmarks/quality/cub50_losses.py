@@ -6,7 +6,7 @@ Every loss starts from the ImageNet weights and sees the same number of images w
 optimizer. Its learning rate is the one of RATES that does best when it trains on classes 1-15 and
 is tested on 16-25; with it, it trains on classes 1-25, once per seed, and is tested on 26-50.
 Results that are in the output folder are not computed again, so that a run can be broken off; other
-flags than before need another folder.
+flags than before are refused there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.quality.seed_table import seed_table
 from metric_learning import eval as evaluation
 from metric_learning import train_elem, train_pair
+from metric_learning.common.atomic import write_json
 from metric_learning.common.cli import user_errors
 from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES, layout_of
 
@@ -68,9 +69,10 @@ def main(argv: Sequence[str] | None = None) -> str:
 
     with user_errors():
         frozen = output / "frozen.json"
-        if not frozen.exists():
-            config = ["--config=configs/cub50_frozen.yaml", "--image_shape=3,96,96"]
-            evaluation.main([*config, *words, f"--json={frozen}"])
+        config = ["--config=configs/cub50_frozen.yaml", "--image_shape=3,96,96", *words]
+        if not is_kept(frozen, config):
+            evaluation.main([*config, f"--json={frozen}"])
+            write_json(command_file(frozen), config)
         rates = {}
         for row in chosen.rows:
             rates[row] = choose_rate(row, output, words)
@@ -96,23 +98,43 @@ def run(
     row: str, rate: str, seed: str, classes: tuple[str, str], output: Path, words: Sequence[str]
 ) -> float:
     """Train and evaluate one loss on classes, unless its result is there; return its Recall@1."""
-    result = output / f"{row}_{seed}.json"
-    if not result.exists():
-        loss_name, options = ROWS[row]
-        script = train_elem if loss_name in ELEM_LOSSES else train_pair
-        is_blocks = loss_name in PAIR_LOSSES and layout_of(loss_name) in ("blocks", "labels")
-        if is_blocks and loss_name != "npairs":  # which takes pairs
-            options = [*options, "--samples_each_class=3"]
+    loss_name, options = ROWS[row]
+    is_blocks = loss_name in PAIR_LOSSES and layout_of(loss_name) in ("blocks", "labels")
+    if is_blocks and loss_name != "npairs":  # which takes pairs
+        options = [*options, "--samples_each_class=3"]
+    own = [f"--loss_name={loss_name}", f"--lr={rate}", *options, f"--seed={seed}"]
+    command = [*FLAGS, *own, f"--train_classes={classes[0]}", *words]
+    tested = [f"--test_classes={classes[1]}", "--batch_size=50", "--ks=2,4,8", *words]
 
+    result = output / f"{row}_{seed}.json"
+    if not is_kept(result, [*command, *tested]):
         shutil.rmtree(output / f"{row}_{seed}", ignore_errors=True)  # of a run that was broken off
-        own = [f"--loss_name={loss_name}", f"--lr={rate}", *options, f"--seed={seed}"]
-        own += [f"--train_classes={classes[0]}", f"--model_save_dir={output}"]
-        folder = script.main([*FLAGS, *own, f"--run_name={row}_{seed}", *words])
+        script = train_elem if loss_name in ELEM_LOSSES else train_pair
+        folder = script.main([*command, f"--model_save_dir={output}", f"--run_name={row}_{seed}"])
         weights = f"--pretrained_model={folder / 'last.pt'}"
-        tested = [f"--test_classes={classes[1]}", "--batch_size=50", "--ks=2,4,8"]
-        evaluation.main([weights, *tested, *words, f"--json={result}"])
+        evaluation.main([weights, *tested, f"--json={result}"])
+        write_json(command_file(result), [*command, *tested])
         shutil.rmtree(folder)  # 27 MB each
     return float(json.loads(result.read_text("utf-8"))["recall@1"])
+
+
+def command_file(result: Path) -> Path:
+    """Return the file that keeps the flags of a result."""
+    return result.with_suffix(".flags.json")
+
+
+def is_kept(result: Path, command: Sequence[str]) -> bool:
+    """Whether a result is there; ValueError where it was made with other flags."""
+    file = command_file(result)
+    if not result.exists() or not file.exists():  # without its flags it is not trusted
+        return False
+    before = json.loads(file.read_text("utf-8"))
+    if before != [*command]:
+        differ = sorted(set(before) ^ {*command})
+        raise ValueError(
+            f"{result} was made with other flags ({', '.join(differ)}): choose another --output"
+        )
+    return True
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +82,8 @@ def make_index(
             "versions": versions(),
         },
         options=parameters,
-        snapshot=snapshot,
     )
+    search_index = replace(search_index, snapshot=snapshot)
     search_index.save(str(file))
 
     shown = "".join(f", {name} {value}" for name, value in parameters.items())
@@ -157,6 +158,7 @@ def check_index(
             f"{file} was built in {precisions[0]}, queries are embedded in {precisions[1]}: "
             "cosines differ a little"
         )
+
     if kept.get("weights") != found["weights"]:
         raise ValueError(
             f"{file} was built with other weights ({search_index.metadata.get('weights')})"

@@ -11,7 +11,11 @@ from metric_learning.engine.embed.embedder import open_features, open_split
 from metric_learning.engine.evaluate import measures
 from metric_learning.engine.evaluate.compare import compare_checkpoints
 from metric_learning.engine.evaluate.origin import describe_origin
-from metric_learning.engine.options.evaluation import EvaluationOptions
+from metric_learning.engine.options.evaluation import (
+    EmbeddingOptions,
+    EvaluationOptions,
+    MetricOptions,
+)
 from metric_learning.engine.parallel.world import leave_world
 from metric_learning.retrieval.tables import class_table, write_csv
 
@@ -23,25 +27,39 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     if len(works) > 1:
         result = compare_checkpoints(works, metrics, is_kept)
     else:
-        result = evaluate_checkpoint(options, is_kept)
+        result = evaluate_checkpoint(
+            works[0],
+            metrics,
+            options.features,
+            options.class_table,
+            verify=options.verify,
+            is_kept=is_kept,
+        )
     leave_world()
+
     result["evaluated"]["versions"] = versions()
     if options.json and works[0].machine.world.is_main:
         write_json(Path(options.json), result)
     return result
 
 
-def evaluate_checkpoint(options: EvaluationOptions, is_kept: bool) -> dict[str, Any]:
+def evaluate_checkpoint(
+    work: EmbeddingOptions,
+    metrics: MetricOptions,
+    features: str | None = None,
+    table: str | None = None,
+    *,
+    verify: bool = False,
+    is_kept: bool = False,
+) -> dict[str, Any]:
     """Measure one checkpoint: `measure`, and accuracy where a class layer knows the classes.
 
-    A result that is kept says what it depends on.
+    The features are kept in the file `features`, compared with every image to `verify`; the scores
+    of each class in the CSV file `table`. A result that is to be kept says what it depends on.
     """
-    work, metrics, table = options.works[0], options.metrics, options.class_table
     embedder, image_set = open_split(work)
     measures.check_sizes(metrics, image_set)
-    file = None
-    if options.features:
-        file = open_features(options.features, embedder, image_set, options.verify)
+    file = open_features(features, embedder, image_set, verify) if features else None
     origin = describe_origin(embedder, image_set) if is_kept and file is None else {}
     embeddings = embedder.embed(image_set, file)
     if is_kept and file is not None:

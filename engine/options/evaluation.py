@@ -9,7 +9,6 @@ from typing import Any
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
 from metric_learning.common.outputs import prepare_output
-from metric_learning.common.places import without_latest
 from metric_learning.engine.options.parts import DataOptions, MachineOptions, ModelOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import default_transform
@@ -152,8 +151,6 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
             "expected --pretrained_model=CHECKPOINT (or --pretrained_model=random for untrained "
             "weights)"
         )
-    path = without_latest(path)
-    flags = flags.replaced(pretrained_model=path)
     device = choose_device(flags.device, flags.use_gpu, world)
 
     meta = {} if path == RANDOM else read_metadata(path) or {}

@@ -73,6 +73,7 @@ class ReadingOptions:
     on_bad_image: str
     prefetch: int
     verify: bool
+    on_changed_data: str
 
     @property
     def reading(self) -> Reading:

@@ -18,6 +18,7 @@ from metric_learning.common.flags import (
     non_negative,
     path,
     positive,
+    run_file,
     whitening,
 )
 
@@ -95,7 +96,7 @@ MODEL_FLAGS = grouped(
     Flag(
         "transform", str, None, "image pipeline; default: reference for its own models", TRANSFORMS
     ),
-    Flag("pretrained_model", path, None, "weights to start from: a file or folder of any kind"),
+    Flag("pretrained_model", run_file, None, "weights to start from: a file or folder of any kind"),
 )
 BATCH_NORM_FLAGS = grouped(
     "model",
@@ -157,7 +158,7 @@ RUN_FLAGS = grouped(
     "run",
     Flag("model_save_dir", path, "output", "folder of run folders"),
     Flag("run_name", str, None, "run folder below it; default: MODEL_LOSS, numbered if taken"),
-    Flag("checkpoint", path, None, "checkpoint to resume; auto: the newest good one, or none"),
+    Flag("checkpoint", run_file, None, "checkpoint to resume; auto: the newest good one, or none"),
     Flag("display_iter_step", positive, 10, "steps between log lines"),
     Flag("test_iter_step", natural, None, "steps between tests; 0: never test"),
     Flag("save_iter_step", natural, None, "steps between checkpoints; 0: only at the end"),

@@ -147,6 +147,7 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["momentum", "nesterov"], f"--optimizer={flags.optimizer}")
     if not flags.cache:
         flags.refuse(["cache_size"], "there is no --cache")
+
     if "checkpoint" not in flags.given:
         flags.refuse(["on_changed_data"], "without --checkpoint no run is resumed")
         if not flags.cache:

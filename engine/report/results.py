@@ -56,6 +56,7 @@ def check_seeds(results: Mapping[Path, Mapping[str, Any]]) -> None:
             )
         how = {name: value for name, value in about["depends_on"].items() if name != "weights"}
         facts[file] = how | (about.get("recipe") or {"weights": "random"})
+
     _check_equal(facts, "are not seeds of one row")
     _check_different(
         {file: result["evaluated"]["depends_on"].get("weights") for file, result in results.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from metric_learning.common.fingerprint import (
     find_changes,
     read_snapshot,
 )
-from metric_learning.common.flags import Flags
-from metric_learning.engine.options.parts import ScheduleOptions
+from metric_learning.engine.options.parts import ReadingOptions, ScheduleOptions
 from metric_learning.engine.options.training import LENGTHS, default_transform
 from metric_learning.losses import is_pml, loss_options
 from metric_learning.models import image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM, hash_weights
 from metric_learning.reader import ImageSet
+from metric_learning.reader.batches.cache import CachePaths
 from metric_learning.reader.sets.snapshots import snapshot_of
 
 # Where a run writes and computes, what it shows, and what follows from the data.
@@ -37,6 +37,7 @@ HARMLESS = {
 }
 # Where data lies, which is compared by what it holds.
 PLACES = {"data_dir", "csv", "train_list", "test_list"}
+ACCEPT = "accept"  # of --on_changed_data
 FIRST = ("loss_name", "model", "dataset")  # whose options differ too
 RECIPE_SKIPS = HARMLESS | PLACES | {"seed", "pretrained_model"}
 
@@ -70,9 +71,9 @@ class Origin:
 def find_origin(
     image_sets: Mapping[str, ImageSet],
     pretrained_model: str | None,
+    reading: ReadingOptions,
     checkpoint: str | None,
     meta: Mapping[str, Any],
-    verify: bool,
 ) -> Origin:
     """Find out what a run is of; what it began with is said by the checkpoint that it resumes.
 
@@ -80,8 +81,10 @@ def find_origin(
     """
     snapshots = {}
     for split, image_set in image_sets.items():
-        known = checkpoint and _kept_snapshot(Path(checkpoint).parent, split)
-        snapshots[split] = snapshot_of(image_set, known or None, verify)
+        known = _kept_snapshot(Path(checkpoint).parent, split) if checkpoint else None
+        if known is None and split == "train" and reading.cache:
+            known = _read_snapshot(CachePaths(Path(reading.cache)).images)
+        snapshots[split] = snapshot_of(image_set, known, reading.verify)
     if checkpoint is not None:
         kept = meta.get("depends_on", {})
         return Origin(snapshots, kept.get("start"), kept.get("start_recipe"))
@@ -100,46 +103,55 @@ def _snapshot_file(folder: Path, split: str) -> Path:
 
 def _kept_snapshot(folder: Path, split: str) -> Snapshot | None:
     """Return the snapshot in a run folder, or None: without it changes are found, but not named."""
+    return _read_snapshot(_snapshot_file(folder, split))
+
+
+def _read_snapshot(file: Path) -> Snapshot | None:
     try:
-        return read_snapshot(_snapshot_file(folder, split).read_bytes())
+        return read_snapshot(file.read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def check_flags(flags: Flags, path: str, meta: Mapping[str, Any]) -> None:
+def check_flags(
+    values: Mapping[str, Any], given: Set[str], path: str, meta: Mapping[str, Any]
+) -> None:
     """Raise ValueError where --checkpoint=auto finds the run of another command at `path`.
 
-    A flag counts where it is given now or was given then; a default of another version does not.
+    The `values` are those of the flags of this command. A flag counts where it is `given` now or
+    was given then; a default of another version does not.
     """
-    before, given = meta["flags"], flags.given | set(meta.get("given", ()))
+    before, both = meta["flags"], given | set(meta.get("given", ()))
     skipped = HARMLESS | PLACES | LENGTHS | {"pretrained_model"}
-    if flags.on_changed_data == "accept":
+    if values["on_changed_data"] == ACCEPT:
         skipped |= {"dataset", "train_classes", "test_classes", "fold"}
-    for name in sorted(given - skipped, key=lambda name: (name not in FIRST, name)):
-        if name not in before or name not in flags.values:
+
+    for name in sorted(both - skipped, key=lambda name: (name not in FIRST, name)):
+        if name not in before or name not in values:
             continue
-        kept, found = _plain(name, before[name]), _plain(name, _value(flags, name))
+        kept, found = _plain(name, before[name]), _plain(name, _value(values, name))
         if kept != found:
-            default = "" if name in flags.given else ", the default"
+            default = "" if name in given else ", the default"
             raise ValueError(
                 f"{path} was made with --{name}={_shown(kept)}, found --{name}={_shown(found)}"
                 f"{default}: this is another run; leave the flag as it was, choose another "
                 f"--run_name, or go on with other flags by --checkpoint={path}"
             )
-    _check_weights(flags, path, meta)
+    if "pretrained_model" in both:
+        _check_weights(values["pretrained_model"], path, meta)
 
 
-def _value(flags: Flags, name: str) -> Any:
+def _value(values: Mapping[str, Any], name: str) -> Any:
     """Return the value of a flag, or what follows where it was left open."""
-    value = flags.values[name]
-    if value is not None:
-        return value
+    if values[name] is not None:
+        return values[name]
+    model, loss_name = values["model"], values["loss_name"]
     if name == "transform":
-        return default_transform(flags.model)
+        return default_transform(model)
     if name == "image_shape":
-        size = image_size_of(flags.model)
+        size = image_size_of(model)
         return 3, size, size
-    own = {} if is_pml(flags.loss_name) else loss_options(flags.loss_name)
+    own = {} if is_pml(loss_name) else loss_options(loss_name)
     return own[name].default if name in own else None
 
 
@@ -154,34 +166,19 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _check_weights(flags: Flags, path: str, meta: Mapping[str, Any]) -> None:
-    """Raise ValueError where a run began with other weights than --pretrained_model names now."""
-    if "pretrained_model" not in flags.given | set(meta.get("given", ())):
-        return
-    before, now = meta["flags"].get("pretrained_model"), flags.pretrained_model
-    kept = meta.get("depends_on", {}).get("start")
+def _check_weights(now: str | None, path: str, meta: Mapping[str, Any]) -> None:
+    """Raise ValueError where a run began with other weights than --pretrained_model names `now`."""
+    before, kept = meta["flags"].get("pretrained_model"), meta.get("depends_on", {}).get("start")
     is_other = before != now
     if kept is not None and now not in (None, RANDOM):
         with contextlib.suppress(FileNotFoundError):  # a run goes on without them
-            is_other = hash_weights(now) != kept
+            is_other = hash_weights(str(now)) != kept
     if is_other:
         what = "another content" if before == now else f"--pretrained_model={now}"
         raise ValueError(
-            f"{path} was begun with --pretrained_model={before}, found {what}: this is another "
+            f"{path} was made with --pretrained_model={before}, found {what}: this is another "
             f"run; choose another --run_name, or go on by --checkpoint={path}"
         )
-
-
-def check_classes(
-    train_set: ImageSet, path: str, meta: Mapping[str, Any], accepts: bool
-) -> list[str]:
-    """Compare the training classes with those of the checkpoint that is resumed.
-
-    Returns a line where they differ and that is accepted, else raises ValueError.
-    """
-    names = list(train_set.class_names.values())
-    before = list(meta.get("class_names", names))
-    return _accept([] if before == names else [_describe_names(before, names)], path, accepts)
 
 
 def check_images(origin: Origin, path: str, meta: Mapping[str, Any], accepts: bool) -> list[str]:
@@ -196,10 +193,10 @@ def check_images(origin: Origin, path: str, meta: Mapping[str, Any], accepts: bo
             f"{path} is of an earlier version, which did not record images and given flags: they "
             "were not compared"
         ]
-    return _accept(_find_differences(origin, Path(path).parent, kept), path, accepts)
+    return refuse_or_note(_find_differences(origin, Path(path).parent, kept), path, accepts)
 
 
-def _accept(differences: list[str], path: str, accepts: bool) -> list[str]:
+def refuse_or_note(differences: list[str], path: str, accepts: bool) -> list[str]:
     """Return lines about differences that are accepted; ValueError where they are not."""
     if differences and not accepts:
         raise ValueError(
@@ -209,7 +206,7 @@ def _accept(differences: list[str], path: str, accepts: bool) -> list[str]:
     return [f"other data than before, accepted: {text}" for text in differences]
 
 
-def _describe_names(before: list[str], now: list[str]) -> str:
+def describe_classes(before: list[str], now: list[str]) -> str:
     """Say how the names of classes, in the order of their numbers, differ."""
     if len(before) != len(now):
         return f"{len(before)} training classes, not {len(now)}"
@@ -261,6 +258,7 @@ def recipe_of(meta: Mapping[str, Any]) -> dict[str, Any] | None:
     kept = meta.get("depends_on")
     if not kept or "flags" not in meta or "train" not in kept:
         return None
+
     flags = {name: value for name, value in meta["flags"].items() if name not in RECIPE_SKIPS}
     recipe: dict[str, Any] = json.loads(
         json.dumps(

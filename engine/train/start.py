@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
-from metric_learning.common.places import without_latest
 from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
@@ -23,14 +23,14 @@ from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.devices import keep_freed_memory, place
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.identity import (
+    ACCEPT,
     Origin,
-    check_classes,
     check_flags,
     check_images,
     check_length,
     find_origin,
 )
-from metric_learning.engine.run.resume import Start, find_start, load_start
+from metric_learning.engine.run.resume import Start, check_classes, find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.engine.train.criterion import build_criterion, complete_options
@@ -48,55 +48,48 @@ from metric_learning.reader import ImageSet
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
     """Settle the options of a training and build everything; restore the checkpoint, if any."""
     # Where it begins decides what the flags mean, and so do the training images.
-    flags = without_links(adopt_v1(flags, world))
+    flags = adopt_v1(flags, world)
     check_stage(flags.loss_name, stage)
     given = flags.given
-    start, checkpoint, flags = take_up(flags, world)
-    is_named = bool(given & {"model_save_dir", "run_name"})
-    run_options = parts.pick(parts.RunOptions, flags)
-    path = start.folder or decide_on_main(world, lambda: choose_folder(run_options, is_named))
+    start = begin(parts.pick(parts.RunOptions, flags), flags.values, given, world)
+    flags = flags.replaced(checkpoint=start.checkpoint)
+    if start.checkpoint is not None:
+        flags = adopt_checkpoint(flags, start.checkpoint, start.meta)
+    path = start.folder or choose_path(parts.pick(parts.RunOptions, flags), given, world)
     if world.is_main:
         log(f"run folder: {path}")
-    data = parts.pick(parts.DataOptions, flags)
-    sets = {"train": data.load("train")}
-    if flags.test_iter_step or flags.log_epochs:
-        sets["test"] = data.load("test")
-    options, start = settle_origin(flags, sets, start, checkpoint, world)
+    has_tests = bool(flags.test_iter_step or flags.log_epochs)
+    sets = load_sets(parts.pick(parts.DataOptions, flags), has_tests)
+    start = check_classes(start, sets["train"], flags.on_changed_data)
+    options = settle(flags, sets["train"], world)
+    model_options, reading, machine = options.model, options.reading, options.machine
+    start = compare(start, sets, model_options.pretrained_model, reading, options.schedule, world)
 
     # The weights are drawn in this order: those of the network, then those of the loss.
-    torch.manual_seed(options.machine.seed)
-    train_set = sets["train"]
-    sampler = stage.make_sampler(train_set.labels, options.batches, options.machine.seed, world)
-    model = prepare_network(options.model, options.optimizer, options.machine, checkpoint is None)
-    learner = build_learner(
-        model, options.loss, options.optimizer, options.batches, options.machine
-    )
+    torch.manual_seed(machine.seed)
+    sampler = stage.make_sampler(sets["train"].labels, options.batches, machine.seed, world)
+    model = prepare_network(model_options, options.optimizer, machine, start.state is None)
+    learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
     run = TrainingRun(
         options=options,
         learner=learner,
-        train_set=open_training_images(train_set, options.reading),
+        train_set=open_training_images(sets["train"], reading),
         test_set=sets.get("test"),
         sampler=sampler,
         preprocessing=preprocessing_of(
-            options.model, model, options.reading.min_crop_area, options.reading.horizontal_flip
+            model_options, model, reading.min_crop_area, reading.horizontal_flip
         ),
         start=start,
         stop=stop,
         path=path,
-        meta=describe(options.model, options.data, options.loss, learner, train_set)
-        | describe_start(start, given, checkpoint),
+        meta=describe(model_options, options.data, options.loss, learner, sets["train"])
+        | start.describe(given),
         meter=Meter(world),
         epoch=Meter(world),
     )
-    if checkpoint is not None:
-        run.restore(checkpoint)
+    if start.state is not None:
+        run.restore(start.state)
     return run
-
-
-def without_links(flags: Flags) -> Flags:
-    """Return flags that name the newest run itself instead of the link to it, which will move."""
-    files = {name: getattr(flags, name) for name in ("pretrained_model", "checkpoint")}
-    return flags.replaced(**{name: file and without_latest(file) for name, file in files.items()})
 
 
 def check_stage(loss_name: str, stage: Stage) -> None:
@@ -106,59 +99,59 @@ def check_stage(loss_name: str, stage: Stage) -> None:
         raise ValueError(f"{loss_name} is a loss of the other stage: train it with {script}")
 
 
-def take_up(flags: Flags, world: World) -> tuple[Start, dict[str, Any] | None, Flags]:
-    """Find where a run begins, its checkpoint, if any, and its flags with those of that one.
+def begin(run: parts.RunOptions, values: Mapping[str, Any], given: Set[str], world: World) -> Start:
+    """Find where a run begins, and read its checkpoint, if any.
 
-    Raises ValueError where --checkpoint=auto finds the run of another command.
+    Raises ValueError where --checkpoint=auto finds the run of another command than this one, whose
+    flags have `values`, some of them `given`.
     """
-    start = decide_on_main(world, lambda: find_start(parts.pick(parts.RunOptions, flags)))
-    flags = flags.replaced(checkpoint=start.checkpoint)
+    start = decide_on_main(world, lambda: find_start(run))
     if start.checkpoint is None:
-        return start, None, flags
-
-    path = start.checkpoint
-    checkpoint = load_start(path)
+        return start
+    start = replace(start, state=load_start(start.checkpoint))
     if start.is_auto:
-        decide_on_main(world, lambda: check_flags(flags, path, checkpoint["meta"]))
-    return start, checkpoint, adopt_checkpoint(flags, path, checkpoint["meta"])
+        path = start.checkpoint
+        decide_on_main(world, lambda: check_flags(values, given, path, start.meta))
+    return start
 
 
-def settle_origin(
-    flags: Flags,
-    sets: Mapping[str, ImageSet],
+def choose_path(run: parts.RunOptions, given: Set[str], world: World) -> Path:
+    """Choose the run folder, see `choose_folder`."""
+    is_named = bool(given & {"model_save_dir", "run_name"})
+    return decide_on_main(world, lambda: choose_folder(run, is_named))
+
+
+def load_sets(data: parts.DataOptions, has_tests: bool) -> dict[str, ImageSet]:
+    """List the images of the splits that a run uses."""
+    splits = ("train", "test") if has_tests else ("train",)
+    return {split: data.load(split) for split in splits}
+
+
+def compare(
     start: Start,
-    checkpoint: dict[str, Any] | None,
+    sets: Mapping[str, ImageSet],
+    pretrained_model: str | None,
+    reading: parts.ReadingOptions,
+    schedule: parts.ScheduleOptions,
     world: World,
-) -> tuple[parts.Options, Start]:
-    """Settle the options, and what the run is of; ValueError where the checkpoint is of others.
+) -> Start:
+    """Find out what a run is of, and compare it with the checkpoint that it resumes, if any.
 
-    The start that is returned knows its origin, and tells of what differs and may.
+    Returns a start that knows its origin, and tells of what differs and may. Raises ValueError
+    where the checkpoint is of something else.
     """
-    path, meta = start.checkpoint, {} if checkpoint is None else checkpoint["meta"]
-    accepts, notes = flags.on_changed_data == "accept", list(start.notes)
-    if path is not None:
-        notes += check_classes(sets["train"], path, meta, accepts)
-    options = settle(flags, sets["train"], world)
 
-    def compare() -> tuple[Origin, list[str]]:
-        weights, verify = options.model.pretrained_model, options.reading.verify
-        origin = find_origin(sets, weights, path, meta, verify)
-        return origin, [] if path is None else check_images(origin, path, meta, accepts)
+    def look() -> tuple[Origin, list[str]]:
+        origin = find_origin(sets, pretrained_model, reading, start.checkpoint, start.meta)
+        if start.checkpoint is None:
+            return origin, []
+        accepts = reading.on_changed_data == ACCEPT
+        return origin, check_images(origin, start.checkpoint, start.meta, accepts)
 
-    origin, found = decide_on_main(world, compare)
-    notes += found
-    if path is not None and checkpoint is not None:
-        notes += check_length(options.schedule, path, checkpoint)
-    return options, replace(start, notes=notes, origin=origin)
-
-
-def describe_start(
-    start: Start, given: Set[str], checkpoint: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Say what a checkpoint needs to recognise its run: what it is of, and the flags given."""
-    assert start.origin is not None
-    before = () if checkpoint is None else checkpoint["meta"].get("given", ())
-    return {"depends_on": start.origin.facts(), "given": sorted({*given, *before})}
+    origin, notes = decide_on_main(world, look)
+    if start.state is not None:
+        notes += check_length(schedule, str(start.checkpoint), start.state)
+    return replace(start, notes=[*start.notes, *notes], origin=origin)
 
 
 def describe(

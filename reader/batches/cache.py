@@ -32,6 +32,7 @@ from metric_learning.common.fingerprint import (
     first_difference,
     read_snapshot,
 )
+from metric_learning.common.fingerprint import relative_paths as relative_paths  # once here
 from metric_learning.reader.sets.image_set import ImageError, ImageSet
 
 VERSION = 2  # 1 knew the images by their paths and sizes alone

@@ -82,8 +82,7 @@ def open_cache(
             "it out"
         )
     about = describe(image_set, short_side)
-    known = kept_images(folder, about)
-    snapshot = snapshot_of(image_set, known, verify)
+    snapshot = _take_snapshot(image_set, folder, about, verify)
     if not is_complete(folder, about, snapshot):
         builder = _Builder(
             image_set, CachePaths(folder), about, snapshot, max(1, num_workers), on_bad_image, log
@@ -91,9 +90,6 @@ def open_cache(
         with locked(folder, log):
             if not is_complete(folder, about, snapshot):
                 builder.build()
-    elif known is not None and (known.states != snapshot.states).any():
-        with contextlib.suppress(OSError):  # of a cache that can be read only
-            snapshot.save(CachePaths(folder).images)
 
     cached = CachedImages(folder, about, len(image_set))
     broken = cached.broken()
@@ -104,6 +100,22 @@ def open_cache(
             "--on_bad_image=skip"
         )
     return CachedImageSet.of(image_set, cached)
+
+
+def _take_snapshot(
+    image_set: ImageSet, folder: Path, about: dict[str, Any], verify: bool
+) -> Snapshot:
+    """Look at the images; where only their times are other than a complete cache says, note them.
+
+    Raises what `kept_images` does.
+    """
+    kept = kept_images(folder, about)
+    snapshot = snapshot_of(image_set, kept, verify)
+    if kept is not None and is_complete(folder, about, snapshot):
+        if (kept.states != snapshot.states).any():
+            with contextlib.suppress(OSError):  # of a cache that can be read only
+                snapshot.save(CachePaths(folder).images)
+    return snapshot
 
 
 @contextlib.contextmanager

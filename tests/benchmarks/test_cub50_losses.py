@@ -29,7 +29,9 @@ def trained(monkeypatch):
         file = Path(next(flag for flag in argv if flag.startswith("--json=")).partition("=")[2])
         file.parent.mkdir(parents=True, exist_ok=True)
         recall = 0.2 if not runs else 0.5 + 1000 * runs[-1].lr + 0.01 * runs[-1].seed
-        file.write_text(json.dumps(dict.fromkeys(cub50_losses.METRICS, recall)))
+        about = {"flags": {}, "recipe": {}, "depends_on": {"weights": f"sha256:{len(runs)}"}}
+        metrics = dict.fromkeys(cub50_losses.METRICS, recall)
+        file.write_text(json.dumps(metrics | {"evaluated": about}))
 
     for script in (cub50_losses.train_elem, cub50_losses.train_pair):
         monkeypatch.setattr(script, "main", train(script))
@@ -49,6 +51,17 @@ def test_the_better_rate_trains_the_final_runs_which_are_kept(trained, tmp_path)
     assert lines[3].startswith("| softmax | 70.5 ± 0.7 |") and lines[3].endswith("| 2 |")
     assert cub50_losses.main(flags) == table and len(trained) == 6
     assert not list(tmp_path.glob("*/*.pt"))
+
+
+def test_results_of_other_flags_are_not_taken(trained, tmp_path, capsys):
+    flags = [f"--output={tmp_path}", "--seeds=0", "--rows", "softmax"]
+    cub50_losses.main(flags)
+    (tmp_path / "softmax_0.flags.json").unlink()
+    cub50_losses.main(flags)  # again where it is not known what made a result
+    assert len(trained) == 6
+    with pytest.raises(SystemExit):
+        cub50_losses.main([*flags, "--weight_decay=0.1"])
+    assert "made with other flags (--weight_decay=0.1): choose" in capsys.readouterr().err
 
 
 def test_every_row_trains_with_flags_that_its_script_knows(trained, tmp_path):
