@@ -111,10 +111,10 @@ def _take_snapshot(
     """
     kept = kept_images(folder, about)
     snapshot = snapshot_of(image_set, kept, verify)
-    if kept is not None and is_complete(folder, about, snapshot):
-        if (kept.states != snapshot.states).any():
-            with contextlib.suppress(OSError):  # of a cache that can be read only
-                snapshot.save(CachePaths(folder).images)
+    is_whole = kept is not None and is_complete(folder, about, snapshot)
+    if kept is not None and is_whole and (kept.states != snapshot.states).any():
+        with contextlib.suppress(OSError):  # of a cache that can be read only
+            snapshot.save(CachePaths(folder).images)
     return snapshot
 
 
