@@ -53,9 +53,7 @@ class Embedder:
         changed = [f"{name} {value}" for name, value in changed_options(model.options).items()]
         return {
             "weights": hash_tensors(model.state_dict()),
-            "model": ", ".join(
-                [model.name, *(f"{name} {value}" for name, value in changed.items())]
-            ),
+            "model": ", ".join([model.name, *changed]),
             "preprocessing": (
                 f"{preprocessing.transform}, {preprocessing.crop_size} px, mean "
                 f"{tuple(preprocessing.mean)}, std {tuple(preprocessing.std)}"

@@ -79,7 +79,7 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         preprocessing=preprocessing_of(
             model_options, model, reading.min_crop_area, reading.horizontal_flip
         ),
-        start=start,
+        start=replace(start, state=None),  # which would keep the file open
         stop=stop,
         path=path,
         meta=describe(model_options, options.data, options.loss, learner, sets["train"])

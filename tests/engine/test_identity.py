@@ -133,10 +133,10 @@ def replace_image(copy):
     ("change", "words"),
     [
         (replace_image, "images of the train split: 1 of 20 replaced, the first "),
-        (lambda copy: copy.paths[1].unlink(), "is no longer there"),
+        (lambda copy: copy.paths[3].unlink(), "is no longer there"),
         (
             lambda copy: write_csv(copy.root / "photos.csv", copy.paths, {1: "class_7"}),
-            "1 of 20 relabelled, the first photos/test/class_6/1.png: class_6, not class_7",
+            "1 of 20 relabelled, the first test/class_6/1.png: class_6, not class_7",
         ),
         (
             lambda copy: write_csv(copy.root / "photos.csv", copy.paths[:-4]),
@@ -144,7 +144,7 @@ def replace_image(copy):
         ),
         (
             lambda copy: write_csv(copy.root / "photos.csv", copy.paths, {3: None}),
-            "images of the train split: 1 removed, the first photos/test/class_6/3.png",
+            "images of the train split: 1 removed, the first test/class_6/3.png",
         ),
         (lambda copy: Image.new("RGB", (40, 32)).save(copy.paths[2]), "images of the test split"),
     ],
