@@ -79,15 +79,16 @@ class Snapshot:
     def digest(self) -> str:
         """Identify names, labels and contents, whatever the times of the files."""
         digest = hashlib.sha256(_joined(self.names) + b"\0\0" + _joined(self.labels) + b"\0\0")
-        digest.update(np.ascontiguousarray(self.states["digest"]))
+        digest.update(self.states["digest"].tobytes())
         return f"{len(self)} images, sha256:{digest.hexdigest()[:32]}"
 
     def to_bytes(self) -> bytes:
         """Return all of it as the bytes of an .npz file, see `read_snapshot`."""
-        texts = {"names": self.names, "labels": self.labels}
-        arrays = {name: np.frombuffer(_joined(text), np.uint8) for name, text in texts.items()}
+        names, labels = (
+            np.frombuffer(_joined(texts), np.uint8) for texts in (self.names, self.labels)
+        )
         file = io.BytesIO()
-        np.savez(file, states=self.states, **arrays)
+        np.savez(file, states=self.states, names=names, labels=labels)
         return file.getvalue()
 
     def save(self, path: Path) -> None:
@@ -156,7 +157,7 @@ def take_snapshot(
     if known is not None and not verify:
         is_known = _copy_known(states, names, known)
     rows = np.flatnonzero(~is_known & (states["size"] >= 0))
-    states["digest"][rows] = _hash_files([paths[row] for row in rows])
+    states["digest"][rows] = _hash_files([paths[row] for row in rows.tolist()])
     return Snapshot(names, list(labels), states)
 
 

@@ -25,7 +25,7 @@ def hash_tensors(tensors: Mapping[str, Any]) -> str:
     for name in sorted(name for name in tensors if not name.endswith(COUNTERS)):
         values = torch.as_tensor(tensors[name]).detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.flatten().view(torch.uint8).numpy())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 
