@@ -55,6 +55,7 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     flags = flags.replaced(checkpoint=start.checkpoint)
     if start.checkpoint is not None:
         flags = adopt_checkpoint(flags, start.checkpoint, start.meta)
+
     path = start.folder or choose_path(parts.pick(parts.RunOptions, flags), given, world)
     if world.is_main:
         log(f"run folder: {path}")
@@ -106,11 +107,11 @@ def begin(run: parts.RunOptions, values: Mapping[str, Any], given: Set[str], wor
     flags have `values`, some of them `given`.
     """
     start = decide_on_main(world, lambda: find_start(run))
-    if start.checkpoint is None:
+    path = start.checkpoint
+    if path is None:
         return start
-    start = replace(start, state=load_start(start.checkpoint))
+    start = replace(start, state=load_start(path))
     if start.is_auto:
-        path = start.checkpoint
         decide_on_main(world, lambda: check_flags(values, given, path, start.meta))
     return start
 
