@@ -186,7 +186,7 @@ def test_a_diverged_run_stops_and_saves_nothing(toy_flags, tmp_path, capsys, dis
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "the training diverged at step 2" in error
     assert not list(tmp_path.glob("**/*.pt"))
-    [images] = tmp_path.glob("*/step_2_images.txt")
+    [images] = tmp_path.glob("ResNet18_arcmargin/step_2_images.txt")
     assert str(images) in error and len(images.read_text().splitlines()) == 8
 
 
