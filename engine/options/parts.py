@@ -109,6 +109,7 @@ class LossOptions:
     options: Mapping[str, Any]
     class_dim: int
     alpha: float
+    class_dropout: float
     xbm_size: int
     xbm_start: int
     shard_head: bool
@@ -137,13 +138,14 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """The learning rate of each step, and the number of steps."""
+    """The learning rate of each step, and the number of steps; an epoch is `epoch_size` images."""
 
     lr: float
     lr_strategy: str
     lr_steps: tuple[int, ...]
     warmup_iter_num: int
     total_iter_num: int
+    epoch_size: int
 
 
 @dataclass(frozen=True)
