@@ -119,6 +119,7 @@ def _encode(
     joined = csr_array(
         (shared.data[is_joined], (shared.row[is_joined], shared.col[is_joined])), sets.shape
     )
+
     members = (sets + joined @ smaller).tocoo()
     weights = np.exp(-_pair_distances(unit, members.row, members.col) / farthest[members.row])
     encodings = csr_array((weights, (members.row, members.col)), sets.shape)
