@@ -1,7 +1,7 @@
 """Settles the options of a training: the one place where an option may depend on another one.
 
-What the user gave wins; then what the checkpoint says that is resumed; then what follows from the
-data and the model; then the default.
+What the user gave wins; then what the checkpoint says that is resumed; then what the weights say
+that the training starts from; then what follows from the data and the model; then the default.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from metric_learning.common.flags import Flags
+from metric_learning.common.flags import Flags, shown
 from metric_learning.common.log import log
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.options import parts
@@ -29,7 +29,7 @@ from metric_learning.losses import (
     stage_of,
 )
 from metric_learning.losses.pairs import LabelLoss
-from metric_learning.models import MODEL_OPTIONS, REFERENCE_MODELS, image_size_of
+from metric_learning.models import MODEL_OPTIONS, REFERENCE_MODELS, image_size_of, options_of
 from metric_learning.reader import ImageSet
 
 DEFAULT_SAMPLES_EACH_CLASS = 2  # of a loss without such an option
@@ -42,6 +42,7 @@ FIXED_FLAGS = (
     *("alpha", "xbm_size", "loss_options"),
 )
 LENGTHS = {"num_epochs", "total_iter_num"}
+PIPELINE = ("image_shape", "transform")  # how images become the input of a network
 
 
 def adopt_v1(flags: Flags, world: World) -> Flags:
@@ -54,6 +55,42 @@ def adopt_v1(flags: Flags, world: World) -> Flags:
             log(f"--train_batch_size={batch_size}, for {number} whole triples")
     loss_name = LOSS_ALIASES.get(flags.loss_name, flags.loss_name)
     return flags.replaced(train_batch_size=batch_size, loss_name=loss_name)
+
+
+def facts_of_model(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a weights file says of its model: flag -> value, of those that it knows."""
+    flags = meta.get("flags", {})  # converted weights have none, exported ones those of the model
+    named = {name: meta[name] for name in ("model", "embedding_size") if name in meta}
+    pipeline = {name: plain(flags[name]) for name in PIPELINE if name in flags}
+    return named | options_of(dict(meta)) | pipeline
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a JSON file as the flag has it: tuples instead of lists."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def adopt_weights(flags: Flags, meta: Mapping[str, Any]) -> tuple[Flags, list[str]]:
+    """Take the flags of the model that were not given from the weights that a training starts from.
+
+    Returns a line about what was taken, and a warning where another pipeline was given than that
+    of their training. The `meta` of weights of others is empty.
+    """
+    path, facts = flags.pretrained_model, facts_of_model(meta) if meta else {}
+    others = {name: value for name, value in facts.items() if getattr(flags, name) != value}
+    taken = {name: value for name, value in others.items() if name not in flags.given}
+
+    notes = []
+    if taken:
+        words = ", ".join(f"--{name}={shown(value)}" for name, value in taken.items())
+        notes.append(f"as {path} was trained: {words}")
+    for name in PIPELINE:
+        if name in others and name in flags.given:
+            notes.append(
+                f"warning: {path} was trained with --{name}={shown(others[name])}, this run takes "
+                f"--{name}={shown(getattr(flags, name))}: leave the flag out to keep theirs"
+            )
+    return flags.replaced(**taken), notes
 
 
 def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
