@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 CHUNK = 1 << 20
+MOST_BYTES = 10**10  # of a file of which nothing is known
 SPARE = 1 << 26  # bytes of a disk that are left free
 TIMEOUT_SECONDS = 60
 
@@ -21,7 +22,7 @@ class TooLargeError(OSError):
     """A file is larger than it can be, or than the disk has room for."""
 
 
-def download(urls: Sequence[str], part: Path, most: int) -> None:
+def download(urls: Sequence[str], part: Path, most: int = MOST_BYTES) -> None:
     """Download one file to `part` from the first address that answers, going on where it stopped.
 
     Raises ConnectionError where no address gave the whole file, and what came is kept;

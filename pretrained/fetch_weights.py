@@ -31,7 +31,6 @@ from metric_learning.models import (
 )
 
 FOLDER = Path("pretrained")
-MOST_BYTES = 10**9  # of torchvision's weights of a ResNet; the largest are 242 MB
 TORCHVISION_MODELS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
 FLAGS = (
     Flag("model", str, None, "reference or timm model name"),
@@ -82,7 +81,7 @@ def fetch_torchvision(model: EmbeddingModel, sha256: str | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Path(url).name
         try:
-            download([url], file, MOST_BYTES)
+            download([url], file)
         except ConnectionError as error:
             raise OSError(f"{error}; {offline_hint(model)}") from error
 

@@ -7,7 +7,7 @@ that the training starts from; then what follows from the data and the model; th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -70,27 +70,28 @@ def plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def adopt_weights(flags: Flags, meta: Mapping[str, Any]) -> tuple[Flags, list[str]]:
-    """Take the flags of the model that were not given from the weights that a training starts from.
+def notes_on_weights(
+    path: str | None, facts: Mapping[str, Any], values: Mapping[str, Any], given: Set[str]
+) -> list[str]:
+    """Say what a training takes from the weights that it starts from, and what it does otherwise.
 
-    Returns a line about what was taken, and a warning where another pipeline was given than that
-    of their training. The `meta` of weights of others is empty.
+    Args:
+        path: the weights file.
+        facts: what it says of its model, see `facts_of_model`; empty for weights of others.
+        values: the flags of the training, before the facts are taken for those not `given`.
+
+    Returns:
+        A line about the flags that are taken, and a warning for each of another pipeline.
     """
-    path, facts = flags.pretrained_model, facts_of_model(meta) if meta else {}
-    others = {name: value for name, value in facts.items() if getattr(flags, name) != value}
-    taken = {name: value for name, value in others.items() if name not in flags.given}
-
-    notes = []
-    if taken:
-        words = ", ".join(f"--{name}={shown(value)}" for name, value in taken.items())
-        notes.append(f"as {path} was trained: {words}")
-    for name in PIPELINE:
-        if name in others and name in flags.given:
-            notes.append(
-                f"warning: {path} was trained with --{name}={shown(others[name])}, this run takes "
-                f"--{name}={shown(getattr(flags, name))}: leave the flag out to keep theirs"
-            )
-    return flags.replaced(**taken), notes
+    others = {name: value for name, value in facts.items() if values[name] != value}
+    taken = [f"--{name}={shown(others[name])}" for name in others if name not in given]
+    notes = [f"as {path} was trained: {', '.join(taken)}"] if taken else []
+    return notes + [
+        f"warning: {path} was trained with --{name}={shown(others[name])}, this run takes "
+        f"--{name}={shown(values[name])}: leave the flag out to keep theirs"
+        for name in PIPELINE
+        if name in others and name in given
+    ]
 
 
 def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:

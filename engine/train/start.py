@@ -18,7 +18,8 @@ from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import (
     adopt_checkpoint,
     adopt_v1,
-    adopt_weights,
+    facts_of_model,
+    notes_on_weights,
     settle,
 )
 from metric_learning.engine.options.training_table import SCRIPTS
@@ -48,7 +49,9 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         script = SCRIPTS[stage_of(flags.loss_name)]
         raise ValueError(f"{flags.loss_name} is a loss of the other stage: train it with {script}")
     # The run folder is named after the model, which the weights may settle.
-    flags, notes = adopt_weights(flags, read_facts(flags.pretrained_model, flags.checkpoint))
+    facts = read_facts(flags.pretrained_model, flags.checkpoint)
+    notes = notes_on_weights(flags.pretrained_model, facts, flags.values, flags.given)
+    flags = flags.adopted(str(flags.pretrained_model), {}, facts)
     start = decide_on_main(world, lambda: find_start(parts.pick(parts.RunOptions, flags)))
     flags = flags.replaced(checkpoint=start.checkpoint)
     checkpoint = load_start(start.checkpoint) if start.checkpoint else None
@@ -93,14 +96,15 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
 
 
 def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
-    """Return what the weights that a training starts from say of themselves, if anything.
+    """Return what the weights that a training starts from say of their model, if anything.
 
     A run that is resumed does not need them any more, so that they may be gone.
     """
     if weights is None or checkpoint not in (None, AUTO):
         return {}
     try:
-        return read_metadata(weights) or {}
+        meta = read_metadata(weights)
+        return {} if meta is None else facts_of_model(meta)
     except FileNotFoundError:
         return {}
 

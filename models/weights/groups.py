@@ -33,9 +33,9 @@ def find_groups(content: Any) -> tuple[dict[str, Group], dict[str, str]]:
         if id(value) in seen or depth > DEEPEST:  # a dict may hold itself
             continue
         seen.add(id(value))
-        items = _items(value)
+
         tensors = {}
-        for key, item in items.items():
+        for key, item in _items(value).items():
             name = f"{place}.{key}" if place else str(key)
             item = _as_tensor(item)
             if isinstance(item, dict | Stranger):
@@ -46,6 +46,7 @@ def find_groups(content: Any) -> tuple[dict[str, Group], dict[str, str]]:
                 oddities[name] = item.kind
             elif isinstance(key, str) and isinstance(item, torch.Tensor):
                 tensors[key] = item
+
         if tensors:
             groups[place] = tensors
     return groups, oddities
@@ -74,6 +75,7 @@ def _flatten(module: Stranger) -> dict[str, Any]:
         if id(module) in seen or path.count(".") > DEEPEST:
             continue
         seen.add(id(module))
+
         for part in (PARAMETERS, BUFFERS, MODULES):
             inside = module.state[part]
             for name, value in inside.items() if isinstance(inside, dict) else ():
