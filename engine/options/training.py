@@ -78,7 +78,8 @@ def notes_on_weights(
     Args:
         path: the weights file.
         facts: what it says of its model, see `facts_of_model`; empty for weights of others.
-        values: the flags of the training, before the facts are taken for those not `given`.
+        values: the flags of the training, before these facts are taken.
+        given: names of the flags that were given, which are not taken.
 
     Returns:
         A line about the flags that are taken, and a warning for each of another pipeline.

@@ -142,9 +142,7 @@ ODD_TENSORS = {
     "int8": lambda t: t.to(torch.int8),
     "float8": lambda t: t.to(torch.float8_e4m3fn),
     r"\(3, 3\) for": lambda t: torch.zeros(3, 3),
-    r"shape or type \(backbone.conv1.weight expanded": lambda t: torch.zeros(1).expand(
-        10**6, 10**9
-    ),
+    "expanded": lambda t: torch.zeros(1).expand(10**6, 10**9),
 }
 
 
@@ -155,10 +153,9 @@ def test_tensors_that_cannot_be_weights_are_named(kind, states, tmp_path):
     key = next(key for key in state if state[key].ndim == 4)
     state[key] = ODD_TENSORS[kind](state[key])
     torch.save(state, tmp_path / "w.pt")
-    pattern = kind.replace("conv1.weight", re.escape(key))
-    with pytest.raises(ValueError, match=f"1 of another shape or type .*{key}") as error:
+    with pytest.raises(ValueError, match=f"1 of another shape or type .*{key}.*{kind}") as error:
         load_weights(build_model(NAME), tmp_path / "w.pt")
-    assert re.search(pattern, str(error.value)) and "\n" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_layers_within_the_backbone_are_not_left_out(states, tmp_path):

@@ -17,7 +17,7 @@ SIZE = ["--model=test_resnet", "--image_shape=3,48,48", "--transform=standard"]
 @pytest.fixture(scope="module")
 def data(toy_flags):
     """The flags of the toy set alone."""
-    return [flag for flag in toy_flags if not flag.startswith(("--image_shape", "--transform"))]
+    return [flag for flag in toy_flags if not flag.startswith(("--image_shape", "--model"))]
 
 
 @pytest.fixture(scope="module")
