@@ -53,6 +53,10 @@ class InertUnpickler(pickle._Unpickler):
         strangers: the names that were asked for and are not known.
     """
 
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
     def __init__(self, file: IO[bytes], known: Mapping[str, Any], encoding: str = "latin1") -> None:
         super().__init__(file, encoding=encoding)
         self.known = known
@@ -137,7 +141,7 @@ class InertUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("it adds to what is no set")
         self.stack[-1].update(items)
 
-    dispatch = pickle._Unpickler.dispatch | {
+    dispatch = pickle._Unpickler.dispatch | {  # type: ignore[assignment]
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_reduce,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,

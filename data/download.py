@@ -200,8 +200,7 @@ def fetch(source: Source, root: Path, sha256: str | None = None, is_trusted: boo
 def verify(path: Path, md5: str | None, sha256: str | None) -> None:
     """Compare a file with its published checksum and a given one; ValueError where it differs."""
     if md5 is None and sha256 is None:
-        found = checksum_of(path, "sha256")
-        print(f"no published checksum: the file's sha256 is {found}")
+        print(f"no published checksum: the file's sha256 is {checksum_of(path, 'sha256')}")
     for algorithm, expected in (("md5", md5), ("sha256", sha256)):
         found = checksum_of(path, algorithm) if expected else None
         if expected and found != expected.lower():
@@ -260,6 +259,8 @@ def zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
     """Names of the members of a zip file, with an open file, or None for a folder."""
     with zipfile.ZipFile(archive) as file:
         for info in tqdm(file.infolist(), desc="unpack", unit=" files", disable=None):
+            if not info.filename:
+                raise ValueError(f"{archive}: refused: it has a file without a name")
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise ValueError(f"{archive}: refused: {info.filename} is a link or special file")

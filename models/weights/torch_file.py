@@ -85,8 +85,9 @@ def read_torch(path: Path, whole: bool = True) -> TorchFile:
 
 
 def _read_zip(path: Path, whole: bool) -> TorchFile:
-    mapped = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-    content = memoryview(torch.empty(0, dtype=torch.uint8).set_(mapped).numpy())
+    mapped: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    numbers: Any = torch.empty(0, dtype=torch.uint8).set_(mapped).numpy()
+    content = memoryview(numbers)
     places = {}
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
@@ -98,14 +99,15 @@ def _read_zip(path: Path, whole: bool) -> TorchFile:
 
     if "data.pkl" not in places:
         raise zipfile.BadZipFile("it has no data.pkl")
-    if "byteorder" in places and content[places["byteorder"]] != b"little":
+    if "byteorder" in places and bytes(content[places["byteorder"]]) != b"little":
         raise ValueError("its byte order is that of another kind of machine")
 
     def find_data(key: str, num_bytes: int) -> torch.UntypedStorage:
         place = places[DATA + key]
         if place.stop - place.start < num_bytes:
             raise ValueError(f"storage {key} is too short")
-        return mapped[place.start : place.start + num_bytes]
+        data: torch.UntypedStorage = mapped[place.start : place.start + num_bytes]
+        return data
 
     unpickler = _TorchUnpickler(io.BytesIO(content[places["data.pkl"]]), find_data)
     return TorchFile(unpickler.load(), unpickler.strangers)
@@ -135,7 +137,8 @@ def _read_legacy(file: IO[bytes]) -> TorchFile:
             left -= num_bytes
             if left < 0:
                 raise ValueError("its tensors are larger than the file")
-            storages[key] = torch.UntypedStorage(num_bytes), num_bytes
+            storage = torch.UntypedStorage(num_bytes)  # type: ignore[no-untyped-call]
+            storages[key] = storage, num_bytes
         storage, size = storages[key]
         if size < num_bytes:
             raise ValueError(f"storage {key} is too short")

@@ -276,12 +276,22 @@ def make_damaged_xz(path):
     return path
 
 
+def make_nameless(path):
+    make_zip(path)
+    info = zipfile.ZipInfo("x")
+    info.filename = ""
+    with zipfile.ZipFile(path, "a") as file, file.open(info, "w") as member:
+        member.write(b"x")
+    return path
+
+
 WRONG = {
     "sparse": (make_sparse, "refused: "),
     "damaged xz": (make_damaged_xz, "broken archive: "),
-    "no name": (lambda path: make_zip(path, FILES | {"": b"x"}), "refused: "),
+    "no name in a zip": (make_nameless, "refused: "),
+    "no name": (lambda path: make_tar(path, FILES | {"": b"x"}), "refused: "),
     "a dot": (lambda path: make_tar(path, FILES | {".": b"x"}), "refused: "),
-    "too large": (lambda path: make_zip(path, FILES | {"Set/b": bytes(10**6)}), "holds more than"),
+    "too large": (lambda path: make_tar(path, FILES | {"Set/b": bytes(10**6)}), "holds more than"),
     "a file as folder": (lambda path: make_zip(path, FILES | {"Set/mug_final": b"x"}), "directory"),
 }
 
