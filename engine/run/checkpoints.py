@@ -20,6 +20,7 @@ from metric_learning.models.weights.torch_file import read_torch
 PARTS = ("model", "criterion", "optimizer", "step", "best", "meta")
 # Checkpoints of earlier versions lack them.
 OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch")
+META_DICTS = ("flags", "loss_options")  # of what a checkpoint says of its training
 FORMER_PARTS = ("random_state",)  # checkpoints of earlier versions have them; not used
 
 
@@ -74,7 +75,22 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path} holds {', '.join(sorted(unknown))}, which this version does not "
             "know: resume it with the version that wrote it"
         )
+    wrong = [name for name in PARTS if not _is_part(name, checkpoint[name])]
+    if wrong:
+        raise DamagedError(
+            f"checkpoint {path} was not written by this project ({', '.join(wrong)} is of another "
+            "kind): choose another one of the run"
+        )
     return checkpoint
+
+
+def _is_part(name: str, value: Any) -> bool:
+    """Tell whether a part of a checkpoint has the form that it is read with."""
+    if name == "step":
+        return type(value) is int and value >= 0
+    if not isinstance(value, dict):
+        return False
+    return name != "meta" or all(isinstance(value.get(one, {}), dict) for one in META_DICTS)
 
 
 @dataclass(frozen=True)
