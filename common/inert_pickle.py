@@ -132,14 +132,24 @@ class InertUnpickler(pickle._Unpickler):
         target = target.content if isinstance(target, Stranger) else target
         if type(target) is not dict:
             raise pickle.UnpicklingError("it sets items of what is no dict")
-        target.update(zip(items[::2], items[1::2], strict=True))
+        target.update(zip(checked_keys(items[::2]), items[1::2], strict=True))
 
     def load_additems(self) -> None:
         """Add to a set."""
         items = self.pop_mark()
         if type(self.stack[-1]) is not set:
             raise pickle.UnpicklingError("it adds to what is no set")
-        self.stack[-1].update(items)
+        self.stack[-1].update(checked_keys(items))
+
+    def load_frozenset(self) -> None:
+        """Make a frozen set."""
+        self.append(frozenset(checked_keys(self.pop_mark())))
+
+    def load_dict(self) -> None:
+        """Make a dict of all items since the mark."""
+        items = self.pop_mark()
+        self.append({})
+        self._update(items)
 
     dispatch = pickle._Unpickler.dispatch | {  # type: ignore[assignment]
         pickle.REDUCE[0]: load_reduce,
@@ -151,7 +161,20 @@ class InertUnpickler(pickle._Unpickler):
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.DICT[0]: load_dict,
     }
+
+
+def checked_keys(keys: list[Any]) -> list[Any]:
+    """Return what is to be hashed; UnpicklingError where that could take for ever.
+
+    It could for a tuple that holds another one twice, which does so too, and so on.
+    """
+    parts = [part for key in keys for part in (key if type(key) is tuple else [key])]
+    if any(type(part) in (tuple, frozenset) for part in parts):
+        raise pickle.UnpicklingError("a key that is no name")
+    return keys
 
 
 class Stateful:

@@ -22,7 +22,7 @@ from typing import IO, Any
 import torch
 
 from metric_learning.common.array_pickle import NUMPY_NAMES
-from metric_learning.common.inert_pickle import Builder, InertUnpickler
+from metric_learning.common.inert_pickle import Builder, InertUnpickler, checked_keys
 
 ZIP = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how the form before starts
@@ -230,6 +230,13 @@ def _of_subclass(function: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
     return function.function(*arguments) if isinstance(function, Builder) else Oddity("foreign")
 
 
+def _ordered(pairs: Any = ()) -> dict[Any, Any]:
+    """Build a dict of pairs, as Python 2 wrote ordered ones."""
+    items = [tuple(pair) for pair in pairs]
+    checked_keys([key for key, _ in items])
+    return dict(items)
+
+
 def _are_sizes(numbers: list[Any]) -> bool:
     return all(type(number) is int and 0 <= number < 2**60 for number in numbers)
 
@@ -241,10 +248,10 @@ def _odd(kind: str) -> Builder:
 # What torch.save's files need of what a pickle may name.
 TORCH_NAMES: dict[str, Any] = {
     **NUMPY_NAMES,
-    "collections.OrderedDict": Builder(lambda *items: dict(*items)),
+    "collections.OrderedDict": Builder(_ordered),
     "collections.defaultdict": Builder(lambda *_: {}),
-    "builtins.set": Builder(lambda *items: set(*items)),
-    "__builtin__.set": Builder(lambda *items: set(*items)),
+    "builtins.set": Builder(lambda items=(): set(checked_keys(items))),
+    "__builtin__.set": Builder(lambda items=(): set(checked_keys(items))),
     "torch.device": Builder(lambda *words: str(words)),
     "torch.Size": Builder(lambda *sizes: tuple(*sizes)),
     **{f"torch.{name}Storage": dtype for name, dtype in STORAGES.items()},

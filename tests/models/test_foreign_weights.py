@@ -176,6 +176,18 @@ def test_a_dict_that_holds_itself_does_not_hang(states, tmp_path):
     assert load_weights(build_model(NAME), tmp_path / "w.pt").missing == []
 
 
+def test_keys_that_take_for_ever_to_hash_do_not_hang(tmp_path):
+    key = ()
+    for _ in range(99):
+        key = (key, key)
+    program = pickle.dumps([{}, key])
+    assert program.endswith(b"e.")
+    # Instead of both going into the list, the tuple becomes a key of the dict.
+    (tmp_path / "a.pdparams").write_bytes(program[:-2] + b"N" + pickle.SETITEM + b".")
+    with pytest.raises(ValueError, match="a key that is no name"):
+        load_weights(build_model("ResNet18"), tmp_path / "a.pdparams")
+
+
 class Trap:
     def __init__(self, function, *arguments):
         self.made = function, arguments
