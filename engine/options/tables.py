@@ -58,18 +58,31 @@ READING_FLAGS = grouped(
     Flag("cache_size", positive, 256, "short side, in pixels, that larger images have in --cache"),
     Flag("augment_on", str, "workers", "where training images are cropped and mirrored", PLACES),
     Flag("decode_on", str, "workers", "where JPEG files are decoded; device: a CUDA GPU", PLACES),
-    Flag("on_bad_image", str, "error", "unreadable image: stop, or take another", BAD_IMAGE_POLICIES),
+    Flag(
+        "on_bad_image", str, "error", "unreadable image: stop, or take another", BAD_IMAGE_POLICIES
+    ),
     Flag("prefetch", positive, 2, "training batches that each worker prepares ahead"),
 )
 MODEL_FLAGS = grouped(
     "model",
-    Flag("model", str, "ResNet50", "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d, Xception, a timm name or open_clip:NAME"),
+    Flag(
+        "model",
+        str,
+        "ResNet50",
+        "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d, Xception, a timm name or open_clip:NAME",
+    ),
     Flag("embedding_size", natural, 0, "size of a linear layer on the feature; 0: the feature"),
     Flag("pooling", str, "own", "of the feature map to a feature; own: the backbone's", POOLINGS),
-    Flag("last_stride", positive, 2, "1: the last stage of a ResNet does not halve its feature map"),
+    Flag(
+        "last_stride", positive, 2, "1: the last stage of a ResNet does not halve its feature map"
+    ),
     Flag("feature_norm", str, "none", "between the pooling and the embedding layer", FEATURE_NORMS),
-    Flag("image_shape", image_shape, None, "channels, height, width; default: as the weights take it"),
-    Flag("transform", str, None, "image pipeline; default: reference for its own models", TRANSFORMS),
+    Flag(
+        "image_shape", image_shape, None, "channels, height, width; default: as the weights take it"
+    ),
+    Flag(
+        "transform", str, None, "image pipeline; default: reference for its own models", TRANSFORMS
+    ),
     Flag("pretrained_model", path, None, "weights to start from: a file or folder of any kind"),
 )
 BATCH_NORM_FLAGS = grouped(
@@ -98,24 +111,34 @@ OPTIMIZER_FLAGS = grouped(
     "optimizer",
     Flag("optimizer", str, "sgd", "optimizer", OPTIMIZERS),
     Flag("lr", non_negative, None, "initial learning rate"),
-    Flag("lr_head_mult", non_negative, 1.0, "rate factor of class and embedding layers, bnneck, gem"),
-    Flag("lr_loss_mult", non_negative, None, "rate factor of the loss's weights; default: the head's"),
+    Flag(
+        "lr_head_mult", non_negative, 1.0, "rate factor of class and embedding layers, bnneck, gem"
+    ),
+    Flag(
+        "lr_loss_mult", non_negative, None, "rate factor of the loss's weights; default: the head's"
+    ),
     Flag("momentum", non_negative, 0.9, "momentum of sgd"),
     Flag("nesterov", boolean, False, "Nesterov's momentum in sgd"),
     Flag("weight_decay", non_negative, 1e-4, "L2 of sgd and adam, decoupled decay of adamw"),
-    Flag("decay_norm_and_bias", boolean, True, "weight decay on norms and biases as in the reference"),
+    Flag(
+        "decay_norm_and_bias", boolean, True, "weight decay on norms and biases as in the reference"
+    ),
     Flag("clip_grad_norm", non_negative, 0.0, "largest norm of all gradients; 0: no clipping"),
     Flag("ema_decay", fraction, 0.0, "decay of a moving average of the weights; 0: none"),
 )
 SCHEDULE_FLAGS = grouped(
     "schedule",
-    Flag("train_batch_size", positive, None, "images per step over all devices", alias="batch_size"),
+    Flag(
+        "train_batch_size", positive, None, "images per step over all devices", alias="batch_size"
+    ),
     Flag("total_iter_num", natural, None, "number of steps"),
     Flag("num_epochs", positive, None, "instead of --total_iter_num: passes over the images"),
     Flag("lr_strategy", str, "piecewise_decay", "learning-rate schedule", LR_STRATEGIES),
     Flag("lr_steps", integers, None, "steps at which piecewise_decay divides the rate by 10"),
     Flag("warmup_iter_num", natural, 0, "first steps, in which the rate rises linearly"),
-    Flag("accumulation_steps", positive, 1, "parts of a device's batch, each with a loss of its own"),
+    Flag(
+        "accumulation_steps", positive, 1, "parts of a device's batch, each with a loss of its own"
+    ),
     Flag("chunk_size", natural, 0, "most images in the network at once, the loss sees all; 0: all"),
 )
 RUN_FLAGS = grouped(
