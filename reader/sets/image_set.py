@@ -140,9 +140,9 @@ def read_file(path: str, max_pixels: int = MAX_PIXELS, num_bytes: int = -1) -> b
         raise ImageError(f"cannot read image {path}: {reason}") from error
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
+def _open_without_waiting(path: str, mode: int) -> int:
     """Open a file; a pipe that nobody writes to would keep others waiting for ever."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    return os.open(path, mode | os.O_NONBLOCK)
 
 
 def check_size(num_pixels: int, path: str, decoding: Decoding) -> None:
@@ -171,6 +171,7 @@ def decode_image(data: bytes, path: str, decoding: Decoding = AS_REFERENCE) -> n
         rgb = decode_jpeg(data)
         if rgb is not None:
             return rgb if head.orientation == 1 else orient(rgb, head.orientation)
+
     try:
         with strict_pillow(), open_image(data) as image:
             check_size(image.width * image.height, path, decoding)

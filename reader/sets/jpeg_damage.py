@@ -100,6 +100,7 @@ class _Check:
                 reason = self._read_scan(content, self._data[end:place])
                 if reason:
                     return reason
+
         return "" if self._components and not self._low.any() else "a scan is missing"
 
     def _read_frame(self, marker: int, content: bytes) -> None:
@@ -114,6 +115,7 @@ class _Check:
         factors = [(part[1] >> 4, part[1] & 15) for part in parts]
         most_columns, most_rows = (max(values) for values in zip(*factors, strict=True))
         self._units = -(-width // (8 * most_columns)), -(-height // (8 * most_rows))
+
         num_blocks = 0
         for part, (columns, rows) in zip(parts, factors, strict=True):
             own_width = -(-width * columns // (8 * most_columns))
@@ -148,32 +150,44 @@ class _Check:
             content = content[size:]
 
     def _read_scan(self, content: bytes, codes: bytes) -> str:
-        """Read the codes of a scan; return what is wrong."""
+        """Read the codes of a scan, as they are in the file; return what is wrong."""
         count = content[0]
         first, last, bits = content[1 + 2 * count : 4 + 2 * count]
-        high, low = bits >> 4, bits & 15
+        spectrum = first, last, bits >> 4, bits & 15
         if not self._is_progressive:
-            first, last, high, low = 0, BLOCK - 1, 0, 0
+            spectrum = 0, BLOCK - 1, 0, 0
+        names, tables = content[1 : 1 + 2 * count : 2], content[2 : 2 + 2 * count : 2]
+        if not all(self._is_next(name, spectrum) for name in names):
+            return "a scan is missing"
 
         layout = []
-        for place in range(1, 1 + 2 * count, 2):
-            name, tables = content[place], content[place + 1]
-            dc_table, ac_table = tables >> 4, 4 + (tables & 15)
+        for name, table in zip(names, tables, strict=True):
             part = self._components[name]
             columns, rows = (part.columns, part.rows) if count > 1 else (1, 1)
-            layout.append((columns, rows, part.stride, part.offset, dc_table, ac_table, part.steps))
-            if not (self._has_table[dc_table] or first or high):
-                raise _Unknown  # a decoder has tables of its own for these
-            if last and not self._has_table[ac_table]:
-                raise _Unknown
-
-            known = self._low[self._numbers[name], first : last + 1]
-            if not np.array_equal(np.maximum(known, 0), np.full_like(known, high)):
-                return "a scan is missing"
-            known[:] = low
+            dc_table, ac_table = table >> 4, 4 + (table & 15)
+            self._require_tables(dc_table, ac_table, spectrum)
+            place = columns, rows, part.stride, part.offset
+            layout.append((*place, dc_table, ac_table, part.steps))
 
         units = self._units if count > 1 else (part.width, part.height)
-        return self._check_codes(codes, np.array(layout), units, (first, last, high, low))
+        return self._check_codes(codes, np.array(layout), units, spectrum)
+
+    def _is_next(self, name: int, spectrum: tuple[int, int, int, int]) -> bool:
+        """Whether a scan goes on where the last one left a component; notes that it is there."""
+        first, last, high, low = spectrum
+        known = self._low[self._numbers[name], first : last + 1]
+        is_next = bool((np.maximum(known, 0) == high).all())
+        known[:] = low
+        return is_next
+
+    def _require_tables(
+        self, dc_table: int, ac_table: int, spectrum: tuple[int, int, int, int]
+    ) -> None:
+        """Raise _Unknown where the file lacks a table: decoders have some of their own."""
+        first, last, high, _ = spectrum
+        needs_dc = first == 0 and high == 0
+        if (needs_dc and not self._has_table[dc_table]) or (last and not self._has_table[ac_table]):
+            raise _Unknown
 
     def _check_codes(
         self,
@@ -182,21 +196,22 @@ class _Check:
         units: tuple[int, int],
         spectrum: tuple[int, int, int, int],
     ) -> str:
-        """Check the codes of a scan, as they are in the file; return what is wrong."""
+        """Check the codes of a scan of so many units; return what is wrong."""
         values, starts = _split(np.frombuffer(codes, np.uint8))
         num_units = units[0] * units[1]
         if len(starts) - 1 != (math.ceil(num_units / self._interval) if self._interval else 1):
             return REASONS[CUT]
+
         state = self._check_scan(
             values,
             starts,
             self._interval or num_units,
-            *units,
+            units,
             layout,
             self._tables,
             self._steps,
             self._history,
-            *spectrum,
+            spectrum,
             self._is_progressive,
         )
         return REASONS.get(state, "")
@@ -228,11 +243,13 @@ def _split(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not np.array_equal(codes[restarts] - 0xD0, np.arange(len(restarts)) % 8):
         raise ValueError("restart markers out of order")
 
+    # What was stuffed behind 0xFF, both bytes of a restart marker, and 0xFF as filling.
     is_left_out = is_restart | (follows_ff & (codes == 0))
     is_left_out[restarts - 1] = True
-    is_left_out[:-1] |= follows_ff[1:] & (codes[1:] == 0xFF)  # filling
+    is_left_out[:-1] |= follows_ff[1:] & (codes[1:] == 0xFF)
     if len(codes) and codes[-1] == 0xFF:
         is_left_out[-1] = True
+
     kept = np.cumsum(~is_left_out)
     ends = [*kept[restarts], len(codes) - is_left_out.sum()]
     values = np.concatenate([codes[~is_left_out], np.zeros(PADDING, np.uint8)])
@@ -246,9 +263,16 @@ def compile_check() -> Callable[..., int] | None:
         import numba
         from numba.extending import register_jitable
 
-        for function in (_peek, _receive, _read_dc, _read_ac, _refine_ac, _finish):
+        for function in (_peek, _receive, _read_dc, _read_ac, _refine_ac, _read_block, _finish):
             globals()[function.__name__] = register_jitable(function)
-        return numba.njit(nogil=True, cache=True)(_check_scan)
+        check = numba.njit(nogil=True, cache=True)(_check_scan)
+
+        # An empty scan has it compiled now.
+        no_codes, starts = np.zeros(PADDING, np.uint8), np.zeros(2, np.int64)
+        tables = np.zeros((8, 1 << 16), np.int32), np.zeros((4, BLOCK), np.int64)
+        history, places = np.zeros((1, BLOCK), np.bool_), np.zeros((1, 7), np.int64)
+        check(no_codes, starts, 1, (0, 0), places, *tables, history, (0, 0, 0, 0), False)
+        return check
     except (ImportError, RuntimeError) as error:  # no numba, or no folder for what it compiles
         warnings.warn(f"damaged JPEG data are not looked for: {error}", stacklevel=2)
         return None
@@ -269,8 +293,12 @@ def _receive(values: Any, place: Any, size: Any) -> Any:
     return value if value >> (size - 1) else value - (1 << size) + 1
 
 
-def _read_dc(values: Any, state: Any, limit: Any, table: Any, most: Any) -> Any:
-    """Read the difference of a DC coefficient; state is place, run of empty blocks, coefficient."""
+def _read_dc(values: Any, state: Any, table: Any, most: Any) -> Any:
+    """Read a DC coefficient, as its difference to the one before.
+
+    The state is the number of the next bit, of blocks that are known to have no more AC
+    coefficients, and the DC coefficient.
+    """
     entry = table[_peek(values, state[0])]
     size = entry & 255
     if entry == 0 or size > 15:
@@ -278,8 +306,6 @@ def _read_dc(values: Any, state: Any, limit: Any, table: Any, most: Any) -> Any:
     state[0] += entry >> 8
     state[2] += _receive(values, state[0], size)
     state[0] += size
-    if state[0] > limit:
-        return CUT
     return OUT_OF_RANGE if abs(state[2]) > most else WHOLE
 
 
@@ -290,82 +316,61 @@ def _read_ac(
     table: Any,
     steps: Any,
     history: Any,
-    first: Any,
-    last: Any,
-    low: Any,
+    spectrum: Any,
     is_progressive: Any,
 ) -> Any:
     """Read the AC coefficients of a block for the first time."""
     if state[1] > 0:
         state[1] -= 1
         return WHOLE
-    k, before, num_equal = first, 0, 0
-    while k <= last:
+    first, last, _, low = spectrum
+    k, before, num_equal = max(first, 1), 0, 0
+
+    while k <= last and state[0] <= limit:
         entry = table[_peek(values, state[0])]
-        if entry == 0:
+        run, size = (entry >> 4) & 15, entry & 15
+        if entry == 0 or (size == 0 and 0 < run < 15 and not is_progressive):
             return BAD_CODE
         state[0] += entry >> 8
-        run, size = (entry >> 4) & 15, entry & 15
+        if size == 0 and run < 15:  # this block is complete, and some that follow
+            state[1] = (1 << run) - 1 + (_peek(values, state[0]) >> (16 - run))
+            state[0] += run
+            break
 
+        k += run
+        if k > last:
+            return MISPLACED
         if size > 0:
-            k += run
             value = _receive(values, state[0], size)
             state[0] += size
-            if k > last:
-                return MISPLACED
             if (abs(value) << low) * steps[k] > MOST + (steps[k] << low):
                 return OUT_OF_RANGE
             num_equal = num_equal + 1 if value == before and run == 0 else 1
             before = value
             if num_equal > MOST_EQUAL:
                 return EQUAL
-            if is_progressive:
-                history[k] = True
-            k += 1
-        elif run == 15:
-            k += 16
-            if k > last + 1:
-                return MISPLACED
-        elif run > 0 and not is_progressive:
-            return BAD_CODE
-        else:
-            state[1] = (1 << run) - 1
-            if run > 0:
-                state[1] += _peek(values, state[0]) >> (16 - run)
-                state[0] += run
-            break
-        if state[0] > limit:
-            return CUT
-    return CUT if state[0] > limit else WHOLE
+            history[k] = True
+        k += 1
+    return WHOLE
 
 
-def _refine_ac(
-    values: Any,
-    state: Any,
-    limit: Any,
-    table: Any,
-    history: Any,
-    first: Any,
-    last: Any,
-) -> Any:
+def _refine_ac(values: Any, state: Any, limit: Any, table: Any, history: Any, spectrum: Any) -> Any:
     """Read one more bit of the AC coefficients of a block."""
-    k = first
-    while state[1] == 0 and k <= last:
+    k, last = spectrum[0], spectrum[1]
+    while state[1] == 0 and k <= last and state[0] <= limit:
         entry = table[_peek(values, state[0])]
         run, size = (entry >> 4) & 15, entry & 15
         if entry == 0 or size > 1:
             return BAD_CODE
         state[0] += (entry >> 8) + size
         if size == 0 and run < 15:
-            state[1] = 1 << run
-            if run > 0:
-                state[1] += _peek(values, state[0]) >> (16 - run)
-                state[0] += run
+            state[1] = (1 << run) + (_peek(values, state[0]) >> (16 - run))
+            state[0] += run
             break
 
-        while k <= last and (history[k] or run > 0):  # a bit for each that is not 0
+        while k <= last and (history[k] or run > 0):
             if history[k]:
-                state[0] += 1
+                state[0] += 1  # a bit for each coefficient that is not 0
             else:
                 run -= 1
             k += 1
@@ -374,30 +379,54 @@ def _refine_ac(
         if size == 1:
             history[k] = True
         k += 1
-        if state[0] > limit:
-            return CUT
 
     if state[1] > 0:
-        while k <= last:
-            state[0] += history[k]
-            k += 1
+        for i in range(k, last + 1):
+            state[0] += history[i]
         state[1] -= 1
-    return CUT if state[0] > limit else WHOLE
+    return WHOLE
+
+
+def _read_block(
+    values: Any,
+    state: Any,
+    limit: Any,
+    dc_codes: Any,
+    ac_codes: Any,
+    steps: Any,
+    history: Any,
+    spectrum: Any,
+    is_progressive: Any,
+) -> Any:
+    """Read what a scan tells about a block."""
+    first, last, high, low = spectrum
+    found = WHOLE
+    if first == 0 and high > 0:
+        state[0] += 1
+    elif first == 0:
+        most = MOST // max(steps[0] << low, 1) + 1
+        found = _read_dc(values, state, dc_codes, most)
+
+    if found == WHOLE and last > 0 and high > 0:
+        found = _refine_ac(values, state, limit, ac_codes, history, spectrum)
+    elif found == WHOLE and last > 0:
+        found = _read_ac(values, state, limit, ac_codes, steps, history, spectrum, is_progressive)
+    return CUT if state[0] > limit else found
 
 
 def _finish(values: Any, state: Any, limit: Any) -> Any:
     """Check that a part of a scan ends where its codes do: the bits that are left of a byte are 1.
 
-    Bytes behind that are padding. Without them, some encoders leave bits of 0.
+    Where no bytes of padding follow, they may also be 0, as some encoders leave them.
     """
     if state[1] > 0:
         return CUT
     count = -state[0] & 7
     rest = np.int64(values[state[0] >> 3]) & ((1 << count) - 1)
-    is_end = state[0] + count == limit
-    if rest != (1 << count) - 1 and not (is_end and rest == 0):
-        return LEFT_OVER
     start, end = (state[0] + count) >> 3, limit >> 3
+    if rest != (1 << count) - 1 and not (start == end and rest == 0):
+        return LEFT_OVER
+
     if end - start > MOST_PADDING:
         for i in range(start, end):
             if values[i] != values[start]:
@@ -409,67 +438,40 @@ def _check_scan(
     values: Any,
     starts: Any,
     interval: Any,
-    num_columns: Any,
-    num_rows: Any,
+    units: Any,
     layout: Any,
     tables: Any,
     steps: Any,
     history: Any,
-    first: Any,
-    last: Any,
-    high: Any,
-    low: Any,
+    spectrum: Any,
     is_progressive: Any,
 ) -> Any:
-    """Check all blocks of a scan; what is wrong, or WHOLE."""
-    state = np.zeros(3, np.int64)
+    """Check all blocks of a scan, unit after unit; what is wrong, or WHOLE."""
+    state = np.zeros(3, np.int64)  # see `_read_dc`
     dcs = np.zeros(len(layout), np.int64)
-    limit = np.int64(0)
-    for unit in range(num_columns * num_rows):
+    limit = np.int64(0)  # bit behind the codes up to the next restart
+    for unit in range(units[0] * units[1]):
         if unit % interval == 0:
             part = unit // interval
             if part > 0:
-                end = _finish(values, state, limit)
-                if end != WHOLE:
-                    return end
+                found = _finish(values, state, limit)
+                if found != WHOLE:
+                    return found
             state[0], state[1], limit = 8 * starts[part], 0, 8 * starts[part + 1]
             dcs[:] = 0
 
+        row, column = unit // units[0], unit % units[0]
         for c in range(len(layout)):
             columns, rows, stride, offset, dc_table, ac_table, number = layout[c]
-            for row in range(rows):
-                for column in range(columns):
-                    block = offset + (unit // num_columns * rows + row) * stride
-                    block += unit % num_columns * columns + column
-                    if not is_progressive:
-                        block = 0
-                    found = WHOLE
-                    if first == 0 and high > 0:
-                        state[0] += 1
-                    elif first == 0:
-                        state[2] = dcs[c]
-                        step = steps[number, 0] << low
-                        most = MOST // max(step, 1) + 1
-                        found = _read_dc(values, state, limit, tables[dc_table], most)
-                        dcs[c] = state[2]
-
-                    if found == WHOLE and last > 0 and high > 0:
-                        found = _refine_ac(
-                            values, state, limit, tables[ac_table], history[block], first, last
-                        )
-                    elif found == WHOLE and last > 0:
-                        found = _read_ac(
-                            values,
-                            state,
-                            limit,
-                            tables[ac_table],
-                            steps[number],
-                            history[block],
-                            max(first, 1),
-                            last,
-                            low,
-                            is_progressive,
-                        )
-                    if found != WHOLE or state[0] > limit:
-                        return found if found != WHOLE else CUT
+            codes = tables[dc_table], tables[ac_table]
+            state[2] = dcs[c]
+            for i in range(rows * columns):
+                block = offset + (row * rows + i // columns) * stride + column * columns
+                past = history[block + i % columns if is_progressive else 0]
+                found = _read_block(
+                    values, state, limit, *codes, steps[number], past, spectrum, is_progressive
+                )
+                if found != WHOLE:
+                    return found
+            dcs[c] = state[2]
     return _finish(values, state, limit)
