@@ -18,6 +18,7 @@ from benchmarks.speed.reader import image_set_of, write_images
 from metric_learning.data.make_demo import make_demo
 from metric_learning.reader.batches.on_device import JpegFile, decode_on_device, read_file
 from metric_learning.reader.sets.image_set import decode_image
+from metric_learning.reader.sets.jpeg_head import read_jpeg_head
 
 ROTATED = Image.Exif()
 ROTATED[0x0112] = 6  # orientation
@@ -79,8 +80,10 @@ def nvjpeg(section: Section) -> None:
 
 
 def read(path: Path) -> tuple[str, int, Tensor]:
-    """Return the path of a file, the orientation 1 (upright) and its bytes, (n,) uint8."""
-    return str(path), 1, torch.from_numpy(np.fromfile(path, np.uint8))
+    """Return the path of a file, the orientation of its image, and its bytes, (n,) uint8."""
+    head = read_jpeg_head(path.read_bytes())
+    orientation = head.orientation if head else 1
+    return str(path), orientation, torch.from_numpy(np.fromfile(path, np.uint8))
 
 
 def decode_kind(file: Path, device: torch.device) -> dict[str, Any]:

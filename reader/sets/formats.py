@@ -28,6 +28,14 @@ FORMATS = {
 }
 AVIF = {"AVIF": (".avif",)}  # from Pillow 11.3 on
 HEIF = {"HEIF": (".heic", ".heif", ".hif")}  # with the package pillow-heif
+# How such files begin, behind four bytes, and what to do where they are not opened.
+BRANDS = {
+    b"ftypavif": "AVIF needs Pillow 11.3 or later",
+    **dict.fromkeys(
+        (b"ftypheic", b"ftypheix", b"ftypmif1"),
+        "HEIC needs the package pillow-heif: pip install pillow-heif",
+    ),
+}
 
 
 @cache
@@ -41,6 +49,11 @@ def _opened() -> dict[str, tuple[str, ...]]:
 def image_suffixes() -> tuple[str, ...]:
     """Return the suffixes, in lower case, of the image files that are opened here."""
     return tuple(suffix for suffixes in _opened().values() for suffix in suffixes)
+
+
+def why_unknown(data: bytes) -> str:
+    """Say why the bytes of a file are not opened."""
+    return BRANDS.get(data[4:12], "not an image file") if data else "the file is empty"
 
 
 @cache

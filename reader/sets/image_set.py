@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from metric_learning.reader.sets.exif import TURNS, exif_orientation, orient, oriented_shape
-from metric_learning.reader.sets.formats import pillow_formats
+from metric_learning.reader.sets.formats import pillow_formats, why_unknown
 from metric_learning.reader.sets.jpeg_head import JPEG_START, is_whole_jpeg, read_jpeg_head
 
 # The way in which files become pixels. What is kept of pixels (caches, features) names it: another
@@ -179,8 +179,7 @@ def decode_image(data: bytes, path: str, decoding: Decoding = AS_REFERENCE) -> n
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        reason = "not an image file" if data else "the file is empty"
-        raise ImageError(f"cannot read image {path}: {reason}") from error
+        raise ImageError(f"cannot read image {path}: {why_unknown(data)}") from error
     except Exception as error:  # decoders raise many types on broken bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"cannot read image {path}: {reason}") from error

@@ -1,6 +1,7 @@
 """Every door decodes alike: features, cache, device, report, scan and check."""
 
 import csv
+import io
 import json
 import os
 
@@ -16,7 +17,7 @@ from metric_learning.reader import ImageError, ImageSet, check
 from metric_learning.reader.batches.cache import CacheError
 from metric_learning.reader.batches.cache_build import open_cache
 from metric_learning.reader.batches.loader import Reading, eval_loader, train_loader
-from metric_learning.reader.batches.on_device import JpegFile, read_file
+from metric_learning.reader.batches.on_device import JpegFile, decode_on_device, read_file
 from metric_learning.reader.batches.samplers import ShuffledSampler
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -138,6 +139,35 @@ def test_phone_photos_are_upright_on_the_device_and_in_the_report(phone_photos, 
 
     subject = build_subject(phone_photos, np.zeros((14, 2), np.float32), {}, {}, [])
     assert all(near(subject.read_image(row), expected) for row in range(14))
+
+
+def test_the_gpu_decoder_waits_for_queued_kernels_and_its_images_are_turned(
+    phone_photos, monkeypatch
+):
+    """A stand-in: nvJPEG writes on a stream of its own, and leaves orientation out."""
+    calls = []
+
+    class Stream:
+        def synchronize(self):
+            calls.append("waited")
+
+    def decode(data, mode, device):
+        calls.append("decoded")
+        stored = [Image.open(io.BytesIO(part.numpy().tobytes())) for part in data]
+        return [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in stored]
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr("torchvision.io.decode_jpeg", decode)
+    found = [read_file(phone_photos, i) for i in range(len(phone_photos))]
+    files = [
+        (image.path, image.orientation, torch.from_numpy(image.data.copy()))
+        for image in found
+        if isinstance(image, JpegFile)
+    ]
+    images = decode_on_device(files, torch.device("cuda"))
+    assert calls == ["waited", "decoded"] and len(images) == 7
+    for image in images:
+        assert near(image.permute(1, 2, 0).numpy(), np.asarray(picture()))
 
 
 def test_the_cache_knows_what_became_of_transparent_pixels(cut_outs, tmp_path):

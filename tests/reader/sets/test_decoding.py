@@ -258,6 +258,12 @@ def test_heic_is_opened_where_its_package_is(tmp_path, monkeypatch, forget):
     assert sys.modules.pop("pillow_heif").count == 1
 
 
+def test_a_heic_that_is_not_opened_is_told_what_it_needs(monkeypatch, forget):
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    with pytest.raises(ImageError, match="pip install pillow-heif"):
+        decode_image(b"\0\0\0\x18ftypheic" + bytes(30), "a.heic")
+
+
 def test_real_heic_is_upright(photo, tmp_path):
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
