@@ -120,7 +120,7 @@ def test_alpha_is_dropped_as_opencv_does_or_composed_on_white(name):
     np.testing.assert_array_equal(dropped[:, :, ::-1], bgr)
 
     whole = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if name == "grey of 16 bits":  # of which OpenCV drops the transparent shade
+    if name in ("grey of 16 bits", "grey, one shade"):  # of which OpenCV drops the transparency
         expected = np.where(dropped == dropped[0, 0], 255, dropped)
     else:
         alpha = whole[:, :, 3:] / (65535 if whole.dtype == np.uint16 else 255)
