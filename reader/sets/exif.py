@@ -47,9 +47,7 @@ def oriented_shape(shape: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def orient(rgb: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn an image (H, W, 3) upright; contiguous, unless it was so and is returned as it is."""
-    if orientation == 1:
-        return rgb
+    """Turn an image (H, W, 3) upright; contiguous."""
     is_transposed, turns_rows, turns_columns = TURNS[orientation]
     rgb = rgb.swapaxes(0, 1) if is_transposed else rgb
     rgb = rgb[::-1] if turns_rows else rgb

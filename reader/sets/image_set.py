@@ -140,6 +140,7 @@ def read_file(path: str, max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> by
                 raise OSError("expected a file, found a pipe, a device or the like")
             if state.st_size > max_pixels * 10**6 * BYTES_PER_PIXEL:
                 raise OSError(f"{state.st_size:,} bytes are too many, --max_pixels allows more")
+
             return _read_bytes(file, min(state.st_size, num_bytes or state.st_size))
         finally:
             os.close(file)
@@ -276,14 +277,16 @@ def orientation_of(image: Image.Image) -> int:
     """
     tags = getattr(image, "tag_v2", None)  # of TIFF; Pillow 11 turns it itself and drops the tag
     if tags is None:
-        return exif_orientation(image.info.get("exif") or b"")
+        exif = image.info.get("exif")
+        return exif_orientation(exif) if exif else 1
     return tags.get(ORIENTATION_TAG) if tags.get(ORIENTATION_TAG) in TURNS else 1
 
 
 def upright_rgb(image: Image.Image, alpha: str) -> np.ndarray:
     """Convert an image of any mode to (H, W, 3) uint8, turned upright; `alpha` as in Decoding."""
     image.load()
-    return orient(to_rgb(image, alpha), orientation_of(image))
+    rgb, orientation = to_rgb(image, alpha), orientation_of(image)
+    return rgb if orientation == 1 else orient(rgb, orientation)
 
 
 def to_rgb(image: Image.Image, alpha: str) -> np.ndarray:
