@@ -17,8 +17,9 @@ from metric_learning.reader.sets.image_set import (
     ImageSet,
     check_size,
     decode_image,
+    is_whole_jpeg,
 )
-from metric_learning.reader.sets.jpeg_head import is_whole_jpeg, read_jpeg_head
+from metric_learning.reader.sets.jpeg_head import read_jpeg_head
 from metric_learning.reader.transforms import Crop, resize_bilinear
 
 # Colours of JPEG files that a GPU decodes as the CPU does; CMYK has 4.

@@ -21,7 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from metric_learning.reader.sets.exif import TURNS, exif_orientation, orient, oriented_shape
 from metric_learning.reader.sets.formats import pillow_formats, why_unknown
-from metric_learning.reader.sets.jpeg_head import JPEG_START, is_whole_jpeg, read_jpeg_head
+from metric_learning.reader.sets.jpeg_head import JPEG_END, JPEG_START, read_jpeg_head
 
 # The way in which files become pixels. What is kept of pixels (caches, features) names it: another
 # number, other pixels of some files. 1 knew neither orientation nor what is transparent.
@@ -195,6 +195,11 @@ def decode_image(data: bytes, path: str, decoding: Decoding = AS_REFERENCE) -> n
     except Exception as error:  # decoders raise many types on broken bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"cannot read image {path}: {reason}") from error
+
+
+def is_whole_jpeg(data: bytes) -> bool:
+    """Whether these are the bytes of a JPEG that is not cut short."""
+    return data.startswith(JPEG_START) and data.endswith(JPEG_END)
 
 
 def decode_jpeg(data: bytes) -> np.ndarray | None:

@@ -24,11 +24,6 @@ class JpegHead(NamedTuple):
     orientation: int  # of EXIF, 1..8; 1 where there is none
 
 
-def is_whole_jpeg(data: bytes) -> bool:
-    """Whether these are the bytes of a JPEG that is not cut short."""
-    return data.startswith(JPEG_START) and data.endswith(JPEG_END)
-
-
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield the segments of a JPEG: marker, and where its content starts and ends.
 
