@@ -68,7 +68,7 @@ class Embedder:
         listed = [images] if is_one_image(images) else list(images)
         if not listed:
             return np.empty((0, self.model.embedding_size), np.float32)
-        return np.asarray(self.embed(image_set_of(listed)))
+        return np.asarray(self.embed(image_set_of(listed, self.preprocessing.decoding)))
 
     def embed(self, image_set: ImageSet, features: FeatureFile | None = None) -> np.ndarray:
         """Embed images as the options say, see `embed_images`: (N, D) float32."""
@@ -104,7 +104,7 @@ def load_embedder(work: EmbeddingOptions) -> Embedder:
     class_layer = load_class_layer(path, work.meta, model, work.class_dim)
     if class_layer is not None:
         class_layer.to(work.machine.device)
-    preprocessing = preprocessing_of(work.model, model)
+    preprocessing = preprocessing_of(work.model, model, work.machine.max_pixels)
     place(model, work.machine.device)
     return Embedder(work, model.eval(), preprocessing, class_layer, source)
 

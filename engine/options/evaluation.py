@@ -229,7 +229,8 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         others = ("images", *SOURCE_NAMES, "output_dir", "index_type", "index_options", "class_dim")
         flags.refuse(others, f"--{queries[0]} searches the images of --index")
         if flags.query is None:
-            flags.refuse(("batch_size", "num_workers", "amp"), f"--{queries[0]} reads no images")
+            others = ("batch_size", "num_workers", "amp", "max_pixels")
+            flags.refuse(others, f"--{queries[0]} reads no images")
     elif flags.export is None:
         flags.refuse(("topk", "json"), "without --query or --query_text")
         if flags.index is None:

@@ -73,16 +73,21 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     learner = build_learner(
         model, options.loss, options.optimizer, options.batches, options.machine
     )
+    preprocessing = preprocessing_of(
+        options.model,
+        model,
+        options.machine.max_pixels,
+        options.reading.min_crop_area,
+        options.reading.horizontal_flip,
+    )
     is_named = bool(flags.given & {"model_save_dir", "run_name"})
     run = TrainingRun(
         options=options,
         learner=learner,
-        train_set=open_training_images(train_set, options.reading),
+        train_set=open_training_images(train_set, options.reading, preprocessing.decoding),
         test_set=test_set,
         sampler=sampler,
-        preprocessing=preprocessing_of(
-            options.model, model, options.reading.min_crop_area, options.reading.horizontal_flip
-        ),
+        preprocessing=preprocessing,
         start=start,
         stop=stop,
         path=start.folder or decide_on_main(world, lambda: choose_folder(options.run, is_named)),
