@@ -65,6 +65,7 @@ class Transform(NamedTuple):
     eval: Callable[..., np.ndarray]  # (rgb, crop_size, mean, std) -> (3, S, S) float32
     # (rgb, crop_size) -> (S, S, 3) uint8, what `eval` normalises
     test: Callable[[np.ndarray, int], np.ndarray]
+    alpha: str  # what becomes of transparent pixels, see `reader.sets.image_set.Decoding`
 
 
 def reference_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
@@ -156,9 +157,9 @@ def v1_eval(
 
 
 TRANSFORMS: dict[str, Transform] = {
-    "reference": Transform(reference_train, reference_eval, reference_test),
-    "standard": Transform(standard_train, standard_eval, standard_test),
-    "v1": Transform(v1_train, v1_eval, v1_test),
+    "reference": Transform(reference_train, reference_eval, reference_test, "drop"),
+    "standard": Transform(standard_train, standard_eval, standard_test, "white"),
+    "v1": Transform(v1_train, v1_eval, v1_test, "drop"),
 }
 
 
