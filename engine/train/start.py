@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
+from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
 from metric_learning.engine.options.training_table import SCRIPTS
@@ -49,6 +50,8 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     data = parts.pick(parts.DataOptions, flags)
     train_set = data.load("train")
     test_set = data.load("test") if flags.test_iter_step or flags.log_epochs else None
+    if test_set is not None:
+        check_scorable(test_set)
     options = settle(flags, train_set, world)
 
     # The weights are drawn in this order: those of the network, then those of the loss.

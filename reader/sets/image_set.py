@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -54,6 +55,18 @@ class ImageSet:
         """Whether every image is both query and gallery."""
         return bool(self.is_query.all() and self.is_gallery.all())
 
+    def select(self, rows: np.ndarray) -> ImageSet:
+        """Return the set of some images, `rows` (M,) int64."""
+        images = self.images
+        return replace(
+            self,
+            paths=[self.paths[row] for row in rows],
+            labels=self.labels[rows],
+            is_query=self.is_query[rows],
+            is_gallery=self.is_gallery[rows],
+            images=None if images is None else [images[row] for row in rows],
+        )
+
     def read_image(self, i: int) -> np.ndarray:
         """Decode image i to (H, W, 3) uint8 RGB; ImageError if its file is missing or broken."""
         if self.images is not None:
@@ -70,12 +83,17 @@ class ImageSet:
             return height, width
 
     def read_bytes(self, i: int) -> bytes:
-        """Read the file of image i; ImageError if it cannot be read."""
+        """Read the file of image i; ImageError if it cannot be, WorkerError if nothing can be."""
         path = self.paths[i]
         try:
             with open(path, "rb") as file:
                 return file.read()
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # not the image's fault
+                raise WorkerError(
+                    f"cannot read images ({error.strerror}): lower --num_workers, or allow more "
+                    "open files (ulimit -n)"
+                ) from error
             raise ImageError(f"cannot read image {path}: {error.strerror or error}") from error
 
 

@@ -261,7 +261,7 @@ def test_a_worker_killed_before_its_batch_is_taken_is_an_error(image_set, monkey
         yield from ()
         raise error
 
-    monkeypatch.setattr(loader_module, "_start", hand_nothing_over)
+    monkeypatch.setattr(loader_module, "start_workers", hand_nothing_over)
     with pytest.raises(WorkerError, match="was killed .*(refused|EOFError)"):
         _eval(image_set)
 
