@@ -131,7 +131,8 @@ class TrainingRun:
 
         Rank 0 writes it alone, where it has all of it: not where the class layer is split, or the
         ranks have means of an epoch each. Between the first changed weight and the count of its
-        step there is nothing to save: the checkpoint from before stays. Nothing is raised.
+        step there is nothing to save: the checkpoint from before stays. So does one from before a
+        test, which is repeated then. Nothing is raised.
         """
         if not self.machine.world.is_main:
             return
@@ -139,8 +140,8 @@ class TrainingRun:
         is_here = is_lone or not (self.learner.split_parameters() or self.epoch.num_steps)
         with contextlib.suppress(OSError):  # of the log: its disk may be full
             try:
-                if is_here and self.learner.is_whole:
-                    self.save_last(is_alone=True)
+                if is_here and self.learner.is_whole and self._saved[0] != self.step:
+                    self.save("last", is_alone=True)
             except Exception as error:
                 self.say(f"step {self.step} cannot be saved: {' '.join(str(error).split())}")
 
@@ -342,10 +343,10 @@ class TrainingRun:
             ) from error
         prune(self.path, self.options.run.keep, self.step)
 
-    def save_last(self, is_alone: bool = False) -> None:
-        """Save last.pt, see `save`, unless one holds this step and its test."""
+    def save_last(self) -> None:
+        """Save last.pt, unless one holds this step and its test."""
         if self._saved != (self.step, self.tested):
-            self.save("last", is_alone=is_alone)
+            self.save("last")
 
     def finish(self) -> None:
         """Save the end of the run, and say what it came to."""
