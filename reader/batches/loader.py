@@ -357,9 +357,10 @@ class ImageLoader:
         except (RuntimeError, OSError, EOFError) as error:
             # The last two: it was killed after it had said that a batch is there.
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            if isinstance(error, RuntimeError) and not reason.startswith(LOST_WORKER):
+            is_ours = isinstance(error, RuntimeError) and not reason.startswith(LOST_WORKER)
+            if is_ours or self._loader.num_workers == 0:
                 raise
-            if "open files" in reason:
+            if "open files" in reason or "ancdata" in reason:
                 raise no_resources("batches of processes that read cannot be received") from error
             raise WorkerError(
                 f"a process that reads images was killed ({reason}), perhaps for lack of memory: "
@@ -396,3 +397,5 @@ def _or_its_error(read: Callable[[], Batch]) -> Batch | ImageError | WorkerError
         return error
     except MemoryError:
         return WorkerError("no memory to decode images: lower --num_workers or the batch size")
+    except OSError as error:
+        return WorkerError(f"images cannot be read ({error})")

@@ -263,7 +263,7 @@ def test_a_worker_killed_before_its_batch_is_taken_is_an_error(image_set, monkey
 
     monkeypatch.setattr(loader_module, "start_workers", hand_nothing_over)
     with pytest.raises(WorkerError, match="was killed .*(refused|EOFError)"):
-        _eval(image_set)
+        _eval(image_set, workers=1)
 
 
 def test_workers_leave_signals_to_stop_to_the_main_process(workers_of, image_set):
