@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from metric_learning.reader.batches.cache import CacheError
 from metric_learning.reader.batches.workers import (
     LOST_WORKER,
+    check_descriptors,
     init_worker,
     no_resources,
     start_workers,
@@ -376,9 +377,10 @@ def _hand_over(batch: Any) -> Any:
     """
     if get_worker_info() is not None and isinstance(batch, Batch):
         try:
+            check_descriptors()
             batch.images.share_memory_()
             batch.labels.share_memory_()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             if "open files" in reason:
                 return no_resources(f"a batch of images cannot be handed over ({reason})")

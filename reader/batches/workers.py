@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -19,7 +20,11 @@ from torch.utils.data import DataLoader
 from metric_learning.reader.sets.image_set import WorkerError
 
 # How errors begin that say that PyTorch has lost a worker, or cannot receive what it hands over.
-LOST_WORKER = ("DataLoader worker (pid", "Too many open files", "received 0 items of ancdata")
+LOST_WORKER = (
+    *("DataLoader worker (pid", "Pin memory thread exited"),
+    *("Too many open files", "received 0 items of ancdata"),
+)
+SPARE_DESCRIPTORS = 8  # more than handing over a batch takes
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -64,6 +69,17 @@ def no_resources(what: str) -> WorkerError:
         f"{what}: lower --num_workers (0 reads without others), or allow more open files and "
         "processes (ulimit -n, -u)"
     )
+
+
+def check_descriptors() -> None:
+    """Raise OSError where too few descriptors are left to hand over a batch."""
+    opened = []
+    try:
+        for _ in range(SPARE_DESCRIPTORS):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def end_workers(workers: Iterable[BaseProcess]) -> None:
