@@ -18,7 +18,7 @@ from metric_learning.reader import ImageError, WorkerError
 from metric_learning.reader.batches.loader import Batch, ImageLoader
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-GRACE = 1.0  # seconds in which a process that is interrupted twice may end by itself
+GRACE = 2.0  # seconds in which a process that is interrupted twice may end by itself
 FAILURE = 1000  # above the number of every signal
 
 

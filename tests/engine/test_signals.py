@@ -15,6 +15,7 @@ from test_fit import parts_equal
 import train_elem
 from metric_learning.engine.embed import embedding
 from metric_learning.engine.parallel.world import World
+from metric_learning.engine.run import signals
 from metric_learning.engine.run.checkpoints import load_checkpoint
 from metric_learning.engine.run.signals import (
     SIGNALS,
@@ -126,6 +127,7 @@ def test_without_auto_the_line_names_the_checkpoint(tiny_flags, monkeypatch):
 
 
 def test_a_second_interrupt_stops_at_once(train, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(signals, "GRACE", 100.0)  # of this process
     interrupt(monkeypatch, "loss", signal.SIGINT, signal.SIGINT)
     with pytest.raises(SystemExit) as stop:
         train("run")
