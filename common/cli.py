@@ -43,6 +43,7 @@ def user_errors() -> Iterator[None]:
         yield
         if sys.stdout is not None:
             sys.stdout.flush()  # fails here, or with a traceback at the end of the interpreter
+
     except BrokenPipeError:
         drop_stdout()
         sys.exit(1)
@@ -81,7 +82,7 @@ def drop_stdout() -> None:
     """Send stdout nowhere, so that no later write or flush of it fails."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # no file of the system
+    except (OSError, ValueError, AttributeError):  # no file of the system
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 

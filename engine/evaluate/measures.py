@@ -36,6 +36,7 @@ def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
     labels = image_set.labels[image_set.is_query | image_set.is_gallery]
     if metrics.verification and len(np.unique(labels)) < 2:
         raise ValueError("--verification needs images of two classes, found one: leave it out")
+
     gallery_size = int(image_set.is_gallery.sum())
     if metrics.rerank is not None:
         num_queries = int(image_set.is_query.sum())

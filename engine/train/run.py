@@ -106,6 +106,7 @@ class TrainingRun:
             )
             try:
                 yield
+
             except Stopped as request:
                 self.save_last()
                 self.say(f"stopped by {request} after step {self.step}: {self.advice} resumes")

@@ -353,6 +353,7 @@ class ImageLoader:
                     raise batch
                 self.broken.update(batch.broken)
                 yield batch
+
         except WorkerError:
             raise
         except (RuntimeError, OSError, EOFError) as error:
