@@ -2,6 +2,7 @@
 
 import errno
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import TrainingProcess, context
+from processes import PATIENCE, TrainingProcess, context, wait_until
 from test_fit import parts_equal
+from test_resume import process_of_rank, read
 
 import train_elem
 import train_pair
@@ -245,3 +247,18 @@ def test_no_end_waits_for_workers():
     process.start()
     process.join(60)
     assert process.exitcode == 1
+
+
+@pytest.mark.slow
+def test_rank_0_saves_alone_what_it_has_where_another_is_killed(
+    start_torchrun, tiny_flags, tmp_path
+):
+    flags = [*tiny_flags, "--total_iter_num=100000", "--test_iter_step=0", "--run_name=run"]
+    (agent,) = start_torchrun(["train_elem.py", *flags])
+    log = tmp_path / "run" / "log.txt"
+    wait_until(lambda: agent.poll() is not None or "trainbatch 3," in read(log))
+    os.kill(process_of_rank(1, agent.pid), signal.SIGKILL)
+    agent.communicate(timeout=PATIENCE)
+    step = last_of(tmp_path / "run")["step"]
+    assert agent.returncode != 0 and step >= 3
+    assert f"stopped after step {step}: --checkpoint=" in read(log)
