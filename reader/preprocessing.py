@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+from metric_learning.reader.sets.image_set import MAX_PIXELS, Decoding
 from metric_learning.reader.transforms import MAX_ASPECT, TRANSFORMS
 
 # What is said of a transform of test images: how it resizes, and from where it crops.
@@ -17,6 +19,10 @@ WORDS = {
         "rounds a little differently)",
         "rounded half to even",
     ),
+}
+ALPHA_WORDS = {
+    "drop": "drop alpha, so that transparent pixels have the colour that is stored",
+    "white": "compose transparent pixels on white",
 }
 
 
@@ -34,6 +40,7 @@ class Preprocessing:
     std: tuple[float, ...]  # per channel, of values in 0..1
     min_crop_area: float = 0.08  # smallest area of a training crop, as a fraction of the image
     horizontal_flip: bool = True  # mirror every other training image
+    max_pixels: int = MAX_PIXELS  # most pixels of an image file, in millions
 
     def __post_init__(self) -> None:
         if self.transform not in TRANSFORMS:
@@ -54,12 +61,18 @@ class Preprocessing:
                 f"got {self.min_crop_area}: change --min_crop_area"
             )
 
+    @cached_property
+    def decoding(self) -> Decoding:
+        """How image files become pixels."""
+        return Decoding(TRANSFORMS[self.transform].alpha, self.max_pixels)
+
     def steps(self) -> list[str]:
         """Say how a test image becomes a network input, for who does it without this project."""
         size = self.crop_size
         resizing, rounding = WORDS[self.transform]
         return [
-            "decode the image to 8-bit RGB; drop alpha, do not apply the EXIF orientation",
+            "decode the image to 8-bit RGB and turn it upright, as its EXIF orientation tells; "
+            f"{ALPHA_WORDS[self.decoding.alpha]}",
             f"where one side is more than {MAX_ASPECT} times the other, keep {MAX_ASPECT} times "
             "the other of it, at its centre (first pixel: half of the rest, rounded down)",
             f"resize to a short side of {size} pixels and a long side in proportion, rounded half "

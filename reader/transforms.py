@@ -59,6 +59,7 @@ class Transform(NamedTuple):
     eval: Callable[..., np.ndarray]  # (rgb, crop_size, mean, std) -> (3, S, S) float32
     # (rgb, crop_size) -> (S, S, 3) uint8, what `eval` normalises
     test: Callable[[np.ndarray, int], np.ndarray]
+    alpha: str  # what becomes of transparent pixels, see `reader.sets.image_set.Decoding`
 
 
 def reference_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
@@ -121,8 +122,8 @@ def standard_eval(
 
 
 TRANSFORMS: dict[str, Transform] = {
-    "reference": Transform(reference_train, reference_eval, reference_test),
-    "standard": Transform(standard_train, standard_eval, standard_test),
+    "reference": Transform(reference_train, reference_eval, reference_test, "drop"),
+    "standard": Transform(standard_train, standard_eval, standard_test, "white"),
 }
 
 

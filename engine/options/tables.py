@@ -159,6 +159,12 @@ MACHINE_FLAGS = grouped(
     Flag("device", str, "auto", "auto, cpu, cuda, cuda:1, ...; auto follows --use_gpu"),
     Flag("amp", amp, "auto", "precision of the forward pass; auto: bfloat16 on a GPU that has it"),
     Flag("num_workers", natural, 2, "processes that read images; 0: none beside the main one"),
+    Flag(
+        "max_pixels",
+        positive,
+        128,
+        "most pixels of an image, in millions (6 to 14 MB each)",
+    ),
     Flag("seed", natural, 0, "seed of all that is random"),
 )
 TRAINING_MACHINE_FLAGS = grouped(

@@ -1,18 +1,18 @@
 """Settles the options of a training: the one place where an option may depend on another one.
 
-What the user gave wins; then what the checkpoint says that is resumed; then what follows from the
-data and the model; then the default.
+What the user gave wins; then what the checkpoint says that is resumed; then what the weights say
+that the training starts from; then what follows from the data and the model; then the default.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
 
-from metric_learning.common.flags import Flags
+from metric_learning.common.flags import Flags, shown
 from metric_learning.common.log import log
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.options import parts
@@ -29,7 +29,7 @@ from metric_learning.losses import (
     stage_of,
 )
 from metric_learning.losses.pairs import LabelLoss
-from metric_learning.models import MODEL_OPTIONS, REFERENCE_MODELS, image_size_of
+from metric_learning.models import MODEL_OPTIONS, REFERENCE_MODELS, image_size_of, options_of
 from metric_learning.reader import ImageSet
 
 DEFAULT_SAMPLES_EACH_CLASS = 2  # of a loss without such an option
@@ -42,6 +42,7 @@ FIXED_FLAGS = (
     *("alpha", "xbm_size", "loss_options"),
 )
 LENGTHS = {"num_epochs", "total_iter_num"}
+PIPELINE = ("image_shape", "transform")  # how images become the input of a network
 
 
 def adopt_v1(flags: Flags, world: World) -> Flags:
@@ -54,6 +55,44 @@ def adopt_v1(flags: Flags, world: World) -> Flags:
             log(f"--train_batch_size={batch_size}, for {number} whole triples")
     loss_name = LOSS_ALIASES.get(flags.loss_name, flags.loss_name)
     return flags.replaced(train_batch_size=batch_size, loss_name=loss_name)
+
+
+def facts_of_model(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a weights file says of its model: flag -> value, of those that it knows."""
+    flags = meta.get("flags", {})  # converted weights have none, exported ones those of the model
+    named = {name: meta[name] for name in ("model", "embedding_size") if name in meta}
+    pipeline = {name: plain(flags[name]) for name in PIPELINE if name in flags}
+    return named | options_of(dict(meta)) | pipeline
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a JSON file as the flag has it: tuples instead of lists."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def notes_on_weights(
+    path: str | None, facts: Mapping[str, Any], values: Mapping[str, Any], given: Set[str]
+) -> list[str]:
+    """Say what a training takes from the weights that it starts from, and what it does otherwise.
+
+    Args:
+        path: the weights file.
+        facts: what it says of its model, see `facts_of_model`; empty for weights of others.
+        values: the flags of the training, before these facts are taken.
+        given: names of the flags that were given, which are not taken.
+
+    Returns:
+        A line about the flags that are taken, and a warning for each of another pipeline.
+    """
+    others = {name: value for name, value in facts.items() if values[name] != value}
+    taken = [f"--{name}={shown(others[name])}" for name in others if name not in given]
+    notes = [f"as {path} was trained: {', '.join(taken)}"] if taken else []
+    return notes + [
+        f"warning: {path} was trained with --{name}={shown(others[name])}, this run takes "
+        f"--{name}={shown(values[name])}: leave the flag out to keep theirs"
+        for name in PIPELINE
+        if name in others and name in given
+    ]
 
 
 def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:

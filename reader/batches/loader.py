@@ -250,10 +250,10 @@ class TrainBatches(Dataset):
 
     def _read(self, i: int) -> np.ndarray | JpegFile:
         if self.reading.hand_over != "files":
-            return self.image_set.read_image(i)
+            return self.image_set.read_image(i, self.preprocessing.decoding)
         from metric_learning.reader.batches.on_device import read_file
 
-        return read_file(self.image_set, i)
+        return read_file(self.image_set, i, self.preprocessing.decoding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,9 +282,9 @@ class EvalBatches(Dataset):
 
     def _crop(self, i: int, broken: dict[str, str]) -> np.ndarray:
         """Read and crop image i, (S, S, 3) uint8; note it where it is unreadable and may be."""
-        size = self.preprocessing.crop_size
+        size, decoding = self.preprocessing.crop_size, self.preprocessing.decoding
         try:
-            image = self.image_set.read_image(i)
+            image = self.image_set.read_image(i, decoding)
         except ImageError as error:
             if self.on_bad_image == "error":
                 raise

@@ -1,6 +1,5 @@
 """Loaders: order, labels, independence of workers, ranks and resume, broken images."""
 
-import builtins
 import errno
 import multiprocessing
 import os
@@ -310,5 +309,5 @@ def test_what_the_machine_lacks_is_no_broken_image(image_set, monkeypatch, numbe
         monkeypatch.context() as patch,
         pytest.raises(WorkerError, match="cannot read images .*ulimit -n"),
     ):
-        patch.setattr(builtins, "open", fail)
+        patch.setattr(os, "open", fail)
         image_set.read_image(0)
