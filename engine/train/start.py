@@ -46,9 +46,7 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     """Settle the options of a training and build everything; restore the checkpoint, if any."""
     # Where it begins decides what the flags mean, and so do the training images.
     flags = adopt_v1(flags, world)
-    if stage_of(flags.loss_name) != stage.number:
-        script = SCRIPTS[stage_of(flags.loss_name)]
-        raise ValueError(f"{flags.loss_name} is a loss of the other stage: train it with {script}")
+    check_stage(flags.loss_name, stage)
     # The run folder is named after the model, which the weights may settle.
     facts = read_facts(flags.pretrained_model, flags.checkpoint)
     notes = notes_on_weights(flags.pretrained_model, facts, flags.values, flags.given)
@@ -112,6 +110,13 @@ def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
         return {} if meta is None else facts_of_model(meta)
     except FileNotFoundError:
         return {}
+
+
+def check_stage(loss_name: str, stage: Stage) -> None:
+    """Raise ValueError where a loss is one of the other stage."""
+    if stage_of(loss_name) != stage.number:
+        script = SCRIPTS[stage_of(loss_name)]
+        raise ValueError(f"{loss_name} is a loss of the other stage: train it with {script}")
 
 
 def load_splits(data: parts.DataOptions, is_tested: bool) -> tuple[ImageSet, ImageSet | None]:
