@@ -71,18 +71,15 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     learner = build_learner(
         model, options.loss, options.optimizer, options.batches, options.machine
     )
+    reading, max_pixels = options.reading, options.machine.max_pixels
     preprocessing = preprocessing_of(
-        options.model,
-        model,
-        options.machine.max_pixels,
-        options.reading.min_crop_area,
-        options.reading.horizontal_flip,
+        options.model, model, max_pixels, reading.min_crop_area, reading.horizontal_flip
     )
     is_named = bool(flags.given & {"model_save_dir", "run_name"})
     run = TrainingRun(
         options=options,
         learner=learner,
-        train_set=open_training_images(train_set, options.reading, preprocessing.decoding),
+        train_set=open_training_images(train_set, reading, preprocessing.decoding),
         test_set=test_set,
         sampler=sampler,
         preprocessing=preprocessing,
