@@ -63,18 +63,15 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     options = settle(flags, train_set, world)
 
     # The weights are drawn in this order: those of the network, then those of the loss.
-    torch.manual_seed(options.machine.seed)
-    sampler = stage.make_sampler(train_set.labels, options.batches, options.machine.seed, world)
-    model = prepare_network(options.model, options.optimizer, options.machine, checkpoint is None)
+    reading, machine = options.reading, options.machine
+    torch.manual_seed(machine.seed)
+    sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world)
+    model = prepare_network(options.model, options.optimizer, machine, checkpoint is None)
     if checkpoint is not None:
         model.take_norm(checkpoint["meta"])
-    learner = build_learner(
-        model, options.loss, options.optimizer, options.batches, options.machine
-    )
-    reading, max_pixels = options.reading, options.machine.max_pixels
-    preprocessing = preprocessing_of(
-        options.model, model, max_pixels, reading.min_crop_area, reading.horizontal_flip
-    )
+    learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
+    augmentation = reading.min_crop_area, reading.horizontal_flip
+    preprocessing = preprocessing_of(options.model, model, machine.max_pixels, *augmentation)
     is_named = bool(flags.given & {"model_save_dir", "run_name"})
     run = TrainingRun(
         options=options,
