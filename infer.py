@@ -23,6 +23,7 @@ from typing import Any
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, grouped, parse_flags, path, positive, with_defaults
 from metric_learning.engine.options.tables import (
+    BAD_IMAGE_POLICIES,
     CLASS_FLAGS,
     DATA_FLAGS,
     EXPORT_FLAGS,
@@ -38,6 +39,13 @@ FLAGS = (
         "data",
         Flag("images", path, None, "an image or a folder of images, instead of a data set"),
         Flag("split", str, "test", "split of the data set", SPLITS),
+        Flag(
+            "on_bad_image",
+            str,
+            None,
+            "unreadable image: stop, or leave it out; default: error, of an index skip",
+            BAD_IMAGE_POLICIES,
+        ),
     ),
     *MODEL_FLAGS,
     *CLASS_FLAGS,

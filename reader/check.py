@@ -16,6 +16,7 @@ import numpy as np
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, natural, parse_flags, positive
 from metric_learning.common.flags import path as parse_path
+from metric_learning.common.log import show
 from metric_learning.reader.sets.datasets import DATASETS, load_image_set
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS, map_files, read_content
 from metric_learning.reader.sets.image_set import AS_REFERENCE, MAX_PIXELS, Decoding, ImageSet
@@ -47,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             load_image_set(flags.dataset, flags.data_dir, split, **options) for split in SPLITS
         ]
         report = check(image_sets, flags.num_workers, Decoding(max_pixels=flags.max_pixels))
-        print(format_report(report))
-        if flags.json:
+        if flags.json:  # before the screen, which may be a pipe that nobody reads any more
             with open(flags.json, "w", encoding="utf-8") as file:
                 json.dump(report, file, indent=1)
+        show(format_report(report))
     return 1 if report["problems"] else 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metric_learning.common.atomic import write_atomically
+from metric_learning.common.log import show
 from metric_learning.common.outputs import prepare_output
 from metric_learning.data.prepare.filter import (
     REPORT_COLUMNS,
@@ -26,11 +27,11 @@ def scan(tree: Path, output: Path, num_workers: int, max_pixels: int) -> None:
     """Describe every image of a tree."""
     rows = scan_tree(tree, num_workers, max_pixels)
     broken = [f"{row['path']}: {row['broken']}" for row in rows if row["broken"]]
-    print("\n".join(section("broken images", broken)))
-    print("\n".join(section("left out, in no class folder", list_ignored(tree))))
+    show("\n".join(section("broken images", broken)))
+    show("\n".join(section("left out, in no class folder", list_ignored(tree))))
     write_rows(output, tuple(rows[0]), rows)
     if output.resolve().parent != tree.resolve():
-        print(f"its paths are relative to {tree}: train with --data_dir={tree}")
+        show(f"its paths are relative to {tree}: train with --data_dir={tree}")
 
 
 def filter_images(
@@ -57,9 +58,9 @@ def filter_images(
 
     removed_rows = report_rows(images, removals)
     for reason, lines in describe_removals(removed_rows).items():
-        print("\n".join(section(reason, lines)))
+        show("\n".join(section(reason, lines)))
     emptied = sorted({*images.labels} - {row["label"] for row in rows})
-    print("\n".join(section("classes without an image left", emptied)))
+    show("\n".join(section("classes without an image left", emptied)))
     write_rows(output, images.columns, rows)
     write_rows(Path(removed_file), REPORT_COLUMNS, removed_rows)
 
@@ -106,7 +107,7 @@ def add_column(output: Path, images: ImageList, name: str, cells: Sequence[str])
             f"{cell or 'none'}: {len(labels[cell]):,} images of {len(sizes):,} classes, "
             f"{min(sizes):,} to {max(sizes):,} of each"
         )
-    print("\n".join(section(f"values of the column {name}", lines)))
+    show("\n".join(section(f"values of the column {name}", lines)))
     rows = [row | {name: cell} for row, cell in zip(images.rows, cells, strict=True)]
     write_rows(output, (*images.columns, name), rows)
 
@@ -121,4 +122,4 @@ def write_rows(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
             writer.writerows(rows)
 
     write_atomically(file, write)
-    print(f"wrote {file}, {len(rows):,} images of {len({row['label'] for row in rows}):,} classes")
+    show(f"wrote {file}, {len(rows):,} images of {len({row['label'] for row in rows}):,} classes")

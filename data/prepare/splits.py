@@ -69,8 +69,30 @@ def fold_column(images: ImageList, k: int, open_set: bool, seed: int) -> list[st
     rows = np.flatnonzero(in_train)
     if len(rows) == 0:
         raise ValueError(f"{images.file} has no training images to divide into folds")
-    divide = open_folds if open_set else closed_folds
+    labels = images.select(rows).labels
+    folds = (open_folds if open_set else closed_folds)(labels, k, seed)
+    check_folds(folds, labels, k, open_set)
     column = [""] * len(images.rows)
-    for row, fold in zip(rows, divide(images.select(rows).labels, k, seed), strict=True):
+    for row, fold in zip(rows, folds, strict=True):
         column[row] = str(fold)
     return column
+
+
+def check_folds(folds: np.ndarray, labels: list[str], k: int, open_set: bool) -> None:
+    """Raise ValueError where a fold (N,) int64 of the images has no two images of a class.
+
+    Each fold is a test split, in which a query then had nothing to find.
+    """
+    for fold in range(k):
+        sizes = Counter(label for label, other in zip(labels, folds, strict=True) if other == fold)
+        if max(sizes.values()) > 1:
+            continue
+        most = max(Counter(labels).values()) // 2
+        remedy = "set classes of one image aside first, with split --min_n_samples=2"
+        if not open_set:
+            lower = f"lower --k to {most} or less, or " if most > 1 else ""
+            remedy = f"{lower}give --open_set=True, which leaves classes whole"
+        raise ValueError(
+            f"--k={k}: in fold {fold} every class has one image, so that as a test it could not be "
+            f"scored, for no query would find another of its class: {remedy}"
+        )

@@ -12,28 +12,37 @@ import torch
 from torch import Tensor
 
 from metric_learning.common.atomic import write_atomically, write_text
-from metric_learning.common.log import log, versions
+from metric_learning.common.log import log, show, versions
 from metric_learning.engine.embed.embedder import Embedder
-from metric_learning.engine.embed.embedding import iterate_embeddings, load_images
+from metric_learning.engine.embed.embedding import iterate_embeddings, load_images, readable_rows
 from metric_learning.reader import ImageSet
 
 
-def dump_features(folder: Path, embedder: Embedder, image_set: ImageSet) -> Path:
-    """Write the features of all images into a folder, print them, and return the folder."""
+def dump_features(folder: Path, embedder: Embedder, image_set: ImageSet, on_bad_image: str) -> Path:
+    """Write the features of all images into a folder, print them, and return the folder.
+
+    What `on_bad_image` leaves out, meta.json tells.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "features.npy").exists():
         log(f"the features in {folder} will be replaced")
 
     work, model, preprocessing = embedder.work, embedder.model, embedder.preprocessing
-    loader = load_images(image_set, preprocessing, work.machine, work.batch_size)
+    loader = load_images(
+        image_set, preprocessing, work.machine, work.batch_size, on_bad_image=on_bad_image
+    )
     features = np.empty((len(image_set), model.embedding_size), np.float32)
-    done = 0
+    done = num_shown = 0
     for embeddings in iterate_embeddings(model, loader, preprocessing, work.machine):
         features[done : done + len(embeddings)] = embeddings.cpu().numpy()
-        print_lines(embedder, embeddings, done)
-        done += len(embeddings)
+        paths = image_set.paths[done : done + len(embeddings)]
+        is_read = torch.tensor([path not in loader.broken for path in paths])
+        print_lines(embedder, embeddings[is_read.to(embeddings.device)], num_shown)
+        done, num_shown = done + len(embeddings), num_shown + int(is_read.sum())
 
-    meta = {"flags": dict(work.flags), "checkpoint": work.meta}
+    rows = readable_rows(image_set, loader.broken)
+    features, image_set = features[rows], image_set.select(rows)
+    meta = {"flags": dict(work.flags), "checkpoint": work.meta, "broken": loader.broken}
     write_dump(folder, features, image_set, meta)
     log(f"{len(image_set)} features of {features.shape[1]} dimensions in {folder}")
     return folder
@@ -46,10 +55,10 @@ def print_lines(embedder: Embedder, embeddings: Tensor, start: int) -> None:
     scores = None if embedder.class_layer is None else embedder.class_layer.class_scores(embeddings)
     for row, feature in enumerate(features):
         text = np.array2string(feature, max_line_width=10**9, separator=" ")
-        print(f"Test-{start + row}-feature: {text}")
+        show(f"Test-{start + row}-feature: {text}")
         if scores is not None:
             best = int(scores[row].argmax())
-            print(f"Test-{start + row}-score: [{scores[row, best]:.6f}], class [{best}]")
+            show(f"Test-{start + row}-score: [{scores[row, best]:.6f}], class [{best}]")
 
 
 def write_dump(

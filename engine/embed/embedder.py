@@ -12,7 +12,7 @@ import torch
 
 from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.embed.class_layer import load_class_layer
-from metric_learning.engine.embed.embedding import embed_images
+from metric_learning.engine.embed.embedding import embed_images, readable_rows
 from metric_learning.engine.embed.features import FeatureFile
 from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.options.evaluation import EmbeddingOptions
@@ -70,7 +70,24 @@ class Embedder:
             return np.empty((0, self.model.embedding_size), np.float32)
         return np.asarray(self.embed(image_set_of(listed, self.preprocessing.decoding)))
 
-    def embed(self, image_set: ImageSet, features: FeatureFile | None = None) -> np.ndarray:
+    def embed_readable(
+        self, image_set: ImageSet, on_bad_image: str
+    ) -> tuple[np.ndarray, ImageSet, dict[str, str]]:
+        """Embed the images that can be read: (M, D) float32, these images, path -> error of others.
+
+        An unreadable image is left out with `on_bad_image` "skip", otherwise an ImageError.
+        """
+        broken: dict[str, str] = {}
+        embeddings = self.embed(image_set, broken=broken if on_bad_image == "skip" else None)
+        rows = readable_rows(image_set, broken)
+        return embeddings[rows], image_set.select(rows), broken
+
+    def embed(
+        self,
+        image_set: ImageSet,
+        features: FeatureFile | None = None,
+        broken: dict[str, str] | None = None,
+    ) -> np.ndarray:
         """Embed images as the options say, see `embed_images`: (N, D) float32."""
         return embed_images(
             self.model,
@@ -81,6 +98,7 @@ class Embedder:
             features=features,
             log=self.work.say,
             log_every=self.work.display_iter_step,
+            broken=broken,
         )
 
 

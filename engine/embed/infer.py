@@ -23,7 +23,7 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
     if options.search_index is not None:
         queries = list_plain_images(options.query) if options.query else options.query_text
         file = prepare_output("json", options.json) if options.json else None
-        return search(work, options.search_index, queries, options.topk, file)
+        return search(work, options.search_index, queries, options.topk, file, options.on_bad_image)
 
     if options.index is not None:
         prepare_index(options.index)
@@ -31,7 +31,7 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
     log(embedder.source)
     images = list_plain_images(options.images) if options.images else work.data.load(work.split)
     if options.index is None:
-        return dump_features(Path(options.output_dir), embedder, images)
+        return dump_features(Path(options.output_dir), embedder, images, options.on_bad_image)
     kind = IndexKind(options.index_type, options.index_options)
     what = options.images or f"{work.data.dataset}, {work.split}"
-    return make_index(Path(options.index), kind, embedder, images, what)
+    return make_index(Path(options.index), kind, embedder, images, what, options.on_bad_image)

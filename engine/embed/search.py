@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from metric_learning.common.atomic import write_json
-from metric_learning.common.log import log, versions
+from metric_learning.common.log import log, show, versions
 from metric_learning.common.outputs import prepare_output
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
@@ -54,11 +54,17 @@ def make_index(
     embedder: Embedder,
     image_set: ImageSet,
     what: str,
+    on_bad_image: str,
 ) -> Path:
-    """Embed images, build the search index of them, which says `what` they are; return its file."""
+    """Embed images, build the search index of them, which says `what` they are; return its file.
+
+    What `on_bad_image` leaves out, the metadata of the index tell.
+    """
     work = embedder.work
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
-    features = embedder.embed(image_set)
+    features, image_set, broken = embedder.embed_readable(image_set, on_bad_image)
+    if broken:  # which may be too many for what was chosen
+        parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
     search_index = indexes.build_index(
         features,
         image_set.paths,
@@ -70,6 +76,7 @@ def make_index(
             "weights": work.weights,
             "flags": {name: work.flags[name] for name in EMBEDDING_NAMES},
             "images": what,
+            "broken": broken,
             "versions": versions(),
         },
         options=parameters,
@@ -102,16 +109,18 @@ def search(
     queries: ImageSet | Sequence[str],
     k: int,
     file: Path | None,
+    on_bad_image: str,
 ) -> list[dict[str, Any]]:
     """Print the neighbours of images or texts and return them; write them to a JSON file, if any.
 
     Texts are embedded by the text tower of a CLIP model. Returns per query its `path` or `text`,
-    and `neighbours`, see `find_neighbours`.
+    and `neighbours`, see `find_neighbours`. What `on_bad_image` leaves out, the file tells.
     """
     device = work.machine.device
+    broken: dict[str, str] = {}
     if isinstance(queries, ImageSet):
+        features, queries, broken = load_embedder(work).embed_readable(queries, on_bad_image)
         asked = [{"path": path} for path in queries.paths]
-        features = load_embedder(work).embed(queries)
     else:
         asked = [{"text": text} for text in queries]
         features = embed_texts(work.model.model, work.weights, queries, device)
@@ -120,10 +129,10 @@ def search(
     answers: list[dict[str, Any]] = [
         {**query, "neighbours": neighbours} for query, neighbours in zip(asked, found, strict=True)
     ]
-    print_answers(answers)
-    if file is not None:
+    if file is not None:  # before the screen, which may be a pipe that nobody reads any more
         made = {"index": work.flags["index"], "weights": work.weights, "versions": versions()}
-        write_json(file, {"queries": answers, **made})
+        write_json(file, {"queries": answers, "broken": broken, **made})
+    print_answers(answers)
     return answers
 
 
@@ -154,7 +163,7 @@ def find_neighbours(
 def print_answers(answers: Sequence[dict[str, Any]]) -> None:
     """Print a line per query, and below it a line per neighbour: rank, cosine, path, class."""
     for answer in answers:
-        print(f"query {answer.get('text') or answer['path']}")
+        show(f"query {answer.get('text') or answer['path']}")
         for found in answer["neighbours"]:
             name = "" if found["class_name"] is None else f"  {found['class_name']}"
-            print(f"{found['rank']:>4}  {found['cosine']:7.4f}  {found['path']}{name}")
+            show(f"{found['rank']:>4}  {found['cosine']:7.4f}  {found['path']}{name}")

@@ -26,10 +26,10 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
         result = compare_checkpoints(works, metrics)
     else:
         result = evaluate_checkpoint(works[0], metrics, options.features, options.class_table)
-    leave_world()
     result["evaluated"]["versions"] = versions()
     if options.json and works[0].machine.world.is_main:
         write_json(Path(options.json), result)
+    leave_world()
     return result
 
 

@@ -16,6 +16,24 @@ from metric_learning.retrieval.rerank import Rerank, reranked_similarities
 from metric_learning.retrieval.scores import QueryScores
 
 
+def check_scorable(image_set: ImageSet) -> None:
+    """Raise ValueError, before the work, where no query could find another image of its class."""
+    what = f"the {image_set.split} split of {image_set.name} cannot be scored"
+    remedy = "choose other images, or let a training test nothing (--test_iter_step=0)"
+    for role, members in (("queries", image_set.is_query), ("gallery", image_set.is_gallery)):
+        if not members.any():
+            raise ValueError(f"{what}: it has no image among its {role}; {remedy}")
+
+    classes, sizes = np.unique(image_set.labels[image_set.is_gallery], return_counts=True)
+    least = 2 if image_set.is_self_retrieval else 1  # the query itself does not count
+    asked = image_set.labels[image_set.is_query]
+    if not np.isin(asked, classes[sizes >= least]).any():
+        raise ValueError(
+            f"{what}: none of its {len(asked)} queries has another image of its class in the "
+            f"gallery of {int(sizes.sum())}; {remedy}"
+        )
+
+
 def score_images(
     image_set: ImageSet,
     embeddings: np.ndarray,

@@ -102,6 +102,7 @@ class InferenceOptions:
     work: EmbeddingOptions
     search_index: SearchIndex | None
     images: str | None
+    on_bad_image: str
     output_dir: str
     index: str | None
     index_type: str
@@ -229,8 +230,8 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         others = ("images", *SOURCE_NAMES, "output_dir", "index_type", "index_options", "class_dim")
         flags.refuse(others, f"--{queries[0]} searches the images of --index")
         if flags.query is None:
-            others = ("batch_size", "num_workers", "amp", "max_pixels")
-            flags.refuse(others, f"--{queries[0]} reads no images")
+            reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
+            flags.refuse(reading, f"--{queries[0]} reads no images")
     elif flags.export is None:
         flags.refuse(("topk", "json"), "without --query or --query_text")
         if flags.index is None:
@@ -247,10 +248,13 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         made = MODEL_OPTIONS | found if found else {}
         made = {name: plain(made[name]) for name in EMBEDDING_NAMES if name in made}
         flags = flags.adopted(flags.index, made).giving(made)
+    builds_index = flags.index is not None and not queries
+    on_bad_image = flags.on_bad_image or ("skip" if builds_index else "error")
+    flags = flags.replaced(on_bad_image=on_bad_image, query_text=tuple(flags.query_text))
     work = settle_embedding(flags, World(), is_quiet=True)
     return pick(
         InferenceOptions,
-        flags.replaced(query_text=tuple(flags.query_text)),
+        flags,
         work=work,
         search_index=search_index,
     )

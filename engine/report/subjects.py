@@ -12,6 +12,7 @@ import numpy as np
 from metric_learning.common.log import versions
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.embed.serving import open_features
+from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options.evaluation import DATA_NAMES, EmbeddingOptions
 from metric_learning.engine.options.parts import DataOptions
 from metric_learning.engine.report.data import Subject
@@ -24,6 +25,7 @@ from metric_learning.reader.transforms import TRANSFORMS
 def of_checkpoint(work: EmbeddingOptions) -> Subject:
     """Embed the split with the model of a checkpoint; a run's records lie beside it."""
     embedder, image_set = open_split(work)
+    check_scorable(image_set)
     embeddings = embedder.embed(image_set)
     stats = Path(work.weights).parent / "stats.jsonl"
     records = read_records(stats) if stats.is_file() else []
@@ -44,7 +46,8 @@ def of_features(folder: Path) -> Subject:
     flags = found.meta.get("flags", {})
     if flags:
         data = DataOptions(**{name: flags.get(name) for name in DATA_NAMES})
-        image_set = data.load(flags["split"])
+        whole, broken = data.load(flags["split"]), found.meta.get("broken", {})
+        image_set = whole.select(np.flatnonzero([path not in broken for path in whole.paths]))
     else:
         image_set = plain_image_set(found.paths, labels)
 

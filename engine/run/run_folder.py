@@ -112,7 +112,9 @@ class RunFolder:
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._log_file = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
+            self._log_file = (folder / "log.txt").open(
+                "a", encoding="utf-8", errors="surrogateescape", buffering=1
+            )
             if _lock(self._log_file):
                 remove_leftovers(folder, FILES)
             is_undescribed = not (folder / "args.json").exists() and _holds_run(folder)

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
+from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import (
     adopt_checkpoint,
@@ -45,9 +46,7 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     """Settle the options of a training and build everything; restore the checkpoint, if any."""
     # Where it begins decides what the flags mean, and so do the training images.
     flags = adopt_v1(flags, world)
-    if stage_of(flags.loss_name) != stage.number:
-        script = SCRIPTS[stage_of(flags.loss_name)]
-        raise ValueError(f"{flags.loss_name} is a loss of the other stage: train it with {script}")
+    check_stage(flags.loss_name, stage)
     # The run folder is named after the model, which the weights may settle.
     facts = read_facts(flags.pretrained_model, flags.checkpoint)
     notes = notes_on_weights(flags.pretrained_model, facts, flags.values, flags.given)
@@ -59,32 +58,25 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         start = replace(start, notes=[*start.notes, *notes])
     else:
         flags = adopt_checkpoint(flags, str(start.checkpoint), checkpoint["meta"])
-    data = parts.pick(parts.DataOptions, flags)
-    train_set = data.load("train")
-    test_set = data.load("test") if flags.test_iter_step or flags.log_epochs else None
+    is_tested = bool(flags.test_iter_step or flags.log_epochs)
+    train_set, test_set = load_splits(parts.pick(parts.DataOptions, flags), is_tested)
     options = settle(flags, train_set, world)
 
     # The weights are drawn in this order: those of the network, then those of the loss.
-    torch.manual_seed(options.machine.seed)
-    sampler = stage.make_sampler(train_set.labels, options.batches, options.machine.seed, world)
-    model = prepare_network(options.model, options.optimizer, options.machine, checkpoint is None)
+    reading, machine = options.reading, options.machine
+    torch.manual_seed(machine.seed)
+    sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world)
+    model = prepare_network(options.model, options.optimizer, machine, checkpoint is None)
     if checkpoint is not None:
         model.take_norm(checkpoint["meta"])
-    learner = build_learner(
-        model, options.loss, options.optimizer, options.batches, options.machine
-    )
-    preprocessing = preprocessing_of(
-        options.model,
-        model,
-        options.machine.max_pixels,
-        options.reading.min_crop_area,
-        options.reading.horizontal_flip,
-    )
+    learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
+    augmentation = reading.min_crop_area, reading.horizontal_flip
+    preprocessing = preprocessing_of(options.model, model, machine.max_pixels, *augmentation)
     is_named = bool(flags.given & {"model_save_dir", "run_name"})
     run = TrainingRun(
         options=options,
         learner=learner,
-        train_set=open_training_images(train_set, options.reading, preprocessing.decoding),
+        train_set=open_training_images(train_set, reading, preprocessing.decoding),
         test_set=test_set,
         sampler=sampler,
         preprocessing=preprocessing,
@@ -112,6 +104,23 @@ def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
         return {} if meta is None else facts_of_model(meta)
     except FileNotFoundError:
         return {}
+
+
+def check_stage(loss_name: str, stage: Stage) -> None:
+    """Raise ValueError where a loss is one of the other stage."""
+    if stage_of(loss_name) != stage.number:
+        script = SCRIPTS[stage_of(loss_name)]
+        raise ValueError(f"{loss_name} is a loss of the other stage: train it with {script}")
+
+
+def load_splits(data: parts.DataOptions, is_tested: bool) -> tuple[ImageSet, ImageSet | None]:
+    """Load the training images and, if there are tests, those; ValueError for no test to score."""
+    train_set = data.load("train")
+    if not is_tested:
+        return train_set, None
+    test_set = data.load("test")
+    check_scorable(test_set)
+    return train_set, test_set
 
 
 def describe(

@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -91,6 +91,18 @@ class ImageSet:
         """Whether every image is both query and gallery."""
         return bool(self.is_query.all() and self.is_gallery.all())
 
+    def select(self, rows: np.ndarray) -> ImageSet:
+        """Return the set of some images, `rows` (M,) int64."""
+        images = self.images
+        return replace(
+            self,
+            paths=[self.paths[row] for row in rows],
+            labels=self.labels[rows],
+            is_query=self.is_query[rows],
+            is_gallery=self.is_gallery[rows],
+            images=None if images is None else [images[row] for row in rows],
+        )
+
     def read_image(self, i: int, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
         """Decode image i to (H, W, 3) uint8 RGB; ImageError if its file is missing or broken."""
         if self.images is not None:
@@ -117,7 +129,7 @@ class ImageSet:
         return shape
 
     def read_bytes(self, i: int, decoding: Decoding = AS_REFERENCE) -> bytes:
-        """Read the file of image i; ImageError if it cannot be read."""
+        """Read the file of image i; ImageError if it cannot be, WorkerError if nothing can be."""
         return read_file(self.paths[i], decoding.max_pixels)
 
 
@@ -127,6 +139,7 @@ def read_file(path: str, max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> by
     Raises:
         ImageError: it cannot be read, is no regular file (a pipe, a device), or is longer than any
             image of so many million pixels.
+        WorkerError: no file can be opened any more.
     """
     try:
         # A pipe that nobody writes to would keep others waiting for ever. Calls of the system alone
@@ -145,6 +158,12 @@ def read_file(path: str, max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> by
         finally:
             os.close(file)
     except (OSError, MemoryError, ValueError) as error:  # the last: a zero byte in the path
+        number = getattr(error, "errno", None)
+        if number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise WorkerError(  # not the image's fault
+                f"cannot read images ({os.strerror(number)}): lower --num_workers, or allow "
+                "more open files (ulimit -n)"
+            ) from error
         reason = getattr(error, "strerror", None) or str(error) or "out of memory"
         raise ImageError(f"cannot read image {path}: {reason}") from error
 

@@ -154,6 +154,24 @@ def test_open_folds_hold_whole_classes(filtered, tmp_path):
     assert len({fold for label, fold in fold_of if label in CLASSES[:3]}) == 3
 
 
+@pytest.mark.parametrize(
+    ("sizes", "flags", "words"),
+    [
+        ([2, 3], ["--k=2"], "in fold [01] every class has one image.*--open_set=True"),
+        ([5, 6], ["--k=5"], "lower --k to 3 or less, or give --open_set=True"),
+        ([3, 1], ["--k=2", "--open_set=True"], "in fold [01] .*set classes of one image aside"),
+    ],
+)
+def test_folds_that_could_not_be_tested_are_refused(tmp_path, capsys, sizes, flags, words):
+    """Their trainings would end in the first test, for no query had anything to find."""
+    lines = [f"{n}_{m}.png,class {n}" for n, size in enumerate(sizes) for m in range(size)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines, ""]))
+    with pytest.raises(SystemExit) as stop:
+        run("folds", tmp_path / "list.csv", *flags)
+    assert stop.value.code == 2 and re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "folds.csv").exists()
+
+
 def test_the_seed_decides_the_folds(filtered, tmp_path):
     written = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
