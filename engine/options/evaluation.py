@@ -183,9 +183,9 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
 def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
     """Settle what eval.py does; ValueError where a flag is wrong, or nothing would use it."""
     if flags.split == "train":
-        flags.refuse(("test_classes", "test_list"), "with --split=train")
+        flags.refuse(("test_classes", "test_list"), "--split=train reads no test images")
     elif flags.whiten is None:
-        flags.refuse(("train_classes", "train_list"), "with --split=test")
+        flags.refuse(("train_classes", "train_list"), "--split=test reads no training images")
     if flags.compare:
         alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
         flags.refuse((*alone, "class_dim"), "with --compare")

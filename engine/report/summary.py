@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import words_of
 from metric_learning.engine.report.plots import plot_curves, plot_neighbours
 
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="holds NAME.json of eval.py, runs and features/")
     parser.add_argument("names", nargs="+", help="evaluations, in the order of the columns")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words_of((), argv))
     with user_errors():
         table = recall_table(args.folder, args.names)
         runs = [args.folder / name for name in args.names if (args.folder / name).is_dir()]
