@@ -50,13 +50,15 @@ class Flags:
     Attributes:
         values: flag -> value, given or default.
         given: names of the flags that stood on the command line or in the config file.
+        table: the flags by name, as far as values of files are to be held against them.
     """
 
     values: Mapping[str, Any]
     given: frozenset[str] = frozenset()
+    table: Mapping[str, Flag] = MappingProxyType({})
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("values", "given") or name not in self.values:
+        if name.startswith("__") or name in ("values", "given", "table") or name not in self.values:
             raise AttributeError(f"there is no flag {name}")
         return self.values[name]
 
@@ -76,16 +78,25 @@ class Flags:
     ) -> Flags:
         """Return flags with what a file says in place of what was not given.
 
-        Raises ValueError where a given flag contradicts one of the `fixed` values; `others` yield.
+        Raises ValueError where a given flag contradicts one of the `fixed` values, or a value is
+        none that the flag takes; `others` yield.
         """
+        fixed, others = self._of_file(source, fixed), self._of_file(source, others)
         for name, value in fixed.items():
             if name in self.given and self.values[name] != value:
                 raise ValueError(
                     f"{source} was made with --{name}={_shown(value)}, found "
                     f"--{name}={_shown(self.values[name])}: leave the flag out"
                 )
-        free = {name: value for name, value in (others or {}).items() if name not in self.given}
+        free = {name: value for name, value in others.items() if name not in self.given}
         return self.replaced(**{**free, **fixed})
+
+    def _of_file(self, source: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return values of a file as their flags parse them; those of no flag are left out."""
+        if not self.table:
+            return dict(values)
+        known = {name: value for name, value in values.items() if name in self.table}
+        return {name: self.table[name].parse_stored(value, source) for name, value in known.items()}
 
     def refuse(self, names: Iterable[str], reason: str) -> None:
         """Raise ValueError where the user gave a flag that nothing would use."""
@@ -235,6 +246,24 @@ class Flag:
         """The words by which it is given."""
         return [f"--{name}" for name in (self.name, self.alias) if name]
 
+    def parse_stored(self, value: Any, source: str) -> Any:
+        """Parse a value that the file `source` holds; ValueError where the flag takes no such."""
+        if value is None and self.default in (None, ()):
+            return value
+        if isinstance(value, list | tuple) and self.num_values is None and not self.repeats:
+            value = tuple(value)
+        try:
+            if self.num_values is not None or self.repeats:
+                return [self.parse(str(each)) for each in value]
+            parsed = self.parse(_shown(value)) if value != () else value
+        except (argparse.ArgumentTypeError, ValueError, TypeError) as error:
+            raise ValueError(f"{source} is damaged, its {self.name}: {error}") from error
+        if self.choices and parsed not in self.choices:
+            raise ValueError(
+                f"{source} is damaged, its {self.name}: expected one of {', '.join(self.choices)}"
+            )
+        return parsed
+
 
 def grouped(group: str, *table: Flag) -> tuple[Flag, ...]:
     """Return flags under a heading of --help."""
@@ -307,7 +336,8 @@ def parse_flags(
 
     described = (*table, positional) if positional else table
     values = {flag.name: flag.default for flag in described} | given
-    return Flags(MappingProxyType(values), frozenset(given))
+    by_name = {flag.name: flag for flag in described}
+    return Flags(MappingProxyType(values), frozenset(given), MappingProxyType(by_name))
 
 
 def words_of(table: Sequence[Flag], argv: Sequence[str] | None) -> list[str]:

@@ -10,6 +10,8 @@ from metric_learning.reader.sets import folders
 from metric_learning.reader.sets.csv_files import Row
 from metric_learning.reader.sets.image_files import map_files, read_content
 
+SCAN_COLUMNS = ("path", "label", "width", "height", "hash", "broken")
+
 
 def scan_tree(tree: Path, num_workers: int) -> list[Row]:
     """Read every image below a folder of classes.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from metric_learning.common.names import to_line
 from metric_learning.engine.embed.features import FeatureFile, FeatureWriter
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import decide_on_main, gather_rows, wait_for_all
@@ -70,11 +71,17 @@ def embed_images(
         embeddings = gather_rows(rows, world, machine.device)
     else:
         embeddings = keep_rows(work, features, own, world)
+    refuse_not_finite(embeddings, image_set.paths)
+    return embeddings
+
+
+def refuse_not_finite(embeddings: np.ndarray, paths: Sequence[str]) -> None:
+    """Raise ValueError, which names the first image, where an embedding (N, D) is not finite."""
     wrong = first_not_finite(embeddings)
     if wrong is not None:
-        path = image_set.paths[wrong]
-        raise ValueError(f"the embedding of {path} holds NaN or infinity: the model diverged")
-    return embeddings
+        raise ValueError(
+            f"the embedding of {to_line(paths[wrong])} holds NaN or infinity: the model diverged"
+        )
 
 
 def missing_rows(

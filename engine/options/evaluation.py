@@ -8,7 +8,7 @@ from typing import Any
 
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
-from metric_learning.common.outputs import prepare_output
+from metric_learning.common.outputs import csv_kind, json_kind, prepare_output, refuse_same
 from metric_learning.engine.options.parts import DataOptions, MachineOptions, ModelOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import default_transform
@@ -18,8 +18,14 @@ from metric_learning.models import MODEL_OPTIONS, image_size_of, options_of, rea
 from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
 from metric_learning.retrieval.rerank import parse_rerank
+from metric_learning.retrieval.tables import COLUMNS
 
 DATA_NAMES = tuple(DataOptions.__dataclass_fields__)
+# What eval.py writes, by the flags that name the files.
+RESULTS = {
+    "json": json_kind("a result of eval.py", "evaluated"),
+    "class_table": csv_kind("a table of classes", COLUMNS),
+}
 # What embeddings depend on beside the weights; a query has to be embedded as its index was.
 EMBEDDING_NAMES = (
     *("model", "embedding_size", "pooling", "last_stride", "feature_norm"),
@@ -135,7 +141,7 @@ def default_flags(**values: Any) -> Flags:
     """Return the flags of a model, its data and the machine, all as by default but some."""
     table = (*MODEL_FLAGS, *DATA_FLAGS, *MACHINE_FLAGS)
     defaults = {flag.name: flag.default for flag in table} | {"split": "test", "amp": "off"}
-    return Flags(defaults | values, frozenset(values))
+    return Flags(defaults | values, frozenset(values), {flag.name: flag for flag in table})
 
 
 def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> EmbeddingOptions:
@@ -191,9 +197,10 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
         flags.refuse((*alone, "class_dim"), "with --compare")
     if flags.rerank is not None:
         parse_rerank(flags.rerank)
-    for name in ("json", "class_table"):
-        if getattr(flags, name):
-            prepare_output(name, getattr(flags, name))
+    refuse_same(**{name: getattr(flags, name) for name in (*RESULTS, "features")})
+    for name, kind in RESULTS.items():
+        if getattr(flags, name) is not None:
+            prepare_output(name, getattr(flags, name), kind)
 
     files = flags.compare or [flags.pretrained_model]
     works = [settle_embedding(flags.replaced(pretrained_model=file), world) for file in files]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -15,7 +14,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from metric_learning.common.schema import parse_json
 from metric_learning.models.weights import paddle
+from metric_learning.models.weights.metadata import own_metadata
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh")
@@ -131,16 +132,10 @@ def _read_safetensors(path: Path) -> WeightsFile:
             f"{path}: not a readable safetensors file ({error}); copy or fetch it again"
         ) from error
     try:
-        metadata = json.loads(entries.get("metadata", "null"))
-    except json.JSONDecodeError:
+        metadata = parse_json(entries.get("metadata", "null"), str(path))
+    except ValueError:
         metadata = None
-    return WeightsFile(path, "safetensors", tensors, {}, _own_metadata(metadata))
-
-
-def _own_metadata(found: Any) -> dict[str, Any] | None:
-    """Return metadata if this project wrote it; other projects write dicts of other content."""
-    is_own = isinstance(found, dict) and {"model", "embedding_size"} <= set(found)
-    return found if is_own else None
+    return WeightsFile(path, "safetensors", tensors, {}, own_metadata(metadata, path))
 
 
 def _read_torch(path: Path) -> WeightsFile:
@@ -162,7 +157,9 @@ def _read_torch(path: Path) -> WeightsFile:
         ) from error
 
     metadata = content.get("meta") if isinstance(content, dict) else None
-    return WeightsFile(path, "torch", _find_tensors(content, path), {}, _own_metadata(metadata))
+    return WeightsFile(
+        path, "torch", _find_tensors(content, path), {}, own_metadata(metadata, path)
+    )
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, torch.Tensor]:
