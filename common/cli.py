@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -20,15 +22,18 @@ LOST_PEER = (
     "communicator was aborted",
     "client socket has timed out",
 )
+CPU_MEMORY = "DefaultCPUAllocator"  # stands in torch's error about too little memory
 OTHER_RANKS_WAIT = 5  # seconds
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn user errors, a full GPU and a lost process into one line on stderr and exit status 2.
+    """Turn user errors, too little memory and a lost process into one line and exit status 2.
 
     User errors are ValueError and OSError; METRIC_LEARNING_TRACEBACK=1 shows where they come from.
+    Meanwhile names that stdout and stderr cannot encode are printed as escapes.
     """
+    _print_all_names()
     try:
         yield
     except BrokenPipeError:
@@ -38,7 +43,11 @@ def user_errors() -> Iterator[None]:
         if os.environ.get("METRIC_LEARNING_TRACEBACK"):
             raise
         fail(_one_line(error))
+    except MemoryError as error:
+        fail(_too_little_memory(error))
     except RuntimeError as error:
+        if CPU_MEMORY in str(error):
+            fail(_too_little_memory(error))
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported here
             fail(
                 "the GPU has too little memory: lower the batch size, --image_shape or the model, "
@@ -52,6 +61,23 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _print_all_names() -> None:
+    """Let stdout and stderr write file names that are no text in their encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _too_little_memory(error: BaseException) -> str:
+    """Say how much was asked for, where NumPy or torch tells it, and what makes it less."""
+    sizes = re.search(r"allocate (\d+ bytes|[\d.]+ \w+)", str(error))
+    asked = f" for {sizes[1]} at once" if sizes else ""
+    return (
+        f"this machine has too little memory{asked}: lower the batch size, --embedding_size, "
+        "--image_shape or the number of classes or images"
+    )
 
 
 def fail(message: str) -> NoReturn:

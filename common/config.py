@@ -1,7 +1,7 @@
 """YAML files of flags, in which every value is the text that was written.
 
-YAML's own types are not asked: they would read `no` as False, `010` as 8 and `1e-4` as a word, where
-a flag knows by itself what it takes.
+YAML's own types are not asked: they would read `no` as False, `010` as 8 and `1e-4` as a word. A
+flag knows by itself what it takes.
 """
 
 from __future__ import annotations

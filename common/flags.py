@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -55,7 +55,7 @@ class Flags:
 
     values: Mapping[str, Any]
     given: frozenset[str] = frozenset()
-    table: Mapping[str, Flag] = MappingProxyType({})
+    table: Mapping[str, Flag] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("values", "given", "table") or name not in self.values:
@@ -317,8 +317,9 @@ def parse_flags(
     """Parse the command line, and below it the YAML file of --config.
 
     Beside the flags of the `table` there may be one `positional` argument, without `--name=`.
-    `elsewhere` maps flags of other scripts to what these are called. A wrong flag or value, an empty one, or a flag that is given twice ends the process with
-    status 2, after one line on stderr; a wrong config file is a ValueError.
+    `elsewhere` maps flags of other scripts to what these are called. A wrong flag or value, an
+    empty one, or a flag that is given twice ends the process with status 2, after one line on
+    stderr; a wrong config file is a ValueError.
     """
     parser = _build_parser(description, table, positional, prog)
     parser.elsewhere = elsewhere

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 
 def timestamped(line: str) -> str:
-    """Put the time before a log line, in the reference's form."""
-    return f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {line}"
+    """Put the time before a log line, in the reference's form; a name in it may hold line ends."""
+    whole = line.replace("\n", "\\n").replace("\r", "\\r")
+    return f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {whole}"
 
 
 def log(line: str) -> str:

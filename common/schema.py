@@ -38,11 +38,10 @@ def is_plain(value: Any) -> bool:
     """Whether a value is text, a number, nothing, or lists and dicts of them, not nested deep."""
     level = [value]
     for _ in range(DEEPEST):
-        if not all(
-            isinstance(one, str | int | float | list | tuple | dict | None) for one in level
-        ):
-            return False
         nested = [one for one in level if isinstance(one, list | tuple | dict)]
+        num_plain = sum(isinstance(one, str | int | float | None) for one in level)
+        if len(nested) + num_plain < len(level):
+            return False
         if not nested:
             return True
         if sum(map(len, nested)) > MOST_VALUES:  # a list that holds itself many times

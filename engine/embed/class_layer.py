@@ -38,16 +38,25 @@ def _layer_of_training(path: str, meta: Mapping[str, Any], embedding_size: int) 
     """Load the stage-1 loss of a checkpoint, or the class layer of its joint loss, if any."""
     if Path(path).suffix in (".safetensors", ".torchscript"):  # weights of the network alone
         return None
-    if meta["loss"] in ELEM_LOSSES:
-        layer, prefix = build_loss(meta["loss"], **meta["loss_options"]), ""
-    elif meta["flags"].get("alpha"):
-        layer, prefix = SoftmaxLoss(meta["flags"]["class_dim"], embedding_size), "class_layer."
-    else:
+    name, is_joint = meta["loss"], bool(meta.get("flags", {}).get("alpha"))
+    if name not in ELEM_LOSSES and not is_joint:
         return None
+
+    prefix = "" if name in ELEM_LOSSES else "class_layer."
     state = load_checkpoint(path)["criterion"]
-    layer.load_state_dict(
-        {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
-    )
+    try:
+        own = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+        sizes = {"class_dim": len(own["weight"]), "embedding_size": embedding_size}
+        if name in ELEM_LOSSES:
+            layer = build_loss(name, **{**meta.get("loss_options", {}), **sizes})
+        else:
+            layer = SoftmaxLoss(**sizes)
+        layer.load_state_dict(own)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path} is damaged: its class layer is not that of {name} ({reason})"
+        ) from error
     return layer
 
 

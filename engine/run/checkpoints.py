@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from metric_learning.common.atomic import write_atomically
+from metric_learning.common.schema import Field, check_fields, is_count, is_number, is_object
 
 PARTS = ("model", "criterion", "optimizer", "step", "best", "meta")
 # Checkpoints of earlier versions lack them.
@@ -75,7 +76,24 @@ def load_checkpoint(path: str | Path, in_file: bool = False) -> dict[str, Any]:
             f"checkpoint {path} holds {', '.join(sorted(unknown))}, which this version does not "
             "know: resume it with the version that wrote it"
         )
-    return checkpoint
+    try:
+        return check_fields(checkpoint, FIELDS, f"checkpoint {path}")
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+
+
+def _is_meta(value: Any) -> bool:
+    return is_object(value) and all(
+        is_object(value.get(name)) for name in ("flags", "loss_options")
+    )
+
+
+FIELDS = (
+    *(Field(name, "a state", lambda value: isinstance(value, dict)) for name in PARTS[:3]),
+    Field("step", "a number of steps", is_count),
+    Field("best", "numbers by name", lambda value: is_object(value, is_number)),
+    Field("meta", "what tells of the run", _is_meta),
+)
 
 
 @dataclass(frozen=True)
