@@ -116,23 +116,23 @@ def refuse_same(**files: str | None) -> None:
 
 
 @contextlib.contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write into, which takes the place of `folder` if all went well."""
+def replaced_folder(folder: Path, keep: Collection[str] = ()) -> Iterator[Path]:
+    """Give a new folder to write into, which takes the place of `folder` if all went well.
+
+    What is called as one of `keep` goes on from the former folder.
+    """
     target = Path(os.path.realpath(folder))
     staging = _staging(target)
-    former = staging.with_suffix(".old")
     shutil.rmtree(staging, ignore_errors=True)  # of a killed process with the same number
     staging.mkdir()
     try:
         yield staging
         if staging.parent == target:
-            _replace_content(target, staging)
+            _replace_content(target, staging, keep)
         else:
-            _exchange(target, staging, former)
+            _exchange(target, staging, keep)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(former, ignore_errors=True)
 
 
 def _staging(target: Path) -> Path:
@@ -144,7 +144,9 @@ def _staging(target: Path) -> Path:
     return target / temporary.name if cannot_move else temporary
 
 
-def _exchange(target: Path, staging: Path, former: Path) -> None:
+def _exchange(target: Path, staging: Path, keep: Collection[str]) -> None:
+    """Rename two folders, so that nobody sees half of one."""
+    former = staging.with_suffix(".old")
     if target.exists():
         target.rename(former)
     try:
@@ -154,11 +156,17 @@ def _exchange(target: Path, staging: Path, former: Path) -> None:
             former.rename(target)
         raise
 
+    for name in keep:
+        if (former / name).exists():
+            (former / name).rename(target / name)
+    shutil.rmtree(former, ignore_errors=True)
 
-def _replace_content(target: Path, staging: Path) -> None:
+
+def _replace_content(target: Path, staging: Path, keep: Collection[str]) -> None:
+    """Replace files of a folder one after the other."""
     for path in target.iterdir():
-        if path != staging:
-            path.unlink()
+        if path != staging and path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in staging.iterdir():
         path.rename(target / path.name)
 

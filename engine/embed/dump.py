@@ -27,6 +27,9 @@ from metric_learning.reader import ImageSet
 FEATURES, PATHS, LABELS, META = FILES = ("features.npy", "paths.txt", "labels.txt", "meta.json")
 
 
+REPORT = "report"  # a folder that a report on the features may have been written to
+
+
 def find_foreign(folder: Path) -> str | None:
     """Return the name of a file in a folder that no dump wrote there, or that was changed since."""
     names = sorted(path.name for path in folder.iterdir())
@@ -41,7 +44,7 @@ def find_foreign(folder: Path) -> str | None:
     for name in names:
         digest = written.get(name)
         is_changed = digest is not None and digest != checksum_of(folder / name, "sha256")
-        if name != META and (name not in written or is_changed):
+        if name not in (META, REPORT) and (name not in written or is_changed):
             return name
     shape = open_array(folder / FEATURES, FEATURES).shape
     return None if shape == (meta["images"], meta["dimensions"]) else FEATURES
@@ -97,7 +100,7 @@ def write_dump(
 
     A path is a line, see `names.to_line`.
     """
-    with replaced_folder(folder) as new:
+    with replaced_folder(folder, keep=[REPORT]) as new:
         np.save(new / FEATURES, features)
         write_text(new / PATHS, "".join(f"{to_line(path)}\n" for path in image_set.paths))
         if image_set.class_names:

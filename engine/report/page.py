@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -52,12 +51,9 @@ METRIC_NAMES = {
 def write_report(subject: data.Subject, folder: Path, device: torch.device, seed: int) -> Path:
     """Write a folder of index.html and map.png as a whole, and return the page."""
     log(f"{len(subject.labels)} embeddings; now the queries, the classes and the map")
-    with replaced_folder(folder) as new:
+    with replaced_folder(folder, keep=PICTURES) as new:
         text = render(subject, with_float64(device), seed, new / MAP)
         write_text(new / PAGE, text, errors="backslashreplace")
-        for picture in PICTURES:  # of a summary in the same folder
-            if (folder / picture).is_file():
-                shutil.copy2(folder / picture, new / picture)
 
     file = folder / PAGE
     if (folder / MAP).is_file():
