@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
-from metric_learning.common.outputs import csv_kind, json_kind, prepare_output, refuse_same
+from metric_learning.common.outputs import (
+    Kind,
+    csv_kind,
+    json_kind,
+    prepare_output,
+    refuse_same,
+)
 from metric_learning.engine.options.parts import DataOptions, MachineOptions, ModelOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import default_transform
@@ -26,6 +33,9 @@ RESULTS = {
     "json": json_kind("a result of eval.py", "evaluated"),
     "class_table": csv_kind("a table of classes", COLUMNS),
 }
+# Whether kept features are ours, and those of this model, the file beside them tells later.
+KEPT_FEATURES = Kind("features", lambda path: None)
+ABOUT_FEATURES = json_kind("what tells of features", "weights", "images")
 # What embeddings depend on beside the weights; a query has to be embedded as its index was.
 EMBEDDING_NAMES = (
     *("model", "embedding_size", "pooling", "last_stride", "feature_norm"),
@@ -201,6 +211,8 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
     for name, kind in RESULTS.items():
         if getattr(flags, name) is not None:
             prepare_output(name, getattr(flags, name), kind)
+    if flags.features is not None:
+        check_features(flags.features)
 
     files = flags.compare or [flags.pretrained_model]
     works = [settle_embedding(flags.replaced(pretrained_model=file), world) for file in files]
@@ -210,6 +222,15 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
         works=tuple(work.of_data(works[0]) for work in works),
         metrics=pick(MetricOptions, flags),
     )
+
+
+def check_features(file: str) -> None:
+    """Raise ValueError, before the work, where features cannot be kept in a file and beside it."""
+    if not file.endswith(".npy"):
+        raise ValueError(f"--features={file}: expected a name that ends in .npy")
+    prepare_output("features", file, KEPT_FEATURES)
+    if not Path(file).exists():
+        prepare_output("features", f"{file}.json", ABOUT_FEATURES)
 
 
 QUERY_NAMES = ("query", "query_text")
