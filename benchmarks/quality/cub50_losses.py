@@ -105,7 +105,8 @@ def run(
         if is_blocks and loss_name != "npairs":  # which takes pairs
             options = [*options, "--samples_each_class=3"]
 
-        shutil.rmtree(output / f"{row}_{seed}", ignore_errors=True)  # of a run that was broken off
+        if (output / f"{row}_{seed}" / "args.json").exists():  # a run that was broken off
+            shutil.rmtree(output / f"{row}_{seed}")
         own = [f"--loss_name={loss_name}", f"--lr={rate}", *options, f"--seed={seed}"]
         own += [f"--train_classes={classes[0]}", f"--model_save_dir={output}"]
         flags = [*FLAGS, *own, f"--run_name={row}_{seed}", *words]

@@ -317,3 +317,29 @@ def test_a_flag_that_repeats_lists_its_values(tmp_path):
         ([f"--config={tmp_path / 'two.yaml'}", "--word=d"], ["d"]),
     ):
         assert parse_flags(None, flags, argv).word == expected
+
+
+def test_values_of_files_are_parsed_as_the_flags_themselves():
+    flags = parse("eval", "--batch_size=3")
+    found = {"image_shape": [3, 32, 32], "fold": None, "no_flag": 1, "use_gpu": False}
+    adopted = flags.adopted("last.pt", {"embedding_size": 8}, found)
+    assert (adopted.image_shape, adopted.embedding_size, adopted.use_gpu) == ((3, 32, 32), 8, False)
+    assert "no_flag" not in adopted.values
+    for name, value in (
+        ("image_shape", [3, -1, 5]),
+        ("embedding_size", "x"),
+        ("dataset", "mine"),
+        ("use_gpu", {}),
+        ("seed", 1.5),
+    ):
+        with pytest.raises(ValueError, match=f"last.pt is damaged, its {name}: expected"):
+            flags.adopted("last.pt", {name: value})
+
+
+def test_a_layer_that_no_memory_holds_is_named(error_of):
+    words = ["--pretrained_model=random", "--model=test_resnet", "--use_gpu=False"]
+    for size in (10**9, 10**13):
+        error = error_of(eval_script.main, [*words, f"--embedding_size={size}"])
+        assert f"--embedding_size={size} needs" in error and "GB of memory" in error
+    image = "--image_shape=3,9999999,9999999"
+    assert "--image_shape" in error_of(eval_script.main, [*words, image])
