@@ -160,7 +160,7 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
     Raises ValueError where no weights were named, or they contradict the flags.
     """
     path = flags.pretrained_model
-    if path is None:
+    if not path:  # a program may give an empty name, which would be the working directory
         raise ValueError(
             "expected --pretrained_model=CHECKPOINT (or --pretrained_model=random for untrained "
             "weights)"

@@ -28,14 +28,12 @@ def subject():
 
 def test_a_report_shows_every_name(subject, tmp_path, monkeypatch):
     legends, save = [], plots._save
-    monkeypatch.setattr(
-        plots,
-        "_save",
-        lambda figure, picture: (
-            legends.append(figure.axes[0].get_legend()),
-            save(figure, picture),
-        ),
-    )
+
+    def keep_legend(figure, picture):
+        legends.append(figure.axes[0].get_legend())
+        save(figure, picture)
+
+    monkeypatch.setattr(plots, "_save", keep_legend)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of letters that no font has
         file = write_report(subject, tmp_path / "report", "cpu", 0)
