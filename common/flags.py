@@ -248,19 +248,19 @@ class Flag:
 
     def parse_stored(self, value: Any, source: str) -> Any:
         """Parse a value that the file `source` holds; ValueError where the flag takes no such."""
-        if value is None and self.default in (None, ()):
-            return value
-        if isinstance(value, list | tuple) and self.num_values is None and not self.repeats:
-            value = tuple(value)
+        if value is None or (self.default == () and value in ((), [])):
+            return self.default
         try:
             if self.num_values is not None or self.repeats:
                 return [self.parse(str(each)) for each in value]
-            parsed = self.parse(_shown(value)) if value != () else value
+            parsed = self.parse(_shown(tuple(value) if isinstance(value, list) else value))
         except (argparse.ArgumentTypeError, ValueError, TypeError) as error:
             raise ValueError(f"{source} is damaged, its {self.name}: {error}") from error
+
         if self.choices and parsed not in self.choices:
+            expected = ", ".join(self.choices)
             raise ValueError(
-                f"{source} is damaged, its {self.name}: expected one of {', '.join(self.choices)}"
+                f"{source} is damaged, its {self.name}: expected one of {expected}, found {value}"
             )
         return parsed
 

@@ -112,6 +112,7 @@ class SearchIndex:
                 f"{queries.shape[1]}"
             )
         cosines, rows = self._place(torch.device(device), k).search(queries, k)
+
         short = np.flatnonzero((rows < 0).any(1))
         if len(short):
             cosines[short], rows[short] = self._search_everything(queries[short], k)

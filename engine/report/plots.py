@@ -105,6 +105,7 @@ def plot_map(
         x, y = layout.centres[numbers == number].T
         colour = colours(number % colours.N)
         axis.scatter(x, y, s=12, color=colour, linewidths=0, label=str(label))
+
     axis.invert_yaxis()  # y counts from the top
     axis.set_aspect("equal")
     axis.set_axis_off()

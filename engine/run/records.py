@@ -28,6 +28,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     records = []
     text = read_text(file, str(file), LARGEST_JSON, errors="replace")
     lines = text.splitlines(keepends=True)
+
     for number, line in enumerate(lines, start=1):
         try:
             record = check_fields(parse_json(line, "it"), FIELDS, "it")
