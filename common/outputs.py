@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from metric_learning.common.atomic import temporary_beside
+from metric_learning.common.atomic import sync, temporary_beside
 from metric_learning.common.names import to_line
 from metric_learning.common.schema import read_json
 
@@ -127,6 +127,9 @@ def replaced_folder(folder: Path, keep: Collection[str] = ()) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
+        for path in staging.iterdir():
+            if path.is_file():
+                sync(path)
         if staging.parent == target:
             _replace_content(target, staging, keep)
         else:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from metric_learning.common.atomic import write_atomically
+from metric_learning.common.schema import is_finite
 from metric_learning.engine.report.files import GENERATOR
 from metric_learning.engine.run.records import read_records
 from metric_learning.retrieval.search import nearest
@@ -50,11 +51,11 @@ def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
 def curve_of(
     records: Sequence[dict[str, Any]], kind: str, name: str
 ) -> tuple[list[int], list[float]]:
-    """Return the steps, ascending, and the values `name` of the records of a kind that have it."""
+    """Return the steps, ascending, and the finite values `name` of the records of a kind."""
     points = {
         record["step"]: record[name]
         for record in records
-        if record["kind"] == kind and name in record
+        if record["kind"] == kind and is_finite(record.get(name))
     }  # of a resumed run the later record counts
     steps = sorted(points)
     return steps, [points[step] for step in steps]

@@ -19,6 +19,7 @@ from metric_learning.engine.options.parts import DataOptions, pick
 from metric_learning.engine.options.tables import SPLITS
 from metric_learning.engine.report.data import Subject
 from metric_learning.engine.run.records import read_records
+from metric_learning.models.weights.metadata import own_metadata
 from metric_learning.reader import ImageSet
 
 
@@ -42,13 +43,13 @@ def of_features(folder: Path) -> Subject:
     found = open_features(folder)
     labels = found.labels
     assert labels is not None
-    flags = found.meta.get("flags", {})
-    if flags:
-        made_with = default_flags().adopted(str(folder / META), {}, flags)
+    made_with: Mapping[str, Any] = {}
+    if flags := found.meta.get("flags"):
+        adopted = default_flags().adopted(str(folder / META), {}, flags)
         split = flags.get("split")
         if split not in SPLITS:
             raise ValueError(f"{folder / META} is damaged: its split is {shown(split)}")
-        image_set = pick(DataOptions, made_with).load(split)
+        image_set, made_with = pick(DataOptions, adopted).load(split), adopted.values
     else:
         image_set = plain_image_set(found.paths, labels)
 
@@ -57,8 +58,8 @@ def of_features(folder: Path) -> Subject:
             f"{folder}: the images are no longer those of the data set {image_set.name}: run "
             "infer.py again"
         )
-    meta = found.meta.get("checkpoint", {})
-    return build_subject(image_set, found.embeddings, flags, meta, [])
+    meta = own_metadata(found.meta.get("checkpoint"), folder / META) or {}
+    return build_subject(image_set, found.embeddings, made_with, meta, [])
 
 
 def plain_image_set(paths: list[str], labels: np.ndarray) -> ImageSet:
@@ -88,8 +89,8 @@ def build_subject(
         facts += [("Weights", str(made_with["pretrained_model"])), ("Network input", size)]
     if loss:
         options = meta.get("loss_options", {})  # which exported weights do not have
-        shown = ", ".join(f"{name} {value}" for name, value in options.items())
-        facts.append(("Loss", f"{loss} ({shown})" if shown else loss))
+        listed = ", ".join(f"{name} {value}" for name, value in options.items())
+        facts.append(("Loss", f"{loss} ({listed})" if listed else loss))
         trained_on = meta.get("dataset", "unknown images")
         facts.append(("Trained on", f"{trained_on}, {meta.get('step', 0):,} steps"))
     facts.append(("Versions", ", ".join(f"{name} {text}" for name, text in versions().items())))
