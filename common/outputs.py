@@ -130,6 +130,7 @@ def replaced_folder(folder: Path, keep: Collection[str] = ()) -> Iterator[Path]:
         for path in staging.iterdir():
             if path.is_file():
                 sync(path)
+
         if staging.parent == target:
             _replace_content(target, staging, keep)
         else:
