@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from report_subject import Page, make_subject
 
 from metric_learning.engine.report import lettering, plots
@@ -35,8 +36,8 @@ def test_a_report_shows_every_name(subject, tmp_path, monkeypatch):
 
     monkeypatch.setattr(plots, "_save", keep_legend)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib warns of letters that no font has
-        file = write_report(subject, tmp_path / "report", "cpu", 0)
+        warnings.filterwarnings("error", "Glyph")  # of letters that no font has
+        file = write_report(subject, tmp_path / "report", torch.device("cpu"), 0)
 
     shown = [text.get_text() for text in legends[0].get_texts()]
     assert shown[0] == "$a and $b_" and shown[1] == "_hidden"
