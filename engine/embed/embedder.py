@@ -107,7 +107,7 @@ def load_embedder(work: EmbeddingOptions) -> Embedder:
     class_layer = load_class_layer(path, work.meta, model, work.class_dim)
     if class_layer is not None:
         class_layer.to(work.machine.device)
-    if work.meta:
+    if {"mean", "std"} <= set(work.meta):
         model.mean, model.std = tuple(work.meta["mean"]), tuple(work.meta["std"])
     preprocessing = preprocessing_of(work.model, model)
     place(model, work.machine.device)

@@ -19,8 +19,8 @@ CHANNELS = 3
 FIELDS = (
     Field("model", "a name", is_text),
     Field("embedding_size", "a number of dimensions", is_count),
-    Field("mean", "three numbers", lambda value: _is_per_channel(value)),
-    Field("std", "three numbers above 0", lambda value: _is_per_channel(value) and min(value) > 0),
+    Field("mean", "three numbers", lambda value: _is_per_channel(value), is_needed=False),
+    Field("std", "three numbers above 0", lambda value: _is_deviation(value), is_needed=False),
     Field("pooling", "a name", is_text, is_needed=False),
     Field("last_stride", "a number", is_count, is_needed=False),
     Field("feature_norm", "a name", is_text, is_needed=False),
@@ -43,6 +43,10 @@ def own_metadata(found: Any, path: Path) -> dict[str, Any] | None:
         return None
     is_own = is_text(found.get("model")) and isinstance(found.get("embedding_size"), int)
     return check_fields(found, FIELDS, f"{path}: what it says of its model") if is_own else None
+
+
+def _is_deviation(value: Any) -> bool:
+    return _is_per_channel(value) and min(value) > 0
 
 
 def _is_per_channel(value: Any) -> bool:
