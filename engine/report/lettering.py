@@ -22,14 +22,13 @@ def plain_text(name: str) -> tuple[str, list[str]]:
     """
     text = to_line(name).encode("utf-8", "backslashreplace").decode("utf-8")
     families = [str(family) for family in rcParams["font.family"]]
-    lacking = {ord(letter) for letter in text} - letters_of(families[0])
-    for family in _other_families() if lacking else ():
-        found = lacking & letters_of(family)
+    usual = font_manager.findfont(font_manager.FontProperties(family=families[0]))
+    lacking = {ord(letter) for letter in text} - letters_of(usual)
+    for family, file in _other_fonts() if lacking else ():
+        found = lacking & letters_of(file)
         if found:
             families.append(family)
             lacking -= found
-        if not lacking:
-            break
 
     for code in lacking:
         text = text.replace(chr(code), chr(code).encode("ascii", "backslashreplace").decode())
@@ -51,20 +50,24 @@ def letter_legend(legend: Legend, names: list[str]) -> None:
 
 
 @cache
-def letters_of(family: str) -> frozenset[int]:
-    """Return the letters, by number, that the font of a family has; none where there is none."""
+def letters_of(file: str) -> frozenset[int]:
+    """Return the letters, by number, that the font in a file has; none where there is none."""
     try:
-        return frozenset(FT2Font(font_manager.findfont(family)).get_charmap())
-    except (OSError, RuntimeError, ValueError):  # a font file that cannot be read
+        return frozenset(FT2Font(file).get_charmap())
+    except (OSError, RuntimeError, ValueError):  # a font that cannot be read
         return frozenset()
 
 
 @cache
-def _other_families() -> tuple[str, ...]:
-    """Return the installed families, those of many scripts first."""
-    installed = {entry.name for entry in font_manager.fontManager.ttflist}
+def _other_fonts() -> tuple[tuple[str, str], ...]:
+    """Return family and file of the installed upright fonts, those of many scripts first."""
+    fonts = {
+        entry.name: entry.fname
+        for entry in font_manager.fontManager.ttflist
+        if entry.style == "normal" and entry.weight == 400 and entry.stretch == "normal"
+    }
 
     def place(family: str) -> tuple[bool, str]:
         return not any(word in family.lower() for word in MANY_SCRIPTS), family
 
-    return tuple(sorted(installed, key=place))
+    return tuple((family, fonts[family]) for family in sorted(fonts, key=place))

@@ -48,12 +48,12 @@ def test_a_report_shows_every_name(subject, tmp_path, monkeypatch):
 
 
 def test_letters_that_no_font_has_are_escapes(monkeypatch):
-    monkeypatch.setattr(lettering, "_other_families", lambda: ())
+    monkeypatch.setattr(lettering, "_other_fonts", lambda: ())
     assert lettering.plain_text("红 cup") == ("\\u7ea2 cup", ["sans-serif"])
-    monkeypatch.setattr(lettering, "_other_families", lambda: ("Some CJK",))
+    monkeypatch.setattr(lettering, "_other_fonts", lambda: (("Some CJK", "cjk.ttf"),))
     own = lettering.letters_of
     monkeypatch.setattr(
-        lettering, "letters_of", lambda name: {0x7EA2} if name == "Some CJK" else own(name)
+        lettering, "letters_of", lambda file: {0x7EA2} if file == "cjk.ttf" else own(file)
     )
     assert lettering.plain_text("红 cup") == ("红 cup", ["sans-serif", "Some CJK"])
 
