@@ -22,7 +22,7 @@ def plain_text(name: str) -> tuple[str, list[str]]:
     """
     text = to_line(name).encode("utf-8", "backslashreplace").decode("utf-8")
     families = [str(family) for family in rcParams["font.family"]]
-    usual = font_manager.findfont(font_manager.FontProperties(family=families[0]))
+    usual = font_manager.findfont(font_manager.FontProperties(families))
     lacking = {ord(letter) for letter in text} - letters_of(usual)
     for family, file in _other_fonts() if lacking else ():
         found = lacking & letters_of(file)
