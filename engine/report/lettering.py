@@ -14,6 +14,8 @@ from metric_learning.common.names import to_line
 # Fonts of many scripts that are often installed, and the words that others have in their names.
 MANY_SCRIPTS = ("noto sans", "cjk", "unifont", "arial unicode", "wenquanyi", "takao", "ipagothic")
 
+BOXES = "last resort"  # a font of boxes, which matplotlib brings along
+
 
 def plain_text(name: str) -> tuple[str, list[str]]:
     """Return a name in one line, and the font families that have its letters between them.
@@ -64,7 +66,7 @@ def _other_fonts() -> tuple[tuple[str, str], ...]:
     fonts = {
         entry.name: entry.fname
         for entry in font_manager.fontManager.ttflist
-        if entry.style == "normal" and entry.weight == 400 and entry.stretch == "normal"
+        if entry.style == "normal" and entry.weight == 400 and BOXES not in entry.name.lower()
     }
 
     def place(family: str) -> tuple[bool, str]:
