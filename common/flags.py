@@ -85,8 +85,8 @@ class Flags:
         for name, value in fixed.items():
             if name in self.given and self.values[name] != value:
                 raise ValueError(
-                    f"{source} was made with --{name}={_shown(value)}, found "
-                    f"--{name}={_shown(self.values[name])}: leave the flag out"
+                    f"{source} was made with --{name}={shown(value)}, found "
+                    f"--{name}={shown(self.values[name])}: leave the flag out"
                 )
         free = {name: value for name, value in others.items() if name not in self.given}
         return self.replaced(**{**free, **fixed})
@@ -253,7 +253,7 @@ class Flag:
         try:
             if self.num_values is not None or self.repeats:
                 return [self.parse(str(each)) for each in value]
-            parsed = self.parse(_shown(tuple(value) if isinstance(value, list) else value))
+            parsed = self.parse(shown(tuple(value) if isinstance(value, list) else value))
         except (argparse.ArgumentTypeError, ValueError, TypeError) as error:
             raise ValueError(f"{source} is damaged, its {self.name}: {error}") from error
 
@@ -422,7 +422,7 @@ def _build_parser(
     for flag in (*table, config_flag):
         if flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(flag.group)
-        default = "" if flag.default in (None, ()) else f" (default {_shown(flag.default)})"
+        default = "" if flag.default in (None, ()) else f" (default {shown(flag.default)})"
         groups[flag.group].add_argument(
             *flag.options,
             action="append" if flag.repeats else "store",
@@ -446,7 +446,8 @@ def _build_parser(
     return parser
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as it is written behind its flag."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -32,6 +32,7 @@ from metric_learning.models import (
     save_weights,
     timm_name,
 )
+from metric_learning.models.weights.files import identify
 
 FOLDER = Path("pretrained")
 TORCHVISION_MODELS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
@@ -67,9 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def choose_output(output: str | None, name: str, source: str | None) -> Path:
     """Return the file to write; ValueError, before the work, where it cannot be written."""
-    stem = f"{name}_imagenet" if source is None else Path(source).name.partition(".")[0]
+    converted = None if source is None else identify(source)[0]
+    stem = f"{name}_imagenet" if converted is None else converted.name.partition(".")[0]
     file = Path(output or FOLDER / f"{stem}.safetensors")
-    if source is not None and file.exists() and file.samefile(source):
+    if converted is not None and file.exists() and file.samefile(converted):
         raise ValueError(f"{file} is the file to convert; pass another --output")
     return prepare_output("output", file, kind_of_file("a weights file", is_bare))
 
@@ -137,7 +139,8 @@ def offline_hint(model: EmbeddingModel) -> str:
 
 def convert(name: str, file: Path, embedding_size: int, sha256: str | None, output: Path) -> None:
     """Convert a readable weights file."""
-    check_sha256(file, sha256)
+    source, _ = identify(file)  # the file is one with a part, or without its ending
+    check_sha256(source, sha256)
     options = options_of(read_metadata(file) or {})
     model = build_model(name, embedding_size, **options)
     report = load_weights(model, file)

@@ -22,6 +22,7 @@ from metric_learning.common.outputs import Kind, csv_kind, prepare_output
 from metric_learning.data.prepare import commands
 from metric_learning.data.prepare.scan import SCAN_COLUMNS
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS
+from metric_learning.reader.sets.image_set import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ COMMANDS: dict[str, Command] = {
         Flag("path", path, None, "folder with one folder of images per class"),
         "scanned.csv",
         list_kind("scan", others=["fold"]),
-        (Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),),
+        (
+            Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
+            Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),
+        ),
     ),
     "filter": Command(
         commands.filter_images,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +11,7 @@ from metric_learning.engine.run.checkpoints import load_checkpoint
 from metric_learning.losses import ELEM_LOSSES, build_loss
 from metric_learning.losses.softmaxloss import SoftmaxLoss
 from metric_learning.models import EmbeddingModel, load_classifier
+from metric_learning.models.weights.files import identify
 from metric_learning.models.weights.fingerprint import RANDOM
 
 
@@ -36,26 +36,27 @@ def load_class_layer(
 
 def _layer_of_training(path: str, meta: Mapping[str, Any], embedding_size: int) -> Any:
     """Load the stage-1 loss of a checkpoint, or the class layer of its joint loss, if any."""
-    if Path(path).suffix in (".safetensors", ".torchscript"):  # weights of the network alone
+    file, form = identify(path)
+    if form == "safetensors":  # weights of the network alone
         return None
-    name, is_joint = meta["loss"], bool(meta.get("flags", {}).get("alpha"))
-    if name not in ELEM_LOSSES and not is_joint:
+    is_joint = meta["loss"] not in ELEM_LOSSES
+    if is_joint and not meta.get("flags", {}).get("alpha"):
         return None
 
-    prefix = "" if name in ELEM_LOSSES else "class_layer."
-    state = load_checkpoint(path)["criterion"]
+    prefix = "class_layer." if is_joint else ""
+    state = load_checkpoint(file)["criterion"]
+    state = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
     try:
-        own = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
-        sizes = {"class_dim": len(own["weight"]), "embedding_size": embedding_size}
-        if name in ELEM_LOSSES:
-            layer = build_loss(name, **{**meta.get("loss_options", {}), **sizes})
+        if is_joint:
+            layer: nn.Module = SoftmaxLoss(meta["flags"]["class_dim"], embedding_size)
         else:
-            layer = SoftmaxLoss(**sizes)
-        layer.load_state_dict(own)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
+            layer = build_loss(meta["loss"], **meta.get("loss_options", {}))
+        layer.load_state_dict(state)
+    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0][:120]
         raise ValueError(
-            f"{path} is damaged: its class layer is not that of {name} ({reason})"
+            f"{path}: its class layer is not what the file says of it ({reason}): choose another "
+            "checkpoint of the run"
         ) from error
     return layer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,12 +15,18 @@ from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.options import parts
-from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
+from metric_learning.engine.options.training import (
+    adopt_checkpoint,
+    adopt_v1,
+    facts_of_model,
+    notes_on_weights,
+    settle,
+)
 from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.devices import keep_freed_memory, place
 from metric_learning.engine.parallel.world import World
-from metric_learning.engine.run.resume import find_start, load_start
+from metric_learning.engine.run.resume import AUTO, find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.engine.train.criterion import build_criterion, complete_options
@@ -30,7 +37,7 @@ from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.step import Meter
 from metric_learning.losses import stage_of
-from metric_learning.models import EmbeddingModel, load_weights
+from metric_learning.models import EmbeddingModel, load_weights, read_metadata
 from metric_learning.reader import ImageSet
 
 
@@ -41,10 +48,16 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     if stage_of(flags.loss_name) != stage.number:
         script = SCRIPTS[stage_of(flags.loss_name)]
         raise ValueError(f"{flags.loss_name} is a loss of the other stage: train it with {script}")
+    # The run folder is named after the model, which the weights may settle.
+    facts = read_facts(flags.pretrained_model, flags.checkpoint)
+    notes = notes_on_weights(flags.pretrained_model, facts, flags.values, flags.given)
+    flags = flags.adopted(str(flags.pretrained_model), {}, facts)
     start = decide_on_main(world, lambda: find_start(parts.pick(parts.RunOptions, flags)))
     flags = flags.replaced(checkpoint=start.checkpoint)
     checkpoint = load_start(start.checkpoint) if start.checkpoint else None
-    if checkpoint is not None:
+    if checkpoint is None:
+        start = replace(start, notes=[*start.notes, *notes])
+    else:
         flags = adopt_checkpoint(flags, str(start.checkpoint), checkpoint["meta"])
     data = parts.pick(parts.DataOptions, flags)
     train_set = data.load("train")
@@ -55,19 +68,26 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     torch.manual_seed(options.machine.seed)
     sampler = stage.make_sampler(train_set.labels, options.batches, options.machine.seed, world)
     model = prepare_network(options.model, options.optimizer, options.machine, checkpoint is None)
+    if checkpoint is not None:
+        model.take_norm(checkpoint["meta"])
     learner = build_learner(
         model, options.loss, options.optimizer, options.batches, options.machine
+    )
+    preprocessing = preprocessing_of(
+        options.model,
+        model,
+        options.machine.max_pixels,
+        options.reading.min_crop_area,
+        options.reading.horizontal_flip,
     )
     is_named = bool(flags.given & {"model_save_dir", "run_name"})
     run = TrainingRun(
         options=options,
         learner=learner,
-        train_set=open_training_images(train_set, options.reading),
+        train_set=open_training_images(train_set, options.reading, preprocessing.decoding),
         test_set=test_set,
         sampler=sampler,
-        preprocessing=preprocessing_of(
-            options.model, model, options.reading.min_crop_area, options.reading.horizontal_flip
-        ),
+        preprocessing=preprocessing,
         start=start,
         stop=stop,
         path=start.folder or decide_on_main(world, lambda: choose_folder(options.run, is_named)),
@@ -78,6 +98,20 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     if checkpoint is not None:
         run.restore(checkpoint)
     return run
+
+
+def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
+    """Return what the weights that a training starts from say of their model, if anything.
+
+    A run that is resumed does not need them any more, so that they may be gone.
+    """
+    if weights is None or checkpoint not in (None, AUTO):
+        return {}
+    try:
+        meta = read_metadata(weights)
+        return {} if meta is None else facts_of_model(meta)
+    except FileNotFoundError:
+        return {}
 
 
 def describe(
@@ -138,7 +172,7 @@ def prepare_network(
     if options.pretrained_model and is_new:
         report = load_weights(model, options.pretrained_model)
         if machine.world.is_main:
-            log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
+            log(f"weights: {report.source}, {len(report.loaded)} tensors loaded{report.remarks}")
             if report.missing:
                 log(f"weights: {', '.join(report.missing)} not there, starting as new")
     if machine.recompute:
