@@ -30,6 +30,7 @@ from metric_learning.engine.options.tables import (
     INDEX_TYPES,
     MACHINE_FLAGS,
     MODEL_FLAGS,
+    OTHERS_LACK,
     SPLITS,
 )
 
@@ -78,7 +79,7 @@ FLAGS = (
 def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
     """Return the folder of the dump, the file of the index or export, or the answers to queries."""
     with user_errors():
-        flags = parse_flags(__doc__, FLAGS, argv)
+        flags = parse_flags(__doc__, FLAGS, argv, elsewhere=OTHERS_LACK)
 
         from metric_learning.engine.embed.infer import infer  # torch and all else, only now
         from metric_learning.engine.options.evaluation import settle_inference

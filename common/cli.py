@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ GPU_FAULTS = (
     "HIP error",
 )
 SMALLER = "lower the batch size (in a test that of the test), --image_shape or the model"
+CPU_MEMORY = "DefaultCPUAllocator"  # stands in torch's error about too little memory
 OTHER_RANKS_WAIT = 5  # seconds
 
 
@@ -38,7 +41,9 @@ def user_errors() -> Iterator[None]:
     """Turn user errors and faults of the machine into one line on stderr and exit status 2.
 
     User errors are ValueError and OSError; METRIC_LEARNING_TRACEBACK=1 shows where they come from.
+    Meanwhile names that stdout and stderr cannot encode are printed as escapes.
     """
+    _print_all_names()
     try:
         yield
         if sys.stdout is not None:
@@ -67,8 +72,8 @@ def describe(error: Exception) -> str | None:
     # The type is torch's, which need not be imported here.
     if type(error).__name__ == "OutOfMemoryError" or any(full in words for full in FULL_GPU):
         return f"the GPU has too little memory: {SMALLER}, or compute with --use_gpu=False"
-    if isinstance(error, MemoryError) or "can't allocate memory" in words:
-        return f"there is too little memory: {SMALLER}, or --num_workers"
+    if isinstance(error, MemoryError) or CPU_MEMORY in words or "can't allocate memory" in words:
+        return _too_little_memory(error)
     if "can't start new thread" in words:
         return "no further thread can be started: lower --num_workers, or end other programs"
 
@@ -84,6 +89,23 @@ def drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, AttributeError):  # no file of the system
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _print_all_names() -> None:
+    """Let stdout and stderr write file names that are no text in their encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _too_little_memory(error: BaseException) -> str:
+    """Say how much was asked for, where NumPy or torch tells it, and what makes it less."""
+    sizes = re.search(r"allocate (\d+ bytes|[\d.]+ \w+)", str(error))
+    asked = f" for {sizes[1]} at once" if sizes else ""
+    return (
+        f"this machine has too little memory{asked}: lower the batch size, --embedding_size, "
+        "--image_shape or the number of classes or images"
+    )
 
 
 def fail(message: str) -> NoReturn:

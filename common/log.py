@@ -14,8 +14,9 @@ from metric_learning.common.cli import drop_stdout
 
 
 def timestamped(line: str) -> str:
-    """Put the time before a log line, in the reference's form."""
-    return f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {line}"
+    """Put the time before a log line, in the reference's form; a name in it may hold line ends."""
+    whole = line.replace("\n", "\\n").replace("\r", "\\r")
+    return f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {whole}"
 
 
 def log(line: str) -> str:

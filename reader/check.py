@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from metric_learning.common.atomic import write_json
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, natural, parse_flags, positive
 from metric_learning.common.flags import path as parse_path
 from metric_learning.common.log import show
+from metric_learning.common.names import to_line
+from metric_learning.common.outputs import json_kind, prepare_output
 from metric_learning.reader.sets.datasets import DATASETS, load_image_set
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS, map_files, read_content
 from metric_learning.reader.sets.image_set import AS_REFERENCE, MAX_PIXELS, Decoding, ImageSet
 from metric_learning.reader.sets.table import SPLITS
 
 NUM_SHOWN = 20
+REPORT = json_kind("a report of reader.check", "dataset", "splits", "problems")
 SET_OPTIONS = ("train_classes", "test_classes", "train_list", "test_list", "csv", "fold")
 FLAGS = (
     Flag("dataset", str, "sop", f"one of {', '.join(DATASETS)}"),
@@ -43,14 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check a data set; 0: clean, 1: problems were found."""
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv, prog="python -m reader.check")
+        if flags.json is not None:
+            prepare_output("json", flags.json, REPORT)
         options = {name: getattr(flags, name) for name in SET_OPTIONS}
         image_sets = [
             load_image_set(flags.dataset, flags.data_dir, split, **options) for split in SPLITS
         ]
         report = check(image_sets, flags.num_workers, Decoding(max_pixels=flags.max_pixels))
-        if flags.json:  # before the screen, which may be a pipe that nobody reads any more
-            with open(flags.json, "w", encoding="utf-8") as file:
-                json.dump(report, file, indent=1)
+        if flags.json is not None:  # before the screen, which may be a pipe that nobody reads
+            write_json(Path(flags.json), report)
         show(format_report(report))
     return 1 if report["problems"] else 0
 
@@ -202,7 +207,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 def section(title: str, items: list[str]) -> list[str]:
     """One line with a count, then the first items."""
-    shown = [f"  {item}" for item in items[:NUM_SHOWN]]
+    shown = [f"  {to_line(item)}" for item in items[:NUM_SHOWN]]
     if len(items) > NUM_SHOWN:
         shown.append(f"  and {len(items) - NUM_SHOWN:,} more")
     return [f"{title:<36}{len(items):>8,}", *shown]

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, boolean, natural, parse_flags, path, positive
-from metric_learning.common.outputs import prepare_output
+from metric_learning.common.outputs import Kind, csv_kind, prepare_output
 from metric_learning.data.prepare import commands
+from metric_learning.data.prepare.scan import SCAN_COLUMNS
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS
 from metric_learning.reader.sets.image_set import MAX_PIXELS
 
@@ -28,15 +29,24 @@ from metric_learning.reader.sets.image_set import MAX_PIXELS
 class Command:
     """One step of the preparation.
 
-    `run` gets what is read, the output file and a value per flag by its name. By default the file
-    is named `output`, in the folder that what is read is or lies in.
+    `run` gets what is read, the output file, of a `kind`, and a value per flag by its name. By
+    default the file is named `output`, in the folder that what is read is or lies in.
     """
 
     run: Callable[..., None]
     help: str
     source: Flag
     output: str
+    kind: Kind
     flags: tuple[Flag, ...]
+
+
+def list_kind(command: str, *columns: str, others: Sequence[str] = ()) -> Kind:
+    """Return the kind of a list that a command writes, with some columns beside those of scan.
+
+    A list that was made without scan cannot be told from the user's own, and is never replaced.
+    """
+    return csv_kind(f"a list that '{command}' wrote", (*SCAN_COLUMNS, *columns), others)
 
 
 FILE = Flag("path", path, None, "CSV file of an earlier command")
@@ -46,6 +56,7 @@ COMMANDS: dict[str, Command] = {
         "Describe every image of a folder of classes in a CSV file.",
         Flag("path", path, None, "folder with one folder of images per class"),
         "scanned.csv",
+        list_kind("scan", others=["fold"]),
         (
             Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
             Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),
@@ -56,6 +67,7 @@ COMMANDS: dict[str, Command] = {
         "Remove broken images, wrong sizes and near duplicates.",
         FILE,
         "filtered.csv",
+        list_kind("filter"),
         (
             Flag("min_size", natural, 0, "least pixels of the short side"),
             Flag("max_size", natural, 0, "most pixels of the long side; 0: no limit"),
@@ -68,6 +80,7 @@ COMMANDS: dict[str, Command] = {
         "Divide the classes into train and test by their number of images.",
         FILE,
         "split.csv",
+        list_kind("split", "split", others=["fold"]),
         (
             Flag("min_n_samples", natural, 3, "least images of a training class"),
             Flag("max_n_samples", natural, 50, "most images of a training class; 0: no limit"),
@@ -78,6 +91,7 @@ COMMANDS: dict[str, Command] = {
         "Divide the training images into folds.",
         FILE,
         "folds.csv",
+        list_kind("folds", "fold"),
         (
             Flag("k", positive, 5, "number of folds, at least 2"),
             Flag("open_set", boolean, False, "a class is in one fold, not a share of it in each"),
@@ -104,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog = f"python -m data.prepare {name}"
         flags = parse_flags(command.help, table, arguments, command.source, prog)
         source = check_source(flags.path)
-        output = choose_output(source, flags.output, command.output)
+        output = choose_output(source, flags.output, command)
         command.run(
             source, output, **{flag.name: flags.values[flag.name] for flag in command.flags}
         )
@@ -119,13 +133,13 @@ def check_source(path: str | None) -> Path:
     return Path(path)
 
 
-def choose_output(source: Path, output: str | None, default: str) -> Path:
+def choose_output(source: Path, output: str | None, command: Command) -> Path:
     """Return the file to write, by default beside what is read; ValueError where it cannot be."""
     folder = source if source.is_dir() else source.parent
-    file = prepare_output("output", output or str(folder / default))
-    if not os.access(file.parent, os.W_OK):
-        raise ValueError(f"cannot write into {file.parent}: choose another --output")
-    return file
+    file = output or str(folder / command.output)
+    if os.path.realpath(file) == os.path.realpath(source):
+        raise ValueError(f"--output={file} is what is read: choose another name")
+    return prepare_output("output", file, command.kind)
 
 
 if __name__ == "__main__":

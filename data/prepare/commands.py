@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from metric_learning.common.atomic import write_atomically
+from metric_learning.common.atomic import write_csv
 from metric_learning.common.log import show
-from metric_learning.common.outputs import prepare_output
+from metric_learning.common.outputs import csv_kind, prepare_output, refuse_same
 from metric_learning.data.prepare.filter import (
     REPORT_COLUMNS,
     choose_removals,
@@ -21,6 +20,8 @@ from metric_learning.data.prepare.scan import list_ignored, scan_tree
 from metric_learning.data.prepare.splits import fold_column, split_classes
 from metric_learning.reader.check import section
 from metric_learning.reader.sets.csv_files import ImageList, Row, read_image_list
+
+REMOVED = csv_kind("a list of what 'filter' removed", REPORT_COLUMNS)
 
 
 def scan(tree: Path, output: Path, num_workers: int, max_pixels: int) -> None:
@@ -46,8 +47,8 @@ def filter_images(
             f"{HASH_BITS} bits; expected less, such as 4"
         )
     removed_file = report or str(output.with_name(f"{output.stem}_removed.csv"))
-    if prepare_output("report", removed_file) == output:
-        raise ValueError(f"--report={removed_file}: expected another file than --output")
+    refuse_same(output=str(output), report=removed_file, path=str(file))
+    prepare_output("report", removed_file, REMOVED)
 
     images = read_image_list(file)
     removals = choose_removals(images, min_size, max_size, threshold)
@@ -114,12 +115,5 @@ def add_column(output: Path, images: ImageList, name: str, cells: Sequence[str])
 
 def write_rows(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Write a CSV file and say so."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as opened:
-            writer = csv.DictWriter(opened, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(file, write)
+    write_csv(file, columns, rows)
     show(f"wrote {file}, {len(rows):,} images of {len({row['label'] for row in rows}):,} classes")

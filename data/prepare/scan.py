@@ -12,6 +12,8 @@ from metric_learning.reader.sets.csv_files import Row
 from metric_learning.reader.sets.image_files import map_files, read_content
 from metric_learning.reader.sets.image_set import MAX_PIXELS, Decoding
 
+SCAN_COLUMNS = ("path", "label", "width", "height", "hash", "broken")
+
 
 def scan_tree(tree: Path, num_workers: int, max_pixels: int = MAX_PIXELS) -> list[Row]:
     """Read every image below a folder of classes, those of up to so many million pixels.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.embed.class_layer import load_class_layer
 from metric_learning.engine.embed.embedding import embed_images, readable_rows
 from metric_learning.engine.embed.features import FeatureFile
@@ -122,6 +122,8 @@ def load_embedder(work: EmbeddingOptions) -> Embedder:
     class_layer = load_class_layer(path, work.meta, model, work.class_dim)
     if class_layer is not None:
         class_layer.to(work.machine.device)
+    if {"mean", "std"} <= set(work.meta):
+        model.mean, model.std = tuple(work.meta["mean"]), tuple(work.meta["std"])
     preprocessing = preprocessing_of(work.model, model, work.machine.max_pixels)
     place(model, work.machine.device)
     return Embedder(work, model.eval(), preprocessing, class_layer, source)
@@ -138,11 +140,7 @@ def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
 
 
 def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> FeatureFile:
-    """Return the file of --features for the embeddings of images; ValueError where it cannot be."""
-    path = prepare_output("features", file)
-    if path.suffix != ".npy":
-        raise ValueError(f"--features={path}: expected a name that ends in .npy")
-
+    """Return the file of --features for the embeddings of images."""
     work, model, preprocessing = embedder.work, embedder.model, embedder.preprocessing
     changed = changed_options(model.options)
     paths = hashlib.sha256("\n".join(image_set.paths).encode()).hexdigest()
@@ -156,4 +154,4 @@ def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> Feature
         ),
         "precision": str(work.machine.amp_dtype or torch.float32),
     }
-    return FeatureFile(path, about, (len(image_set), model.embedding_size))
+    return FeatureFile(Path(file), about, (len(image_set), model.embedding_size))

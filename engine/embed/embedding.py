@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metric_learning.common.log import log as log_line
+from metric_learning.common.names import to_line
 from metric_learning.engine.embed.features import FeatureFile, FeatureWriter
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import decide_on_main, gather_rows, wait_for_all
@@ -77,11 +78,17 @@ def embed_images(
         embeddings = keep_rows(work, features, own, world)
     if broken is not None:
         broken.update(loader.broken)
+    refuse_not_finite(embeddings, image_set.paths)
+    return embeddings
+
+
+def refuse_not_finite(embeddings: np.ndarray, paths: Sequence[str]) -> None:
+    """Raise ValueError, which names the first image, where an embedding (N, D) is not finite."""
     wrong = first_not_finite(embeddings)
     if wrong is not None:
-        path = image_set.paths[wrong]
-        raise ValueError(f"the embedding of {path} holds NaN or infinity: the model diverged")
-    return embeddings
+        raise ValueError(
+            f"the embedding of {to_line(paths[wrong])} holds NaN or infinity: the model diverged"
+        )
 
 
 def readable_rows(image_set: ImageSet, broken: Mapping[str, str]) -> np.ndarray:

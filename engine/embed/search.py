@@ -11,7 +11,8 @@ import torch
 
 from metric_learning.common.atomic import write_json
 from metric_learning.common.log import log, show, versions
-from metric_learning.common.outputs import prepare_output
+from metric_learning.common.names import to_line
+from metric_learning.common.outputs import json_kind, kind_of_file
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
@@ -22,16 +23,8 @@ from metric_learning.retrieval import indexes
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
 
 RECALL_QUERIES, RECALL_K = 1000, 10
-
-
-def prepare_index(file: str) -> None:
-    """Raise ValueError, before the work, where --index is a file of another kind or none."""
-    path = prepare_output("index", file)
-    if path.exists() and not indexes.is_search_index(path):
-        raise ValueError(
-            f"--index={path} exists and is no search index, so it is not replaced: choose another "
-            "name"
-        )
+INDEX = kind_of_file("a search index", indexes.is_search_index)
+ANSWERS = json_kind("a result of a search", "queries", "index", "weights")
 
 
 class IndexKind(NamedTuple):
@@ -163,7 +156,7 @@ def find_neighbours(
 def print_answers(answers: Sequence[dict[str, Any]]) -> None:
     """Print a line per query, and below it a line per neighbour: rank, cosine, path, class."""
     for answer in answers:
-        show(f"query {answer.get('text') or answer['path']}")
+        show(f"query {to_line(answer.get('text') or answer['path'])}")
         for found in answer["neighbours"]:
-            name = "" if found["class_name"] is None else f"  {found['class_name']}"
-            show(f"{found['rank']:>4}  {found['cosine']:7.4f}  {found['path']}{name}")
+            name = "" if found["class_name"] is None else f"  {to_line(found['class_name'])}"
+            show(f"{found['rank']:>4}  {found['cosine']:7.4f}  {to_line(found['path'])}{name}")

@@ -13,7 +13,14 @@ from pathlib import Path
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, parse_flags, path, positive, with_defaults
-from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
+from metric_learning.common.outputs import prepare_folder
+from metric_learning.engine.options.tables import (
+    DATA_FLAGS,
+    MACHINE_FLAGS,
+    MODEL_FLAGS,
+    OTHERS_LACK,
+)
+from metric_learning.engine.report.files import REPORT
 
 SOURCE = Flag(
     "run_or_checkpoint", path, None, "a run folder (its best.pt, else last.pt) or weights"
@@ -34,7 +41,7 @@ FEATURES_USE = ("features", "report_dir", "use_gpu", "device", "seed", "config")
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the report and return its file."""
     with user_errors():
-        flags = parse_flags(__doc__, FLAGS, argv, SOURCE)
+        flags = parse_flags(__doc__, FLAGS, argv, SOURCE, elsewhere=OTHERS_LACK)
         if flags.features:
             unused = [flag.name for flag in FLAGS if flag.name not in FEATURES_USE]
             flags.refuse(unused, "--features holds what they would choose")
@@ -43,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         flags.refuse(unused, f"with --split={flags.split}")
         source = find_source(flags.run_or_checkpoint, flags.features)
         home = source if flags.features else source.parent
-        folder = Path(flags.report_dir or home / "report")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = prepare_folder("report_dir", flags.report_dir or home / "report", REPORT)
 
         # torch and all else, only now
         from metric_learning.engine.options.evaluation import settle_embedding

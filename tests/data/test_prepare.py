@@ -250,7 +250,7 @@ def test_wrong_input_is_one_line(error_of, filtered, troubled, tmp_path):
     assert "leave no image" in error_of("filter", filtered, "--min_size=9", "--max_size=8")
     assert "--threshold=40" in error_of("filter", filtered, "--threshold=40")
     assert "is left" in error_of("filter", filtered, "--min_size=1000")
-    assert "another file than" in error_of("filter", filtered, "--output=a", "--report=a")
+    assert "name one file" in error_of("filter", filtered, "--output=a", "--report=a")
     assert "is above" in error_of("split", filtered, "--min_n_samples=9", "--max_n_samples=8")
     assert "no class has 40 to 50" in error_of("split", filtered, "--min_n_samples=40")
     assert "every class has 1 to 50" in error_of("split", filtered, "--min_n_samples=1")

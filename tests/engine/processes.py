@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from metric_learning.common.flags import last_of_each
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 120  # seconds until a test gives up
 # A network of 0.4 million weights: its checkpoints are written in no time.
@@ -28,7 +30,7 @@ class TrainingProcess:
     def __init__(self, script, flags, output, max_file_size=resource.RLIM_INFINITY):
         self.output_file = output
         self._process = context().Process(
-            target=_run, args=(script, [*map(str, flags)], str(output), max_file_size)
+            target=_run, args=(script, last_of_each(flags), str(output), max_file_size)
         )
         self._process.start()
 
