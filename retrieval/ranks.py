@@ -54,6 +54,7 @@ def iterate_ranks(
     gallery_labels: np.ndarray,
     device: str | torch.device = "cpu",
     share: Share | None = None,
+    own_rows: np.ndarray | None = None,
 ) -> Iterator[Ranks]:
     """Rank each query's positives by cosine similarity in the gallery, exactly.
 
@@ -63,6 +64,8 @@ def iterate_ranks(
     - In self-retrieval a query is left out of its gallery by its row, never by its similarity, so
       that duplicates of it are ordinary gallery images.
     - A zero embedding has similarity 0 to everything.
+    - Of a gallery that holds some of the queries, `own_rows` (Q,) int64 tells where: a query is
+      left out of it by that row, -1: it is not there.
 
     Most comparisons are decided by tiles of int16 or float32 whose error is bounded; those that
     come closer to a threshold are decided again in float64. So the ranks do not depend on chunks,
@@ -76,7 +79,9 @@ def iterate_ranks(
     """
     share = share or Share()
     counter = choose_counter(queries, gallery, device)
-    positives = _Positives(query_labels, gallery_labels, is_self_retrieval=gallery is None)
+    if gallery is None:
+        own_rows = np.arange(len(queries))
+    positives = _Positives(query_labels, gallery_labels, own_rows)
     bytes_each = BYTES_PER_POSITIVE + BYTES_PER_THREAD * torch.get_num_threads()
     budget = max(LEAST_BYTES, queries.nbytes // 2) // bytes_each
     for start, stop in positives.pieces(budget):
@@ -87,14 +92,14 @@ class _Positives:
     """Which gallery images are the positives of which query."""
 
     def __init__(
-        self, query_labels: np.ndarray, gallery_labels: np.ndarray, is_self_retrieval: bool
+        self, query_labels: np.ndarray, gallery_labels: np.ndarray, own_rows: np.ndarray | None
     ) -> None:
         self.by_label = np.argsort(gallery_labels, kind="stable")
         ordered = gallery_labels[self.by_label]
         self.firsts = np.searchsorted(ordered, query_labels, side="left")
-        self.is_self_retrieval = is_self_retrieval
+        self.own_rows = np.full(len(query_labels), -1) if own_rows is None else own_rows
         counts = np.searchsorted(ordered, query_labels, side="right") - self.firsts
-        self.counts = counts - is_self_retrieval
+        self.counts = counts - (self.own_rows >= 0)
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
 
     def pieces(self, most: int) -> Iterator[tuple[int, int]]:
@@ -108,14 +113,13 @@ class _Positives:
 
     def pairs(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return query row and gallery row of all positives of queries start..stop."""
-        counts = self.counts[start:stop] + self.is_self_retrieval
+        own_rows = self.own_rows[start:stop]
+        counts = self.counts[start:stop] + (own_rows >= 0)
         rows = np.repeat(np.arange(start, stop), counts)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         columns = self.by_label[np.repeat(self.firsts[start:stop], counts) + within]
-        if self.is_self_retrieval:
-            is_other = rows != columns
-            rows, columns = rows[is_other], columns[is_other]
-        return rows, columns
+        is_other = own_rows[rows - start] != columns
+        return rows[is_other], columns[is_other]
 
 
 def _rank_queries(
@@ -129,9 +133,12 @@ def _rank_queries(
     thresholds = Thresholds(offsets, cosines, TIE_TOLERANCE)
     ahead, level = counter.count((start, stop), thresholds, share)
     own = None
-    if positives.is_self_retrieval:
-        every = np.arange(start, stop)
-        own = counter.pair_cosines(every, every)[rows - start]
+    inside = np.flatnonzero(positives.own_rows[start:stop] >= 0)
+    if len(inside):
+        cosines_of_own = np.full(stop - start, -np.inf)
+        own_rows = positives.own_rows[start + inside]
+        cosines_of_own[inside] = counter.pair_cosines(start + inside, own_rows)
+        own = cosines_of_own[rows - start]
     return _ranks_of_counts(start, offsets[start : stop + 1], cosines, ahead, level, own)
 
 
@@ -146,7 +153,8 @@ def ranks_of_similarities(
     Each chunk is rows of B consecutive queries and their similarities (B, G) float64. In
     self-retrieval query i is gallery image i and no neighbour of itself.
     """
-    positives = _Positives(query_labels, gallery_labels, self_retrieval)
+    own_rows = np.arange(len(query_labels)) if self_retrieval else None
+    positives = _Positives(query_labels, gallery_labels, own_rows)
     for chunk, similarities in chunks:
         rows, columns = positives.pairs(chunk.start, chunk.stop)
         offsets = positives.offsets[chunk.start : chunk.stop + 1] - positives.offsets[chunk.start]
@@ -182,7 +190,7 @@ def _ranks_of_counts(
 
     Query `start + i` has the positives offsets[i]:offsets[i + 1], whose similarities are the
     thresholds (M,), best first. `ahead` and `level` count all gallery images; `own` (M,) is the
-    query's similarity to itself, None if it is not in the gallery.
+    query's similarity to itself, -inf if it is not in the gallery, None if none is.
     """
     counts = np.diff(offsets)
     positives_ahead, positives_reached = _compare_positives(offsets, thresholds)

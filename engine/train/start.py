@@ -31,7 +31,7 @@ from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.step import Meter
 from metric_learning.losses import stage_of
 from metric_learning.models import EmbeddingModel, load_weights
-from metric_learning.reader import ImageSet
+from metric_learning.reader import ImageSet, describe_sets
 
 
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
@@ -47,8 +47,8 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     if checkpoint is not None:
         flags = adopt_checkpoint(flags, str(start.checkpoint), checkpoint["meta"])
     data = parts.pick(parts.DataOptions, flags)
-    train_set = data.load("train")
-    test_set = data.load("test") if flags.test_iter_step or flags.log_epochs else None
+    train_set = data.load("train").require_whole(may_miss=flags.on_bad_image == "skip")
+    test_set = load_test_set(data) if flags.test_iter_step or flags.log_epochs else None
     options = settle(flags, train_set, world)
 
     # The weights are drawn in this order: those of the network, then those of the loss.
@@ -78,6 +78,11 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     if checkpoint is not None:
         run.restore(checkpoint)
     return run
+
+
+def load_test_set(data: parts.DataOptions) -> ImageSet:
+    """List the images of the tests in training: the val split where there is one, else the test."""
+    return data.load("val" if "val" in data.splits else "test").require_whole()
 
 
 def describe(
@@ -177,10 +182,10 @@ def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device
 def announce(run: TrainingRun) -> None:
     """Log what is about to be trained, on what."""
     learner, world = run.learner, run.machine.world
-    for split in (run.train_set, run.test_set):
-        if split is not None:
-            what = f"{len(split)} images of {split.num_classes} classes"
-            run.say(f"{split.split}: {f'{split.name}, ' if split is run.train_set else ''}{what}")
+    for line in describe_sets([split for split in (run.train_set, run.test_set) if split]):
+        run.say(line)
+    if run.test_set is not None and run.test_set.split == "val":
+        run.say("the val split is tested here and chooses best.pt; eval.py tests on the test split")
     if run.sampler.note:
         run.say(run.sampler.note)
 

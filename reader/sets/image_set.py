@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from metric_learning.reader.sets.left_out import LeftOut
+
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
@@ -26,9 +28,9 @@ class ImageSet:
     """Images of one split of a data set, in data-set order."""
 
     name: str  # data set name, e.g. "sop"
-    split: str  # "train" or "test"
+    split: str  # "train", "val", "test" or "all"
     paths: list[str]  # N file paths, or names such as "data_batch_1:0042" of images held in memory
-    # (N,) int64; 0..C-1 in the train split, the data set's own numbers in the test split
+    # (N,) int64; 0..C-1 in the train split, the data set's own numbers in all others
     labels: np.ndarray
     class_names: dict[int, str]  # label -> name, in label order
     is_query: np.ndarray  # (N,) bool, images that search in the evaluation
@@ -36,6 +38,10 @@ class ImageSet:
     # N times (H, W, 3) uint8 RGB for images held in memory, else None
     images: Sequence[np.ndarray] | np.ndarray | None = None
     super_classes: dict[int, str] | None = None  # label -> name of its super class, else None
+    left_out: LeftOut = LeftOut()  # what of the data set nobody reads
+    notes: tuple[str, ...] = ()  # what else is to be said of it: classes chosen, texts unified
+    missing: tuple[str, ...] = ()  # a line for each listed image that is not there
+    repeated: tuple[str, ...] = ()  # a line for each image that was listed before
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == np.int64
@@ -53,6 +59,20 @@ class ImageSet:
     def is_self_retrieval(self) -> bool:
         """Whether every image is both query and gallery."""
         return bool(self.is_query.all() and self.is_gallery.all())
+
+    def require_whole(self, may_miss: bool = False) -> ImageSet:
+        """Return the set if each image is there and listed once, as trainings and scores need it.
+
+        With `may_miss` some may not be there, as --on_bad_image=skip allows. Raises ImageError.
+        """
+        for faults, what in (
+            (self.repeated, "are listed again"),
+            (() if may_miss else self.missing, "are not there"),
+        ):
+            if faults:
+                count = f"{len(faults):,} of {len(self):,} images of the {self.split} split {what}"
+                raise ImageError(f"{faults[0]} ({count})")
+        return self
 
     def read_image(self, i: int) -> np.ndarray:
         """Decode image i to (H, W, 3) uint8 RGB; ImageError if its file is missing or broken."""

@@ -188,11 +188,15 @@ def test_a_validation_folder_is_the_test_split(tmp_path, capsys):
     assert "  extra/\n" in capsys.readouterr().out
 
 
-def test_deeper_folders_give_longer_labels(tmp_path):
+@pytest.mark.parametrize(
+    ("levels", "labels"),
+    [((), ["Greek", "Greek"]), ((0,), ["Greek", "Greek/alpha"]), ((2,), ["Greek/alpha"])],
+)
+def test_deeper_folders_are_their_top_class_or_give_longer_labels(tmp_path, levels, labels):
     save(tmp_path / "Greek" / "alpha" / "1.png", 1)
     save(tmp_path / "Greek" / "0.png", 2)
-    run("scan", tmp_path, "--num_workers=0")
-    assert [row["label"] for row in read(tmp_path / "scanned.csv")] == ["Greek", "Greek/alpha"]
+    run("scan", tmp_path, "--num_workers=0", *(f"--class_levels={level}" for level in levels))
+    assert [row["label"] for row in read(tmp_path / "scanned.csv")] == labels
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")

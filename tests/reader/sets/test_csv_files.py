@@ -26,8 +26,8 @@ def test_closed_set(write, tmp_path):
         load_image_set("csv", None, split, csv=write(CLOSED)) for split in ("train", "test")
     )
     assert train.paths == [str(tmp_path / "a.png"), str(tmp_path / "c.png")]
-    assert train.class_names == test.class_names == {0: "10", 1: "9"}
-    assert train.labels.tolist() == [0, 1] and test.labels.tolist() == [1, 0]
+    assert train.class_names == test.class_names == {0: "9", 1: "10"}  # numbers by their value
+    assert train.labels.tolist() == [1, 0] and test.labels.tolist() == [0, 1]
     assert train.labels.dtype == np.int64 and test.is_self_retrieval
     assert (train.name, train.read_image(0).shape) == ("csv", (6, 8, 3))
 
@@ -83,12 +83,11 @@ def test_data_dir_is_where_the_paths_start(write, tmp_path, draw):
         (CLOSED + "e.png,9\n", ":6: expected 3 columns (path,label,split), found 2: 'e.png,9'"),
         (CLOSED + "\n,9,test\n", ":7: expected a path, found an empty cell"),
         (CLOSED + "e.png,,test\n", ":6: expected a label, found an empty cell"),
-        (CLOSED + "e.png,9,val\n", ":6: expected train or test as split, found 'val'"),
+        (CLOSED + "e.png,9,dev\n", ":6: expected train, val or test as split, found 'dev'"),
         (CLOSED + '"e.png"x,9,test\n', ":6: expected CSV, found"),
-        ('path,label,split\n"a\n.png",x,train\nb.png,x,no\n', ":4: expected train or test"),
+        ('path,label,split\n"a\n.png",x,train\nb.png,x,no\n', ":4: expected train, val or test"),
         ("path,label\na.png,x\n", " has no column split: add it with 'python -m data.prepare"),
         (FOLDS, " has no column split: choose the fold to test on with --fold"),
-        (CLOSED.replace("a.png", "z.png"), ":2: no image "),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(write, text, message):
@@ -103,7 +102,7 @@ def test_a_broken_file_is_named_with_its_line(write, text, message):
     [
         (CLOSED, "has no column fold, which --fold=3 needs"),
         (FOLDS, "--fold=3: .* has folds 0, 1, 2"),
-        (FOLDS.replace(",1,", ",1.0,"), ":3: expected a number or nothing as fold, found '1.0'"),
+        (FOLDS.replace(",1,", ",1.5,"), ":3: expected a number or nothing as fold, found '1.5'"),
     ],
 )
 def test_a_wrong_fold_is_an_error(write, text, message):
@@ -135,6 +134,12 @@ def test_the_options_belong_to_the_data_set(write, tmp_path):
         load_image_set("csv", None, "train", csv=write(CLOSED), train_list="x.txt")
 
 
-def test_a_missing_first_image_names_the_folder_flag(write):
-    with pytest.raises(ImageError, match="relative to as --data_dir"):
-        load_image_set("csv", None, "test", csv=write(CLOSED.replace("b.png", "z.png")))
+def test_all_images_are_looked_for_and_where_all_are_missing_the_folder_flag_is_named(write):
+    some = load_image_set("csv", None, "test", csv=write(CLOSED.replace("d.png", "z.png")))
+    with pytest.raises(ImageError, match=r":5: no image .*z.png \(1 of 2 images of the test split"):
+        some.require_whole()
+    assert some.require_whole(may_miss=True) is some
+    text = CLOSED.replace("b.png", "y.png").replace("d.png", "z.png")
+    every = load_image_set("csv", None, "test", csv=write(text))
+    with pytest.raises(ImageError, match=":3: no image .* relative to as --data_dir"):
+        every.require_whole()

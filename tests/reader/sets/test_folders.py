@@ -2,7 +2,8 @@ import pytest
 
 from metric_learning import reader
 from metric_learning.reader import load_image_set
-from metric_learning.reader.sets.folders import walk_images
+from metric_learning.reader.sets.folders import list_classes
+from metric_learning.reader.sets.walk import walk_images
 
 
 def write_tree(root, draw, classes, images_per_class=2):
@@ -36,9 +37,8 @@ def test_the_test_folder_alone_can_be_tested(tmp_path, draw):
     assert test.class_names == {0: "n01", 1: "n02"} and test.labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(FileNotFoundError, match="no class folders with images"):
         load_image_set("folder", tmp_path, "train")
-    (tmp_path / "test").mkdir()  # empty, and preferred to val/
-    with pytest.raises(FileNotFoundError, match="no class folders .*expected train/CLASS"):
-        load_image_set("folder", tmp_path, "test")
+    (tmp_path / "test").mkdir()  # empty
+    assert "/val/n01/" in load_image_set("folder", tmp_path, "test").paths[0]
 
 
 def test_folder_of_classes_is_halved_or_chosen(tmp_path, draw):
@@ -81,16 +81,21 @@ def test_omniglot_in_an_empty_folder_is_an_error(tmp_path):
         load_image_set("omniglot", tmp_path, "train")
 
 
-def test_the_walk_goes_so_many_levels_down_and_leaves_out_what_is_hidden(tmp_path, draw):
+def test_the_walk_reads_nested_folders_as_their_top_class_and_counts_the_rest(tmp_path, draw):
     names = ("b/0.png", "b/c/1.JPG", "b c/0.png", "a.png", ".x/0.png", "b/.0.png", "b/n.txt")
     for name in names:
         draw((tmp_path / name).with_suffix(".png")).rename(tmp_path / name)
     (tmp_path / "linked").symlink_to(tmp_path / "b")
     found = walk_images(tmp_path)
-    assert list(found) == ["", "b", "b/c", "b c", "linked", "linked/c"]
-    assert found["b/c"] == [str(tmp_path / "b/c/1.JPG")]
-    assert list(walk_images(tmp_path, 0)) == [""]
-    assert list(walk_images(tmp_path, 1)) == ["", "b", "b c", "linked"]
+    assert list(found.images) == ["", "b", "b/c", "b c", "linked", "linked/c"]
+    assert found.images["b/c"] == [str(tmp_path / "b/c/1.JPG")]
+    assert found.folders == ["b", "b c", "linked"]
+    classes, left_out = list_classes(tmp_path)
+    assert list(classes) == ["b", "b c", "linked"] and len(classes["b"]) == 2
+    assert left_out.describe() == (
+        f"left out of {tmp_path}: 2 files that are no images (.txt 2), 3 hidden, "
+        "1 image in no class folder"
+    )
     with pytest.raises(FileNotFoundError):
         walk_images(tmp_path / "gone")
 
