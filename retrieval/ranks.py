@@ -133,6 +133,7 @@ def _rank_queries(
     thresholds = Thresholds(offsets, cosines, TIE_TOLERANCE)
     ahead, level = counter.count((start, stop), thresholds, share)
     own = None
+
     inside = np.flatnonzero(positives.own_rows[start:stop] >= 0)
     if len(inside):
         cosines_of_own = np.full(stop - start, -np.inf)

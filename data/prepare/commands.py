@@ -96,6 +96,7 @@ def split(
             "--min_n_samples and --max_n_samples divide by the sizes of classes, --test_share, "
             "--val_share, --closed and --group by shares: leave the ones or the others out"
         )
+
     images = read_whole_images(file, "split")
     if by_size:
         least = DEFAULT_SIZES[0] if min_n_samples is None else min_n_samples
@@ -113,6 +114,7 @@ def split(
             )
         groups = read_groups(images, group)
         parts = split_by_share(images.labels, groups, test, val, closed, random_seed)
+
     remedy = "" if by_size else "another --random_seed or other shares"
     check_scorable(images, "split", parts, ("test", "val"), remedy)
     add_column(output, images, "split", parts)

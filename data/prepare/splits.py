@@ -135,6 +135,7 @@ def closed_folds(labels: list[str], groups: list[str] | None, k: int, seed: int)
         if num_units < k:
             raise ValueError(f"--k={k}, but there are {num_units} groups: lower --k")
         return _deal(units, labels, None, [1 / k] * k, seed)
+
     small = {label: size for label, size in Counter(labels).items() if size < k}
     if small:
         label = min(small, key=lambda name: (small[name], name))

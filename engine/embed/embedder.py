@@ -122,8 +122,8 @@ def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
     return embedder, open_images(work)
 
 
-def open_images(work: EmbeddingOptions) -> ImageSet:
-    """List the images of the split, and say what they are; ImageError where one is not there."""
+def open_images(work: EmbeddingOptions, may_miss: bool = False) -> ImageSet:
+    """List the images of the split, say what they are, and require them, see `require_whole`."""
     image_set = work.data.load(work.split)
     for line in describe_sets([image_set]):
         work.say(line)
@@ -134,7 +134,7 @@ def open_images(work: EmbeddingOptions) -> ImageSet:
             names = set(work.data.load(other).class_names.values())
             shared = names.intersection(image_set.class_names.values())
             work.say(f"{len(shared)} of these classes are among the {len(names)} of {other}")
-    return image_set.require_whole()
+    return image_set.require_whole(may_miss)
 
 
 def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> FeatureFile:

@@ -37,6 +37,7 @@ def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
                     f"--{name} needs queries and gallery that are the same images or share none, "
                     f"found {is_both.sum()} images that are both: leave it out"
                 )
+
     gallery_size = int(image_set.is_gallery.sum())
     for name in ("ks", "precision_ks"):
         largest = max(getattr(metrics, name), default=1)

@@ -242,11 +242,11 @@ def _read_splits(images: ImageList, fold: int | None) -> np.ndarray:
     roles = _read_roles(images)
     if roles is not None and "fold" not in images.columns:
         return np.where(roles[0] | roles[1], TEST, TRAIN)
-    remedy = (
-        "choose the fold to test on with --fold"
-        if "fold" in images.columns
-        else f"add it with 'python -m data.prepare split {images.file}', or folds"
-    )
+    remedy = f"add it with 'python -m data.prepare split {images.file}', or folds"
+    if "fold" in images.columns:
+        found = np.unique(images.parse("fold", fold_number, "a number or nothing"))
+        numbers = ", ".join(str(number) for number in found if number >= 0)
+        remedy = f"choose the fold to test on with --fold=NUMBER ({numbers})"
     raise ValueError(f"{images.file} has no column split: {remedy}")
 
 

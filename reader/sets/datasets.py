@@ -116,6 +116,7 @@ def load_image_set(
     if split not in (*SPLITS, ALL):
         raise ValueError(f"unknown split '{split}'; expected one of {', '.join((*SPLITS, ALL))}")
     ranges = {TRAIN: train_classes, TEST: test_classes}
+
     with _telling_how_to_get(dataset):
         if split == ALL:
             return build_image_set(dataset, split, read_all(dataset, data_dir, options), data_dir)

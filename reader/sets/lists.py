@@ -128,6 +128,7 @@ def read_label_list(file: Path) -> LabelList:
     labels, unified = unify_labels([columns[1] for _, columns in rows])
     paths = [columns[0] for _, columns in rows]
     found = LabelList(file, paths, labels, [number for number, _ in rows], unified)
+
     for path, label, number in zip(paths, labels, found.lines, strict=True):
         what = f"found '{path} {label}'"
         if is_image_name(label) and not is_image_name(path):

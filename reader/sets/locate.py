@@ -25,6 +25,7 @@ def locate_files(paths: list[str], root: str) -> tuple[list[str], list[int], Cou
     folders = _Folders(paths)
     found, missing, unified = list(paths), [], Counter[str]()
     head = os.path.join(root, "")
+
     for i, path in enumerate(paths):
         if folders.hold(path):
             continue

@@ -168,6 +168,7 @@ def take(table: Table, rows: np.ndarray) -> Table:
     numbers = rows.tolist()
     is_whole = len(rows) == len(table.paths)
     images = table.images
+
     return replace(
         table,
         paths=table.paths if is_whole else [table.paths[i] for i in numbers],

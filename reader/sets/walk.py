@@ -74,6 +74,7 @@ def _iterate_folders(root: str) -> Iterator[tuple[str, str, dict[str, list[str]]
         name, folder, seen = waiting.pop()
         kinds = list_folder(folder)
         entered = []
+
         for entry in kinds[FOLDER]:
             path = os.path.join(folder, entry)
             below, identity = seen if name else set(seen), _identity(path)
@@ -83,6 +84,7 @@ def _iterate_folders(root: str) -> Iterator[tuple[str, str, dict[str, list[str]]
             below.add(identity)
             entered.append(entry)
             waiting.append((f"{name}/{entry}" if name else entry, path, below))
+
         kinds[FOLDER] = entered
         yield name, folder, kinds
 
