@@ -164,7 +164,7 @@ def read_devkit(root: Path, devkit: dict[str, Path], split: str) -> Table:
     names = read_mat(devkit[DEVKIT[0]], "class_names")["class_names"]
     paths, numbers = [], []
     for file, folder in zip(DEVKIT[1:], ("cars_train", "cars_test"), strict=True):
-        annotations = read_annotations(devkit[file], "fname")
+        annotations = read_annotations(devkit[file], "fname")["annotations"]
         paths += [os.path.join(devkit[folder], name) for name in annotations["fname"]]
         numbers += annotations["class"]
     return table_of_cars(paths, numbers, names, split, root / "devkit")
@@ -173,8 +173,8 @@ def read_devkit(root: Path, devkit: dict[str, Path], split: str) -> Table:
 def read_pooled_cars(root: Path, split: str) -> Table:
     """Read cars_annos.mat, which numbers all images together."""
     file = root / "cars_annos.mat"
-    annotations = read_annotations(file, "relative_im_path")
-    names = read_mat(file, "class_names")["class_names"]
+    found = read_annotations(file, "relative_im_path", "class_names")
+    annotations, names = found["annotations"], found["class_names"]
     paths = [os.path.join(root, path) for path in annotations["relative_im_path"]]
     if not any(map(os.path.exists, paths[:1] + paths[-1:])):
         paths = find_pooled(root, annotations["relative_im_path"], annotations.get("test"))
@@ -211,16 +211,18 @@ def find_pooled(root: Path, names: list[str], is_test: list[int] | None) -> list
     return paths
 
 
-def read_annotations(path: Path, field: str) -> dict[str, list[Any]]:
-    """Read the annotations of cars with their file names in a field; ValueError for others."""
-    found = read_mat(path, "annotations")["annotations"]
+def read_annotations(path: Path, field: str, *others: str) -> dict[str, Any]:
+    """Read the annotations of cars, whose file names are in a field, and other variables.
+
+    Raises ValueError where they are not of this form.
+    """
+    variables = read_mat(path, "annotations", *others)
+    found = variables["annotations"]
     if not isinstance(found, dict) or not {field, "class"} <= set(found):
         raise ValueError(f"{path}: expected annotations with the fields {field} and class")
     if not all(isinstance(number, int) and 1 <= number < 10**18 for number in found["class"]):
         raise ValueError(f"{path}: expected classes from 1 on")
-    return {
-        name: [*map(str, column)] if name == field else column for name, column in found.items()
-    }
+    return variables | {"annotations": found | {field: [*map(str, found[field])]}}
 
 
 def table_of_cars(

@@ -125,7 +125,8 @@ def load_image_set(
         rows, notes = choose_rows(table, split, ranges.get(split))
     except ValueError as error:
         raise ValueError(f"{dataset}: {error}") from error
-    chosen = replace(take(table, rows), notes=(*table.notes, *notes))
+    told = tuple(f"{split}: {note}" for note in notes)
+    chosen = replace(take(table, rows), notes=(*table.notes, *told))
     return build_image_set(dataset, split, chosen, data_dir)
 
 

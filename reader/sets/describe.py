@@ -20,7 +20,7 @@ def describe_sets(image_sets: Sequence[ImageSet]) -> list[str]:
 
 def describe_choice(image_set: ImageSet) -> list[str]:
     """Say which classes were chosen, what was read as the same, what is missing and left out."""
-    lines = [f"{title_of(image_set)}: {note}" for note in image_set.notes]
+    lines = [*image_set.notes]
     if image_set.missing:
         lines.append(f"{title_of(image_set)}: {len(image_set.missing)} images are not there")
     if image_set.left_out:

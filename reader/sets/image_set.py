@@ -39,7 +39,7 @@ class ImageSet:
     images: Sequence[np.ndarray] | np.ndarray | None = None
     super_classes: dict[int, str] | None = None  # label -> name of its super class, else None
     left_out: LeftOut = LeftOut()  # what of the data set nobody reads
-    notes: tuple[str, ...] = ()  # what else is to be said of it: classes chosen, texts unified
+    notes: tuple[str, ...] = ()  # lines for the log: classes chosen, texts read as the same
     missing: tuple[str, ...] = ()  # a line for each listed image that is not there
     repeated: tuple[str, ...] = ()  # a line for each image that was listed before
 

@@ -44,7 +44,7 @@ class Table:
     boxes: list[Box] | None = None  # N parts of the images; None: whole images
     left_out: LeftOut = LeftOut()
     unified: Mapping[str, int] = field(default_factory=dict)  # what was read as the same -> times
-    notes: tuple[str, ...] = ()  # what else is to be said
+    notes: tuple[str, ...] = ()  # lines for the log
 
 
 def sort_names(names: Iterable[str]) -> list[str]:

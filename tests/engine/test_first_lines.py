@@ -68,11 +68,10 @@ def test_the_val_split_is_tested_in_training_and_said(photos):
     data = data_of(dataset="csv", csv=str(photos))
     assert start.load_test_set(data).class_names == {6: "7", 7: "8"}
     lines = announced(data)
-    assert lines[:5] == [
+    assert lines[:4] == [
         "train: csv, 12 images of 6 classes",
-        "train: read as the same: .0 behind labels (20)",
+        "read as the same: .0 behind labels (20)",
         "val: 4 images of 2 classes",
-        "val: read as the same: .0 behind labels (20)",
         "the val split is tested here and chooses best.pt; eval.py tests on the test split",
     ]
     assert lines_of(data)[1][0] == "test: csv, 4 images of 2 classes"

@@ -176,9 +176,9 @@ def test_classes_of_numbers_are_chosen_by_their_value_and_said(write):
     )
     train = load_image_set("csv", None, "train", csv=write(text), train_classes="1-2")
     assert train.class_names == {0: "1", 1: "2"}
-    assert train.notes == ("classes 1-2 of 4: 1 to 2",)
+    assert train.notes == ("train: classes 1-2 of 4: 1 to 2",)
     names = load_image_set("csv", None, "train", csv=write(text), train_classes="4,1")
-    assert names.notes == ("classes 1,4 of 4: 1 to 10",)
+    assert names.notes == ("train: classes 1,4 of 4: 1 to 10",)
 
 
 def test_labels_and_folds_that_mean_the_same_are_read_as_the_same(write):

@@ -140,8 +140,7 @@ def write_devkit(root, devkit, draw, nested=False, labels_beside=False):
     save_annotations(place / "cars_test_annos_withlabels.mat", "fname", [("00001.png", 2)])
 
 
-@pytest.mark.parametrize("inside", ["", "stanford_cars"])
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(("inside", "nested"), [("", True), ("stanford_cars", False)])
 def test_cars196_of_torchvision(tmp_path, draw, inside, nested):
     root = tmp_path / inside
     write_devkit(root, root / "devkit", draw, nested=nested, labels_beside=True)
@@ -211,5 +210,5 @@ def test_cub200_2011_class_numbers_may_be_large(tmp_path, draw):
     label_file.write_text(label_file.read_text().replace("2 2", f"2 {10**17}"))
     test = load_image_set("cub200_2011", tmp_path, "test")
     assert test.labels.tolist() == [10**17 - 1]
-    assert test.notes == (f"classes {10**17} of {10**17}: {10**17}",)
+    assert test.notes == (f"test: classes {10**17} of {10**17}: {10**17}",)
     assert load_image_set("cub200_2011", tmp_path, "all").labels.tolist() == [0, 10**17 - 1]

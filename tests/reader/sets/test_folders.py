@@ -95,7 +95,7 @@ def test_class_folders_of_numbers_are_ordered_by_value(tmp_path, draw):
     write_tree(tmp_path, draw, ["1", "2", "3", "10"], images_per_class=1)
     chosen = load_image_set("folder", tmp_path, "train", train_classes="1-2")
     assert chosen.class_names == {0: "1", 1: "2"}
-    assert chosen.notes == ("classes 1-2 of 4: 1 to 2",)
+    assert chosen.notes == ("train: classes 1-2 of 4: 1 to 2",)
 
 
 def test_folder_of_classes_is_halved_or_chosen(tmp_path, draw):
