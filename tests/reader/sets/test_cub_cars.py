@@ -100,6 +100,7 @@ def test_cars196_pooled_annotations(tmp_path, draw):
     assert load_image_set("cars196", tmp_path, "train", train_classes="196").num_classes == 1
 
 
+@pytest.mark.usefixtures("in_process")
 def test_cars196_devkit(tmp_path, draw):
     devkit = tmp_path / "devkit"
     devkit.mkdir()
@@ -126,6 +127,16 @@ def test_cars196_broken_annotations_are_an_error(tmp_path):
         load_image_set("cars196", tmp_path, "train")
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """MATLAB files are read in this process, for another one takes a second to start."""
+
+    def read(path, state, variables):
+        return read_mat.load_variables(str(path), [*variables])
+
+    monkeypatch.setattr(read_mat, "_read", read)
+
+
 def write_devkit(root, devkit, draw, nested=False, labels_beside=False):
     """Stanford Cars as it is: two training and one test image, numbered apart."""
     devkit.mkdir(parents=True)
@@ -140,6 +151,7 @@ def write_devkit(root, devkit, draw, nested=False, labels_beside=False):
     save_annotations(place / "cars_test_annos_withlabels.mat", "fname", [("00001.png", 2)])
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(("inside", "nested"), [("", True), ("stanford_cars", False)])
 def test_cars196_of_torchvision(tmp_path, draw, inside, nested):
     root = tmp_path / inside
@@ -149,6 +161,7 @@ def test_cars196_of_torchvision(tmp_path, draw, inside, nested):
     assert names(train) == ["00002.png", "00001.png"] and train.require_whole()
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("width", [5, 6])
 def test_cars196_of_kaggle_whose_images_have_their_pooled_numbers(tmp_path, draw, width):
     rows = [("car_ims/000001.jpg", 150), ("car_ims/000002.jpg", 3)]
@@ -162,6 +175,7 @@ def test_cars196_of_kaggle_whose_images_have_their_pooled_numbers(tmp_path, draw
     assert test.labels.tolist() == [149] and test.require_whole()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_cars196_with_a_complete_devkit_does_not_read_the_pooled_annotations(tmp_path, draw):
     """Kaggle's images are numbered anew, so cars_annos.mat would give them wrong classes."""
     rows = [(f"car_ims/{i:06d}.jpg", 1) for i in range(1, 4)]
@@ -185,6 +199,7 @@ def test_a_damaged_mat_file_ends_its_own_process_alone(tmp_path, monkeypatch, cr
         load_image_set("cars196", tmp_path, "train")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_cars196_annotations_of_another_shape_are_an_error(tmp_path):
     savemat(tmp_path / "cars_annos.mat", {"annotations": 1, "class_names": CAR_NAMES})
     with pytest.raises(ValueError, match="expected annotations with the fields relative_im_path"):
