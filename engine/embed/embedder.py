@@ -122,7 +122,9 @@ def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
     return embedder, open_images(work)
 
 
-def open_images(work: EmbeddingOptions, may_miss: bool = False) -> ImageSet:
+def open_images(
+    work: EmbeddingOptions, may_miss: bool = False, may_repeat: bool = False
+) -> ImageSet:
     """List the images of the split, say what they are, and require them, see `require_whole`."""
     image_set = work.data.load(work.split)
     for line in describe_sets([image_set]):
@@ -134,7 +136,7 @@ def open_images(work: EmbeddingOptions, may_miss: bool = False) -> ImageSet:
             names = set(work.data.load(other).class_names.values())
             shared = names.intersection(image_set.class_names.values())
             work.say(f"{len(shared)} of these classes are among the {len(names)} of {other}")
-    return image_set.require_whole(may_miss)
+    return image_set.require_whole(may_miss, may_repeat)
 
 
 def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> FeatureFile:

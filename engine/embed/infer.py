@@ -30,7 +30,9 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         prepare_index(options.index)
     embedder = load_embedder(work)
     log(embedder.source)
-    images = open_plain_images(options.images) if options.images else open_images(work)
+    images = (
+        open_plain_images(options.images) if options.images else open_images(work, may_repeat=True)
+    )
     if options.index is None:
         return dump_features(Path(options.output_dir), embedder, images)
     kind = IndexKind(options.index_type, options.index_options)

@@ -13,6 +13,7 @@ from metric_learning.reader.sets.folders import flatten, list_classes
 from metric_learning.reader.sets.lists import bad_line, parse_label, read_columns, read_list
 from metric_learning.reader.sets.read_mat import read_mat
 from metric_learning.reader.sets.table import TRAIN, Table, first_classes
+from metric_learning.reader.sets.text import unify_integers
 from metric_learning.reader.sets.walk import walk_images
 
 NUM_CUB_TRAIN_CLASSES = 100
@@ -37,9 +38,10 @@ def read_keys(path: Path, expected: str) -> dict[str, tuple[int, str]]:
     """Read `key text` lines as key -> (line number, text); ValueError where a key comes twice."""
     found: dict[str, tuple[int, str]] = {}
     for line, (key, text) in read_columns(path, expected):
+        key = unify_integers(key)
         if key in found:
             raise ValueError(f"{path}:{line}: {key} stands in line {found[key][0]} already")
-        found[key] = line, text
+        found[key] = line, unify_integers(text)
     return found
 
 

@@ -21,8 +21,9 @@ def describe_sets(image_sets: Sequence[ImageSet]) -> list[str]:
 def describe_choice(image_set: ImageSet) -> list[str]:
     """Say which classes were chosen, what was read as the same, what is missing and left out."""
     lines = [*image_set.notes]
-    if image_set.missing:
-        lines.append(f"{title_of(image_set)}: {len(image_set.missing)} images are not there")
+    for faults, what in ((image_set.missing, "are not there"), (image_set.repeated, "come again")):
+        if faults:
+            lines.append(f"{title_of(image_set)}: {len(faults):,} images {what}")
     if image_set.left_out:
         lines.append(image_set.left_out.describe())
     return lines

@@ -157,7 +157,8 @@ def read_folder(data_dir: Path, split: str) -> Table:
     kinds = list_folder(data_dir)
     folders = ", ".join(f"{name}/" for name in kinds[FOLDER][:NUM_SHOWN]) or "no folder"
     what = f"no class folders with images for the {split} split in {data_dir}"
-    raise FileNotFoundError(f"{what}, which holds {folders}")
+    hint = " (--test_iter_step=0 trains without a test)" if tree and split == TEST else ""
+    raise FileNotFoundError(f"{what}, which holds {folders}{hint}")
 
 
 def splits_of_folder(data_dir: Path) -> tuple[str, ...]:

@@ -60,16 +60,17 @@ class ImageSet:
         """Whether every image is both query and gallery."""
         return bool(self.is_query.all() and self.is_gallery.all())
 
-    def require_whole(self, may_miss: bool = False) -> ImageSet:
+    def require_whole(self, may_miss: bool = False, may_repeat: bool = False) -> ImageSet:
         """Return the set if each image is there and listed once, as trainings and scores need it.
 
-        With `may_miss` some may not be there, as --on_bad_image=skip allows. Raises ImageError.
+        With `may_miss` some may not be there, as --on_bad_image=skip allows; with `may_repeat` some
+        may be listed again, as features of them may. Raises ImageError.
         """
-        for faults, what in (
-            (self.repeated, "are listed again"),
-            (() if may_miss else self.missing, "are not there"),
+        for is_allowed, faults, what in (
+            (may_repeat, self.repeated, "are listed again"),
+            (may_miss, self.missing, "are not there"),
         ):
-            if faults:
+            if faults and not is_allowed:
                 count = f"{len(faults):,} of {len(self):,} images of the {self.split} split {what}"
                 raise ImageError(f"{faults[0]} ({count})")
         return self

@@ -106,6 +106,8 @@ def test_both_doors_refuse_what_is_missing_or_listed_twice(photos):
     photos.write_text(text + text.splitlines()[-1])
     with pytest.raises(ImageError, match=r"photos.csv:22: .*101.png is listed in .*:21 already"):
         lines_of(data)
+    work = SimpleNamespace(data=data, split="test", say=list)
+    assert len(open_images(work, may_repeat=True)) == 5  # features of it are no scores
 
 
 def test_plain_images_are_counted_and_what_is_left_out(photos, capsys):

@@ -74,7 +74,10 @@ def test_train_alone_is_trained_on_and_a_missing_test_says_what_is_there(tmp_pat
     write_tree(tmp_path / "train", draw, ["cat", "dog"])
     train = load_image_set("folder", tmp_path, "train")
     assert train.class_names == {0: "cat", 1: "dog"} and splits_of("folder", tmp_path) == ("train",)
-    with pytest.raises(FileNotFoundError, match="for the test split .* holds train/; .*validation"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="for the test split .* holds train/ .--test_iter_step=0 .*validation",
+    ):
         load_image_set("folder", tmp_path, "test")
     draw(tmp_path / "bus" / "0.png")  # train/ is a class then, of vehicles
     both = load_image_set("folder", tmp_path, "all")
