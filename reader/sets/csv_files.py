@@ -213,13 +213,13 @@ def _take_split(
     whole: Table, split: str, split_of: np.ndarray, file: Path, notes: tuple[str, ...]
 ) -> Table:
     """Take a split, and account for rows that no split has use for."""
-    is_chosen = split_of == split
-    items = {NO_FOLD: [whole.places[i] for i in np.flatnonzero(split_of == "")]}
+    is_chosen, places = split_of == split, whole.places or []
+    items = {NO_FOLD: [places[i] for i in np.flatnonzero(split_of == "")]}
     if split == TRAIN:
         whole = replace(whole, is_query=None, is_gallery=None)
     elif whole.is_query is not None and whole.is_gallery is not None:
         is_useless = is_chosen & ~whole.is_query & ~whole.is_gallery
-        items[NO_ROLE] = [whole.places[i] for i in np.flatnonzero(is_useless)]
+        items[NO_ROLE] = [places[i] for i in np.flatnonzero(is_useless)]
         is_chosen &= ~is_useless
     chosen = take(whole, np.flatnonzero(is_chosen))
     return replace(chosen, left_out=LeftOut(str(file), items), notes=notes)
