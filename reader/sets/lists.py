@@ -78,7 +78,9 @@ def read_sop(data_dir: Path, split: str) -> Table:
     super_ids: dict[int, str] = {}
     folders: dict[str, set[str]] = {}  # of each super class
     for number, columns in read_columns(path, SOP_COLUMNS, is_header=is_header):
-        class_id = parse_label(unify_integers(columns[1]))
+        class_id = parse_label(columns[1])
+        if class_id < 0:
+            class_id = parse_label(unify_integers(columns[1]))
         if class_id < 0:
             raise bad_line(path, number, SOP_COLUMNS, " ".join(columns))
         paths.append(os.path.join(data_dir, columns[3]))
