@@ -26,7 +26,9 @@ from metric_learning.engine.options.tables import (
 
 FLAGS = (
     *DATA_FLAGS,
-    *grouped("data", Flag("split", str, "test", "images to evaluate", SPLITS)),
+    *grouped(
+        "data", Flag("split", str, "test", "images to evaluate; all: every image once", SPLITS)
+    ),
     *MODEL_FLAGS,
     *CLASS_FLAGS,
     *METRIC_FLAGS,

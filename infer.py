@@ -39,7 +39,7 @@ FLAGS = (
     *grouped(
         "data",
         Flag("images", path, None, "an image or a folder of images, instead of a data set"),
-        Flag("split", str, "test", "split of the data set", SPLITS),
+        Flag("split", str, "test", "split of the data set; all: every image once", SPLITS),
         Flag(
             "on_bad_image",
             str,

@@ -20,9 +20,11 @@ from metric_learning.common.flags import path as parse_path
 from metric_learning.common.log import show
 from metric_learning.common.names import to_line
 from metric_learning.common.outputs import json_kind, prepare_output
-from metric_learning.reader.sets.datasets import DATASETS, load_image_set
+from metric_learning.reader.sets.datasets import DATASETS, load_image_set, splits_of
+from metric_learning.reader.sets.describe import describe_choice
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS, map_files, read_content
 from metric_learning.reader.sets.image_set import AS_REFERENCE, MAX_PIXELS, Decoding, ImageSet
+from metric_learning.reader.sets.left_out import REASONS, join_left_out
 from metric_learning.reader.sets.table import SPLITS
 
 NUM_SHOWN = 20
@@ -50,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if flags.json is not None:
             prepare_output("json", flags.json, REPORT)
         options = {name: getattr(flags, name) for name in SET_OPTIONS}
+        found = splits_of(flags.dataset, flags.data_dir, **options) or SPLITS
         image_sets = [
-            load_image_set(flags.dataset, flags.data_dir, split, **options) for split in SPLITS
+            load_image_set(flags.dataset, flags.data_dir, split, **options) for split in found
         ]
         report = check(image_sets, flags.num_workers, Decoding(max_pixels=flags.max_pixels))
         if flags.json is not None:  # before the screen, which may be a pipe that nobody reads
@@ -131,7 +134,8 @@ def check(
             if state != "ok":
                 bad[state][path] = reason
 
-    classes = [set(image_set.class_names.values()) for image_set in image_sets]
+    names = [name for image_set in image_sets for name in set(image_set.class_names.values())]
+    counts = Counter(names)
     report = {
         "dataset": image_sets[0].name,
         "splits": {image_set.split: describe_split(image_set) for image_set in image_sets},
@@ -144,8 +148,10 @@ def check(
             image_set.split: [path for path, n in Counter(image_set.paths).items() if n > 1]
             for image_set in image_sets
         },
+        "left_out": join_left_out([image_set.left_out for image_set in image_sets]).items,
+        "notes": list(dict.fromkeys(n for each in image_sets for n in describe_choice(each))),
         "paths_in_both_splits": [path for path, splits in split_of.items() if len(splits) > 1],
-        "classes_in_both_splits": sorted(classes[0].intersection(*classes[1:])),
+        "classes_in_both_splits": sorted(name for name, n in counts.items() if n > 1),
         "classes_may_be_shared": DATASETS[image_sets[0].name].classes_shared,
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -184,7 +190,7 @@ def format_report(report: dict[str, Any]) -> str:
         if not counts["images"] == counts["queries"] == counts["gallery"]:
             lines.append(f"{'':<8}{counts['queries']:,} queries, {counts['gallery']:,} in gallery")
 
-    lines.append("")
+    lines += ["", *report["notes"]]
     lines += section("broken files", [f"{p}: {reason}" for p, reason in report["broken"].items()])
     lines += section("missing files", list(report["missing"]))
 
@@ -197,6 +203,9 @@ def format_report(report: dict[str, Any]) -> str:
     for split, paths in report["repeated"].items():
         lines += section(f"listed twice in {split}", paths)
     lines += section("files in both splits", report["paths_in_both_splits"])
+    for reason, names in report["left_out"].items():
+        if names:
+            lines += section(f"left out: {REASONS[reason][1]}", names)
     allowed = " (allowed)" if report["classes_may_be_shared"] else ""
     lines += section(f"classes in both splits{allowed}", report["classes_in_both_splits"])
 

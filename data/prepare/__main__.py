@@ -2,7 +2,7 @@
 
 python -m data.prepare scan photos                             # writes photos/scanned.csv
 python -m data.prepare filter photos/scanned.csv --threshold=4 # photos/filtered.csv
-python -m data.prepare split photos/filtered.csv               # photos/split.csv
+python -m data.prepare split photos/filtered.csv --val_share=0.1 # photos/split.csv
 python -m data.prepare folds photos/filtered.csv --k=5         # photos/folds.csv
 
 Each command reads the file of an earlier one; --help behind a command lists its flags.
@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, boolean, natural, parse_flags, path, positive
+from metric_learning.common.flags import (
+    Flag,
+    boolean,
+    fraction,
+    natural,
+    parse_flags,
+    path,
+    positive,
+)
 from metric_learning.common.outputs import Kind, csv_kind, prepare_output
 from metric_learning.data.prepare import commands
 from metric_learning.data.prepare.scan import SCAN_COLUMNS
@@ -49,6 +57,13 @@ def list_kind(command: str, *columns: str, others: Sequence[str] = ()) -> Kind:
     return csv_kind(f"a list that '{command}' wrote", (*SCAN_COLUMNS, *columns), others)
 
 
+SEED = Flag("random_seed", natural, 0, "another seed, another division")
+GROUP = Flag(
+    "group",
+    str,
+    None,
+    "column whose images stay on one side; default: group, where there is one; none: no column",
+)
 FILE = Flag("path", path, None, "CSV file of an earlier command")
 COMMANDS: dict[str, Command] = {
     "scan": Command(
@@ -58,6 +73,7 @@ COMMANDS: dict[str, Command] = {
         "scanned.csv",
         list_kind("scan", others=["fold"]),
         (
+            Flag("class_levels", natural, 1, "folders that name a class; 0: the whole path"),
             Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
             Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),
         ),
@@ -77,13 +93,23 @@ COMMANDS: dict[str, Command] = {
     ),
     "split": Command(
         commands.split,
-        "Divide the classes into train and test by their number of images.",
+        "Divide the images into train, val and test.",
         FILE,
         "split.csv",
         list_kind("split", "split", others=["fold"]),
         (
-            Flag("min_n_samples", natural, 3, "least images of a training class"),
-            Flag("max_n_samples", natural, 50, "most images of a training class; 0: no limit"),
+            Flag("test_share", fraction, None, "share of the classes for the test; default: 0.3"),
+            Flag("val_share", fraction, None, "share of them for tests in training; default: 0"),
+            Flag("closed", boolean, False, "shares of the images of each class instead"),
+            GROUP,
+            SEED,
+            Flag(
+                "min_n_samples",
+                natural,
+                None,
+                "instead of shares: classes of at least so many images are for training",
+            ),
+            Flag("max_n_samples", natural, None, "and of at most so many; 0: no limit"),
         ),
     ),
     "folds": Command(
@@ -95,7 +121,8 @@ COMMANDS: dict[str, Command] = {
         (
             Flag("k", positive, 5, "number of folds, at least 2"),
             Flag("open_set", boolean, False, "a class is in one fold, not a share of it in each"),
-            Flag("random_seed", natural, 0, "another seed, other folds"),
+            GROUP,
+            SEED,
         ),
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from metric_learning.engine.options.evaluation import EmbeddingOptions
 from metric_learning.engine.parallel.devices import place
 from metric_learning.models import EmbeddingModel, changed_options, load_weights
 from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
-from metric_learning.reader import ImageSet
+from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.plain_images import image_set_of, is_one_image
 
@@ -133,10 +134,24 @@ def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
     """Load the model and list its images, and say what they are."""
     embedder = load_embedder(work)
     work.say(embedder.source)
+    return embedder, open_images(work)
+
+
+def open_images(
+    work: EmbeddingOptions, may_miss: bool = False, may_repeat: bool = False
+) -> ImageSet:
+    """List the images of the split, say what they are, and require them, see `require_whole`."""
     image_set = work.data.load(work.split)
-    what = f"{len(image_set)} images of {image_set.num_classes} classes"
-    work.say(f"{image_set.split}: {image_set.name}, {what}")
-    return embedder, image_set
+    for line in describe_sets([image_set]):
+        work.say(line)
+
+    other = {"train": "test", "test": "train"}.get(work.split)
+    if other and getattr(work.data, f"{other}_classes"):
+        with contextlib.suppress(FileNotFoundError):  # it may lie on another machine
+            names = set(work.data.load(other).class_names.values())
+            shared = names.intersection(image_set.class_names.values())
+            work.say(f"{len(shared)} of these classes are among the {len(names)} of {other}")
+    return image_set.require_whole(may_miss, may_repeat)
 
 
 def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> FeatureFile:

@@ -36,6 +36,14 @@ def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
     labels = image_set.labels[image_set.is_query | image_set.is_gallery]
     if metrics.verification and len(np.unique(labels)) < 2:
         raise ValueError("--verification needs images of two classes, found one: leave it out")
+    is_both = image_set.is_query & image_set.is_gallery
+    if is_both.any() and not image_set.is_self_retrieval:
+        for name in ("rerank", "verification"):
+            if getattr(metrics, name):
+                raise ValueError(
+                    f"--{name} needs queries and gallery that are the same images or share none, "
+                    f"found {is_both.sum()} images that are both: leave it out"
+                )
 
     gallery_size = int(image_set.is_gallery.sum())
     if metrics.rerank is not None:
@@ -54,7 +62,7 @@ def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
 def whiten(embedder: Embedder, embeddings: np.ndarray, dim: int | None) -> np.ndarray:
     """Whiten embeddings (N, D) by what the training split teaches, to `dim` dimensions or all."""
     work = embedder.work
-    train = work.data.load("train")
+    train = work.data.load("train").require_whole()
     work.say(f"whitening is learned on {len(train)} training images")
     whitened = fit_whitening(embedder.embed(train), dim).apply(embeddings)
     work.say(f"whitened from {embeddings.shape[1]} to {whitened.shape[1]} dimensions")

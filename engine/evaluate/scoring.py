@@ -11,6 +11,7 @@ import torch
 from metric_learning.engine.parallel.collectives import share_of
 from metric_learning.engine.parallel.world import World
 from metric_learning.reader import ImageSet
+from metric_learning.retrieval.inputs import find_own_rows
 from metric_learning.retrieval.metrics import default_ks, score_queries, score_similarities
 from metric_learning.retrieval.rerank import Rerank, reranked_similarities
 from metric_learning.retrieval.scores import QueryScores
@@ -70,11 +71,13 @@ def by_role(image_set: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:
     """Return the arguments of `retrieval.score_queries` that say who searches what."""
     if image_set.is_self_retrieval:
         return {"embeddings": embeddings, "labels": image_set.labels}
+    own_rows = find_own_rows(image_set.is_query, image_set.is_gallery)
     return {
         "embeddings": embeddings[image_set.is_query],
         "labels": image_set.labels[image_set.is_query],
         "gallery_embeddings": embeddings[image_set.is_gallery],
         "gallery_labels": image_set.labels[image_set.is_gallery],
+        **({} if own_rows is None else {"own_rows": own_rows}),
     }
 
 

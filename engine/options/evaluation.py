@@ -199,10 +199,8 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
 
 def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
     """Settle what eval.py does; ValueError where a flag is wrong, or nothing would use it."""
-    if flags.split == "train":
-        flags.refuse(("test_classes", "test_list"), "--split=train reads no test images")
-    elif flags.whiten is None:
-        flags.refuse(("train_classes", "train_list"), "--split=test reads no training images")
+    if flags.split == "all":
+        flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
     if flags.compare:
         alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
         flags.refuse((*alone, "class_dim"), "with --compare")
@@ -276,6 +274,8 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         made = MODEL_OPTIONS | found if found else {}
         made = {name: plain(made[name]) for name in EMBEDDING_NAMES if name in made}
         flags = flags.adopted(flags.index, made).giving(made)
+    if flags.split == "all":
+        flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
     builds_index = flags.index is not None and not queries
     on_bad_image = flags.on_bad_image or ("skip" if builds_index else "error")
     flags = flags.replaced(on_bad_image=on_bad_image, query_text=tuple(flags.query_text))

@@ -35,7 +35,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 PLACES = ("workers", "device")
 BAD_IMAGE_POLICIES = ("error", "skip")
-SPLITS = ("test", "train")
+SPLITS = ("train", "val", "test", "all")
 INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
 EXPORT_FORMS = ("onnx", "torchscript", "safetensors")
 

@@ -19,6 +19,7 @@ from metric_learning.engine.options.tables import (
     MACHINE_FLAGS,
     MODEL_FLAGS,
     OTHERS_LACK,
+    SPLITS,
 )
 from metric_learning.engine.report.files import REPORT
 
@@ -28,7 +29,7 @@ SOURCE = Flag(
 FLAGS = (
     Flag("features", path, None, "folder of features that infer.py wrote, instead of a model"),
     Flag("report_dir", path, None, "folder for index.html; default: report/ in the run folder"),
-    Flag("split", str, "test", "images to evaluate", ("test", "train")),
+    Flag("split", str, "test", "images to evaluate; all: every image once", SPLITS),
     Flag("batch_size", positive, 50, "images per batch"),
     Flag("display_iter_step", positive, 10, "batches between log lines"),
     *(flag for flag in MODEL_FLAGS if flag.name != "pretrained_model"),
@@ -45,9 +46,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
         if flags.features:
             unused = [flag.name for flag in FLAGS if flag.name not in FEATURES_USE]
             flags.refuse(unused, "--features holds what they would choose")
-        other_split = "train" if flags.split == "test" else "test"
-        unused = [f"{other_split}_classes", f"{other_split}_list"]
-        flags.refuse(unused, f"with --split={flags.split}")
+        if flags.split == "all":
+            flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
         source = find_source(flags.run_or_checkpoint, flags.features)
         home = source if flags.features else source.parent
         folder = prepare_folder("report_dir", flags.report_dir or home / "report", REPORT)

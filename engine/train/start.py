@@ -39,7 +39,7 @@ from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.step import Meter
 from metric_learning.losses import stage_of
 from metric_learning.models import EmbeddingModel, load_weights, read_metadata
-from metric_learning.reader import ImageSet
+from metric_learning.reader import ImageSet, describe_sets
 
 
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
@@ -59,7 +59,8 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     else:
         flags = adopt_checkpoint(flags, str(start.checkpoint), checkpoint["meta"])
     is_tested = bool(flags.test_iter_step or flags.log_epochs)
-    train_set, test_set = load_splits(parts.pick(parts.DataOptions, flags), is_tested)
+    data, may_miss = parts.pick(parts.DataOptions, flags), flags.on_bad_image == "skip"
+    train_set, test_set = load_splits(data, is_tested, may_miss)
     options = settle(flags, train_set, world)
 
     # The weights are drawn in this order: those of the network, then those of the loss.
@@ -113,12 +114,18 @@ def check_stage(loss_name: str, stage: Stage) -> None:
         raise ValueError(f"{loss_name} is a loss of the other stage: train it with {script}")
 
 
-def load_splits(data: parts.DataOptions, is_tested: bool) -> tuple[ImageSet, ImageSet | None]:
-    """Load the training images and, if there are tests, those; ValueError for no test to score."""
-    train_set = data.load("train")
+def load_splits(
+    data: parts.DataOptions, is_tested: bool, may_miss: bool
+) -> tuple[ImageSet, ImageSet | None]:
+    """Load the training images and, if there are tests, theirs: of the val split, else the test.
+
+    Raises ImageError where images are not there, of the training ones unless they `may_miss`, or
+    ValueError where the test could not be scored.
+    """
+    train_set = data.load("train").require_whole(may_miss)
     if not is_tested:
         return train_set, None
-    test_set = data.load("test")
+    test_set = data.load("val" if "val" in data.splits else "test").require_whole()
     check_scorable(test_set)
     return train_set, test_set
 
@@ -220,10 +227,10 @@ def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device
 def announce(run: TrainingRun) -> None:
     """Log what is about to be trained, on what."""
     learner, world = run.learner, run.machine.world
-    for split in (run.train_set, run.test_set):
-        if split is not None:
-            what = f"{len(split)} images of {split.num_classes} classes"
-            run.say(f"{split.split}: {f'{split.name}, ' if split is run.train_set else ''}{what}")
+    for line in describe_sets([split for split in (run.train_set, run.test_set) if split]):
+        run.say(line)
+    if run.test_set is not None and run.test_set.split == "val":
+        run.say("the val split is tested here and chooses best.pt; eval.py tests on the test split")
     if run.sampler.note:
         run.say(run.sampler.note)
 
