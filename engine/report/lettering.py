@@ -9,7 +9,6 @@ from matplotlib import font_manager, rcParams
 from matplotlib.ft2font import FT2Font
 from matplotlib.legend import Legend
 
-
 # Fonts of many scripts that are often installed, and the words that others have in their names.
 MANY_SCRIPTS = ("noto sans", "cjk", "unifont", "arial unicode", "wenquanyi", "takao", "ipagothic")
 
