@@ -23,10 +23,6 @@ from tqdm import tqdm
 
 from metric_learning.common.atomic import write_atomically
 
-# Raised by one whenever the same image file gives other pixels than before: then all that was kept
-# of decoded images is made again.
-DECODER = 1
-
 DIGEST_BYTES = 16
 STATE = np.dtype(
     [
@@ -81,6 +77,12 @@ class Snapshot:
         digest = hashlib.sha256(_joined(self.names) + b"\0\0" + _joined(self.labels) + b"\0\0")
         digest.update(self.states["digest"].tobytes())
         return f"{len(self)} images, sha256:{digest.hexdigest()[:32]}"
+
+    def select(self, rows: np.ndarray) -> Snapshot:
+        """Return the snapshot of some images in files, `rows` (M,) int64."""
+        names = relative_paths([self.names[row] for row in rows.tolist()])
+        labels = [self.labels[row] for row in rows.tolist()] if self.labels else []
+        return Snapshot(names, labels, self.states[rows])
 
     def to_bytes(self) -> bytes:
         """Return all of it as the bytes of an .npz file, see `read_snapshot`."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from metric_learning.common.memory import refuse_too_large
 from metric_learning.models.feature_norm import FEATURE_NORMS
 from metric_learning.models.last_stride import remove_last_stride
 from metric_learning.models.options import MODEL_OPTIONS
@@ -23,6 +25,7 @@ REFERENCE_MODELS = {
     "SE_ResNeXt50_32x4d": "seresnext50_32x4d",
 }
 REFERENCE_IMAGE_SIZE = 224
+FLOAT_BYTES = 4
 
 
 class EmbeddingModel(nn.Module):
@@ -77,12 +80,19 @@ class EmbeddingModel(nn.Module):
         self.feature_norm = FEATURE_NORMS[self.options["feature_norm"]](feature_size)
         self.embedding: nn.Module = nn.Identity()
         if embedding_size:
+            num_bytes = FLOAT_BYTES * feature_size * embedding_size
+            refuse_too_large(num_bytes, f"--embedding_size={embedding_size}")
             self.embedding = nn.Linear(feature_size, embedding_size)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the embeddings (B, D) of images (B, 3, H, W)."""
         embeddings: torch.Tensor = self.embedding(self.feature_norm(self.backbone(images)))
         return embeddings
+
+    def take_norm(self, metadata: Mapping[str, Any]) -> None:
+        """Take the mean and std that weights were trained with, where their metadata has them."""
+        self.mean = tuple(metadata.get("mean", self.mean))
+        self.std = tuple(metadata.get("std", self.std))
 
     def new_parts(self) -> dict[str, nn.Module]:
         """Return the parts that weights of a backbone alone do not fill, by their paths."""

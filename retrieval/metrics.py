@@ -65,6 +65,7 @@ def score_queries(
     ties: str = "pessimistic",
     device: str | torch.device = "cpu",
     share: Share | None = None,
+    own_rows: np.ndarray | None = None,
 ) -> QueryScores:
     """Score every query by the exact ranks of its positives.
 
@@ -81,6 +82,8 @@ def score_queries(
         ties: "pessimistic" or "expected", see `retrieval.scores.score_ranks`.
         device: where the similarities are computed.
         share: of the work that this process does, where several share it; all get all scores.
+        own_rows: (Q,) int64, rows of the gallery that are the queries themselves and are left out,
+            -1 where there is none; None: the gallery holds no query.
 
     Raises:
         ValueError: a shape does not fit, an embedding is not finite, a K is out of range, or no
@@ -90,7 +93,9 @@ def score_queries(
         embeddings, labels, gallery_embeddings, gallery_labels
     )
     _check_settings(ks, precision_ks, ties, len(all_gallery_labels))
-    ranks = iterate_ranks(queries, query_labels, gallery, all_gallery_labels, device, share)
+    ranks = iterate_ranks(
+        queries, query_labels, gallery, all_gallery_labels, device, share, own_rows
+    )
     scores = score_ranks(ranks, query_labels, len(all_gallery_labels), ks, precision_ks, ties)
     return _some(scores)
 

@@ -13,9 +13,8 @@ from metric_learning.retrieval.counting.choose import choose_counter
 from metric_learning.retrieval.counting.thresholds import Counter, Share, Thresholds
 
 TIE_TOLERANCE = 1e-9  # similarities this close are equal
-BYTES_PER_POSITIVE = 64  # held while ranks are counted, about
-BYTES_PER_THREAD = 8  # held in addition, per positive and thread
-LEAST_BYTES = 2**26  # that may always be used for them
+BYTES_PER_POSITIVE = 80  # held while ranks are counted, about
+LEAST_BYTES = 2**28  # that may always be used for them
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ def iterate_ranks(
     gallery_labels: np.ndarray,
     device: str | torch.device = "cpu",
     share: Share | None = None,
+    own_rows: np.ndarray | None = None,
 ) -> Iterator[Ranks]:
     """Rank each query's positives by cosine similarity in the gallery, exactly.
 
@@ -63,6 +63,8 @@ def iterate_ranks(
     - In self-retrieval a query is left out of its gallery by its row, never by its similarity, so
       that duplicates of it are ordinary gallery images.
     - A zero embedding has similarity 0 to everything.
+    - Of a gallery that holds some of the queries, `own_rows` (Q,) int64 tells where: a query is
+      left out of it by that row, -1: it is not there.
 
     Most comparisons are decided by tiles of int16 or float32 whose error is bounded; those that
     come closer to a threshold are decided again in float64. So the ranks do not depend on chunks,
@@ -76,9 +78,10 @@ def iterate_ranks(
     """
     share = share or Share()
     counter = choose_counter(queries, gallery, device)
-    positives = _Positives(query_labels, gallery_labels, is_self_retrieval=gallery is None)
-    bytes_each = BYTES_PER_POSITIVE + BYTES_PER_THREAD * torch.get_num_threads()
-    budget = max(LEAST_BYTES, queries.nbytes // 2) // bytes_each
+    if gallery is None:
+        own_rows = np.arange(len(queries))
+    positives = _Positives(query_labels, gallery_labels, own_rows)
+    budget = max(LEAST_BYTES, queries.nbytes // 2) // BYTES_PER_POSITIVE
     for start, stop in positives.pieces(budget):
         yield _rank_queries(counter, positives, start, stop, share)
 
@@ -87,14 +90,14 @@ class _Positives:
     """Which gallery images are the positives of which query."""
 
     def __init__(
-        self, query_labels: np.ndarray, gallery_labels: np.ndarray, is_self_retrieval: bool
+        self, query_labels: np.ndarray, gallery_labels: np.ndarray, own_rows: np.ndarray | None
     ) -> None:
         self.by_label = np.argsort(gallery_labels, kind="stable")
         ordered = gallery_labels[self.by_label]
         self.firsts = np.searchsorted(ordered, query_labels, side="left")
-        self.is_self_retrieval = is_self_retrieval
-        counts = np.searchsorted(ordered, query_labels, side="right") - self.firsts
-        self.counts = counts - is_self_retrieval
+        self.lasts = np.searchsorted(ordered, query_labels, side="right")
+        self.own_rows = np.full(len(query_labels), -1) if own_rows is None else own_rows
+        self.counts = self.lasts - self.firsts - (self.own_rows >= 0)
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
 
     def pieces(self, most: int) -> Iterator[tuple[int, int]]:
@@ -108,14 +111,13 @@ class _Positives:
 
     def pairs(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return query row and gallery row of all positives of queries start..stop."""
-        counts = self.counts[start:stop] + self.is_self_retrieval
+        own_rows = self.own_rows[start:stop]
+        counts = self.counts[start:stop] + (own_rows >= 0)
         rows = np.repeat(np.arange(start, stop), counts)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         columns = self.by_label[np.repeat(self.firsts[start:stop], counts) + within]
-        if self.is_self_retrieval:
-            is_other = rows != columns
-            rows, columns = rows[is_other], columns[is_other]
-        return rows, columns
+        is_other = own_rows[rows - start] != columns
+        return rows[is_other], columns[is_other]
 
 
 def _rank_queries(
@@ -126,13 +128,17 @@ def _rank_queries(
     offsets = np.clip(positives.offsets, first, last) - first
     cosines = counter.pair_cosines(rows, columns)
     counter.sort_descending(offsets, cosines)
-    thresholds = Thresholds(offsets, cosines, TIE_TOLERANCE)
+    thresholds = Thresholds(
+        offsets,
+        cosines,
+        TIE_TOLERANCE,
+        positives.by_label,
+        positives.firsts,
+        positives.lasts,
+        positives.own_rows,
+    )
     ahead, level = counter.count((start, stop), thresholds, share)
-    own = None
-    if positives.is_self_retrieval:
-        every = np.arange(start, stop)
-        own = counter.pair_cosines(every, every)[rows - start]
-    return _ranks_of_counts(start, offsets[start : stop + 1], cosines, ahead, level, own)
+    return _ranks_of_counts(start, offsets[start : stop + 1], ahead, level)
 
 
 def ranks_of_similarities(
@@ -146,18 +152,21 @@ def ranks_of_similarities(
     Each chunk is rows of B consecutive queries and their similarities (B, G) float64. In
     self-retrieval query i is gallery image i and no neighbour of itself.
     """
-    positives = _Positives(query_labels, gallery_labels, self_retrieval)
+    own_rows = np.arange(len(query_labels)) if self_retrieval else None
+    positives = _Positives(query_labels, gallery_labels, own_rows)
     for chunk, similarities in chunks:
         rows, columns = positives.pairs(chunk.start, chunk.stop)
         offsets = positives.offsets[chunk.start : chunk.stop + 1] - positives.offsets[chunk.start]
-        thresholds = similarities[rows - chunk.start, columns]
-        ahead, level = (np.empty(len(thresholds), np.int64) for _ in range(2))
+        ahead, level = (np.empty(len(rows), np.int64) for _ in range(2))
         for i, row in enumerate(similarities):
             part = slice(offsets[i], offsets[i + 1])
-            thresholds[part] = np.sort(thresholds[part])[::-1]
-            ahead[part], level[part] = _count_row(row, thresholds[part])
-        own = similarities[rows - chunk.start, rows] if self_retrieval else None
-        yield _ranks_of_counts(chunk.start, offsets, thresholds, ahead, level, own)
+            is_negative = np.ones(len(row), bool)
+            is_negative[columns[part]] = False
+            if self_retrieval:
+                is_negative[chunk.start + i] = False
+            thresholds = np.sort(row[columns[part]])[::-1]
+            ahead[part], level[part] = _count_row(row[is_negative], thresholds)
+        yield _ranks_of_counts(chunk.start, offsets, ahead, level)
 
 
 def _count_row(similarities: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,47 +180,17 @@ def _count_row(similarities: np.ndarray, thresholds: np.ndarray) -> tuple[np.nda
 
 
 def _ranks_of_counts(
-    start: int,
-    offsets: np.ndarray,
-    thresholds: np.ndarray,
-    ahead: np.ndarray,
-    level: np.ndarray,
-    own: np.ndarray | None,
+    start: int, offsets: np.ndarray, ahead: np.ndarray, level: np.ndarray
 ) -> Ranks:
-    """Take the positives and the query itself out of the counts of consecutive queries.
+    """Make ranks of how many negatives are ahead of each positive, and level with it, (M,) each.
 
-    Query `start + i` has the positives offsets[i]:offsets[i + 1], whose similarities are the
-    thresholds (M,), best first. `ahead` and `level` count all gallery images; `own` (M,) is the
-    query's similarity to itself, None if it is not in the gallery.
+    Query `start + i` has the positives offsets[i]:offsets[i + 1], best first.
     """
     counts = np.diff(offsets)
-    positives_ahead, positives_reached = _compare_positives(offsets, thresholds)
-    before = np.arange(len(thresholds)) - np.repeat(offsets[:-1], counts) + 1
-    untied_ranks = before + ahead - positives_ahead
-    ranks = before + ahead + level - positives_reached
-    if own is not None:
-        untied_ranks -= own > thresholds + TIE_TOLERANCE
-        ranks -= own >= thresholds - TIE_TOLERANCE
+    before = np.arange(len(ahead)) - np.repeat(offsets[:-1], counts) + 1
     return Ranks(
-        ranks=ranks,
-        untied_ranks=untied_ranks,
+        ranks=before + ahead + level,
+        untied_ranks=before + ahead,
         offsets=np.concatenate([[0], np.cumsum(counts[counts > 0])]),
         queries=np.flatnonzero(counts) + start,
     )
-
-
-def _compare_positives(
-    offsets: np.ndarray, thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Count, per positive, the positives of its query ahead of it and those ahead or level."""
-    queries = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    ahead = np.arange(len(thresholds)) - offsets[queries]
-    reached = ahead + 1
-    is_close = (np.diff(queries) == 0) & (-np.diff(thresholds) < 2 * TIE_TOLERANCE)
-    for query in np.unique(queries[:-1][is_close]):
-        own = slice(offsets[query], offsets[query + 1])
-        ascending = thresholds[own][::-1]
-        bounds = thresholds[own] + TIE_TOLERANCE, thresholds[own] - TIE_TOLERANCE
-        ahead[own] = len(ascending) - np.searchsorted(ascending, bounds[0], side="right")
-        reached[own] = len(ascending) - np.searchsorted(ascending, bounds[1], side="left")
-    return ahead, reached

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from metric_learning.common.parameters import parse_options
-from metric_learning.retrieval.reciprocal import k_reciprocal_similarities
+from metric_learning.retrieval.reciprocal import check_parameters, k_reciprocal_similarities
 from metric_learning.retrieval.search import nearest
 from metric_learning.retrieval.unit import unit_rows
 
 RERANK_OPTIONS: dict[str, dict[str, float]] = {  # method -> parameter -> default
     "qe": {"k": 10, "alpha": 3.0},
     "dba": {"k": 10, "alpha": 3.0},
-    "kreciprocal": {"k1": 20, "k2": 6, "lambda": 0.3},
+    "kreciprocal": {"k1": 20, "k2": 6, "lambda": 0.3, "strict": 0},
 }
 CHUNK_ELEMENTS = 2**24  # float64 similarities held at once: 128 MiB
 
@@ -50,6 +50,26 @@ def parse_rerank(text: str) -> Rerank:
     return Rerank(method, defaults | parse_options(parameters, types, f"re-ranking by {method}"))
 
 
+def check_rerank(rerank: Rerank, num_queries: int, gallery_size: int | None = None) -> None:
+    """Raise ValueError, before images are embedded, where they are too few for a method.
+
+    Without a `gallery_size` the queries are the gallery.
+    """
+    if rerank.method == "kreciprocal":
+        k1, k2, share = (rerank.options[name] for name in ("k1", "k2", "lambda"))
+        check_parameters(k1, k2, share, num_queries + (gallery_size or 0))
+        return
+
+    is_within = gallery_size is None or rerank.method == "dba"
+    findable = (num_queries if gallery_size is None else gallery_size) - is_within
+    if not 1 <= rerank.options["k"] <= findable:
+        raise ValueError(
+            f"re-ranking by {rerank}: expected k to be 1 to {findable}, as many as can be found"
+        )
+    if rerank.options["alpha"] < 0:
+        raise ValueError(f"re-ranking by {rerank}: expected alpha to be 0 or more")
+
+
 def reranked_similarities(
     rerank: Rerank,
     queries: np.ndarray,
@@ -64,8 +84,10 @@ def reranked_similarities(
     itself means nothing.
     """
     if rerank.method == "kreciprocal":
-        k1, k2, share = (rerank.options[name] for name in ("k1", "k2", "lambda"))
-        yield from k_reciprocal_similarities(queries, gallery, k1, k2, share, device)
+        k1, k2, share, strict = (rerank.options[n] for n in ("k1", "k2", "lambda", "strict"))
+        if strict not in (0, 1):
+            raise ValueError(f"expected strict to be 0 or 1, found {strict}")
+        yield from k_reciprocal_similarities(queries, gallery, k1, k2, share, device, bool(strict))
         return
 
     k, alpha = rerank.options["k"], rerank.options["alpha"]

@@ -22,6 +22,7 @@ from metric_learning import eval as evaluation
 from metric_learning import train_elem, train_pair
 from metric_learning.common.atomic import write_json
 from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import last_of_each, words_of
 from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES, layout_of
 
 WEIGHTS = "--pretrained_model=pretrained/mobilenetv2_100_imagenet.safetensors"
@@ -64,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--output", type=Path, default=Path("output/cub50_losses"))
     parser.add_argument("--seeds", default="0,1,2", help="seeds of the final runs")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
-    chosen, words = parser.parse_known_args(argv)  # other flags go to every script
+    chosen, words = parser.parse_known_args(words_of((), argv))  # other flags go to every script
     output: Path = chosen.output
 
     with user_errors():
         frozen = output / "frozen.json"
         config = ["--config=configs/cub50_frozen.yaml", "--image_shape=3,96,96", *words]
         if not is_kept(frozen, config):
-            evaluation.main([*config, f"--json={frozen}"])
+            evaluation.main(last_of_each([*config, f"--json={frozen}"]))
             write_json(command_file(frozen), config)
         rates = {}
         for row in chosen.rows:
@@ -108,11 +109,13 @@ def run(
 
     result = output / f"{row}_{seed}.json"
     if not is_kept(result, [*command, *tested]):
-        shutil.rmtree(output / f"{row}_{seed}", ignore_errors=True)  # of a run that was broken off
+        if (output / f"{row}_{seed}" / "args.json").exists():  # a run that was broken off
+            shutil.rmtree(output / f"{row}_{seed}")
         script = train_elem if loss_name in ELEM_LOSSES else train_pair
-        folder = script.main([*command, f"--model_save_dir={output}", f"--run_name={row}_{seed}"])
+        place = [f"--model_save_dir={output}", f"--run_name={row}_{seed}"]
+        folder = script.main(last_of_each([*command, *place]))
         weights = f"--pretrained_model={folder / 'last.pt'}"
-        evaluation.main([weights, *tested, f"--json={result}"])
+        evaluation.main(last_of_each([weights, *tested, f"--json={result}"]))
         write_json(command_file(result), [*command, *tested])
         shutil.rmtree(folder)  # 27 MB each
     return float(json.loads(result.read_text("utf-8"))["recall@1"])

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from metric_learning.common.fingerprint import DECODER
-from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.embed.class_layer import load_class_layer
-from metric_learning.engine.embed.embedding import embed_images
+from metric_learning.engine.embed.embedding import embed_images, readable_rows
 from metric_learning.engine.embed.features import FeatureFile
 from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.options.evaluation import EmbeddingOptions
 from metric_learning.engine.parallel.devices import place
 from metric_learning.models import EmbeddingModel, changed_options, load_weights
 from metric_learning.models.weights.fingerprint import RANDOM, hash_tensors
-from metric_learning.models.weights.load import first_keys
-from metric_learning.reader import ImageSet
+from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.preprocessing import Preprocessing
+from metric_learning.reader.sets.image_set import DECODER
 from metric_learning.reader.sets.plain_images import image_set_of, is_one_image
 
 COLUMNS = ("image", "path")  # of a batch of rows, as Ray Data gives it
@@ -56,7 +56,8 @@ class Embedder:
             "model": ", ".join([model.name, *changed]),
             "preprocessing": (
                 f"{preprocessing.transform}, {preprocessing.crop_size} px, mean "
-                f"{tuple(preprocessing.mean)}, std {tuple(preprocessing.std)}"
+                f"{tuple(preprocessing.mean)}, std {tuple(preprocessing.std)}, alpha "
+                f"{preprocessing.decoding.alpha}"
             ),
             "decoder": DECODER,
             "precision": str(self.work.machine.amp_dtype or torch.float32),
@@ -86,9 +87,26 @@ class Embedder:
         listed = [images] if is_one_image(images) else list(images)
         if not listed:
             return np.empty((0, self.model.embedding_size), np.float32)
-        return np.asarray(self.embed(image_set_of(listed)))
+        return np.asarray(self.embed(image_set_of(listed, self.preprocessing.decoding)))
 
-    def embed(self, image_set: ImageSet, features: FeatureFile | None = None) -> np.ndarray:
+    def embed_readable(
+        self, image_set: ImageSet, on_bad_image: str
+    ) -> tuple[np.ndarray, ImageSet, dict[str, str]]:
+        """Embed the images that can be read: (M, D) float32, these images, path -> error of others.
+
+        An unreadable image is left out with `on_bad_image` "skip", otherwise an ImageError.
+        """
+        broken: dict[str, str] = {}
+        embeddings = self.embed(image_set, broken=broken if on_bad_image == "skip" else None)
+        rows = readable_rows(image_set, broken)
+        return embeddings[rows], image_set.select(rows), broken
+
+    def embed(
+        self,
+        image_set: ImageSet,
+        features: FeatureFile | None = None,
+        broken: dict[str, str] | None = None,
+    ) -> np.ndarray:
         """Embed images as the options say, see `embed_images`: (N, D) float32."""
         return embed_images(
             self.model,
@@ -99,6 +117,7 @@ class Embedder:
             features=features,
             log=self.work.say,
             log_every=self.work.display_iter_step,
+            broken=broken,
         )
 
 
@@ -117,16 +136,14 @@ def load_embedder(work: EmbeddingOptions) -> Embedder:
                 f"{path} lacks {', '.join(lacking)}: give the --embedding_size and --feature_norm "
                 "it has"
             )
-        rest = report.unexpected
-        left_out = f", {len(rest)} left out: {first_keys(rest)}" if rest else ""
-        source = f"{name}, {len(report.loaded)} tensors of {path} ({report.source}){left_out}"
+        source = f"{name}, {len(report.loaded)} tensors of {path} ({report.source}){report.remarks}"
 
     class_layer = load_class_layer(path, work.meta, model, work.class_dim)
     if class_layer is not None:
         class_layer.to(work.machine.device)
-    if work.meta:
+    if {"mean", "std"} <= set(work.meta):
         model.mean, model.std = tuple(work.meta["mean"]), tuple(work.meta["std"])
-    preprocessing = preprocessing_of(work.model, model)
+    preprocessing = preprocessing_of(work.model, model, work.machine.max_pixels)
     place(model, work.machine.device)
     return Embedder(work, model.eval(), preprocessing, class_layer, source)
 
@@ -135,18 +152,29 @@ def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
     """Load the model and list its images, and say what they are."""
     embedder = load_embedder(work)
     work.say(embedder.source)
+    return embedder, open_images(work)
+
+
+def open_images(
+    work: EmbeddingOptions, may_miss: bool = False, may_repeat: bool = False
+) -> ImageSet:
+    """List the images of the split, say what they are, and require them, see `require_whole`."""
     image_set = work.data.load(work.split)
-    what = f"{len(image_set)} images of {image_set.num_classes} classes"
-    work.say(f"{image_set.split}: {image_set.name}, {what}")
-    return embedder, image_set
+    for line in describe_sets([image_set]):
+        work.say(line)
+
+    other = {"train": "test", "test": "train"}.get(work.split)
+    if other and getattr(work.data, f"{other}_classes"):
+        with contextlib.suppress(FileNotFoundError):  # it may lie on another machine
+            names = set(work.data.load(other).class_names.values())
+            shared = names.intersection(image_set.class_names.values())
+            work.say(f"{len(shared)} of these classes are among the {len(names)} of {other}")
+    return image_set.require_whole(may_miss, may_repeat)
 
 
 def open_features(
     file: str, embedder: Embedder, image_set: ImageSet, verify: bool = False
 ) -> FeatureFile:
-    """Return the file of --features for the embeddings of images; ValueError where it cannot be."""
-    path = prepare_output("features", file)
-    if path.suffix != ".npy":
-        raise ValueError(f"--features={path}: expected a name that ends in .npy")
+    """Return the file of --features for the embeddings of images."""
     about = {**embedder.depends_on, "images": f"{image_set.name}, {image_set.split}"}
-    return FeatureFile(path, about, image_set, embedder.model.embedding_size, verify)
+    return FeatureFile(Path(file), about, image_set, embedder.model.embedding_size, verify)

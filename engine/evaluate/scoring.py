@@ -11,9 +11,28 @@ import torch
 from metric_learning.engine.parallel.collectives import share_of
 from metric_learning.engine.parallel.world import World
 from metric_learning.reader import ImageSet
+from metric_learning.retrieval.inputs import find_own_rows
 from metric_learning.retrieval.metrics import default_ks, score_queries, score_similarities
 from metric_learning.retrieval.rerank import Rerank, reranked_similarities
 from metric_learning.retrieval.scores import QueryScores
+
+
+def check_scorable(image_set: ImageSet) -> None:
+    """Raise ValueError, before the work, where no query could find another image of its class."""
+    what = f"the {image_set.split} split of {image_set.name} cannot be scored"
+    remedy = "choose other images, or let a training test nothing (--test_iter_step=0)"
+    for role, members in (("queries", image_set.is_query), ("gallery", image_set.is_gallery)):
+        if not members.any():
+            raise ValueError(f"{what}: it has no image among its {role}; {remedy}")
+
+    classes, sizes = np.unique(image_set.labels[image_set.is_gallery], return_counts=True)
+    least = 2 if image_set.is_self_retrieval else 1  # the query itself does not count
+    asked = image_set.labels[image_set.is_query]
+    if not np.isin(asked, classes[sizes >= least]).any():
+        raise ValueError(
+            f"{what}: none of its {len(asked)} queries has another image of its class in the "
+            f"gallery of {int(sizes.sum())}; {remedy}"
+        )
 
 
 def score_images(
@@ -52,11 +71,13 @@ def by_role(image_set: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:
     """Return the arguments of `retrieval.score_queries` that say who searches what."""
     if image_set.is_self_retrieval:
         return {"embeddings": embeddings, "labels": image_set.labels}
+    own_rows = find_own_rows(image_set.is_query, image_set.is_gallery)
     return {
         "embeddings": embeddings[image_set.is_query],
         "labels": image_set.labels[image_set.is_query],
         "gallery_embeddings": embeddings[image_set.is_gallery],
         "gallery_labels": image_set.labels[image_set.is_gallery],
+        **({} if own_rows is None else {"own_rows": own_rows}),
     }
 
 

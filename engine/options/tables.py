@@ -6,6 +6,8 @@ written out for that reason; a test holds it against the tables of models, reade
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from metric_learning.common.flags import (
     Flag,
     amp,
@@ -24,7 +26,7 @@ from metric_learning.common.flags import (
 
 POOLINGS = ("own", "avg", "max", "avg_max", "gem")
 FEATURE_NORMS = ("none", "layernorm", "bnneck")
-TRANSFORMS = ("reference", "standard")
+TRANSFORMS = ("reference", "standard", "v1")
 DATASETS = (
     *("sop", "demo", "cub200_2011", "cub200_2010", "cars196", "inshop"),
     *("cifar10", "omniglot", "folder", "list", "csv"),
@@ -35,7 +37,7 @@ LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 PLACES = ("workers", "device")
 BAD_IMAGE_POLICIES = ("error", "skip")
 CHANGED_DATA_POLICIES = ("error", "accept")
-SPLITS = ("test", "train")
+SPLITS = ("train", "val", "test", "all")
 INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
 EXPORT_FORMS = ("onnx", "torchscript", "safetensors")
 
@@ -94,7 +96,11 @@ MODEL_FLAGS = grouped(
         "image_shape", image_shape, None, "channels, height, width; default: as the weights take it"
     ),
     Flag(
-        "transform", str, None, "image pipeline; default: reference for its own models", TRANSFORMS
+        "transform",
+        str,
+        None,
+        "image pipeline; default: reference for its own models, v1 with the losses of v1",
+        TRANSFORMS,
     ),
     Flag("pretrained_model", run_file, None, "weights to start from: a file or folder of any kind"),
 )
@@ -116,6 +122,12 @@ PAIR_FLAGS = grouped(
     "loss",
     Flag("gather", boolean, False, "compare the images of all processes of torchrun"),
     Flag("alpha", non_negative, 0.0, "weight of the cross-entropy of a class layer; 0: none"),
+    Flag(
+        "class_dropout",
+        fraction,
+        None,
+        "share of the feature that --alpha's layer does not see; default: SE-ResNeXt 0.5, else 0",
+    ),
     Flag("xbm_size", natural, 0, "past embeddings that a batch is compared with too; 0: none"),
     Flag("xbm_start", natural, 0, "steps before the memory of --xbm_size is filled and used"),
     Flag("loss_options", str, None, "numbers for a pml: loss, e.g. pos_eps=0.01,neg_eps=0.01"),
@@ -172,6 +184,12 @@ MACHINE_FLAGS = grouped(
     Flag("device", str, "auto", "auto, cpu, cuda, cuda:1, ...; auto follows --use_gpu"),
     Flag("amp", amp, "auto", "precision of the forward pass; auto: bfloat16 on a GPU that has it"),
     Flag("num_workers", natural, 2, "processes that read images; 0: none beside the main one"),
+    Flag(
+        "max_pixels",
+        positive,
+        128,
+        "most pixels of an image, in millions (6 to 14 MB each)",
+    ),
     Flag("seed", natural, 0, "seed of all that is random"),
 )
 TRAINING_MACHINE_FLAGS = grouped(
@@ -196,3 +214,20 @@ EXPORT_FLAGS = grouped(
     Flag("output", path, None, "file that --export writes"),
     Flag("normalize", boolean, False, "the exported network's embeddings have length 1"),
 )
+
+
+# Flags that a script lacks and others have: name -> what has it. Those of a loss are left out.
+TRAINING_LACKS: Mapping[str, str] = {
+    **{flag.name: "eval.py" for flag in METRIC_FLAGS},
+    **dict.fromkeys(("compare", "features", "split"), "eval.py"),
+    **{flag.name: "infer.py" for flag in EXPORT_FLAGS},
+    **dict.fromkeys(("images", "output_dir", "index", "query", "query_text", "topk"), "infer.py"),
+}
+_TRAINING_FLAGS = (
+    *(*READING_FLAGS, *BATCH_NORM_FLAGS, *SHARD_FLAGS, *PAIR_FLAGS),
+    *(*OPTIMIZER_FLAGS, *SCHEDULE_FLAGS, *RUN_FLAGS, *TRAINING_MACHINE_FLAGS),
+)
+OTHERS_LACK: Mapping[str, str] = {
+    **{flag.name: "the training scripts" for flag in _TRAINING_FLAGS},
+    **dict.fromkeys(("loss_name", "samples_each_class"), "the training scripts"),
+}

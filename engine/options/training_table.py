@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from metric_learning.common.config import read_config
 from metric_learning.common.flags import (
     Flag,
     Flags,
@@ -14,8 +15,8 @@ from metric_learning.common.flags import (
     integers,
     non_negative,
     parse_flags,
+    path,
     positive,
-    read_config,
     with_defaults,
     words_of,
 )
@@ -31,6 +32,7 @@ DERIVED_OPTIONS = ("class_dim", "embedding_size")
 PARSERS: dict[str, Callable[[str], Any]] = {
     "int": positive,
     "float": non_negative,
+    "float | None": non_negative,
     "bool": boolean,
     "str": str,
     "tuple[int, ...]": integers,
@@ -70,7 +72,8 @@ def loss_flags(losses: Mapping[str, Mapping[str, Option]]) -> tuple[Flag, ...]:
             if name in DERIVED_OPTIONS:
                 continue
             found.setdefault(name, option)
-            users.setdefault(name, []).append(f"{loss_name}: {option.default}")
+            default = "its own" if option.default is None else option.default
+            users.setdefault(name, []).append(f"{loss_name}: {default}")
             if option.type not in PARSERS:
                 raise ValueError(
                     f"{loss_name}: {name} is annotated {option.type or 'as nothing'}, expected "
@@ -98,10 +101,11 @@ def parse_training(
     --help, those of other losses than the named one are left out.
     """
     words = words_of(table, argv)
-    loss_name = _last(words, "--loss_name")
-    config = _last(words, "--config")
+    loss_name = _value_of(words, "--loss_name")
+    config = _value_of(words, "--config")
     if loss_name is None and config is not None:
-        loss_name = read_config(config).get("loss_name")
+        named = read_config(path(config)).get("loss_name")
+        loss_name = named if isinstance(named, str) else None
         if loss_name is not None and is_own(loss_name):
             raise ValueError(
                 f"config {config} names {loss_name}, a module of your own: give --loss_name on the "
@@ -118,21 +122,20 @@ def parse_training(
         used = {*options_of(places[loss_name]), "samples_each_class"}
         others = {flag.name for flag in loss_flags(_all_options(stage))} - used
         table = [flag for flag in table if flag.name not in others]
-    return parse_flags(description, table, words)
+    return parse_flags(description, table, words, elsewhere=tables.TRAINING_LACKS)
 
 
 def _all_options(stage: str) -> dict[str, dict[str, Option]]:
     return {name: options_of(place) for name, place in losses_of_table(stage).items()}
 
 
-def _last(words: Sequence[str], flag: str) -> str | None:
-    """Return the value of a flag on a command line, the last where it is given several times."""
-    found = None
+def _value_of(words: Sequence[str], flag: str) -> str | None:
+    """Return the value of a flag on a command line, None where it is not given."""
     for word, following in zip(words, [*words[1:], None], strict=False):
         name, sign, value = word.partition("=")
         if name == flag:
-            found = value if sign else following
-    return found
+            return value if sign else following
+    return None
 
 
 def is_own(loss_name: str) -> bool:
@@ -141,10 +144,9 @@ def is_own(loss_name: str) -> bool:
 
 
 def parse_loss_name(stage: str, text: str) -> str:
-    """Parse the name of a loss of one stage; stage 2 also has `pml:` names and those of v1."""
+    """Parse the name of a loss of one stage; stage 2 also has `pml:` names."""
     losses = losses_of_table(stage)
-    v1_names = ("tripletloss", "quadrupletloss", "emlloss")
-    if text in losses or is_own(text) or (stage == PAIR and text in v1_names):
+    if text in losses or is_own(text):
         return text
     if stage == PAIR and text.startswith(PML):
         from metric_learning.losses import loss_options  # torch, which the package needs anyway

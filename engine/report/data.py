@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from metric_learning.retrieval.inputs import find_own_rows
 from metric_learning.retrieval.metrics import DEFAULT_KS, default_ks, score_queries
 from metric_learning.retrieval.scores import QueryScores
 from metric_learning.retrieval.search import nearest
@@ -83,7 +84,8 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
     """Score every query of a subject and look up its first neighbours, or raise ValueError."""
     queries, gallery = subject.query_rows, subject.gallery_rows
     is_self = subject.is_self_retrieval
-    num_findable = len(gallery) - is_self
+    own_rows = find_own_rows(subject.is_query, subject.is_gallery)
+    num_findable = len(gallery) - (own_rows is not None)
     scores = score_queries(
         subject.embeddings[queries],
         subject.labels[queries],
@@ -91,6 +93,7 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
         gallery_embeddings=None if is_self else subject.embeddings[gallery],
         gallery_labels=None if is_self else subject.labels[gallery],
         device=device,
+        own_rows=own_rows,
     )
 
     rows = queries[scores.rows]
@@ -98,7 +101,7 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
         subject.embeddings[rows],
         subject.embeddings[gallery],
         min(NUM_NEIGHBOURS, num_findable),
-        own_rows=rows if is_self else None,
+        own_rows=None if own_rows is None else own_rows[scores.rows],
         device=device,
     )
     return Found(scores, rows, gallery[neighbours], cosines, num_findable)
@@ -146,9 +149,9 @@ def sample_pairs(
     starts = np.searchsorted(partner_labels, subject.labels[queries], side="left")
     sizes = np.searchsorted(partner_labels, subject.labels[queries], side="right") - starts
 
-    own = np.full(len(queries), len(partners))  # place of the query itself among the partners
-    if subject.is_self_retrieval:
-        own[order] = np.arange(len(order))
+    place_of = np.full(len(subject.labels), len(partners))  # among the partners
+    place_of[partners] = np.arange(len(partners))
+    own = place_of[queries]  # the query itself
     has_own = own < len(partners)
     choices = sizes - has_own if is_positive else len(partners) - sizes
     if choices.sum() == 0:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from metric_learning.common.fingerprint import first_difference
+from metric_learning.common.schema import check_fields, is_object, read_json
 
 # How the neighbours of a query are counted; a row of a table has to be by the rules of the others.
 RULES = ("split", "ties", "whiten", "rerank")
@@ -15,19 +15,19 @@ RULES = ("split", "ties", "whiten", "rerank")
 
 def read_result(file: Path) -> dict[str, Any]:
     """Read what eval.py --json wrote; ValueError where it does not say what it is a result of."""
-    try:
-        result = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): evaluate again") from error
-    about = result.get("evaluated") if isinstance(result, dict) else None
-    kept = about.get("depends_on") if isinstance(about, dict) else None
-    if not isinstance(kept, dict) or not isinstance(about.get("flags"), dict):  # type: ignore[union-attr]
+    result = check_fields(read_json(file, str(file)), (), str(file))
+    about = result.get("evaluated")
+    is_told = is_object(about) and is_object(about.get("depends_on"), _is_fact)
+    if not is_told or not is_object(about.get("flags")):
         raise ValueError(
             f"{file} does not say what it is a result of, as those of earlier versions and of "
             "--compare do not: evaluate again, eval.py --json writes it"
         )
-    assert isinstance(result, dict)
     return result
+
+
+def _is_fact(value: Any) -> bool:
+    return isinstance(value, str | int | None)
 
 
 def check_joined(results: Mapping[Path, Mapping[str, Any]]) -> None:
@@ -91,7 +91,7 @@ def read_joined(files: Iterable[Path]) -> dict[Path, dict[str, Any]]:
 def check_features(folder: Path, results: Mapping[Path, Mapping[str, Any]]) -> None:
     """Raise ValueError where the features in a folder are of none of the models of results."""
     try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
+        meta = read_json(folder / "meta.json", "meta.json")
         weights = meta["depends_on"]["weights"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(

@@ -13,12 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metric_learning.common.fingerprint import (
-    DECODER,
-    Snapshot,
-    find_changes,
-    read_snapshot,
-)
+from metric_learning.common.fingerprint import Snapshot, find_changes, read_snapshot
+from metric_learning.common.flags import shown
 from metric_learning.engine.options.parts import ReadingOptions, ScheduleOptions
 from metric_learning.engine.options.training import LENGTHS, default_transform
 from metric_learning.losses import is_pml, loss_options
@@ -26,13 +22,14 @@ from metric_learning.models import image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM, hash_weights
 from metric_learning.reader import ImageSet
 from metric_learning.reader.batches.cache import CachePaths
+from metric_learning.reader.sets.image_set import DECODER
 from metric_learning.reader.sets.snapshots import snapshot_of
 
 # Where a run writes and computes, what it shows, and what follows from the data.
 HARMLESS = {
     *("config", "checkpoint", "model_save_dir", "run_name", "keep", "log_epochs"),
     *("display_iter_step", "test_iter_step", "save_iter_step", "test_batch_size"),
-    *("use_gpu", "device", "num_workers", "prefetch", "with_mem_opt", "compile"),
+    *("use_gpu", "device", "num_workers", "prefetch", "with_mem_opt", "compile", "max_pixels"),
     *("on_bad_image", "verify", "on_changed_data", "class_dim", "total_images"),
 }
 # Where data lies, which is compared by what it holds.
@@ -133,7 +130,7 @@ def check_flags(
         if kept != found:
             default = "" if name in given else ", the default"
             raise ValueError(
-                f"{path} was made with --{name}={_shown(kept)}, found --{name}={_shown(found)}"
+                f"{path} was made with --{name}={shown(kept)}, found --{name}={shown(found)}"
                 f"{default}: this is another run; leave the flag as it was, choose another "
                 f"--run_name, or go on with other flags by --checkpoint={path}"
             )
@@ -147,7 +144,7 @@ def _value(values: Mapping[str, Any], name: str) -> Any:
         return values[name]
     model, loss_name = values["model"], values["loss_name"]
     if name == "transform":
-        return default_transform(model)
+        return default_transform(model, loss_name)
     if name == "image_shape":
         size = image_size_of(model)
         return 3, size, size
@@ -160,10 +157,6 @@ def _plain(name: str, value: Any) -> Any:
     if name == "cache":
         return value is not None
     return tuple(value) if isinstance(value, list) else value
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _check_weights(now: str | None, path: str, meta: Mapping[str, Any]) -> None:

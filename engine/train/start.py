@@ -16,8 +16,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
+from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options import parts
-from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
+from metric_learning.engine.options.training import (
+    adopt_checkpoint,
+    adopt_v1,
+    facts_of_model,
+    notes_on_weights,
+    settle,
+)
 from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.devices import keep_freed_memory, place
@@ -30,7 +37,7 @@ from metric_learning.engine.run.identity import (
     check_length,
     find_origin,
 )
-from metric_learning.engine.run.resume import Start, check_classes, find_start, load_start
+from metric_learning.engine.run.resume import AUTO, Start, check_classes, find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.engine.train.criterion import build_criterion, complete_options
@@ -41,8 +48,8 @@ from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.step import Meter
 from metric_learning.losses import stage_of
-from metric_learning.models import EmbeddingModel, load_weights
-from metric_learning.reader import ImageSet
+from metric_learning.models import EmbeddingModel, load_weights, read_metadata
+from metric_learning.reader import ImageSet, describe_sets
 
 
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
@@ -51,39 +58,39 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     flags = adopt_v1(flags, world)
     check_stage(flags.loss_name, stage)
     given = flags.given
-    start = begin(parts.pick(parts.RunOptions, flags), flags.values, given, world)
-    flags = flags.replaced(checkpoint=start.checkpoint)
-    if start.checkpoint is not None:
-        flags = adopt_checkpoint(flags, start.checkpoint, start.meta)
-
+    flags, start = begin(flags, world)
     path = start.folder or choose_path(parts.pick(parts.RunOptions, flags), given, world)
     if world.is_main:
         log(f"run folder: {path}")
-    has_tests = bool(flags.test_iter_step or flags.log_epochs)
-    sets = load_sets(parts.pick(parts.DataOptions, flags), has_tests)
-    start = check_classes(start, sets["train"], flags.on_changed_data)
-    options = settle(flags, sets["train"], world)
-    model_options, reading, machine = options.model, options.reading, options.machine
-    start = compare(start, sets, model_options.pretrained_model, reading, options.schedule, world)
+    is_tested = bool(flags.test_iter_step or flags.log_epochs)
+    data, may_miss = parts.pick(parts.DataOptions, flags), flags.on_bad_image == "skip"
+    sets = load_splits(data, is_tested, may_miss)
+    train_set, test_set = sets["train"], sets.get("val", sets.get("test"))
+    start = check_classes(start, train_set, flags.on_changed_data)
+    options = settle(flags, train_set, world)
+    reading, machine = options.reading, options.machine
+    start = compare(start, sets, options.model.pretrained_model, reading, options.schedule, world)
 
     # The weights are drawn in this order: those of the network, then those of the loss.
     torch.manual_seed(machine.seed)
-    sampler = stage.make_sampler(sets["train"].labels, options.batches, machine.seed, world)
-    model = prepare_network(model_options, options.optimizer, machine, start.state is None)
+    sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world)
+    model = prepare_network(options.model, options.optimizer, machine, start.state is None)
+    if start.state is not None:
+        model.take_norm(start.meta)
     learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
+    augmentation = reading.min_crop_area, reading.horizontal_flip
+    preprocessing = preprocessing_of(options.model, model, machine.max_pixels, *augmentation)
     run = TrainingRun(
         options=options,
         learner=learner,
-        train_set=open_training_images(sets["train"], reading),
-        test_set=sets.get("test"),
+        train_set=open_training_images(train_set, reading, preprocessing.decoding),
+        test_set=test_set,
         sampler=sampler,
-        preprocessing=preprocessing_of(
-            model_options, model, reading.min_crop_area, reading.horizontal_flip
-        ),
+        preprocessing=preprocessing,
         start=replace(start, state=None),  # which would keep the file open
         stop=stop,
         path=path,
-        meta=describe(model_options, options.data, options.loss, learner, sets["train"])
+        meta=describe(options.model, options.data, options.loss, learner, train_set)
         | start.describe(given),
         meter=Meter(world),
         epoch=Meter(world),
@@ -93,27 +100,50 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     return run
 
 
+def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
+    """Return what the weights that a training starts from say of their model, if anything.
+
+    A run that is resumed does not need them any more, so that they may be gone.
+    """
+    if weights is None or checkpoint not in (None, AUTO):
+        return {}
+    try:
+        meta = read_metadata(weights)
+        return {} if meta is None else facts_of_model(meta)
+    except FileNotFoundError:
+        return {}
+
+
 def check_stage(loss_name: str, stage: Stage) -> None:
-    """Raise ValueError for a loss of the other stage."""
+    """Raise ValueError where a loss is one of the other stage."""
     if stage_of(loss_name) != stage.number:
         script = SCRIPTS[stage_of(loss_name)]
         raise ValueError(f"{loss_name} is a loss of the other stage: train it with {script}")
 
 
-def begin(run: parts.RunOptions, values: Mapping[str, Any], given: Set[str], world: World) -> Start:
+def begin(flags: Flags, world: World) -> tuple[Flags, Start]:
     """Find where a run begins, and read its checkpoint, if any.
 
-    Raises ValueError where --checkpoint=auto finds the run of another command than this one, whose
-    flags have `values`, some of them `given`.
+    Returns flags with what the checkpoint, or else the weights that the training starts from, say
+    in place of what was not given. Raises ValueError where --checkpoint=auto finds the run of
+    another command.
     """
+    given, weights = flags.given, flags.pretrained_model
+    facts = read_facts(weights, flags.checkpoint)
+    notes = notes_on_weights(weights, facts, flags.values, given)
+    # The run folder is named after the model, which the weights may settle.
+    flags = flags.adopted(str(weights), {}, facts)
+    run, values = parts.pick(parts.RunOptions, flags), flags.values
     start = decide_on_main(world, lambda: find_start(run))
     path = start.checkpoint
+    flags = flags.replaced(checkpoint=path)
     if path is None:
-        return start
+        return flags, replace(start, notes=[*start.notes, *notes])
+
     start = replace(start, state=load_start(path))
     if start.is_auto:
         decide_on_main(world, lambda: check_flags(values, given, path, start.meta))
-    return start
+    return adopt_checkpoint(flags, path, start.meta), start
 
 
 def choose_path(run: parts.RunOptions, given: Set[str], world: World) -> Path:
@@ -122,10 +152,18 @@ def choose_path(run: parts.RunOptions, given: Set[str], world: World) -> Path:
     return decide_on_main(world, lambda: choose_folder(run, is_named))
 
 
-def load_sets(data: parts.DataOptions, has_tests: bool) -> dict[str, ImageSet]:
-    """List the images of the splits that a run uses."""
-    splits = ("train", "test") if has_tests else ("train",)
-    return {split: data.load(split) for split in splits}
+def load_splits(data: parts.DataOptions, is_tested: bool, may_miss: bool) -> dict[str, ImageSet]:
+    """Load the training images and, if there are tests, theirs: of the val split, else the test.
+
+    Raises ImageError where images are not there, of the training ones unless they `may_miss`, or
+    ValueError where the test could not be scored.
+    """
+    sets = {"train": data.load("train").require_whole(may_miss)}
+    if is_tested:
+        split = "val" if "val" in data.splits else "test"
+        sets[split] = data.load(split).require_whole()
+        check_scorable(sets[split])
+    return sets
 
 
 def compare(
@@ -213,7 +251,7 @@ def prepare_network(
     if options.pretrained_model and is_new:
         report = load_weights(model, options.pretrained_model)
         if machine.world.is_main:
-            log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
+            log(f"weights: {report.source}, {len(report.loaded)} tensors loaded{report.remarks}")
             if report.missing:
                 log(f"weights: {', '.join(report.missing)} not there, starting as new")
     if machine.recompute:
@@ -254,10 +292,10 @@ def announce(run: TrainingRun) -> None:
     learner, world = run.learner, run.machine.world
     if world.is_main and run.start.origin is not None:
         run.start.origin.save(run.path)
-    for split in (run.train_set, run.test_set):
-        if split is not None:
-            what = f"{len(split)} images of {split.num_classes} classes"
-            run.say(f"{split.split}: {f'{split.name}, ' if split is run.train_set else ''}{what}")
+    for line in describe_sets([split for split in (run.train_set, run.test_set) if split]):
+        run.say(line)
+    if run.test_set is not None and run.test_set.split == "val":
+        run.say("the val split is tested here and chooses best.pt; eval.py tests on the test split")
     if run.sampler.note:
         run.say(run.sampler.note)
 

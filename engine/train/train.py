@@ -84,10 +84,12 @@ def count(run: TrainingRun, figures: dict[str, Tensor] | None) -> None:
         if run.options.run.log_epochs:
             run.epoch.add(figures)
     run.step += 1
+    run.learner.is_whole = True
 
 
 def test(run: TrainingRun) -> None:
     """Test the network as it stands; write the epoch that ends here, and keep the best network."""
+    run.save_last()  # before what may fail
     metrics = run.test()
     if ends_epoch(run):
         run.write_epoch(metrics)

@@ -25,15 +25,19 @@ from typing import Any
 import numpy as np
 
 from metric_learning.common.fingerprint import (
-    DECODER,
     Snapshot,
     changed_rows,
     find_names,
     first_difference,
     read_snapshot,
 )
-from metric_learning.common.fingerprint import relative_paths as relative_paths  # once here
-from metric_learning.reader.sets.image_set import ImageError, ImageSet
+from metric_learning.reader.sets.image_set import (
+    AS_REFERENCE,
+    DECODER,
+    Decoding,
+    ImageError,
+    ImageSet,
+)
 
 VERSION = 2  # 1 knew the images by their paths and sizes alone
 ENTRY = np.dtype(
@@ -126,8 +130,11 @@ class CachedImageSet(ImageSet):
         values = {field.name: getattr(image_set, field.name) for field in fields(image_set)}
         return cls(**values, cached=cached)
 
-    def read_image(self, i: int) -> np.ndarray:
-        """Return image i as it is in the cache, (H, W, 3) uint8; ImageError if it was broken."""
+    def read_image(self, i: int, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
+        """Return image i as it is in the cache, (H, W, 3) uint8; ImageError if it was broken.
+
+        It was decoded when the cache was built, as about.json says.
+        """
         assert self.cached is not None
         rgb = self.cached.read(i)
         if rgb is None:
@@ -137,7 +144,7 @@ class CachedImageSet(ImageSet):
         return rgb
 
 
-def describe(image_set: ImageSet, short_side: int) -> dict[str, Any]:
+def describe(image_set: ImageSet, short_side: int, alpha: str) -> dict[str, Any]:
     """Return what a cache depends on beside its images, as about.json says it."""
     return {
         "version": VERSION,
@@ -145,6 +152,7 @@ def describe(image_set: ImageSet, short_side: int) -> dict[str, Any]:
         "dataset": image_set.name,
         "split": image_set.split,
         "cache_size": short_side,
+        "alpha": alpha,
     }
 
 

@@ -43,7 +43,7 @@ from metric_learning.reader.batches.cache import (
     read_entries,
 )
 from metric_learning.reader.batches.loader import check_broken
-from metric_learning.reader.sets.image_set import ImageError, ImageSet
+from metric_learning.reader.sets.image_set import AS_REFERENCE, Decoding, ImageError, ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of
 from metric_learning.reader.transforms import reduce_image, resized_shape
 
@@ -57,6 +57,7 @@ def open_cache(
     image_set: ImageSet,
     folder: Path,
     short_side: int,
+    decoding: Decoding = AS_REFERENCE,
     *,
     num_workers: int,
     on_bad_image: str,
@@ -81,11 +82,18 @@ def open_cache(
             f"--cache is not used by --dataset={image_set.name}, whose images are in memory: leave "
             "it out"
         )
-    about = describe(image_set, short_side)
+    about = describe(image_set, short_side, decoding.alpha)
     snapshot = _take_snapshot(image_set, folder, about, verify)
     if not is_complete(folder, about, snapshot):
         builder = _Builder(
-            image_set, CachePaths(folder), about, snapshot, max(1, num_workers), on_bad_image, log
+            image_set=image_set,
+            decoding=decoding,
+            files=CachePaths(folder),
+            about=about,
+            snapshot=snapshot,
+            num_workers=max(1, num_workers),
+            on_bad_image=on_bad_image,
+            log=log,
         )
         with locked(folder, log):
             if not is_complete(folder, about, snapshot):
@@ -136,6 +144,7 @@ class _Builder:
     """One build of a cache, from nothing or from what an earlier one left."""
 
     image_set: ImageSet
+    decoding: Decoding
     files: CachePaths
     about: dict[str, Any]
     snapshot: Snapshot
@@ -183,7 +192,7 @@ class _Builder:
     def _shape(self, i: int) -> tuple[int, int] | ImageError:
         """Height and width of image i in the cache, or its error."""
         try:
-            return self._reduced(*self.image_set.read_shape(i))
+            return self._reduced(*self.image_set.read_shape(i, self.decoding))
         except ImageError as error:
             return error
 
@@ -254,7 +263,7 @@ class _Builder:
         entry = self._entries[i]
         shape = int(entry["height"]), int(entry["width"])
         try:
-            rgb = self.image_set.read_image(i)
+            rgb = self.image_set.read_image(i, self.decoding)
             if self._reduced(*rgb.shape[:2]) != shape:
                 path = self.image_set.paths[i]
                 raise ImageError(f"cannot read image {path}: its size is not that of its head")

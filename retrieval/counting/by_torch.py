@@ -55,7 +55,9 @@ class TorchCounter:
         with full_precision():
             for start in starts[share.rank :: share.size]:
                 self._count_block(start, min(start + TILE_ROWS, query_range[1]), thresholds, counts)
-        return share.add(counts[0]), share.add(counts[1])
+        ahead, level = share.add(counts[0]), share.add(counts[1])
+        positives_ahead, positives_level = thresholds.positives(self.pair_cosines)
+        return ahead - positives_ahead, level - positives_level
 
     @torch.inference_mode()
     def count_negatives(self, pairs: NegativePairs, bins: Bins, share: Share) -> np.ndarray:

@@ -10,6 +10,7 @@ from metric_learning.retrieval.counting import by_torch, choose
 from metric_learning.retrieval.counting.cpu import compiled, kernels, tiles, vectors
 from metric_learning.retrieval.counting.cpu.products import FLOAT32, FLOAT64, SCREENS
 from metric_learning.retrieval.counting.thresholds import Share, Thresholds
+from metric_learning.retrieval.inputs import find_own_rows
 
 KINDS = [
     "random",
@@ -134,6 +135,30 @@ def test_the_order_of_many_positives_is_kept(kind, dtype, device):
     assert found_ranks(rows, labels, device=device) == oracle_ranks(rows, labels)
 
 
+@pytest.mark.parametrize("kind", ["random", "clustered", "tied", "collapsed"])
+def test_queries_of_few_and_of_many_positives_stand_side_by_side(kind, device, monkeypatch):
+    rows, labels = make(kind, 700, 12)
+    labels = np.where(labels % 2, labels, 0)  # one class is half of all images
+    monkeypatch.setattr(tiles, "WIDE_TILE", (16, 96))
+    assert found_ranks(rows, labels, device=device) == oracle_ranks(rows, labels)
+    split = rows[:200], labels[:200], rows[200:], labels[200:]
+    assert found_ranks(*split, device=device) == oracle_ranks(*split)
+
+
+@pytest.mark.parametrize("threads", [(1, 3), (4, 2)])
+def test_processes_with_other_numbers_of_threads_cut_the_work_alike(threads, monkeypatch):
+    rows, labels = make("clustered", 900, 8)
+    monkeypatch.setattr(tiles, "TILE", 48)
+    sums: list[list[np.ndarray]] = [[], []]
+    for rank, number in enumerate(threads):
+        monkeypatch.setattr(tiles, "num_cores", lambda number=number: number)
+        keep = Share(rank, 2, lambda array, rank=rank: sums[rank].append(array) or array, 1)
+        found_ranks(rows, labels, share=keep)
+    totals = iter([first + second for first, second in zip(*sums, strict=True)])
+    shared = found_ranks(rows, labels, share=Share(0, 2, lambda _: next(totals), 1))
+    assert shared == oracle_ranks(rows, labels)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("is_split", [False, True])
 def test_ranks_of_similarities_equal_brute_force(kind, is_split):
@@ -172,7 +197,9 @@ def test_the_undecided_share_is_estimated_from_some_rows():
     values = np.random.default_rng(0).standard_normal((40, 48)).astype(np.float32)
     embedded = vectors.Vectors(values, np.ones(40), np.arange(40))
     tile = vectors.Tile(values.reshape(-1), 0.1, 48, 40, 48, 0, 0)
-    thresholds = Thresholds(np.arange(41), values[:, 0].astype(np.float64), 1e-9)
+    places = np.arange(40), np.arange(40), np.arange(1, 41), np.arange(40)
+    cosines = values[:, 0].astype(np.float64)
+    thresholds = Thresholds(np.arange(41), cosines, 1e-9, *places)
     rows = range(0, 40, 40 // kernels.SAMPLED_ROWS)
     near = [np.abs(values[r] - values[r, 0]) <= 0.1 for r in rows]
     found = kernels.undecided_share(tile, embedded, thresholds)
@@ -227,3 +254,27 @@ def test_the_new_precision_switch_is_kept(monkeypatch):
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("kind", ["clustered", "tied", "duplicated"])
+def test_queries_that_the_gallery_holds_leave_themselves_out(kind, device):
+    rows, labels = make(kind, 60, 8)
+    is_query, is_gallery = np.arange(60) % 2 == 0, np.arange(60) % 3 > 0
+    own_rows = find_own_rows(is_query, is_gallery)
+    found = found_ranks(
+        rows[is_query],
+        labels[is_query],
+        rows[is_gallery],
+        labels[is_gallery],
+        device=device,
+        own_rows=own_rows,
+    )
+    expected = {}
+    for query, row in enumerate(np.flatnonzero(is_query)):
+        kept = is_gallery.copy()
+        kept[row] = False
+        one = oracle_ranks(rows[[row]], labels[[row]], rows[kept], labels[kept])
+        if one:
+            expected[query] = one[0]
+    assert found == expected and (own_rows >= 0).sum() == 20
+    assert find_own_rows(is_query, ~is_query) is None

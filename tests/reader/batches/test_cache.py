@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from metric_learning.common import fingerprint
+from metric_learning.common.fingerprint import relative_paths
 from metric_learning.reader.batches import cache, cache_build
-from metric_learning.reader.batches.cache import CachePaths, relative_paths
+from metric_learning.reader.batches.cache import CachePaths
 from metric_learning.reader.batches.cache_build import open_cache
 from metric_learning.reader.sets.image_set import ImageError, ImageSet
 from metric_learning.reader.transforms import reduce_image
@@ -119,9 +120,9 @@ def test_the_data_set_may_move(images, folder):
 class SlowImages(ImageSet):
     """Images that take some seconds each, so that a build can be caught in the middle."""
 
-    def read_image(self, i):
+    def read_image(self, i, decoding):
         time.sleep(self.seconds)
-        return super().read_image(i)
+        return super().read_image(i, decoding)
 
 
 def start_builder(images, folder, seconds):
