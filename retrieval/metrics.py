@@ -54,6 +54,56 @@ def summarise(scores: QueryScores) -> dict[str, float | int]:
     }
 
 
+def chance_recall(
+    labels: np.ndarray, ks: Sequence[int], gallery_labels: np.ndarray | None = None
+) -> dict[str, float]:
+    """Compute the Recall@K that random embeddings have on average, exactly, from labels alone.
+
+    A query with P positives among the G images that it can find misses them all in its first K
+    with probability C(G - P, K) / C(G, K).
+
+    Args:
+        labels: (N,) integer, of the queries.
+        ks: the K, each 1 or more.
+        gallery_labels: (G,) integer; None where every query searches all others.
+
+    Returns:
+        `recall@K_chance` per K, the mean over the queries that have a positive; 0 of none.
+    """
+    num_positives, size = count_positives(labels, gallery_labels)
+    sizes, weights = np.unique(num_positives[num_positives > 0], return_counts=True)
+
+    chances = {}
+    for k in ks:
+        missed = [_chance_of_none(int(positives), k, size) for positives in sizes]
+        found = np.average(1 - np.array(missed), weights=weights) if missed else 0.0
+        chances[f"recall@{k}_chance"] = float(found)
+    return chances
+
+
+def count_positives(
+    labels: np.ndarray, gallery_labels: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
+    """Count each query's positives, (N,) int64, and the images that it can find.
+
+    The arguments are those of `chance_recall`.
+    """
+    is_self = gallery_labels is None
+    searched = labels if gallery_labels is None else gallery_labels
+    classes, counts = np.unique(searched, return_counts=True)
+    places = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    num_positives = np.where(classes[places] == labels, counts[places] - is_self, 0)
+    return num_positives, len(searched) - is_self
+
+
+def _chance_of_none(num_positives: int, k: int, size: int) -> float:
+    """Probability that none of the positives is among `k` images drawn of `size`."""
+    fewer, more = sorted((num_positives, k))  # it is the same with both exchanged
+    if fewer + more > size:
+        return 0.0
+    return float(np.prod(1 - more / (size - np.arange(fewer))))
+
+
 def score_queries(
     embeddings: Tensor | np.ndarray,
     labels: Tensor | np.ndarray,

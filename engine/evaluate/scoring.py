@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,7 +11,12 @@ import torch
 from metric_learning.engine.parallel.collectives import share_of
 from metric_learning.engine.parallel.world import World
 from metric_learning.reader import ImageSet
-from metric_learning.retrieval.metrics import default_ks, score_queries, score_similarities
+from metric_learning.retrieval.metrics import (
+    chance_recall,
+    default_ks,
+    score_queries,
+    score_similarities,
+)
 from metric_learning.retrieval.rerank import Rerank, reranked_similarities
 from metric_learning.retrieval.scores import QueryScores
 
@@ -58,6 +63,39 @@ def by_role(image_set: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:
         "gallery_embeddings": embeddings[image_set.is_gallery],
         "gallery_labels": image_set.labels[image_set.is_gallery],
     }
+
+
+class Roles(Protocol):
+    """Images of which some search and some are searched: an image set, or what a report is on."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes, (N,) int64."""
+
+    @property
+    def is_query(self) -> np.ndarray:
+        """Which images search, (N,) bool."""
+
+    @property
+    def is_gallery(self) -> np.ndarray:
+        """Which images are searched, (N,) bool."""
+
+    @property
+    def is_self_retrieval(self) -> bool:
+        """Whether every image searches all others."""
+
+
+def labels_by_role(images: Roles) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the labels of the queries, and of the gallery if that is another."""
+    gallery = None if images.is_self_retrieval else images.labels[images.is_gallery]
+    return images.labels[images.is_query], gallery
+
+
+def chances(images: Roles, metrics: Iterable[str]) -> dict[str, float]:
+    """Return `recall@K_chance`, see `chance_recall`, of each `recall@K` among some metrics."""
+    queries, gallery = labels_by_role(images)
+    ks = [int(name.removeprefix("recall@")) for name in metrics if name.startswith("recall@")]
+    return chance_recall(queries, ks, gallery)
 
 
 def with_float64(device: torch.device) -> torch.device:

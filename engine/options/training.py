@@ -26,6 +26,7 @@ from metric_learning.losses import (
     is_pml,
     layout_of,
     loss_options,
+    reads_raw,
     stage_of,
 )
 from metric_learning.losses.pairs import LabelLoss
@@ -40,6 +41,7 @@ FIXED_FLAGS = (
     *("model", "embedding_size", *MODEL_OPTIONS, "loss_name", "class_dim"),
     *("optimizer", "decay_norm_and_bias"),
     *("alpha", "xbm_size", "loss_options"),
+    *("normalize_embeddings", "embedding_scale"),
 )
 LENGTHS = {"num_epochs", "total_iter_num"}
 
@@ -62,7 +64,9 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
     The options of its loss count as given. Raises ValueError where a given flag contradicts it, or
     it belongs to the other stage.
     """
-    found = MODEL_OPTIONS | meta["flags"]  # checkpoints of earlier versions lack some
+    found = (
+        MODEL_OPTIONS | {"normalize_embeddings": False} | meta["flags"]
+    )  # checkpoints of earlier versions lack some
     name = found["loss_name"]
     if is_own(name) and "loss_name" not in flags.given:
         raise ValueError(
@@ -107,6 +111,7 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
         optimizer=parts.pick(parts.OptimizerOptions, flags),
         schedule=parts.pick(parts.ScheduleOptions, flags),
         run=parts.pick(parts.RunOptions, flags),
+        watch=_settle_watch(flags) if is_pair else parts.WatchOptions(),
         machine=parts.pick(
             parts.MachineOptions,
             flags,
@@ -201,9 +206,41 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOption
         flags.refuse(["xbm_start"], "without --xbm_size")
     options |= parse_pml_options(name, flags.loss_options or "") if is_pml(name) else {}
     check_memory(name, flags.xbm_size, is_shared=world.size == 1 or flags.gather)
+    check_scale(name, flags)
     return parts.LossOptions(
-        name, options, class_dim, flags.alpha, flags.xbm_size, flags.xbm_start, False
+        name,
+        options,
+        class_dim,
+        flags.alpha,
+        flags.xbm_size,
+        flags.xbm_start,
+        shard_head=False,
+        normalize_embeddings=flags.normalize_embeddings,
+        embedding_scale=flags.embedding_scale,
     )
+
+
+def check_scale(loss_name: str, flags: Flags) -> None:
+    """Raise ValueError where a loss has no use for embeddings of one length."""
+    if not flags.normalize_embeddings:
+        flags.refuse(["embedding_scale"], "without --normalize_embeddings=True")
+    elif not reads_raw(loss_name):
+        able = ", ".join(name for name in PAIR_LOSSES if reads_raw(name))
+        raise ValueError(
+            f"--normalize_embeddings is not used by --loss_name={loss_name}, which normalises them "
+            f"itself; it is for losses that read them as they are, {able}: leave it out"
+        )
+
+
+def _settle_watch(flags: Flags) -> parts.WatchOptions:
+    """Settle what stage 2 does about its start."""
+    if flags.pretrained_model is None:
+        flags.refuse(["test_start"], "without --pretrained_model")
+    is_tested = bool(flags.test_iter_step or flags.log_epochs)
+    if not is_tested:
+        flags.refuse(["test_start"], "nothing is tested")
+    test_start = flags.test_start and is_tested and flags.pretrained_model is not None
+    return parts.WatchOptions(test_start, flags.on_collapse)
 
 
 def check_memory(loss_name: str, xbm_size: int, is_shared: bool) -> None:

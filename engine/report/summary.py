@@ -54,11 +54,13 @@ def recall_table(folder: Path, names: Sequence[str]) -> str:
     results = [json.loads((folder / f"{name}.json").read_text("utf-8")) for name in names]
     numbers = [name for name, value in results[0].items() if isinstance(value, int | float)]
     metrics = [name for name in numbers if "@" in name]
+    metrics.sort(key=lambda name: name.endswith("_chance"))  # below the others
     width = max(12, *(len(name) + 2 for name in names))
-    lines = [" " * 13 + "".join(f"{name:>{width}}" for name in names)]
+    label_width = max([13, *(len(name) + 2 for name in metrics)])
+    lines = [" " * label_width + "".join(f"{name:>{width}}" for name in names)]
     for metric in metrics:
         values = "".join(f"{100 * result[metric]:>{width}.2f}" for result in results)
-        lines.append(f"{metric:13}{values}")
+        lines.append(f"{metric:{label_width}}{values}")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from metric_learning.common.atomic import write_atomically
 
 PARTS = ("model", "criterion", "optimizer", "step", "best", "meta")
 # Checkpoints of earlier versions lack them.
-OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch")
+OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch", "start")
 FORMER_PARTS = ("random_state",)  # checkpoints of earlier versions have them; not used
 
 

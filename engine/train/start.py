@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
+from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
 from metric_learning.engine.options.training_table import SCRIPTS
@@ -25,13 +26,16 @@ from metric_learning.engine.run.signals import StopRequest
 from metric_learning.engine.train.criterion import build_criterion, complete_options
 from metric_learning.engine.train.images import open_training_images
 from metric_learning.engine.train.learner import Learner
+from metric_learning.engine.train.needs import Pace
 from metric_learning.engine.train.optimizers import build_optimizer
 from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.step import Meter
+from metric_learning.engine.train.watch import Watch
 from metric_learning.losses import stage_of
-from metric_learning.models import EmbeddingModel, load_weights
+from metric_learning.models import EmbeddingModel, load_weights, read_metadata
 from metric_learning.reader import ImageSet
+from metric_learning.retrieval.metrics import default_ks
 
 
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
@@ -74,6 +78,13 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         meta=describe(options.model, options.data, options.loss, learner, train_set),
         meter=Meter(world),
         epoch=Meter(world),
+        watch=Watch(
+            is_pair=stage.number == 2,
+            stops=options.watch.on_collapse == "stop",
+            chooses_scale=options.loss.normalize_embeddings
+            and options.loss.embedding_scale is None,
+        ),
+        pace=Pace(options.schedule.total_iter_num, options.run.test_iter_step or 0),
     )
     if checkpoint is not None:
         run.restore(checkpoint)
@@ -192,5 +203,20 @@ def announce(run: TrainingRun) -> None:
     )
     for note in run.start.notes:
         run.say(note)
+    run.say_all(caveats_of(run))
     if run.start.checkpoint:
         run.say(f"resuming {run.start.checkpoint} after step {run.step}")
+
+
+def caveats_of(run: TrainingRun) -> list[str]:
+    """Warn where the tests of a run will say little, or its weights are none or do not fit."""
+    lines, model, path = [], run.learner.model, run.options.model.pretrained_model
+    if run.test_set is not None:
+        lines += caveats.of_split(run.test_set, default_ks(int(run.test_set.is_gallery.sum())))
+    if run.start.checkpoint:
+        return lines
+    if path:
+        meta = read_metadata(path) or {}
+        return lines + caveats.other_inputs(run.options.model, meta, model.mean, model.std)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return lines + caveats.no_weights(run.options.model.model, size, len(run.train_set))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
 from metric_learning.engine.options.parts import ScheduleOptions
+from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.world import join_world, leave_world
 from metric_learning.engine.run.signals import Stopped, noted_signals
+from metric_learning.engine.train.needs import memory_caveats
 from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.start import announce, start_run
@@ -39,11 +42,13 @@ def train(flags: Flags, stage: Stage) -> Path:
                 learner, stage.loss, run.preprocessing, options.batches, options.machine, clip
             )
             set_train_mode(learner.model, options.optimizer.freeze_bn)
-            if is_test_due(run):  # the run was stopped in this test, or there is no step to do
+            batches = begin(run, step)
+            if is_test_due(run):  # the start, the run was stopped in this test, or no step is to do
                 test(run)
 
+            run.meter.restart_clock()
             bar = run.progress_bar()
-            for batch in run.batches():
+            for batch in batches:
                 take(run, batch)
                 rate = rate_at(options.schedule, run.step)
                 set_rate(learner.optimizer, rate)
@@ -64,6 +69,20 @@ def train(flags: Flags, stage: Stage) -> Path:
     return run.path
 
 
+def begin(run: TrainingRun, step: Step) -> Iterable[Batch]:
+    """Return the batches to come; say what a step needs of the machine, and how stage 2 starts."""
+    num_steps = run.options.schedule.total_iter_num - run.step
+    if num_steps <= 0:
+        return ()
+    size, optimizer = run.options.model.image_shape[1], run.options.optimizer.optimizer
+    run.say_all(decide_on_main(run.machine.world, lambda: memory_caveats(step, size, optimizer)))
+    if run.step > 0:
+        return run.batches()
+    batches = run.watch.begin(step, run.batches(), num_steps)
+    run.say_all(run.watch.describe_start())
+    return batches
+
+
 def take(run: TrainingRun, batch: Batch) -> None:
     """Stop where a signal asks for it, as ranks do in `TrainingRun.batches`; note broken images."""
     if run.options.machine.world.size == 1 and run.stop.received:
@@ -80,9 +99,11 @@ def count(run: TrainingRun, figures: dict[str, Tensor] | None) -> None:
     else:
         run.num_skipped = 0
         run.meter.add(figures)
+        run.pace.count(run.meter.last_seconds)
         if run.options.run.log_epochs:
             run.epoch.add(figures)
     run.step += 1
+    run.say_all(run.pace.caveats(run.step))
 
 
 def test(run: TrainingRun) -> None:
@@ -110,6 +131,7 @@ def is_test_due(run: TrainingRun) -> bool:
     """Whether the step that is done is to be tested, as the last is, and has not been."""
     every, is_end = run.options.run.test_iter_step, run.step >= run.options.schedule.total_iter_num
     is_one = (bool(every) and is_end) or is_due(run.step, every) or ends_epoch(run)
+    is_one = is_one or (run.options.watch.test_start and run.step == 0)
     return run.tested < run.step and is_one
 
 
