@@ -28,7 +28,7 @@ from metric_learning.engine.train.images import BrokenImages
 from metric_learning.engine.train.learner import Learner
 from metric_learning.engine.train.needs import Pace
 from metric_learning.engine.train.step import Meter
-from metric_learning.engine.train.watch import Watch
+from metric_learning.engine.train.watch import CollapseError, Watch
 from metric_learning.models import save_weights
 from metric_learning.reader import ImageError, ImageSet, WorkerError
 from metric_learning.reader.batches.loader import Batch, Sampler, train_loader
@@ -114,7 +114,7 @@ class TrainingRun:
             except Stopped as request:
                 self.save_last()
                 self.say(f"stopped by {request} after step {self.step}: {resume} resumes")
-            except (ImageError, WorkerError):
+            except (ImageError, WorkerError, CollapseError):
                 self.save_last()
                 self.say(f"stopped after step {self.step}: {resume} resumes")
                 raise

@@ -30,6 +30,7 @@ ABOVE = 1.001  # a loss that is so many times that of the collapsed state is abo
 FEWEST = 200  # images that a judgement is about
 FALLEN = 0.5  # of its value at the start
 COLLAPSED = 1e-4  # spread of the embeddings below which they are all but one point
+SHOWN = ("recall", "norm", "d2_pos", "d2_neg")
 COMPARED = ("recall@1", "map@r")
 
 # Embeddings (B, D) and labels (B,) of parts of batches.
@@ -99,9 +100,7 @@ class Watch:
         if not start:
             return []
         figures = ", ".join(
-            f"{name} {start[name]:.4g}"
-            for name in ("recall", "norm", "d2_pos", "d2_neg")
-            if name in start
+            f"{name} {start[name]:.4g}" for name in (*SHOWN, "scale") if name in start
         )
         lines = [
             f"start: loss {start['loss']:.6f}, of embeddings that are all equal "
@@ -138,9 +137,7 @@ class Watch:
             self._is_said = False
             return []
         words = ", ".join(
-            f"{name} {self.start[name]:.4g} -> {now[name]:.4g}"
-            for name in ("recall", "norm", "d2_pos", "d2_neg")
-            if name in now
+            f"{name} {self.start[name]:.4g} -> {now[name]:.4g}" for name in SHOWN if name in now
         )
         if has_fallen["d2_pos"] and has_fallen["d2_neg"]:
             return self._collapsed(f"{words} since the start")
@@ -211,9 +208,7 @@ def figures_of(step: Step, parts: Parts) -> dict[str, float]:
                 values |= {"loss": figures["loss_metric"], "collapsed_loss": others["loss_metric"]}
             found.append(values)
 
-    names = [
-        n for n in found[0] if n in ("loss", "collapsed_loss", "recall", "norm", "d2_pos", "d2_neg")
-    ]
+    names = [name for name in found[0] if name in ("loss", "collapsed_loss", *SHOWN)]
     sums = torch.stack([torch.stack([each[name].float() for name in names]) for each in found])
     means = collectives.average(sums.mean(0), world).tolist()
     return dict(zip(names, means, strict=True))
