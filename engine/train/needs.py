@@ -11,27 +11,36 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.memory import free_memory
 from metric_learning.engine.train.step import Step, unchanged_buffers
 
 SAMPLE = 2  # images, the fewest that batch norm takes
 NEARLY_ALL = 0.8  # of the free memory; a step that takes more may still be killed
 LONG = 3 * 24 * 3600.0  # seconds
-STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # values that an optimizer keeps for a weight
+# Values that an optimizer keeps for each weight.
+STATES = {torch.optim.SGD: 1, torch.optim.Adam: 2, torch.optim.AdamW: 2}
 
 
-def memory_caveats(step: Step, size: int, optimizer: str) -> list[str]:
+def memory_caveats(step: Step, size: int, num_steps: int) -> list[str]:
     """Warn where a step on the CPU takes nearly all free memory; ValueError where it takes more.
 
-    Images are 3, `size`, `size`. One small forward pass tells, and leaves no trace.
+    Images are 3, `size`, `size`. One small forward pass tells, and leaves no trace. Of several
+    processes the first one decides for all.
     """
+    if step.machine.device.type != "cpu" or num_steps == 0:
+        return []
+    return decide_on_main(step.machine.world, lambda: _judge_memory(step, size))
+
+
+def _judge_memory(step: Step, size: int) -> list[str]:
     free = free_memory()
-    if step.machine.device.type != "cpu" or free is None:
+    if free is None:
         return []
     batches, num_processes = step.batches, step.machine.world.size
     num_images = batches.train_batch_size // (num_processes * batches.accumulation_steps)
     at_once = min(num_images, batches.chunk_size or num_images)
-    per_image, fixed = activation_bytes(step, size), weight_bytes(step, optimizer)
+    per_image, fixed = activation_bytes(step, size), weight_bytes(step)
     needed = num_processes * (at_once * per_image + fixed)
     if needed <= NEARLY_ALL * free:
         return []
@@ -80,10 +89,11 @@ def activation_bytes(step: Step, size: int) -> float:
     return (sum(sizes) + 2 * max(sizes, default=0)) / SAMPLE
 
 
-def weight_bytes(step: Step, optimizer: str) -> int:
+def weight_bytes(step: Step) -> int:
     """Return the bytes of the gradients, and of what the optimizer will keep for them."""
-    weights = sum(p.nbytes for p in step.shared + step.split if p.requires_grad)
-    return weights * (1 if step.learner.optimizer.state else 1 + STATES[optimizer])
+    optimizer = step.learner.optimizer
+    num_states = 0 if optimizer.state else STATES[type(optimizer)]
+    return (1 + num_states) * sum(p.nbytes for p in step.shared + step.split)
 
 
 class Pace:

@@ -86,6 +86,11 @@ class TrainingRun:
         """Where it computes."""
         return self.options.machine
 
+    @property
+    def num_steps_left(self) -> int:
+        """How many steps are to come."""
+        return max(0, self.options.schedule.total_iter_num - self.step)
+
     def say(self, line: str) -> None:
         """Print a line and write it to log.txt."""
         self.folder.log(line)

@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
 from metric_learning.engine.options.parts import ScheduleOptions
-from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.world import join_world, leave_world
 from metric_learning.engine.run.signals import Stopped, noted_signals
 from metric_learning.engine.train.needs import memory_caveats
@@ -35,13 +34,13 @@ def train(flags: Flags, stage: Stage) -> Path:
             leave_world()
             return run.path
 
+        clip, every = options.optimizer.clip_grad_norm, options.run
+        step = Step(learner, stage.loss, run.preprocessing, options.batches, options.machine, clip)
+        set_train_mode(learner.model, options.optimizer.freeze_bn)
+        caveats = memory_caveats(step, options.model.image_shape[1], run.num_steps_left)
         with run.kept():
             announce(run)
-            clip, every = options.optimizer.clip_grad_norm, options.run
-            step = Step(
-                learner, stage.loss, run.preprocessing, options.batches, options.machine, clip
-            )
-            set_train_mode(learner.model, options.optimizer.freeze_bn)
+            run.say_all(caveats)
             batches = begin(run, step)
             if is_test_due(run):  # the start, the run was stopped in this test, or no step is to do
                 test(run)
@@ -70,15 +69,10 @@ def train(flags: Flags, stage: Stage) -> Path:
 
 
 def begin(run: TrainingRun, step: Step) -> Iterable[Batch]:
-    """Return the batches to come; say what a step needs of the machine, and how stage 2 starts."""
-    num_steps = run.options.schedule.total_iter_num - run.step
-    if num_steps <= 0:
-        return ()
-    size, optimizer = run.options.model.image_shape[1], run.options.optimizer.optimizer
-    run.say_all(decide_on_main(run.machine.world, lambda: memory_caveats(step, size, optimizer)))
-    if run.step > 0:
+    """Return the batches to come; on the first of them stage 2 measures its start, and says it."""
+    if run.step > 0 or run.num_steps_left == 0:
         return run.batches()
-    batches = run.watch.begin(step, run.batches(), num_steps)
+    batches = run.watch.begin(step, run.batches(), run.num_steps_left)
     run.say_all(run.watch.describe_start())
     return batches
 
