@@ -111,7 +111,7 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
         optimizer=parts.pick(parts.OptimizerOptions, flags),
         schedule=parts.pick(parts.ScheduleOptions, flags),
         run=parts.pick(parts.RunOptions, flags),
-        watch=_settle_watch(flags) if is_pair else parts.WatchOptions(),
+        watch=_watch_options(flags.values) if is_pair else parts.WatchOptions(),
         machine=parts.pick(
             parts.MachineOptions,
             flags,
@@ -143,6 +143,14 @@ def _derive(flags: Flags, loss: parts.LossOptions, num_images: int) -> Flags:
     )
 
 
+def _watch_options(values: Mapping[str, Any]) -> parts.WatchOptions:
+    """Return what stage 2 does about its start; only weights can be tested before it."""
+    is_tested = bool(values["test_iter_step"] or values["log_epochs"])
+    starts_from_weights = values["pretrained_model"] is not None
+    test_start = values["test_start"] and is_tested and starts_from_weights
+    return parts.WatchOptions(test_start, values["on_collapse"])
+
+
 def _refuse_unused(flags: Flags) -> None:
     """Raise ValueError where a flag was given that others leave without use."""
     if flags.lr_strategy != "piecewise_decay":
@@ -155,6 +163,11 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["prefetch"], "--num_workers=0 reads nothing ahead")
     if flags.decode_on == "device" and flags.augment_on == "workers":
         flags.refuse(["augment_on"], "--decode_on=device augments there too")
+
+    if not (flags.test_iter_step or flags.log_epochs):
+        flags.refuse(["test_start"], "nothing is tested")
+    elif flags.pretrained_model is None:
+        flags.refuse(["test_start"], "without --pretrained_model")
     if flags.given >= LENGTHS:
         raise ValueError("expected --num_epochs or --total_iter_num, found both")
 
@@ -206,7 +219,9 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOption
         flags.refuse(["xbm_start"], "without --xbm_size")
     options |= parse_pml_options(name, flags.loss_options or "") if is_pml(name) else {}
     check_memory(name, flags.xbm_size, is_shared=world.size == 1 or flags.gather)
-    check_scale(name, flags)
+    check_scale(name, flags.normalize_embeddings)
+    if not flags.normalize_embeddings:
+        flags.refuse(["embedding_scale"], "without --normalize_embeddings=True")
     return parts.LossOptions(
         name,
         options,
@@ -220,27 +235,14 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOption
     )
 
 
-def check_scale(loss_name: str, flags: Flags) -> None:
+def check_scale(loss_name: str, normalize_embeddings: bool) -> None:
     """Raise ValueError where a loss has no use for embeddings of one length."""
-    if not flags.normalize_embeddings:
-        flags.refuse(["embedding_scale"], "without --normalize_embeddings=True")
-    elif not reads_raw(loss_name):
+    if normalize_embeddings and not reads_raw(loss_name):
         able = ", ".join(name for name in PAIR_LOSSES if reads_raw(name))
         raise ValueError(
             f"--normalize_embeddings is not used by --loss_name={loss_name}, which normalises them "
             f"itself; it is for losses that read them as they are, {able}: leave it out"
         )
-
-
-def _settle_watch(flags: Flags) -> parts.WatchOptions:
-    """Settle what stage 2 does about its start."""
-    if flags.pretrained_model is None:
-        flags.refuse(["test_start"], "without --pretrained_model")
-    is_tested = bool(flags.test_iter_step or flags.log_epochs)
-    if not is_tested:
-        flags.refuse(["test_start"], "nothing is tested")
-    test_start = flags.test_start and is_tested and flags.pretrained_model is not None
-    return parts.WatchOptions(test_start, flags.on_collapse)
 
 
 def check_memory(loss_name: str, xbm_size: int, is_shared: bool) -> None:

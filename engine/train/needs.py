@@ -113,7 +113,7 @@ class Pace:
     def seconds_left(self, step: int) -> float:
         """Return the time from a step to the end."""
         num_tests = 0
-        if self._test_every:
+        if self._test_every and step < self._total:
             num_tests = -(-self._total // self._test_every) - step // self._test_every
         return (self._total - step) * self.step_seconds + num_tests * self.test_seconds
 

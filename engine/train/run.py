@@ -287,6 +287,9 @@ class TrainingRun:
 
     def checkpoint(self) -> dict[str, Any]:
         """Return all that a resumed run needs, whole on rank 0; all ranks call it."""
+        loss_options = self.meta["loss_options"] | scale_options(self.learner.criterion)
+        flags = dict(self.options.flags)
+
         return {
             **self.learner.state(),
             "step": self.step,
@@ -294,15 +297,7 @@ class TrainingRun:
             "tested": self.tested,
             "epoch": self.epoch.state(),
             "start": self.watch.state(),
-            "meta": {
-                **self.meta,
-                "loss_options": {
-                    **self.meta["loss_options"],
-                    **scale_options(self.learner.criterion),
-                },
-                "step": self.step,
-                "flags": dict(self.options.flags),
-            },
+            "meta": {**self.meta, "loss_options": loss_options, "step": self.step, "flags": flags},
         }
 
     def save(self, *names: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -78,17 +79,32 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         meta=describe(options.model, options.data, options.loss, learner, train_set),
         meter=Meter(world),
         epoch=Meter(world),
-        watch=Watch(
-            is_pair=stage.number == 2,
-            stops=options.watch.on_collapse == "stop",
-            chooses_scale=options.loss.normalize_embeddings
-            and options.loss.embedding_scale is None,
-        ),
-        pace=Pace(options.schedule.total_iter_num, options.run.test_iter_step or 0),
+        watch=build_watch(stage, options.watch, options.loss),
+        pace=build_pace(options.schedule, options.run, options.batches, len(train_set)),
     )
     if checkpoint is not None:
         run.restore(checkpoint)
     return run
+
+
+def build_watch(stage: Stage, options: parts.WatchOptions, loss: parts.LossOptions) -> Watch:
+    """Build what watches over the start of stage 2."""
+    return Watch(
+        is_pair=stage.number == 2,
+        stops=options.on_collapse == "stop",
+        chooses_scale=loss.normalize_embeddings and loss.embedding_scale is None,
+    )
+
+
+def build_pace(
+    schedule: parts.ScheduleOptions,
+    run: parts.RunOptions,
+    batches: parts.BatchOptions,
+    num_images: int,
+) -> Pace:
+    """Build what tells when the run ends; tests are those of --test_iter_step, or one an epoch."""
+    epoch = math.ceil(num_images / batches.train_batch_size) if run.log_epochs else 0
+    return Pace(schedule.total_iter_num, run.test_iter_step or epoch)
 
 
 def describe(

@@ -102,6 +102,7 @@ class Watch:
         figures = ", ".join(
             f"{name} {start[name]:.4g}" for name in (*SHOWN, "scale") if name in start
         )
+
         lines = [
             f"start: loss {start['loss']:.6f}, of embeddings that are all equal "
             f"{start['collapsed_loss']:.6f}; {figures}"
