@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,8 @@ class TrainingRun:
         Raises Stopped where the run is to stop; nothing of the test is written.
         """
         assert self.test_set is not None
-        model, machine = self.learner.tested_model, self.machine
+        model = self.learner.tested_model
+        machine = replace(self.machine, amp_dtype=None)  # tests compute in float32
         share_buffers(model, machine.world)
         started = time.perf_counter()
         embeddings = embed_images(

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 import eval as eval_script
 import train_elem
 import train_pair
+from metric_learning.engine.embed.embedding import embed_images
 from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.engine.train import run
 from metric_learning.engine.train.stages import elem_loss, pair_loss
 from metric_learning.losses import build_loss
 from metric_learning.losses.functional import classes_ahead
@@ -243,6 +245,19 @@ def test_test_classes_are_kept_for_eval_where_the_training_tests_nothing(toy_fla
     )
     result = eval_script.main([f"--pretrained_model={folder / 'last.pt'}", "--num_workers=0"])
     assert result["queries"] == 8
+
+
+def test_tests_compute_in_float32_whatever_the_steps_do(toy_flags, tmp_path, monkeypatch):
+    types = []
+
+    def embed(*args, **options):
+        types.append(args[3].amp_dtype)
+        return embed_images(*args, **options)
+
+    monkeypatch.setattr(run, "embed_images", embed)
+    flags = [*toy_flags, *STAGES["elem"][1], f"--model_save_dir={tmp_path}", "--amp=bfloat16"]
+    train_elem.main([*flags, "--total_iter_num=1", "--test_iter_step=1", "--save_iter_step=0"])
+    assert types == [None]
 
 
 def test_a_best_checkpoint_survives_a_resume_from_before_it(toy_flags, tmp_path):
