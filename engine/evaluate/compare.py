@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 
 from metric_learning.engine.embed.embedder import open_split
-from metric_learning.engine.evaluate.measures import check_sizes, score_split, warn, whiten
+from metric_learning.engine.evaluate.measures import (
+    check_sizes,
+    score_split,
+    warn_of_images,
+    warn_of_weights,
+    whiten,
+)
 from metric_learning.engine.evaluate.scoring import chances
 from metric_learning.engine.options.evaluation import EmbeddingOptions, MetricOptions
 from metric_learning.reader import ImageSet
@@ -32,6 +38,7 @@ def compare_checkpoints(
     """
     work = works[0]
     image_set, first = _score(work, metrics)
+    warn_of_images(metrics, work, image_set)
     _, second = _score(works[1], metrics)
     found = compare_paired(
         first.columns["recall@1"],
@@ -119,7 +126,7 @@ def interval_words(found: PairedComparison) -> str:
 def _score(work: EmbeddingOptions, metrics: MetricOptions) -> tuple[ImageSet, QueryScores]:
     embedder, image_set = open_split(work)
     check_sizes(metrics, image_set)
-    warn(metrics, embedder, image_set)
+    warn_of_weights(embedder)
     embeddings = embedder.embed(image_set)
     if metrics.whiten is not None:
         embeddings = whiten(embedder, embeddings, metrics.whiten or None)

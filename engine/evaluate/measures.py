@@ -12,7 +12,7 @@ from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.classification import class_numbers, classify
 from metric_learning.engine.evaluate.scoring import by_role, chances, score_images, with_float64
-from metric_learning.engine.options.evaluation import MetricOptions
+from metric_learning.engine.options.evaluation import EmbeddingOptions, MetricOptions
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import share_of
 from metric_learning.reader import ImageSet
@@ -40,12 +40,17 @@ def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
             )
 
 
-def warn(metrics: MetricOptions, embedder: Embedder, image_set: ImageSet) -> None:
-    """Log what makes the figures of a model on an image set mean little."""
-    work, model = embedder.work, embedder.model
+def warn_of_images(metrics: MetricOptions, work: EmbeddingOptions, image_set: ImageSet) -> None:
+    """Log what makes figures of an image set mean little, whatever the model."""
     ks = sorted({*metrics.ks, *default_ks(int(image_set.is_gallery.sum()))})
-    lines = caveats.of_split(image_set, ks)
-    for line in lines + caveats.other_inputs(work.model, work.meta, model.mean, model.std):
+    for line in caveats.of_split(image_set, ks):
+        work.say(line)
+
+
+def warn_of_weights(embedder: Embedder) -> None:
+    """Log where images are prepared otherwise than those that the weights were trained on."""
+    work, model = embedder.work, embedder.model
+    for line in caveats.other_inputs(work.model, work.meta, model.mean, model.std):
         work.say(line)
 
 

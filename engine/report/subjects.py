@@ -11,7 +11,7 @@ import numpy as np
 from metric_learning.common.log import versions
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.embed.serving import open_features
-from metric_learning.engine.evaluate import caveats
+from metric_learning.engine.evaluate.measures import warn_of_weights
 from metric_learning.engine.options.evaluation import DATA_NAMES, EmbeddingOptions
 from metric_learning.engine.options.parts import DataOptions
 from metric_learning.engine.report.data import Subject
@@ -22,9 +22,7 @@ from metric_learning.reader import ImageSet
 def of_checkpoint(work: EmbeddingOptions) -> Subject:
     """Embed the split with the model of a checkpoint; a run's records lie beside it."""
     embedder, image_set = open_split(work)
-    model = embedder.model
-    for line in caveats.other_inputs(work.model, work.meta, model.mean, model.std):
-        work.say(line)
+    warn_of_weights(embedder)
     embeddings = embedder.embed(image_set)
     stats = Path(work.weights).parent / "stats.jsonl"
     records = read_records(stats) if stats.is_file() else []
