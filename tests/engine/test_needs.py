@@ -1,6 +1,7 @@
 """What a run needs: memory before the first step, time in every line."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,9 +50,11 @@ def test_a_step_that_does_not_fit_is_refused_before_it(
     script, toy_flags, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(needs, "free_memory", lambda: 60_000_000)
-    flags = [*toy_flags, "--train_batch_size=24", f"--model_save_dir={tmp_path}"]
+    loss = ["--loss_name=softmax"]
+    if script is train_pair:
+        loss = ["--loss_name=supcon", "--samples_each_class=4"]
     with pytest.raises(SystemExit) as stop:
-        script.main([*flags, "--loss_name=" + ("softmax" if script is train_elem else "supcon")])
+        script.main([*toy_flags, *loss, "--train_batch_size=24", f"--model_save_dir={tmp_path}"])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1
     assert "a step of 24 images of 32 px takes about" in error and "0.1 GB are free" in error
@@ -83,8 +86,6 @@ def test_the_estimate_leaves_no_trace_and_counts_what_autograd_keeps():
 
         def forward(self, images):
             return torch.dropout(self.norm(images), 0.5, True).exp().flatten(1)
-
-    from types import SimpleNamespace
 
     model = Network()
     step = SimpleNamespace(
