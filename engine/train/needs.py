@@ -100,13 +100,12 @@ class Pace:
     """How fast a run is, by the steps and the last test of this process.
 
     Attributes:
-        step_seconds: of a step; 0 before the second, since the first one is none to go by.
+        step_seconds: of a step; 0 before that is known.
         test_seconds: of a test; 0 before the first.
     """
 
     def __init__(self, total: int, test_every: int) -> None:
         self._total, self._test_every = total, test_every
-        self._num_steps = 0
         self._is_said = False
         self.step_seconds = self.test_seconds = 0.0
 
@@ -116,12 +115,6 @@ class Pace:
         if self._test_every and step < self._total:
             num_tests = -(-self._total // self._test_every) - step // self._test_every
         return (self._total - step) * self.step_seconds + num_tests * self.test_seconds
-
-    def count(self, seconds: float) -> None:
-        """Count a step; before a log line has their mean, the second one tells."""
-        self._num_steps += 1
-        if self._num_steps == 2 and not self.step_seconds:
-            self.step_seconds = seconds
 
     def caveats(self, step: int) -> list[str]:
         """Warn, once, where the end is days away."""

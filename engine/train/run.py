@@ -160,11 +160,16 @@ class TrainingRun:
         num_images = self.meter.num_steps * self.options.batches.train_batch_size
         means, seconds = self.meter.flush()
         spread = means.pop("spread")
-        self.pace.step_seconds = seconds
+        self.foresee(seconds)
         self.say(training_line(self.step, rate, means, seconds, self.progress()))
         per_second = {"images_per_second": self.options.batches.train_batch_size / seconds}
         self.folder.record("train", self.step, lr=rate, **means, spread=spread, **per_second)
         self.say_all(self.watch.judge(means, spread, num_images))
+
+    def foresee(self, seconds: float) -> None:
+        """Take the seconds of a step for its pace, and warn, once, where the end is days away."""
+        self.pace.step_seconds = seconds
+        self.say_all(self.pace.caveats(self.step))
 
     def progress(self) -> str:
         """Say how far the run is, and when it ends."""

@@ -24,6 +24,9 @@ from metric_learning.models import EmbeddingModel
 from metric_learning.reader.batches.loader import Batch
 
 
+TELLING = 3  # the step that tells how long the run will take; the ones before it warm up
+
+
 def train(flags: Flags, stage: Stage) -> Path:
     """Run a training of a stage, from its start or from where it resumes; return its folder."""
     world = join_world()
@@ -93,11 +96,11 @@ def count(run: TrainingRun, figures: dict[str, Tensor] | None) -> None:
     else:
         run.num_skipped = 0
         run.meter.add(figures)
-        run.pace.count(run.meter.last_seconds)
         if run.options.run.log_epochs:
             run.epoch.add(figures)
     run.step += 1
-    run.say_all(run.pace.caveats(run.step))
+    if run.meter.num_steps == TELLING and not run.pace.step_seconds:
+        run.foresee(run.meter.last_seconds)
 
 
 def test(run: TrainingRun) -> None:

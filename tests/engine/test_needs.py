@@ -102,9 +102,8 @@ def test_the_estimate_leaves_no_trace_and_counts_what_autograd_keeps():
 
 def test_the_end_is_told_by_steps_and_tests():
     pace = Pace(total=100, test_every=30)
-    pace.count(50.0)  # the first step warms up
     assert pace.seconds_left(1) == 0
-    pace.count(2.0)
+    pace.step_seconds = 2.0
     pace.test_seconds = 5.0
     assert pace.seconds_left(2) == 98 * 2 + 4 * 5
     assert pace.seconds_left(90) == 10 * 2 + 5
@@ -115,8 +114,7 @@ def test_the_end_is_told_by_steps_and_tests():
 
 def test_days_are_warned_about_once():
     pace = Pace(total=30_000, test_every=0)
-    pace.count(90.0)
-    pace.count(60.0)
+    pace.step_seconds = 60.0
     [line] = pace.caveats(2)
     assert "at 60.0 sec a step the 29998 to come take 21 days" in line
     assert pace.caveats(3) == []
