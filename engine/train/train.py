@@ -23,7 +23,6 @@ from metric_learning.engine.train.step import Step
 from metric_learning.models import EmbeddingModel
 from metric_learning.reader.batches.loader import Batch
 
-
 TELLING = 3  # the step that tells how long the run will take; the ones before it warm up
 
 
