@@ -69,7 +69,7 @@ def other_inputs(
         "transform": trained.get("transform"),
         **{name: trained.get(name) and tuple(trained[name]) for name in ("mean", "std")},
     }
-    here = {"size": f"{options.image_shape[1]} px", "transform": options.transform}
+    here: dict[str, Any] = {"size": f"{options.image_shape[1]} px", "transform": options.transform}
     here |= {"mean": tuple(mean), "std": tuple(std)}
 
     changed = [
