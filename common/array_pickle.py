@@ -8,28 +8,34 @@ from typing import Any
 
 import numpy as np
 
+from metric_learning.common.inert_pickle import (
+    Builder,
+    InertUnpickler,
+    Stateful,
+    describe_strangers,
+)
+
 
 def load_array_pickle(path: Path, encoding: str = "latin1") -> Any:
     """Read a pickle of plain values, or of a dict of them, some of which are NumPy arrays.
 
-    The pickle gets none of Python's or NumPy's own functions, only the stand-ins of this module,
-    which build arrays of plain numbers. Any other name in it is a pickle.UnpicklingError. Text of
-    Python 2 is in `encoding`; "bytes" leaves it as bytes.
+    Arrays are of plain numbers. Any name in it but those of NumPy's arrays is a
+    pickle.UnpicklingError. Text of Python 2 is in `encoding`; "bytes" leaves it as bytes.
     """
-    with path.open("rb") as file:
-        content = _ArrayUnpickler(file, encoding=encoding).load()
-    if not isinstance(content, dict):
-        return content
-    return {
-        name: value.array if isinstance(value, _PickledArray) else value
-        for name, value in content.items()
-    }
+    content, strangers = _load(path, encoding)
+    if strangers:
+        asked = describe_strangers(strangers)
+        raise pickle.UnpicklingError(f"it asks for {asked}, which is refused as code")
+    return content
 
 
 def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a pickled dict; ValueError where it is damaged, names code or has none."""
+    """Read the arrays of a pickled dict, and nothing else of it.
+
+    ValueError where it is damaged or has no arrays.
+    """
     try:
-        content = load_array_pickle(path)
+        content, strangers = _load(path, "latin1")
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -46,11 +52,28 @@ def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
         if isinstance(name, str) and isinstance(value, np.ndarray)
     }
     if not arrays:
-        raise ValueError(f"{path}: holds no arrays; expected Paddle's parameters, name -> array")
+        asked = describe_strangers(strangers)
+        beside = f" but objects ({asked}), which are refused as code" if asked else ""
+        raise ValueError(
+            f"{path}: holds no arrays{beside}; expected Paddle's parameters, name -> array"
+        )
     return arrays
 
 
-class _PickledType:
+def _load(path: Path, encoding: str) -> tuple[Any, set[str]]:
+    """Read a pickle: its content, and the names in it that are not NumPy's."""
+    with path.open("rb") as file:
+        unpickler = InertUnpickler(file, NUMPY_NAMES, encoding)
+        content = unpickler.load()
+    if isinstance(content, dict):
+        content = {
+            name: value.array if isinstance(value, PickledArray) else value
+            for name, value in content.items()
+        }
+    return content, unpickler.strangers
+
+
+class _PickledType(Stateful):
     """Stands for numpy.dtype: plain numbers only."""
 
     def __init__(self, code: str | bytes, *_: Any):
@@ -58,26 +81,28 @@ class _PickledType:
         if self.dtype.kind not in "biuf":
             raise pickle.UnpicklingError(f"array of type {code!r}")
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def set_state(self, state: Any) -> None:
+        """Take the byte order."""
         self.dtype = self.dtype.newbyteorder(_text(state[1]))  # type: ignore[arg-type]
 
 
-class _PickledArray:
-    """Stands for numpy.ndarray and its constructors."""
+class PickledArray(Stateful):
+    """Stands for numpy.ndarray; its `array` is None until the pickle has given the data."""
 
     def __init__(self, *_: Any):
         self.array: np.ndarray | None = None
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def set_state(self, state: Any) -> None:
+        """Take shape, type and data."""
         _, shape, kind, is_fortran, data = state
         data = data.encode("latin1") if isinstance(data, str) else data
         array = np.frombuffer(data, kind.dtype)
         self.array = array.reshape(shape, order="F" if is_fortran else "C")
 
 
-def _from_buffer(data: bytes, kind: _PickledType, shape: Any, order: str) -> _PickledArray:
-    pickled = _PickledArray()
-    pickled.__setstate__((1, shape, kind, order == "F", data))
+def _from_buffer(data: bytes, kind: _PickledType, shape: Any, order: str) -> PickledArray:
+    pickled = PickledArray()
+    pickled.set_state((1, shape, kind, order == "F", data))
     return pickled
 
 
@@ -91,18 +116,17 @@ def _encode(text: str, encoding: str | bytes) -> bytes:
     return text.encode("latin1")
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Hands out the stand-ins above for NumPy's array pickles and refuses every other name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy._core", "numpy.core")
-        allowed = {
-            ("numpy", "ndarray"): _PickledArray,
-            ("numpy", "dtype"): _PickledType,
-            ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
-            ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-            ("_codecs", "encode"): _encode,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused as code")
-        return allowed[module, name]
+# What NumPy's arrays need of what a pickle may name.
+NUMPY_NAMES = {
+    "numpy.ndarray": Builder(PickledArray),
+    "numpy.dtype": Builder(_PickledType),
+    "_codecs.encode": Builder(_encode),
+    **{
+        f"numpy.{core}.{name}": Builder(function)
+        for core in ("core", "_core")
+        for name, function in (
+            ("multiarray._reconstruct", PickledArray),
+            ("numeric._frombuffer", _from_buffer),
+        )
+    },
+}

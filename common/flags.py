@@ -61,8 +61,8 @@ class Flags:
         for name, value in fixed.items():
             if name in self.given and self.values[name] != value:
                 raise ValueError(
-                    f"{source} was made with --{name}={_shown(value)}, found "
-                    f"--{name}={_shown(self.values[name])}: leave the flag out"
+                    f"{source} was made with --{name}={shown(value)}, found "
+                    f"--{name}={shown(self.values[name])}: leave the flag out"
                 )
         free = {name: value for name, value in (others or {}).items() if name not in self.given}
         return self.replaced(**{**free, **fixed})
@@ -315,7 +315,7 @@ def _build_parser(
     for flag in (*table, config_flag):
         if flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(flag.group)
-        default = "" if flag.default in (None, ()) else f" (default {_shown(flag.default)})"
+        default = "" if flag.default in (None, ()) else f" (default {shown(flag.default)})"
         groups[flag.group].add_argument(
             *flag.options,
             action="append" if flag.repeats else "store",
@@ -339,7 +339,8 @@ def _build_parser(
     return parser
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as it is written behind its flag."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -368,7 +369,7 @@ def _config_arguments(path: str, table: Sequence[Flag]) -> list[str]:
 
     repeated = [flag.name for flag in table if flag.repeats]
     return [
-        f"--{name}={_shown(tuple(value) if isinstance(value, list) else value)}"
+        f"--{name}={shown(tuple(value) if isinstance(value, list) else value)}"
         for name, values in settings.items()
         for value in (values if name in repeated and isinstance(values, list) else [values])
         if value is not None

@@ -7,10 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from metric_learning.losses.classes import CosineLoss
+from metric_learning.losses.classes import LOWEST_SCALE, CosineLoss, fixed_scale
 from metric_learning.losses.functional import change_targets
-
-LOWEST_SCALE = 1.0
 
 
 class AdaCosLoss(CosineLoss):
@@ -34,8 +32,7 @@ class AdaCosLoss(CosineLoss):
     def __init__(self, class_dim: int, embedding_size: int, dynamic_scale: bool = True) -> None:
         super().__init__(class_dim, embedding_size, 1.0)
         self.dynamic_scale = dynamic_scale
-        scale = math.sqrt(2) * math.log(max(class_dim - 1, 1))
-        self.register_buffer("running_scale", torch.tensor(max(scale, LOWEST_SCALE)))
+        self.register_buffer("running_scale", torch.tensor(fixed_scale(class_dim)))
 
     def class_scores(self, embeddings: Tensor) -> Tensor:
         """Return the scaled cosines (B, C) of embeddings (B, D)."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metric_learning.losses.classes import TargetMarginLoss, add_angle, rotated
+from metric_learning.losses.functional import PADDLE_LOGIT_FLOOR
 
 
 class ArcMarginLoss(TargetMarginLoss):
@@ -26,6 +27,8 @@ class ArcMarginLoss(TargetMarginLoss):
     Differs from the reference: not at all; its limit on a cost is kept
     (`functional.cross_entropy`).
     """
+
+    logit_floor = PADDLE_LOGIT_FLOOR
 
     def __init__(
         self,

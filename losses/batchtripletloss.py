@@ -25,7 +25,7 @@ class BatchTripletLoss(LabelLoss):
     Args:
         mining: triples: all; hard, each anchor's farthest positive and closest negative; semihard,
             each positive pair and the closest negative beyond it; distance, each positive pair and
-            a negative drawn so that all distances are equally likely.
+            a negative drawn so that all distances are about equally likely.
         margin: required gap in squared Euclidean distance; 0..4 is meaningful.
         soft_margin: log(1 + exp(gap)) of Euclidean distances instead of the hinge, without a
             margin.

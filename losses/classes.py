@@ -16,11 +16,14 @@ from metric_learning.losses.functional import (
     normalised,
 )
 
+LOWEST_SCALE = 1.0
+
 
 class CosineLoss(nn.Module):
-    """Base of losses that are the cross-entropy of logits made of cosines to class weights.
+    """Base of losses of cosines to class weights: the cross-entropy of logits made of them.
 
-    A subclass changes the cosines in `margined`.
+    A subclass changes the cosines in `margined`. Its `logit_floor` is that of
+    `functional.cross_entropy`: none, but in the reference's own loss.
 
     Args:
         class_dim: number of training classes C.
@@ -31,11 +34,13 @@ class CosineLoss(nn.Module):
     Shape:
         embeddings: (B, D) float, normalised here.
         labels: (B,) int64 in 0..C-1.
-        returns: loss () float32, logits (B, C) float32 with scale and margin.
+        returns: loss () float32, logits (B, C) float32 that it compares.
 
     Raises:
         ValueError: a shape does not fit, or a label is outside 0..C-1.
     """
+
+    logit_floor = -math.inf
 
     def __init__(
         self, class_dim: int, embedding_size: int, scale: float, num_centers: int = 0
@@ -65,21 +70,21 @@ class CosineLoss(nn.Module):
         return self.scale * self.cosines(embeddings)
 
     def margined(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Return the logits (B, C) that the loss compares, with margin and scale."""
+        """Return the logits (B, C) that the loss compares: with its scale and margin, if any."""
         raise NotImplementedError
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the margined, scaled logits (B, C)."""
+        """Return the mean loss and the logits (B, C) that it compares."""
         check_batch(embeddings, labels)
         check_classes(labels, len(self.weight))
         logits = self.margined(embeddings, labels)
-        return cross_entropy(logits, labels), logits
+        return cross_entropy(logits, labels, floor=self.logit_floor), logits
 
 
 class TargetMarginLoss(CosineLoss):
     """Base of cosine losses whose margin looks at one image and one class, see SplittableLoss.
 
-    A subclass changes the cosine of an image's own class in `add_margin`.
+    A subclass changes the cosine of an image's own class in `add_margin`, which may leave it.
     """
 
     def add_margin(self, targets: Tensor) -> Tensor:
@@ -93,6 +98,14 @@ class TargetMarginLoss(CosineLoss):
     def margined(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the margined, scaled logits (B, C)."""
         return self.logits(embeddings, labels)
+
+
+def fixed_scale(class_dim: int) -> float:
+    """Return the scale of cosines that fits so many classes C: sqrt(2) log(C - 1), at least 1.
+
+    AdaCos (Zhang et al. 2019), eq. 12, https://arxiv.org/abs/1905.00292.
+    """
+    return max(math.sqrt(2) * math.log(max(class_dim - 1, 1)), LOWEST_SCALE)
 
 
 def add_angle(cosines: Tensor, margin: float) -> Tensor:

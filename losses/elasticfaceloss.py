@@ -12,8 +12,11 @@ from metric_learning.losses.functional import change_targets
 class ElasticLoss(CosineLoss):
     """Base of both: margins from a normal distribution, in evaluation mode its mean.
 
-    They come from torch's random generator. A subclass applies them in `with_margins`.
+    They come from torch's random generator. A subclass applies them in `with_margins`, and has in
+    `STDS` the deviations that the authors train with, of the plain form and of the + form.
     """
+
+    STDS: tuple[float, float]
 
     def __init__(
         self,
@@ -21,12 +24,12 @@ class ElasticLoss(CosineLoss):
         embedding_size: int,
         scale: float,
         margin: float,
-        elastic_std: float,
+        elastic_std: float | None,
         elastic_plus: bool,
     ) -> None:
         super().__init__(class_dim, embedding_size, scale)
         self.margin = margin
-        self.elastic_std = elastic_std
+        self.elastic_std = self.STDS[elastic_plus] if elastic_std is None else elastic_std
         self.elastic_plus = elastic_plus
 
     def with_margins(self, targets: Tensor, margins: Tensor) -> Tensor:
@@ -64,7 +67,8 @@ class ElasticArcLoss(ElasticLoss):
     Args:
         scale: factor s on the cosines.
         arc_margin: mean of the angles added at the target class, in radians.
-        elastic_std: standard deviation of the margins, in their unit.
+        elastic_std: standard deviation of the margins, in radians; None for the authors', 0.05,
+            and 0.0175 of the + form.
         elastic_plus: give the larger margins to the images further from their class.
 
     Shape, errors and the arguments for C and D are those of `CosineLoss`.
@@ -74,13 +78,15 @@ class ElasticArcLoss(ElasticLoss):
     |cos| > 1 - 1e-6 and where the angle would pass 0 or pi.
     """
 
+    STDS = (0.05, 0.0175)
+
     def __init__(
         self,
         class_dim: int,
         embedding_size: int,
         scale: float = 64.0,
         arc_margin: float = 0.5,
-        elastic_std: float = 0.0125,
+        elastic_std: float | None = None,
         elastic_plus: bool = False,
     ) -> None:
         super().__init__(class_dim, embedding_size, scale, arc_margin, elastic_std, elastic_plus)
@@ -101,7 +107,8 @@ class ElasticCosLoss(ElasticLoss):
     Args:
         scale: factor s on the cosines.
         cos_margin: mean of the margins that the cosine of the target class loses.
-        elastic_std: standard deviation of the margins, in their unit.
+        elastic_std: standard deviation of the margins, in cosine; None for the authors', 0.05, and
+            0.02 of the + form.
         elastic_plus: give the larger margins to the images further from their class.
 
     Shape, errors and the arguments for C and D are those of `CosineLoss`.
@@ -109,13 +116,15 @@ class ElasticCosLoss(ElasticLoss):
     Differs from the authors' code as ElasticArcLoss.
     """
 
+    STDS = (0.05, 0.02)
+
     def __init__(
         self,
         class_dim: int,
         embedding_size: int,
         scale: float = 64.0,
         cos_margin: float = 0.35,
-        elastic_std: float = 0.05,
+        elastic_std: float | None = None,
         elastic_plus: bool = False,
     ) -> None:
         super().__init__(class_dim, embedding_size, scale, cos_margin, elastic_std, elastic_plus)

@@ -63,13 +63,17 @@ class EmlLoss(nn.Module):
         is_positive, is_negative = block_pairs(
             num_images, self.samples_each_class, distances.device
         )
-        to_positives = distances[is_positive].view(num_images, -1)  # Bx(K-1)
+        to_positives = self.to_positives(distances, is_positive)  # Bx(K-1)
         to_negatives = distances[is_negative].view(num_images, -1)  # Bx(B-K)
         farthest = tied_max(to_positives, 1)  # Bx1
         closest = tied_min(to_negatives, 1)  # Bx1
         theta = (to_positives - farthest).exp().mean(1) * (closest - to_negatives).exp().mean(1)
         gap = (farthest - closest).squeeze(1)
         return _penalty(gap, theta).mean()
+
+    def to_positives(self, distances: Tensor, is_positive: Tensor) -> Tensor:
+        """Return squared distances of each anchor to its positives: (B, B), (B, B) -> (B, K-1)."""
+        return distances[is_positive].view(len(distances), -1)
 
 
 def _penalty(gap: Tensor, theta: Tensor) -> Tensor:

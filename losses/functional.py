@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # PaddlePaddle's softmax raises every logit to at least this much below the largest of its row.
-LOWEST_SHIFTED_LOGIT = -64.0
+PADDLE_LOGIT_FLOOR = -64.0
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -22,15 +23,18 @@ def normalised(embeddings: Tensor) -> Tensor:
     return F.normalize(full_precision(embeddings))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean softmax cross-entropy as PaddlePaddle 1.8 computes it: (B, C), (B,) -> ().
+def cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, floor: float = -math.inf
+) -> Tensor:
+    """Mean softmax cross-entropy: (B, C), (B,) -> ().
 
-    Logits further than 64 below their row's largest count as 64 below it, so that one image costs
-    at most 64 + log C; the gradient is softmax minus one-hot all the same. With label smoothing e
-    the one-hot target is 1 - e + e / C at the label and e / C elsewhere.
+    With label smoothing e the one-hot target is 1 - e + e / C at the label and e / C elsewhere.
+    Logits further than the `floor`, which is negative, below their row's largest count as so much
+    below it; with PADDLE_LOGIT_FLOOR, as PaddlePaddle 1.8 has it, one image costs at most
+    64 + log C. The gradient is softmax minus one-hot all the same.
     """
     shifted = logits - logits.detach().amax(1, keepdim=True)
-    raised = shifted.detach().clamp(min=LOWEST_SHIFTED_LOGIT) - shifted.detach()
+    raised = shifted.detach().clamp(min=floor) - shifted.detach()
     return F.cross_entropy(shifted + raised, labels, label_smoothing=label_smoothing)
 
 
@@ -77,6 +81,12 @@ def row_norms(embeddings: Tensor) -> Tensor:
 def euclidean(squared: Tensor) -> Tensor:
     """Roots of squared distances, at least 1e-6, so that the gradient at 0 is 0 and not NaN."""
     return squared.clamp(min=1e-12).sqrt()
+
+
+def rooted(squared: Tensor) -> Tensor:
+    """Roots of squared distances, of any shape; 0 of 0, where the gradient is 0 and not NaN."""
+    is_same = squared <= 0
+    return torch.where(is_same, 0.0, torch.where(is_same, 1.0, squared).sqrt())
 
 
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:

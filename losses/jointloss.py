@@ -11,13 +11,14 @@ class JointLoss(nn.Module):
     """A metric loss plus alpha times the cross-entropy of a linear class layer.
 
     L = metric_loss(x, y) + alpha * softmax_loss(x, y).
-    v1 of PaddleCV/metric_learning.
+    v1 of PaddleCV/metric_learning, whose SE-ResNeXt has a dropout of 0.5 before the class layer.
 
     Args:
         metric_loss: a stage-2 loss.
         class_dim: number of training classes C.
         embedding_size: dimension D of the embeddings.
         alpha: weight of the cross-entropy.
+        class_dropout: of the class layer, see SoftmaxLoss.
 
     Shape:
         embeddings: (B, D) float.
@@ -30,11 +31,16 @@ class JointLoss(nn.Module):
     """
 
     def __init__(
-        self, metric_loss: nn.Module, class_dim: int, embedding_size: int, alpha: float
+        self,
+        metric_loss: nn.Module,
+        class_dim: int,
+        embedding_size: int,
+        alpha: float,
+        class_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.metric_loss = metric_loss
-        self.class_layer = SoftmaxLoss(class_dim, embedding_size)
+        self.class_layer = SoftmaxLoss(class_dim, embedding_size, class_dropout=class_dropout)
         self.alpha = alpha
 
     def forward(

@@ -17,6 +17,8 @@ from metric_learning.losses.pairs import Pairs
 # Of the distance-weighted draw, Euclidean: closer negatives are drawn as if they were at CLOSEST,
 # farther ones than FARTHEST are not drawn (the authors' values).
 CLOSEST, FARTHEST = 0.5, 1.4
+# Dimensions of the embedding that they were chosen for, and the fewest that have such a density.
+AUTHORS_SIZE, LEAST_SIZE = 128, 3
 
 
 def mine_all(pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -50,11 +52,13 @@ def mine_by_distance(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
     A negative at distance d is drawn with probability proportional to 1 / q(d), the density
     q(d) ~ d^(D-2) (1 - d^2/4)^((D-3)/2) being that of uniform points of the unit sphere; uniformly
-    where all are too far. Sampling Matters (Wu et al. 2017), section 4.1.
+    where all are too far. Sampling Matters (Wu et al. 2017), section 4.1. The paper's D is 128; for
+    embeddings of more dimensions it is that of `effective_size`, since with 2048 nearly all the
+    probability would fall to the closest negative.
     """
     to_positive, to_references, is_negative = _by_positive_pair(pairs)
-    size = pairs.anchors.shape[1]
     with torch.no_grad():
+        size = effective_size(pairs)
         distances = euclidean(to_references)
         near = distances.clamp(CLOSEST, FARTHEST)
         log_density = (size - 2) * near.log() + (size - 3) / 2 * (1 - near.square() / 4).log()
@@ -64,6 +68,19 @@ def mine_by_distance(pairs: Pairs) -> tuple[Tensor, Tensor]:
         weights = scores.masked_fill(~is_candidate, -torch.inf).softmax(1)
         drawn = torch.multinomial(weights, 1) if len(weights) else weights[:, :1].long()
     return to_positive, to_references.gather(1, drawn).squeeze(1)
+
+
+def effective_size(pairs: Pairs) -> Tensor:
+    """Return the dimensions D of the sphere that embeddings fill, (): their own up to 128.
+
+    Of more, 1 / mean cos^2 over the negative pairs, 3 to 128: of points that are uniform on the
+    sphere of D dimensions, cos^2 is 1 / D on average.
+    """
+    size = pairs.anchors.shape[1]
+    if size <= AUTHORS_SIZE:
+        return torch.tensor(size, device=pairs.anchors.device)
+    spread = pairs.cosines[pairs.is_negative].square().mean()
+    return spread.reciprocal().clamp(LEAST_SIZE, AUTHORS_SIZE)
 
 
 def _by_positive_pair(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:

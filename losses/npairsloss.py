@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from metric_learning.losses.functional import (
+    PADDLE_LOGIT_FLOOR,
     check_batch,
     check_blocks,
     cross_entropy,
@@ -56,4 +57,4 @@ class NpairsLoss(nn.Module):
         logits = anchors @ positives.T  # PxP
         targets = torch.arange(len(anchors), device=logits.device)
         regulariser = 0.5 * self.npairs_reg_lambda * embeddings.square().sum(1).mean()
-        return cross_entropy(logits, targets) + regulariser
+        return cross_entropy(logits, targets, floor=PADDLE_LOGIT_FLOOR) + regulariser

@@ -9,7 +9,8 @@ from importlib import import_module
 
 from torch import nn
 
-OPTION_TYPES = (int, float, bool, str, tuple[int, ...])  # those that flags are parsed as
+# Those that flags are parsed as.
+OPTION_TYPES = (int, float, float | None, bool, str, tuple[int, ...])
 
 
 def find_own(name: str) -> type[nn.Module]:

@@ -1,8 +1,9 @@
 """The tables of losses by name, and how one is built.
 
-A new loss is one file in this folder and one row in a table below; its flags, help and contract
-tests follow from the signature and the docstring of its class. A loss that lies elsewhere needs no
-row: its name is `module:Class`, and its class says in an attribute `stage` which contract it keeps.
+A new loss is one file in this folder, an import here and a row in a table below; its flags, help
+and contract tests follow from the signature and the docstring of its class. A loss that lies
+elsewhere needs neither: its name is `module:Class`, and its class says in an attribute `stage`
+which contract it keeps.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from metric_learning.losses.spherefaceloss import SphereFaceLoss
 from metric_learning.losses.subcenterloss import SubCenterLoss
 from metric_learning.losses.supconloss import SupConLoss
 from metric_learning.losses.tripletloss import TripletLoss
+from metric_learning.losses.v1losses import EmlV1Loss, QuadrupletV1Loss, TripletV1Loss
 from metric_learning.losses.vplloss import VplLoss
 
 # Stage 1: look at one image at a time; `loss, logits = criterion(embeddings, labels)`, with a
@@ -82,10 +84,20 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "circle": CircleLoss,
     "smooth_ap": SmoothApLoss,
     "recall_surrogate": RecallLoss,
+    "tripletloss": TripletV1Loss,
+    "quadrupletloss": QuadrupletV1Loss,
+    "emlloss": EmlV1Loss,
 }
 
-# Names of stage-2 losses in v1 of the reference.
-LOSS_ALIASES = {"tripletloss": "triplet", "quadrupletloss": "quadruplet", "emlloss": "eml"}
+# Losses of the reference's first version, under its names for them.
+V1_LOSSES = ("tripletloss", "quadrupletloss", "emlloss")
+
+# Losses whose authors' scale of 64 is for the tens of thousands of classes of faces: fewer classes
+# need a smaller one, see `classes.fixed_scale`.
+FACE_LOSSES = (
+    *("cosface", "combined", "subcenter", "curricularface", "adaface"),
+    *("elastic_arc", "elastic_cos", "vpl"),
+)
 
 
 def is_pml(name: str) -> bool:
@@ -96,11 +108,10 @@ def is_pml(name: str) -> bool:
 def find_loss(name: str) -> type[nn.Module]:
     """Return the class of a loss; ValueError if there is none.
 
-    Its name is a key of ELEM_LOSSES, PAIR_LOSSES or LOSS_ALIASES; `module:Class`, a loss of one's
-    own, see `ownloss.find_own`; or `pml:` and a class of pytorch-metric-learning, which PmlLoss
-    looks for when it is built.
+    Its name is a key of ELEM_LOSSES or PAIR_LOSSES; `module:Class`, a loss of one's own, see
+    `ownloss.find_own`; or `pml:` and a class of pytorch-metric-learning, which PmlLoss looks for
+    when it is built.
     """
-    name = LOSS_ALIASES.get(name, name)
     losses = ELEM_LOSSES | PAIR_LOSSES
     if name in losses:
         return losses[name]
@@ -138,7 +149,7 @@ class SplittableLoss(Protocol):
 
     Its parameters and buffers have a row per class or are scalars, a logit depends on the image and
     the weights of that one class (and on the label, for the margin), and its value is
-    `functional.cross_entropy` of the logits.
+    `functional.cross_entropy` of the logits, with its attribute `logit_floor`, if it has one.
     """
 
     def logits(self, embeddings: Tensor, labels: Tensor) -> Tensor:

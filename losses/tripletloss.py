@@ -48,6 +48,10 @@ class TripletLoss(nn.Module):
 
         embeddings = normalised(embeddings)
         anchors, positives, negatives = embeddings.view(-1, 3, embeddings.shape[1]).unbind(1)
-        to_positive = (anchors - positives).square().sum(1)
-        to_negative = (anchors - negatives).square().sum(1)
+        to_positive = self.distances(anchors, positives)
+        to_negative = self.distances(anchors, negatives)
         return F.relu(to_positive + self.margin - to_negative).mean()
+
+    def distances(self, embeddings: Tensor, others: Tensor) -> Tensor:
+        """Return the squared distance of each row to its partner: (T, D), (T, D) -> (T,)."""
+        return (embeddings - others).square().sum(1)

@@ -10,11 +10,11 @@
 from metric_learning.models.build import build_model, image_size_of, timm_name
 from metric_learning.models.embedder import REFERENCE_MODELS, EmbeddingModel
 from metric_learning.models.options import MODEL_OPTIONS, changed_options, options_of
+from metric_learning.models.weights.files import read_metadata
 from metric_learning.models.weights.load import (
     WeightsReport,
     load_classifier,
     load_weights,
-    read_metadata,
     save_weights,
 )
 

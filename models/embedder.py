@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,6 +84,11 @@ class EmbeddingModel(nn.Module):
         """Return the embeddings (B, D) of images (B, 3, H, W)."""
         embeddings: torch.Tensor = self.embedding(self.feature_norm(self.backbone(images)))
         return embeddings
+
+    def take_norm(self, metadata: Mapping[str, Any]) -> None:
+        """Take the mean and std that weights were trained with, where their metadata has them."""
+        self.mean = tuple(metadata.get("mean", self.mean))
+        self.std = tuple(metadata.get("std", self.std))
 
     def new_parts(self) -> dict[str, nn.Module]:
         """Return the parts that weights of a backbone alone do not fill, by their paths."""

@@ -29,6 +29,7 @@ from metric_learning.models import (
     save_weights,
     timm_name,
 )
+from metric_learning.models.weights.files import identify
 
 FOLDER = Path("pretrained")
 TORCHVISION_MODELS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
@@ -121,7 +122,8 @@ def convert(
     name: str, file: Path, embedding_size: int, sha256: str | None, output: Path | None
 ) -> Path:
     """Convert a readable weights file; return the file written."""
-    check_sha256(file, sha256)
+    source, _ = identify(file)  # the file is one with a part, or without its ending
+    check_sha256(source, sha256)
     options = options_of(read_metadata(file) or {})
     model = build_model(name, embedding_size, **options)
     report = load_weights(model, file)
@@ -130,8 +132,8 @@ def convert(
     if report.unexpected:
         print(f"left out: {', '.join(report.unexpected)}")
 
-    output = output or FOLDER / f"{file.name.partition('.')[0]}.safetensors"
-    if output.exists() and output.samefile(file):
+    output = output or FOLDER / f"{source.name.partition('.')[0]}.safetensors"
+    if output.exists() and output.samefile(source):
         raise ValueError(f"{output} is the file to convert; pass another --output")
     return write(model, output, file.name)
 

@@ -8,16 +8,17 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, natural, parse_flags
+from metric_learning.common.flags import Flag, natural, parse_flags, positive
 from metric_learning.common.flags import path as parse_path
 from metric_learning.reader.sets.datasets import DATASETS, load_image_set
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS, map_files, read_content
-from metric_learning.reader.sets.image_set import ImageSet
+from metric_learning.reader.sets.image_set import AS_REFERENCE, MAX_PIXELS, Decoding, ImageSet
 from metric_learning.reader.sets.table import SPLITS
 
 NUM_SHOWN = 20
@@ -32,6 +33,7 @@ FLAGS = (
     Flag("csv", parse_path, None, "CSV file of images, for --dataset=csv"),
     Flag("fold", int, None, "its fold to test on, for --dataset=csv"),
     Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
+    Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),
     Flag("json", parse_path, None, "also write the whole report to this file"),
 )
 
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         image_sets = [
             load_image_set(flags.dataset, flags.data_dir, split, **options) for split in SPLITS
         ]
-        report = check(image_sets, flags.num_workers)
+        report = check(image_sets, flags.num_workers, Decoding(max_pixels=flags.max_pixels))
         print(format_report(report))
         if flags.json:
             with open(flags.json, "w", encoding="utf-8") as file:
@@ -52,21 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if report["problems"] else 0
 
 
-def check_file(path: str) -> tuple[str, str, str]:
+def check_file(path: str, decoding: Decoding) -> tuple[str, str, str]:
     """Read one image file: (sha256 or "", "ok" | "broken" | "missing", reason)."""
-    content = read_content(path)
+    content = read_content(path, decoding)
     digest = "" if content.data is None else hashlib.sha256(content.data).hexdigest()
     return digest, content.state, content.reason
 
 
 def check_images(
-    image_sets: Sequence[ImageSet], num_workers: int
+    image_sets: Sequence[ImageSet], num_workers: int, decoding: Decoding
 ) -> dict[str, dict[str, tuple[str, str, str]]]:
     """Check the images of all splits; split -> path -> what `check_file` says."""
     paths = dict.fromkeys(
         p for image_set in image_sets if image_set.images is None for p in image_set.paths
     )
-    found = map_files(check_file, list(paths), num_workers) if paths else []
+    read = partial(check_file, decoding=decoding)
+    found = map_files(read, list(paths), num_workers) if paths else []
     of_file = dict(zip(paths, found, strict=True))
 
     checks = {}
@@ -107,10 +110,12 @@ def find_duplicates(checks: dict[str, dict[str, tuple[str, str, str]]]) -> list[
     return [list(paths) for paths in paths_of.values() if len(paths) > 1]
 
 
-def check(image_sets: Sequence[ImageSet], num_workers: int) -> dict[str, Any]:
+def check(
+    image_sets: Sequence[ImageSet], num_workers: int, decoding: Decoding = AS_REFERENCE
+) -> dict[str, Any]:
     """Read all images of the splits; the report as written to --json."""
     start = time.perf_counter()
-    checks = check_images(image_sets, num_workers)
+    checks = check_images(image_sets, num_workers, decoding)
 
     split_of: dict[str, list[str]] = defaultdict(list)
     bad: dict[str, dict[str, str]] = {"broken": {}, "missing": {}}

@@ -1,7 +1,8 @@
 """Image transforms: an RGB image becomes a training crop or a test crop, both uint8.
 
 `reference_*` are the reference's: OpenCV's Lanczos over 8x8 pixels without antialiasing.
-`standard_*` are torchvision's, antialiased. Both draw their training crops from the same helper.
+`standard_*` are torchvision's, antialiased. `v1_*` are those of the reference's first version:
+Pillow's bilinear, antialiased. All draw their training crops from the same helper.
 Crops stay uint8, a quarter of the bytes: `reader.batches.loader.to_inputs` normalises them by the
 batch. `*_eval` make the network input of one image, with the same values.
 """
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     import torch  # imported where an image is resized: it takes seconds
@@ -26,6 +28,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Longer images are cut to this ratio around their centre before the short side is resized:
 # a 1 x 5000 strip enlarged in full would take hundreds of megabytes and be cropped anyway.
 MAX_ASPECT = 16
+
+# The reference's first version resizes a test image to this short side in pixels, whose centre of
+# this size it crops; other crops in proportion.
+V1_SHORT_SIDE, V1_CROP_SIZE = 256, 224
 
 # Lanczos as OpenCV computes it, in integers.
 TAPS = 8  # pixels along each axis that a value is made of
@@ -59,6 +65,7 @@ class Transform(NamedTuple):
     eval: Callable[..., np.ndarray]  # (rgb, crop_size, mean, std) -> (3, S, S) float32
     # (rgb, crop_size) -> (S, S, 3) uint8, what `eval` normalises
     test: Callable[[np.ndarray, int], np.ndarray]
+    alpha: str  # what becomes of transparent pixels, see `reader.sets.image_set.Decoding`
 
 
 def reference_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
@@ -88,6 +95,25 @@ def standard_test(rgb: np.ndarray, crop_size: int) -> np.ndarray:
     off a border, a search may need.
     """
     return _central_crop(rgb, crop_size, resize_bicubic, round)
+
+
+def v1_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
+    """As `reference_train`, resized with Pillow's antialiased bilinear interpolation."""
+    resized = resize_by_pillow(_cut(rgb, crop), crop_size, crop_size)
+    return cv2.flip(resized, 1) if crop.mirrored else resized
+
+
+def v1_test(rgb: np.ndarray, crop_size: int) -> np.ndarray:
+    """Return the central crop of an image whose short side was resized to 8/7 of the crop's.
+
+    As `reference_test`, by Pillow's antialiased bilinear interpolation, the long side rounded down.
+    """
+    rgb = _within_aspect(rgb)
+    short_side, shortest = v1_short_side(crop_size), min(rgb.shape[:2])
+    height, width = (short_side * side // shortest for side in rgb.shape[:2])
+    top, left = ((side - crop_size + 1) // 2 for side in (height, width))
+    resized = resize_by_pillow(rgb, height, width)
+    return resized[top : top + crop_size, left : left + crop_size]
 
 
 def reference_eval(
@@ -120,9 +146,20 @@ def standard_eval(
     return _normalise(standard_test(rgb, crop_size), mean, std)
 
 
+def v1_eval(
+    rgb: np.ndarray,
+    crop_size: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> np.ndarray:
+    """As `reference_eval`, of the crop of `v1_test`."""
+    return _normalise(v1_test(rgb, crop_size), mean, std)
+
+
 TRANSFORMS: dict[str, Transform] = {
-    "reference": Transform(reference_train, reference_eval, reference_test),
-    "standard": Transform(standard_train, standard_eval, standard_test),
+    "reference": Transform(reference_train, reference_eval, reference_test, "drop"),
+    "standard": Transform(standard_train, standard_eval, standard_test, "white"),
+    "v1": Transform(v1_train, v1_eval, v1_test, "drop"),
 }
 
 
@@ -169,6 +206,11 @@ def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
     return round(height * scale), round(width * scale)
 
 
+def v1_short_side(crop_size: int) -> int:
+    """Return the short side, in pixels, of v1's test images before their central crop."""
+    return round(crop_size * V1_SHORT_SIDE / V1_CROP_SIZE)
+
+
 def reduce_image(rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return the image at another (height, width), or itself where it has that already.
 
@@ -194,6 +236,12 @@ def resize_bilinear(image: torch.Tensor, crop_size: int) -> torch.Tensor:
     return functional.resize(image, [crop_size, crop_size], antialias=True)
 
 
+def resize_by_pillow(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (height, width, 3), bilinear, antialiased, as Pillow does."""
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
 def _to_tensor(rgb: np.ndarray) -> torch.Tensor:
     """Return the image as a (3, H, W) uint8 tensor."""
     import torch
@@ -212,14 +260,18 @@ def _central_crop(
     rounded: Callable[[float], int],
 ) -> np.ndarray:
     """Resize the short side to S and return the central crop; `rounded` gives its first pixel."""
-    height, width = rgb.shape[:2]
-    longest = MAX_ASPECT * min(height, width)
-    top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
-    rgb = rgb[top : top + longest, left : left + longest]
-
+    rgb = _within_aspect(rgb)
     height, width = resized_shape(rgb.shape[0], rgb.shape[1], crop_size)
     top, left = rounded((height - crop_size) / 2), rounded((width - crop_size) / 2)
     return resize(rgb, height, width)[top : top + crop_size, left : left + crop_size]
+
+
+def _within_aspect(rgb: np.ndarray) -> np.ndarray:
+    """Cut an image to MAX_ASPECT around its centre."""
+    height, width = rgb.shape[:2]
+    longest = MAX_ASPECT * min(height, width)
+    top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
+    return rgb[top : top + longest, left : left + longest]
 
 
 def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,8 @@ from metric_learning.retrieval.counting.choose import choose_counter
 from metric_learning.retrieval.counting.thresholds import Counter, Share, Thresholds
 
 TIE_TOLERANCE = 1e-9  # similarities this close are equal
-BYTES_PER_POSITIVE = 64  # held while ranks are counted, about
-BYTES_PER_THREAD = 8  # held in addition, per positive and thread
-LEAST_BYTES = 2**26  # that may always be used for them
+BYTES_PER_POSITIVE = 80  # held while ranks are counted, about
+LEAST_BYTES = 2**28  # that may always be used for them
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ def iterate_ranks(
     share = share or Share()
     counter = choose_counter(queries, gallery, device)
     positives = _Positives(query_labels, gallery_labels, is_self_retrieval=gallery is None)
-    bytes_each = BYTES_PER_POSITIVE + BYTES_PER_THREAD * torch.get_num_threads()
-    budget = max(LEAST_BYTES, queries.nbytes // 2) // bytes_each
+    budget = max(LEAST_BYTES, queries.nbytes // 2) // BYTES_PER_POSITIVE
     for start, stop in positives.pieces(budget):
         yield _rank_queries(counter, positives, start, stop, share)
 
@@ -126,13 +124,12 @@ def _rank_queries(
     offsets = np.clip(positives.offsets, first, last) - first
     cosines = counter.pair_cosines(rows, columns)
     counter.sort_descending(offsets, cosines)
-    thresholds = Thresholds(offsets, cosines, TIE_TOLERANCE)
+    lasts = positives.firsts + positives.counts + positives.is_self_retrieval
+    thresholds = Thresholds(
+        offsets, cosines, TIE_TOLERANCE, positives.by_label, positives.firsts, lasts
+    )
     ahead, level = counter.count((start, stop), thresholds, share)
-    own = None
-    if positives.is_self_retrieval:
-        every = np.arange(start, stop)
-        own = counter.pair_cosines(every, every)[rows - start]
-    return _ranks_of_counts(start, offsets[start : stop + 1], cosines, ahead, level, own)
+    return _ranks_of_counts(start, offsets[start : stop + 1], ahead, level)
 
 
 def ranks_of_similarities(
@@ -150,14 +147,16 @@ def ranks_of_similarities(
     for chunk, similarities in chunks:
         rows, columns = positives.pairs(chunk.start, chunk.stop)
         offsets = positives.offsets[chunk.start : chunk.stop + 1] - positives.offsets[chunk.start]
-        thresholds = similarities[rows - chunk.start, columns]
-        ahead, level = (np.empty(len(thresholds), np.int64) for _ in range(2))
+        ahead, level = (np.empty(len(rows), np.int64) for _ in range(2))
         for i, row in enumerate(similarities):
             part = slice(offsets[i], offsets[i + 1])
-            thresholds[part] = np.sort(thresholds[part])[::-1]
-            ahead[part], level[part] = _count_row(row, thresholds[part])
-        own = similarities[rows - chunk.start, rows] if self_retrieval else None
-        yield _ranks_of_counts(chunk.start, offsets, thresholds, ahead, level, own)
+            is_negative = np.ones(len(row), bool)
+            is_negative[columns[part]] = False
+            if self_retrieval:
+                is_negative[chunk.start + i] = False
+            thresholds = np.sort(row[columns[part]])[::-1]
+            ahead[part], level[part] = _count_row(row[is_negative], thresholds)
+        yield _ranks_of_counts(chunk.start, offsets, ahead, level)
 
 
 def _count_row(similarities: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,47 +170,17 @@ def _count_row(similarities: np.ndarray, thresholds: np.ndarray) -> tuple[np.nda
 
 
 def _ranks_of_counts(
-    start: int,
-    offsets: np.ndarray,
-    thresholds: np.ndarray,
-    ahead: np.ndarray,
-    level: np.ndarray,
-    own: np.ndarray | None,
+    start: int, offsets: np.ndarray, ahead: np.ndarray, level: np.ndarray
 ) -> Ranks:
-    """Take the positives and the query itself out of the counts of consecutive queries.
+    """Make ranks of how many negatives are ahead of each positive, and level with it, (M,) each.
 
-    Query `start + i` has the positives offsets[i]:offsets[i + 1], whose similarities are the
-    thresholds (M,), best first. `ahead` and `level` count all gallery images; `own` (M,) is the
-    query's similarity to itself, None if it is not in the gallery.
+    Query `start + i` has the positives offsets[i]:offsets[i + 1], best first.
     """
     counts = np.diff(offsets)
-    positives_ahead, positives_reached = _compare_positives(offsets, thresholds)
-    before = np.arange(len(thresholds)) - np.repeat(offsets[:-1], counts) + 1
-    untied_ranks = before + ahead - positives_ahead
-    ranks = before + ahead + level - positives_reached
-    if own is not None:
-        untied_ranks -= own > thresholds + TIE_TOLERANCE
-        ranks -= own >= thresholds - TIE_TOLERANCE
+    before = np.arange(len(ahead)) - np.repeat(offsets[:-1], counts) + 1
     return Ranks(
-        ranks=ranks,
-        untied_ranks=untied_ranks,
+        ranks=before + ahead + level,
+        untied_ranks=before + ahead,
         offsets=np.concatenate([[0], np.cumsum(counts[counts > 0])]),
         queries=np.flatnonzero(counts) + start,
     )
-
-
-def _compare_positives(
-    offsets: np.ndarray, thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Count, per positive, the positives of its query ahead of it and those ahead or level."""
-    queries = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    ahead = np.arange(len(thresholds)) - offsets[queries]
-    reached = ahead + 1
-    is_close = (np.diff(queries) == 0) & (-np.diff(thresholds) < 2 * TIE_TOLERANCE)
-    for query in np.unique(queries[:-1][is_close]):
-        own = slice(offsets[query], offsets[query + 1])
-        ascending = thresholds[own][::-1]
-        bounds = thresholds[own] + TIE_TOLERANCE, thresholds[own] - TIE_TOLERANCE
-        ahead[own] = len(ascending) - np.searchsorted(ascending, bounds[0], side="right")
-        reached[own] = len(ascending) - np.searchsorted(ascending, bounds[1], side="left")
-    return ahead, reached

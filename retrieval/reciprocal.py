@@ -4,7 +4,8 @@ Re-ranking person re-identification with k-reciprocal encoding (Zhong et al. 201
 https://arxiv.org/abs/1701.08398. d is the squared Euclidean distance of unit embeddings, divided by
 the largest of its row. N(p, k): p and its k nearest images. R(p, k): those g of N(p, k) with p in
 N(g, k). R*(p): R(p, k1), joined with R(q, k1/2) for every q of R(p, k1) for which R(p, k1) holds
-two thirds of R(q, k1/2) or more. V_p: exp(-d(p, g)) for g in R*(p), else 0, scaled to sum 1, then
+two thirds of R(q, k1/2) or more (the paper; published code, the authors' too, has more than two
+thirds, which is `strict`). V_p: exp(-d(p, g)) for g in R*(p), else 0, scaled to sum 1, then
 averaged over p and its k2 - 1 nearest images. Result: (1 - lambda) Jaccard(V_p, V_g)
 + lambda d(p, g), with Jaccard distance 1 - sum min / sum max. What the paper leaves open (p in its
 own neighbourhood, the scales of d and V, all queries and gallery images as possible neighbours) is
@@ -33,6 +34,7 @@ def k_reciprocal_similarities(
     k2: int = 6,
     lambda_: float = 0.3,
     device: str | torch.device = "cpu",
+    strict: bool = False,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield minus the distances of k-reciprocal encoding, queries chunk by chunk.
 
@@ -43,6 +45,8 @@ def k_reciprocal_similarities(
         k2: images whose encodings are averaged, 1 (none but its own) to k1.
         lambda_: weight of the original distance, 0 to 1.
         device: where distances are computed; only the CPU and CUDA have float64.
+        strict: join sets that share more than two thirds, as published code does, not those that
+            share two thirds exactly.
 
     Yields:
         The rows of B queries and similarities (B, G) float64: minus the distances, -1 to 0. Without
@@ -57,7 +61,7 @@ def k_reciprocal_similarities(
     _check_parameters(k1, k2, lambda_, len(everything))
     unit = unit_rows(everything, torch.float64, device)
     neighbours, farthest = _neighbours(unit, k1)
-    encodings = _encode(unit, neighbours, farthest, k2)
+    encodings = _encode(unit, neighbours, farthest, k2, strict)
 
     first = len(everything) - num_gallery  # gallery images come last
     holders = encodings[first:].T.tocsr()
@@ -101,17 +105,21 @@ def _neighbours(unit: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(neighbours), np.maximum(np.concatenate(farthest), SMALLEST_SCALE)
 
 
-def _encode(unit: Tensor, neighbours: np.ndarray, farthest: np.ndarray, k2: int) -> csr_array:
+def _encode(
+    unit: Tensor, neighbours: np.ndarray, farthest: np.ndarray, k2: int, strict: bool
+) -> csr_array:
     """The encodings V of all images, (N, N) sparse, each row of sum 1."""
     k1 = neighbours.shape[1] - 1
     sets = _reciprocal(neighbours)
     smaller = _reciprocal(neighbours[:, : round(k1 / 2) + 1])
     shared = (sets @ smaller).multiply(sets).tocoo()  # |R(p, k1) & R(q, k1/2)| for q of R(p, k1)
     sizes = smaller.sum(1)
-    is_joined = 3 * shared.data >= 2 * sizes[shared.col]
+    excess = 3 * shared.data - 2 * sizes[shared.col]  # whole numbers, exact
+    is_joined = excess > 0 if strict else excess >= 0
     joined = csr_array(
         (shared.data[is_joined], (shared.row[is_joined], shared.col[is_joined])), sets.shape
     )
+
     members = (sets + joined @ smaller).tocoo()
     weights = np.exp(-_pair_distances(unit, members.row, members.col) / farthest[members.row])
     encodings = csr_array((weights, (members.row, members.col)), sets.shape)

@@ -17,7 +17,7 @@ from metric_learning.retrieval.unit import unit_rows
 RERANK_OPTIONS: dict[str, dict[str, float]] = {  # method -> parameter -> default
     "qe": {"k": 10, "alpha": 3.0},
     "dba": {"k": 10, "alpha": 3.0},
-    "kreciprocal": {"k1": 20, "k2": 6, "lambda": 0.3},
+    "kreciprocal": {"k1": 20, "k2": 6, "lambda": 0.3, "strict": 0},
 }
 CHUNK_ELEMENTS = 2**24  # float64 similarities held at once: 128 MiB
 
@@ -64,8 +64,10 @@ def reranked_similarities(
     itself means nothing.
     """
     if rerank.method == "kreciprocal":
-        k1, k2, share = (rerank.options[name] for name in ("k1", "k2", "lambda"))
-        yield from k_reciprocal_similarities(queries, gallery, k1, k2, share, device)
+        k1, k2, share, strict = (rerank.options[n] for n in ("k1", "k2", "lambda", "strict"))
+        if strict not in (0, 1):
+            raise ValueError(f"expected strict to be 0 or 1, found {strict}")
+        yield from k_reciprocal_similarities(queries, gallery, k1, k2, share, device, bool(strict))
         return
 
     k, alpha = rerank.options["k"], rerank.options["alpha"]

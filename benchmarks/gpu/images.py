@@ -18,6 +18,7 @@ from benchmarks.speed.reader import image_set_of, write_images
 from metric_learning.data.make_demo import make_demo
 from metric_learning.reader.batches.on_device import JpegFile, decode_on_device, read_file
 from metric_learning.reader.sets.image_set import decode_image
+from metric_learning.reader.sets.jpeg_head import read_jpeg_head
 
 ROTATED = Image.Exif()
 ROTATED[0x0112] = 6  # orientation
@@ -59,7 +60,7 @@ def draw_kinds(folder: Path, photograph: Path) -> None:
     """Write a photograph as a JPEG file of every kind, broken ones among them."""
     folder.mkdir()
     whole = photograph.read_bytes()
-    image = Image.open(io.BytesIO(whole))
+    image = Image.open(io.BytesIO(whole), formats=("JPEG",))
     for name, (mode, options) in KINDS.items():
         image.convert(mode).save(folder / f"{name}.jpg", quality=90, **options)
     image.crop((0, 0, 17, 13)).save(folder / "tiny_17x13.jpg", quality=90)
@@ -78,9 +79,11 @@ def nvjpeg(section: Section) -> None:
     section.attempt("decoding", section.rate_of, decode, len(files), 1, 1)
 
 
-def read(path: Path) -> tuple[str, Tensor]:
-    """Return the path of a file and its bytes (n,) uint8."""
-    return str(path), torch.from_numpy(np.fromfile(path, np.uint8))
+def read(path: Path) -> tuple[str, int, Tensor]:
+    """Return the path of a file, the orientation of its image, and its bytes, (n,) uint8."""
+    head = read_jpeg_head(path.read_bytes())
+    orientation = head.orientation if head else 1
+    return str(path), orientation, torch.from_numpy(np.fromfile(path, np.uint8))
 
 
 def decode_kind(file: Path, device: torch.device) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def decode_kind(file: Path, device: torch.device) -> dict[str, Any]:
     return row
 
 
-def race_of_decoder(section: Section, files: list[tuple[str, Tensor]]) -> dict[str, int]:
+def race_of_decoder(section: Section, files: list[tuple[str, int, Tensor]]) -> dict[str, int]:
     """Let kernels read memory that Python has freed while the decoder runs; count wrong sums."""
     device, found = section.device, {"memory reused": 0, "sums wrong": 0}
     shapes = [image.shape for image in decode_on_device(files, device)]

@@ -100,7 +100,7 @@ def of_torchvision(job: str, decode: Callable[[str], Any], of: Any, *to_floats: 
 
 def read_by_pillow(path: str) -> Image.Image:
     """Decode a file with Pillow."""
-    return Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB")
+    return Image.open(io.BytesIO(Path(path).read_bytes()), formats=("JPEG",)).convert("RGB")
 
 
 def of_this(

@@ -21,6 +21,7 @@ from metric_learning.common.flags import Flag, boolean, natural, parse_flags, pa
 from metric_learning.common.outputs import prepare_output
 from metric_learning.data.prepare import commands
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS
+from metric_learning.reader.sets.image_set import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ COMMANDS: dict[str, Command] = {
         "Describe every image of a folder of classes in a CSV file.",
         Flag("path", path, None, "folder with one folder of images per class"),
         "scanned.csv",
-        (Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),),
+        (
+            Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
+            Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),
+        ),
     ),
     "filter": Command(
         commands.filter_images,

@@ -22,9 +22,9 @@ from metric_learning.reader.check import section
 from metric_learning.reader.sets.csv_files import ImageList, Row, read_image_list
 
 
-def scan(tree: Path, output: Path, num_workers: int) -> None:
+def scan(tree: Path, output: Path, num_workers: int, max_pixels: int) -> None:
     """Describe every image of a tree."""
-    rows = scan_tree(tree, num_workers)
+    rows = scan_tree(tree, num_workers, max_pixels)
     broken = [f"{row['path']}: {row['broken']}" for row in rows if row["broken"]]
     print("\n".join(section("broken images", broken)))
     print("\n".join(section("left out, in no class folder", list_ignored(tree))))

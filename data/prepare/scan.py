@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from metric_learning.data.prepare.hashes import HASH_BITS, perceptual_hash
 from metric_learning.reader.sets import folders
 from metric_learning.reader.sets.csv_files import Row
 from metric_learning.reader.sets.image_files import map_files, read_content
+from metric_learning.reader.sets.image_set import MAX_PIXELS, Decoding
 
 
-def scan_tree(tree: Path, num_workers: int) -> list[Row]:
-    """Read every image below a folder of classes.
+def scan_tree(tree: Path, num_workers: int, max_pixels: int = MAX_PIXELS) -> list[Row]:
+    """Read every image below a folder of classes, those of up to so many million pixels.
 
     The label of an image is the path of its folder. In a tree divided into train/ and test/ it is
     the path below these, and they go to the column split.
@@ -35,7 +37,8 @@ def scan_tree(tree: Path, num_workers: int) -> list[Row]:
     if not places:
         raise ValueError(f"no images in folders of {tree}: expected one folder per class")
 
-    found = map_files(scan_file, [path for path, _, _ in places], num_workers)
+    read = partial(scan_file, decoding=Decoding("white", max_pixels))
+    found = map_files(read, [path for path, _, _ in places], num_workers)
     rows = []
     for (path, label, split), properties in zip(places, found, strict=True):
         name = os.path.relpath(path, tree).replace(os.sep, "/")
@@ -46,9 +49,9 @@ def scan_tree(tree: Path, num_workers: int) -> list[Row]:
     return rows
 
 
-def scan_file(path: str) -> Row:
+def scan_file(path: str, decoding: Decoding) -> Row:
     """Read one image: its width, height, hash and broken."""
-    content = read_content(path)
+    content = read_content(path, decoding)
     if content.pixels is None:
         return {"width": "", "height": "", "hash": "", "broken": content.reason}
     height, width = content.pixels.shape[:2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +11,7 @@ from metric_learning.engine.run.checkpoints import load_checkpoint
 from metric_learning.losses import ELEM_LOSSES, build_loss
 from metric_learning.losses.softmaxloss import SoftmaxLoss
 from metric_learning.models import EmbeddingModel, load_classifier
+from metric_learning.models.weights.files import identify
 from metric_learning.models.weights.fingerprint import RANDOM
 
 
@@ -36,18 +36,28 @@ def load_class_layer(
 
 def _layer_of_training(path: str, meta: Mapping[str, Any], embedding_size: int) -> Any:
     """Load the stage-1 loss of a checkpoint, or the class layer of its joint loss, if any."""
-    if Path(path).suffix in (".safetensors", ".torchscript"):  # weights of the network alone
+    file, form = identify(path)
+    if form == "safetensors":  # weights of the network alone
         return None
-    if meta["loss"] in ELEM_LOSSES:
-        layer, prefix = build_loss(meta["loss"], **meta["loss_options"]), ""
-    elif meta["flags"].get("alpha"):
-        layer, prefix = SoftmaxLoss(meta["flags"]["class_dim"], embedding_size), "class_layer."
-    else:
+    is_joint = meta["loss"] not in ELEM_LOSSES
+    if is_joint and not meta["flags"].get("alpha"):
         return None
-    state = load_checkpoint(path)["criterion"]
-    layer.load_state_dict(
-        {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
-    )
+
+    prefix = "class_layer." if is_joint else ""
+    state = load_checkpoint(file)["criterion"]
+    state = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+    try:
+        if is_joint:
+            layer: nn.Module = SoftmaxLoss(meta["flags"]["class_dim"], embedding_size)
+        else:
+            layer = build_loss(meta["loss"], **meta["loss_options"])
+        layer.load_state_dict(state)
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0][:120]
+        raise ValueError(
+            f"{path}: its class layer is not what the file says of it ({reason}): choose another "
+            "checkpoint of the run"
+        ) from error
     return layer
 
 

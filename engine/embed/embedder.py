@@ -19,7 +19,6 @@ from metric_learning.engine.options.evaluation import EmbeddingOptions
 from metric_learning.engine.parallel.devices import place
 from metric_learning.models import EmbeddingModel, changed_options, load_weights
 from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
-from metric_learning.models.weights.load import first_keys
 from metric_learning.reader import ImageSet
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.plain_images import image_set_of, is_one_image
@@ -69,7 +68,7 @@ class Embedder:
         listed = [images] if is_one_image(images) else list(images)
         if not listed:
             return np.empty((0, self.model.embedding_size), np.float32)
-        return np.asarray(self.embed(image_set_of(listed)))
+        return np.asarray(self.embed(image_set_of(listed, self.preprocessing.decoding)))
 
     def embed(self, image_set: ImageSet, features: FeatureFile | None = None) -> np.ndarray:
         """Embed images as the options say, see `embed_images`: (N, D) float32."""
@@ -100,16 +99,12 @@ def load_embedder(work: EmbeddingOptions) -> Embedder:
                 f"{path} lacks {', '.join(lacking)}: give the --embedding_size and --feature_norm "
                 "it has"
             )
-        rest = report.unexpected
-        left_out = f", {len(rest)} left out: {first_keys(rest)}" if rest else ""
-        source = f"{name}, {len(report.loaded)} tensors of {path} ({report.source}){left_out}"
+        source = f"{name}, {len(report.loaded)} tensors of {path} ({report.source}){report.remarks}"
 
     class_layer = load_class_layer(path, work.meta, model, work.class_dim)
     if class_layer is not None:
         class_layer.to(work.machine.device)
-    if work.meta:
-        model.mean, model.std = tuple(work.meta["mean"]), tuple(work.meta["std"])
-    preprocessing = preprocessing_of(work.model, model)
+    preprocessing = preprocessing_of(work.model, model, work.machine.max_pixels)
     place(model, work.machine.device)
     return Embedder(work, model.eval(), preprocessing, class_layer, source)
 

@@ -21,6 +21,7 @@ def build_network(options: ModelOptions) -> EmbeddingModel:
 def preprocessing_of(
     options: ModelOptions,
     model: EmbeddingModel,
+    max_pixels: int,
     min_crop_area: float = 1.0,
     horizontal_flip: bool = False,
 ) -> Preprocessing:
@@ -32,6 +33,7 @@ def preprocessing_of(
         std=model.std,
         min_crop_area=min_crop_area,
         horizontal_flip=horizontal_flip,
+        max_pixels=max_pixels,
     )
 
 

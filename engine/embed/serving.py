@@ -15,12 +15,18 @@ from metric_learning.engine.embed.search import find_neighbours
 from metric_learning.engine.options import evaluation
 from metric_learning.engine.options.evaluation import default_flags, settle_embedding
 from metric_learning.engine.parallel.world import World
+from metric_learning.reader.sets.image_set import MAX_PIXELS
 from metric_learning.reader.sets.plain_images import is_one_image
 from metric_learning.retrieval.indexes import SearchIndex
 
 
 def load(
-    file: str | PathLike[str], *, device: str = "auto", batch_size: int = 50, num_workers: int = 0
+    file: str | PathLike[str],
+    *,
+    device: str = "auto",
+    batch_size: int = 50,
+    num_workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Embedder:
     """Load a model with its weights and its image pipeline.
 
@@ -29,12 +35,13 @@ def load(
         device: auto (a GPU if there is one), cpu, cuda, cuda:1 and so on.
         batch_size: images that the network takes at once.
         num_workers: processes that read images; 0: this one alone.
+        max_pixels: most pixels of an image file, in millions.
 
     Raises:
         ValueError: the file holds no weights, or does not say of which model.
         OSError: it cannot be read.
     """
-    given = {"pretrained_model": str(file), "device": device}
+    given = {"pretrained_model": str(file), "device": device, "max_pixels": max_pixels}
     flags = default_flags(**given, batch_size=batch_size, num_workers=num_workers)
     options = settle_embedding(flags, World(), is_quiet=True)
     if not options.meta:

@@ -11,10 +11,15 @@ from metric_learning.common.log import log
 from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.options.parts import DataOptions, MachineOptions, ModelOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
-from metric_learning.engine.options.training import default_transform
+from metric_learning.engine.options.training import (
+    PIPELINE,
+    default_transform,
+    facts_of_model,
+    plain,
+)
 from metric_learning.engine.parallel.devices import choose_amp, choose_device
 from metric_learning.engine.parallel.world import World
-from metric_learning.models import MODEL_OPTIONS, image_size_of, options_of, read_metadata
+from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
 from metric_learning.retrieval.rerank import parse_rerank
@@ -117,18 +122,13 @@ def described_by(
 
     If the user gave another `dataset` than that of the file, they have nothing in common.
     """
-    model = {name: meta[name] for name in ("model", "embedding_size")} | options_of(dict(meta))
-    # Converted weights have no flags, exported ones those of the model.
+    facts = facts_of_model(meta)
+    model = {name: value for name, value in facts.items() if name not in PIPELINE}
+    others = {name: facts[name] for name in PIPELINE if name in facts}
     found = ({"dataset": meta["dataset"]} if "dataset" in meta else {}) | meta.get("flags", {})
-    inherited = ["image_shape", "transform"]
     if dataset in (None, found.get("dataset")):
-        inherited += DATA_NAMES
-    return model, {name: plain(found[name]) for name in inherited if name in found}
-
-
-def plain(value: Any) -> Any:
-    """Return a value of a JSON file as the flag has it: tuples instead of lists."""
-    return tuple(value) if isinstance(value, list) else value
+        others |= {name: plain(found[name]) for name in DATA_NAMES if name in found}
+    return model, others
 
 
 def default_flags(**values: Any) -> Flags:
@@ -229,7 +229,8 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         others = ("images", *SOURCE_NAMES, "output_dir", "index_type", "index_options", "class_dim")
         flags.refuse(others, f"--{queries[0]} searches the images of --index")
         if flags.query is None:
-            flags.refuse(("batch_size", "num_workers", "amp"), f"--{queries[0]} reads no images")
+            others = ("batch_size", "num_workers", "amp", "max_pixels")
+            flags.refuse(others, f"--{queries[0]} reads no images")
     elif flags.export is None:
         flags.refuse(("topk", "json"), "without --query or --query_text")
         if flags.index is None:

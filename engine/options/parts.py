@@ -13,6 +13,7 @@ from metric_learning.engine.parallel.world import World
 from metric_learning.models import MODEL_OPTIONS
 from metric_learning.reader import ImageSet, load_image_set
 from metric_learning.reader.batches.loader import Reading
+from metric_learning.reader.sets.image_set import MAX_PIXELS
 
 Part = TypeVar("Part")
 
@@ -110,6 +111,7 @@ class LossOptions:
     options: Mapping[str, Any]
     class_dim: int
     alpha: float
+    class_dropout: float
     xbm_size: int
     xbm_start: int
     shard_head: bool
@@ -140,13 +142,14 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """The learning rate of each step, and the number of steps."""
+    """The learning rate of each step, and the number of steps; an epoch is `epoch_size` images."""
 
     lr: float
     lr_strategy: str
     lr_steps: tuple[int, ...]
     warmup_iter_num: int
     total_iter_num: int
+    epoch_size: int
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,8 @@ class WatchOptions:
 class MachineOptions:
     """Where and in which precision a run computes; without `amp_dtype` in float32.
 
-    With `recompute` activations are computed again instead of kept, see --with_mem_opt.
+    Images of more than `max_pixels` million pixels are refused. With `recompute` activations are
+    computed again instead of kept, see --with_mem_opt.
     """
 
     world: World
@@ -186,6 +190,7 @@ class MachineOptions:
     amp_dtype: torch.dtype | None
     seed: int
     num_workers: int
+    max_pixels: int = MAX_PIXELS
     recompute: bool = False
     compile: bool = False
     sync_bn: bool = False

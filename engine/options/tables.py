@@ -24,7 +24,7 @@ from metric_learning.common.flags import (
 
 POOLINGS = ("own", "avg", "max", "avg_max", "gem")
 FEATURE_NORMS = ("none", "layernorm", "bnneck")
-TRANSFORMS = ("reference", "standard")
+TRANSFORMS = ("reference", "standard", "v1")
 DATASETS = (
     *("sop", "demo", "cub200_2011", "cub200_2010", "cars196", "inshop"),
     *("cifar10", "omniglot", "folder", "list", "csv"),
@@ -83,7 +83,11 @@ MODEL_FLAGS = grouped(
         "image_shape", image_shape, None, "channels, height, width; default: as the weights take it"
     ),
     Flag(
-        "transform", str, None, "image pipeline; default: reference for its own models", TRANSFORMS
+        "transform",
+        str,
+        None,
+        "image pipeline; default: reference for its own models, v1 with the losses of v1",
+        TRANSFORMS,
     ),
     Flag("pretrained_model", path, None, "weights to start from: a file or folder of any kind"),
 )
@@ -105,6 +109,12 @@ PAIR_FLAGS = grouped(
     "loss",
     Flag("gather", boolean, False, "compare the images of all processes of torchrun"),
     Flag("alpha", non_negative, 0.0, "weight of the cross-entropy of a class layer; 0: none"),
+    Flag(
+        "class_dropout",
+        fraction,
+        None,
+        "share of the feature that --alpha's layer does not see; default: SE-ResNeXt 0.5, else 0",
+    ),
     Flag("xbm_size", natural, 0, "past embeddings that a batch is compared with too; 0: none"),
     Flag("xbm_start", natural, 0, "steps before the memory of --xbm_size is filled and used"),
     Flag("normalize_embeddings", boolean, False, "eml, npairs: of embeddings of one length"),
@@ -165,6 +175,12 @@ MACHINE_FLAGS = grouped(
     Flag("device", str, "auto", "auto, cpu, cuda, cuda:1, ...; auto follows --use_gpu"),
     Flag("amp", amp, "auto", "precision of the forward pass; auto: bfloat16 on a GPU that has it"),
     Flag("num_workers", natural, 2, "processes that read images; 0: none beside the main one"),
+    Flag(
+        "max_pixels",
+        positive,
+        128,
+        "most pixels of an image, in millions (6 to 14 MB each)",
+    ),
     Flag("seed", natural, 0, "seed of all that is random"),
 )
 TRAINING_MACHINE_FLAGS = grouped(

@@ -1,18 +1,18 @@
 """Settles the options of a training: the one place where an option may depend on another one.
 
-What the user gave wins; then what the checkpoint says that is resumed; then what follows from the
-data and the model; then the default.
+What the user gave wins; then what the checkpoint says that is resumed; then what the weights say
+that the training starts from; then what follows from the data and the model; then the default.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
 
-from metric_learning.common.flags import Flags
+from metric_learning.common.flags import Flags, shown
 from metric_learning.common.log import log
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.options import parts
@@ -21,20 +21,27 @@ from metric_learning.engine.parallel.devices import choose_amp, choose_device
 from metric_learning.engine.parallel.world import World
 from metric_learning.losses import (
     ELEM_LOSSES,
-    LOSS_ALIASES,
+    FACE_LOSSES,
     PAIR_LOSSES,
+    V1_LOSSES,
     is_pml,
     layout_of,
     loss_options,
     reads_raw,
     stage_of,
 )
+from metric_learning.losses.classes import fixed_scale
 from metric_learning.losses.pairs import LabelLoss
-from metric_learning.models import MODEL_OPTIONS, REFERENCE_MODELS, image_size_of
+from metric_learning.models import MODEL_OPTIONS, REFERENCE_MODELS, image_size_of, options_of
 from metric_learning.reader import ImageSet
 
 DEFAULT_SAMPLES_EACH_CLASS = 2  # of a loss without such an option
 IMAGES_PER_TRIPLE = 3
+V1_EPOCH = 100  # batches
+FACES = 10_000  # classes from which on the scale of losses for faces is their authors'
+CLASS_DROPOUTS = {"SE_ResNeXt50_32x4d": 0.5}  # of the reference's class layer on a model, else 0
+# What flags were before there were such flags, for checkpoints of then.
+EARLIER = {"class_dropout": 0.0}
 
 # Flags that a resumed run must have as its checkpoint has them.
 FIXED_FLAGS = (
@@ -44,18 +51,62 @@ FIXED_FLAGS = (
     *("normalize_embeddings", "embedding_scale"),
 )
 LENGTHS = {"num_epochs", "total_iter_num"}
+PIPELINE = ("image_shape", "transform")  # how images become the input of a network
 
 
 def adopt_v1(flags: Flags, world: World) -> Flags:
-    """Give a loss with a name of v1 that of today, and make the batch of v1's README triples."""
-    batch_size = flags.train_batch_size
+    """Make the batch of v1's README triples, and say what an epoch is with a loss of v1."""
+    if flags.loss_name not in V1_LOSSES:
+        return flags
+    notes, batch_size = [], flags.train_batch_size
     if flags.loss_name == "tripletloss" and batch_size % IMAGES_PER_TRIPLE:
         number = math.ceil(batch_size / IMAGES_PER_TRIPLE)
         batch_size = IMAGES_PER_TRIPLE * number
-        if world.is_main:
-            log(f"--train_batch_size={batch_size}, for {number} whole triples")
-    loss_name = LOSS_ALIASES.get(flags.loss_name, flags.loss_name)
-    return flags.replaced(train_batch_size=batch_size, loss_name=loss_name)
+        notes.append(f"--train_batch_size={batch_size}, for {number} whole triples")
+    if flags.num_epochs or flags.log_epochs:
+        notes.append(f"an epoch is {V1_EPOCH} batches, as in the reference's first version")
+
+    for note in notes if world.is_main else ():
+        log(note)
+    return flags.replaced(train_batch_size=batch_size)
+
+
+def facts_of_model(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a weights file says of its model: flag -> value, of those that it knows."""
+    flags = meta.get("flags", {})  # converted weights have none, exported ones those of the model
+    named = {name: meta[name] for name in ("model", "embedding_size") if name in meta}
+    pipeline = {name: plain(flags[name]) for name in PIPELINE if name in flags}
+    return named | options_of(dict(meta)) | pipeline
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a JSON file as the flag has it: tuples instead of lists."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def notes_on_weights(
+    path: str | None, facts: Mapping[str, Any], values: Mapping[str, Any], given: Set[str]
+) -> list[str]:
+    """Say what a training takes from the weights that it starts from, and what it does otherwise.
+
+    Args:
+        path: the weights file.
+        facts: what it says of its model, see `facts_of_model`; empty for weights of others.
+        values: the flags of the training, before these facts are taken.
+        given: names of the flags that were given, which are not taken.
+
+    Returns:
+        A line about the flags that are taken, and a warning for each of another pipeline.
+    """
+    others = {name: value for name, value in facts.items() if values[name] != value}
+    taken = [f"--{name}={shown(others[name])}" for name in others if name not in given]
+    notes = [f"as {path} was trained: {', '.join(taken)}"] if taken else []
+    return notes + [
+        f"warning: {path} was trained with --{name}={shown(others[name])}, this run takes "
+        f"--{name}={shown(values[name])}: leave the flag out to keep theirs"
+        for name in PIPELINE
+        if name in others and name in given
+    ]
 
 
 def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
@@ -80,7 +131,8 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
         )
 
     kept = {"checkpoint", "config", *(LENGTHS if flags.given & LENGTHS else ())}
-    values = {name: value for name, value in meta["flags"].items() if name not in kept}
+    recorded = EARLIER | meta["flags"]
+    values = {name: value for name, value in recorded.items() if name not in kept}
     fixed = {name: found.get(name) for name in FIXED_FLAGS}
     of_loss = [name for name in meta["loss_options"] if values.get(name) is not None]
     return flags.adopted(path, fixed, values).giving(of_loss)
@@ -91,7 +143,10 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
     _refuse_unused(flags)
     class_dim = check_counts(train_set, flags.class_dim, flags.total_images)
     loss = _settle_loss(flags, world, class_dim)
-    flags = _derive(flags, loss, len(train_set))
+    epoch_size = len(train_set)
+    if flags.loss_name in V1_LOSSES:
+        epoch_size = V1_EPOCH * flags.train_batch_size
+    flags = _derive(flags, loss, epoch_size)
 
     is_pair = stage_of(flags.loss_name) == 2
     samples_each_class = getattr(flags, "samples_each_class", None) or DEFAULT_SAMPLES_EACH_CLASS
@@ -109,7 +164,7 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
         ),
         loss=loss,
         optimizer=parts.pick(parts.OptimizerOptions, flags),
-        schedule=parts.pick(parts.ScheduleOptions, flags),
+        schedule=parts.pick(parts.ScheduleOptions, flags, epoch_size=epoch_size),
         run=parts.pick(parts.RunOptions, flags),
         watch=_watch_options(flags.values) if is_pair else parts.WatchOptions(),
         machine=parts.pick(
@@ -128,17 +183,18 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
     return options
 
 
-def _derive(flags: Flags, loss: parts.LossOptions, num_images: int) -> Flags:
+def _derive(flags: Flags, loss: parts.LossOptions, epoch_size: int) -> Flags:
     """Return the flags with values in place of those that were left open."""
     num_steps = flags.total_iter_num
     if num_steps is None or "num_epochs" in flags.given:
-        num_steps = math.ceil(flags.num_epochs * num_images / flags.train_batch_size)
+        num_steps = math.ceil(flags.num_epochs * epoch_size / flags.train_batch_size)
     size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
     return flags.replaced(
         image_shape=(3, size, size),
-        transform=flags.transform or default_transform(flags.model),
+        transform=flags.transform or default_transform(flags.model, flags.loss_name),
         total_iter_num=num_steps,
         class_dim=loss.class_dim,
+        **({"class_dropout": loss.class_dropout} if loss.alpha else {}),
         **({} if is_pml(loss.loss_name) else loss.options),
     )
 
@@ -172,9 +228,11 @@ def _refuse_unused(flags: Flags) -> None:
         raise ValueError("expected --num_epochs or --total_iter_num, found both")
 
 
-def default_transform(model: str) -> str:
-    """Return the image pipeline that a model takes by default."""
-    return "reference" if model in REFERENCE_MODELS else "standard"
+def default_transform(model: str, loss_name: str | None = None) -> str:
+    """Return the image pipeline that a model takes by default, in a training with a loss."""
+    if model not in REFERENCE_MODELS:
+        return "standard"
+    return "v1" if loss_name in V1_LOSSES else "reference"
 
 
 def check_counts(train_set: ImageSet, class_dim: int | None, total_images: int | None) -> int:
@@ -211,8 +269,16 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOption
         for option, parameter in own.items()
         if option not in DERIVED_OPTIONS
     }
+    dropout = flags.class_dropout
+    if dropout is None:  # nor recorded
+        dropout = CLASS_DROPOUTS.get(flags.model, 0.0)
     if stage == 1:
-        return parts.LossOptions(name, options, class_dim, 0.0, 0, 0, flags.shard_head)
+        options |= {"class_dropout": dropout} if "class_dropout" in own else {}
+        if "scale" not in flags.given:
+            options |= scale_of_classes(name, class_dim, world)
+        return parts.LossOptions(name, options, class_dim, 0.0, 0.0, 0, 0, flags.shard_head)
+    if not flags.alpha:
+        flags.refuse(["class_dropout"], "without --alpha there is no class layer")
     if not is_pml(name):
         flags.refuse(["loss_options"], f"--loss_name={name} has flags of its own")
     if not flags.xbm_size:
@@ -222,17 +288,25 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOption
     check_scale(name, flags.normalize_embeddings)
     if not flags.normalize_embeddings:
         flags.refuse(["embedding_scale"], "without --normalize_embeddings=True")
-    return parts.LossOptions(
-        name,
-        options,
-        class_dim,
-        flags.alpha,
-        flags.xbm_size,
-        flags.xbm_start,
-        shard_head=False,
-        normalize_embeddings=flags.normalize_embeddings,
-        embedding_scale=flags.embedding_scale,
-    )
+    memory = flags.xbm_size, flags.xbm_start
+    scale = flags.normalize_embeddings, flags.embedding_scale
+    return parts.LossOptions(name, options, class_dim, flags.alpha, dropout, *memory, False, *scale)
+
+
+def scale_of_classes(loss_name: str, class_dim: int, world: World) -> dict[str, float]:
+    """Return the option `scale` that fits so few classes, and say so; nothing for many of them.
+
+    Nor is there any for losses whose scale is not that of a softmax over the cosines of faces.
+    """
+    if loss_name not in FACE_LOSSES or class_dim >= FACES:
+        return {}
+    scale = fixed_scale(class_dim)
+    if world.is_main:
+        log(
+            f"--scale={scale:.4g}, sqrt(2) log(C - 1) for {class_dim} classes: the authors' "
+            f"{loss_options(loss_name)['scale'].default:g} is for tens of thousands"
+        )
+    return {"scale": scale}
 
 
 def check_scale(loss_name: str, normalize_embeddings: bool) -> None:
@@ -333,6 +407,6 @@ def check_reading(
     place = "decode_on" if on_device else "augment_on"
     if getattr(reading, place) == "device" and transform != "standard":
         raise ValueError(
-            f"--{place}=device needs --transform=standard, found {transform}, whose Lanczos "
+            f"--{place}=device needs --transform=standard, found {transform}, whose "
             "resizing is done by the workers alone"
         )

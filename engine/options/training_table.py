@@ -31,6 +31,7 @@ DERIVED_OPTIONS = ("class_dim", "embedding_size")
 PARSERS: dict[str, Callable[[str], Any]] = {
     "int": positive,
     "float": non_negative,
+    "float | None": non_negative,
     "bool": boolean,
     "str": str,
     "tuple[int, ...]": integers,
@@ -70,7 +71,8 @@ def loss_flags(losses: Mapping[str, Mapping[str, Option]]) -> tuple[Flag, ...]:
             if name in DERIVED_OPTIONS:
                 continue
             found.setdefault(name, option)
-            users.setdefault(name, []).append(f"{loss_name}: {option.default}")
+            default = "its own" if option.default is None else option.default
+            users.setdefault(name, []).append(f"{loss_name}: {default}")
             if option.type not in PARSERS:
                 raise ValueError(
                     f"{loss_name}: {name} is annotated {option.type or 'as nothing'}, expected "
@@ -141,10 +143,9 @@ def is_own(loss_name: str) -> bool:
 
 
 def parse_loss_name(stage: str, text: str) -> str:
-    """Parse the name of a loss of one stage; stage 2 also has `pml:` names and those of v1."""
+    """Parse the name of a loss of one stage; stage 2 also has `pml:` names."""
     losses = losses_of_table(stage)
-    v1_names = ("tripletloss", "quadrupletloss", "emlloss")
-    if text in losses or is_own(text) or (stage == PAIR and text in v1_names):
+    if text in losses or is_own(text):
         return text
     if stage == PAIR and text.startswith(PML):
         from metric_learning.losses import loss_options  # torch, which the package needs anyway

@@ -134,7 +134,8 @@ def share_of(world: World, device: torch.device) -> Share:
         dist.all_reduce(total)
         return total.cpu().numpy()
 
-    return Share(world.rank, world.size, add)
+    # The fewest threads of any: what ranks share out has to be cut alike by all of them.
+    return Share(world.rank, world.size, add, -largest(-torch.get_num_threads(), world))
 
 
 def share_buffers(module: nn.Module, world: World) -> None:

@@ -7,6 +7,7 @@ sampling of classes: loss and gradient are those of the whole layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from metric_learning.engine.parallel.collectives import gather_batch
 from metric_learning.engine.parallel.world import World
-from metric_learning.losses import ELEM_LOSSES, SplittableLoss, build_loss
-from metric_learning.losses.functional import LOWEST_SHIFTED_LOGIT, check_batch, check_classes
+from metric_learning.losses import ELEM_LOSSES, SplittableLoss, build_loss, find_loss
+from metric_learning.losses.functional import check_batch, check_classes
 
 DRAWN_ROWS = 16384  # initial weights drawn at a time
 
@@ -55,7 +56,8 @@ class ShardedHead(nn.Module):
         is_here = (labels >= first) & (labels < end)
         here = torch.where(is_here, labels - first, -1)
         logits = self.loss.logits(embeddings, here)  # Bx(C/W)
-        return _SplitCrossEntropy.apply(logits, here)
+        floor = getattr(self.loss, "logit_floor", -math.inf)  # a loss of one's own may lack it
+        return _SplitCrossEntropy.apply(logits, here, floor)
 
     def own_rows(self, whole: Tensor) -> Tensor:
         """Return this rank's rows of a tensor with a row per class; scalars as they are."""
@@ -89,12 +91,12 @@ def _classes(rank: int, class_dim: int, world: World) -> tuple[int, int]:
 class _SplitCrossEntropy(torch.autograd.Function):
     """`losses.functional.cross_entropy` of logits whose columns are split over the ranks.
 
-    Takes (B, C / W) logits and (B,) labels, -1 where the label's column is on another rank. Also
-    returns how many classes are ahead of the image's own, (B,) int64.
+    Takes (B, C / W) logits, (B,) labels, -1 where the label's column is on another rank, and the
+    floor of the logits. Also returns how many classes are ahead of the image's own, (B,) int64.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, floor: float) -> tuple[Tensor, Tensor]:
         columns = labels.clamp(min=0)
         own = logits.gather(1, columns[:, None]).squeeze(1)
         own = own.masked_fill(labels < 0, -torch.inf)
@@ -102,13 +104,13 @@ class _SplitCrossEntropy(torch.autograd.Function):
         dist.all_reduce(peaks, dist.ReduceOp.MAX)
         largest, targets = peaks
 
-        exponentials = (logits - largest[:, None]).clamp_(min=LOWEST_SHIFTED_LOGIT).exp_()
+        exponentials = (logits - largest[:, None]).clamp_(min=floor).exp_()
         ahead = ~(logits < targets[:, None])
         sums = torch.stack([exponentials.sum(1, dtype=torch.float64), ahead.sum(1).double()])
         dist.all_reduce(sums)
         total, num_ahead = sums
 
-        shifted = (targets - largest).clamp(min=LOWEST_SHIFTED_LOGIT)
+        shifted = (targets - largest).clamp(min=floor)
         loss = (total.log() - shifted).mean().to(logits.dtype)
         num_ahead = num_ahead.long() - 1  # the image's own class is not ahead of itself
         ctx.save_for_backward(exponentials.div_(total[:, None]), labels)
@@ -116,13 +118,12 @@ class _SplitCrossEntropy(torch.autograd.Function):
         return loss, num_ahead
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         probabilities, labels = ctx.saved_tensors
         share = gradient / len(labels)
         at_labels = torch.where(labels < 0, 0.0, -share)[:, None]
-        return (share * probabilities).scatter_add_(
-            1, labels.clamp(min=0)[:, None], at_labels
-        ), None
+        logits = (share * probabilities).scatter_add_(1, labels.clamp(min=0)[:, None], at_labels)
+        return logits, None, None
 
 
 def build_sharded_loss(world: World, name: str, **options: Any) -> nn.Module:
@@ -132,14 +133,17 @@ def build_sharded_loss(world: World, name: str, **options: Any) -> nn.Module:
     drawn in blocks; no rank ever holds them all. Raises ValueError where the loss cannot be split,
     not with these options, or there are fewer classes than ranks.
     """
-    if not issubclass(ELEM_LOSSES[name], SplittableLoss):
+    if not issubclass(find_loss(name), SplittableLoss):
         able = [other for other, loss in ELEM_LOSSES.items() if issubclass(loss, SplittableLoss)]
         raise ValueError(
             f"--shard_head is not possible with --loss_name={name} (but with {', '.join(able)}): "
             "leave it out"
         )
-    if options.get("label_smoothing"):
-        raise ValueError("--shard_head is not possible with --label_smoothing: leave one out")
+    for option in ("label_smoothing", "class_dropout"):
+        if options.get(option):
+            raise ValueError(
+                f"--shard_head is not possible with --{option}: leave one out, or give --{option}=0"
+            )
     if world.size == 1:
         return build_loss(name, **options)
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from PIL import Image
 
 from metric_learning.engine.run.records import read_records
+from metric_learning.reader.sets.image_set import Decoding, decode_image, read_file
 from metric_learning.retrieval.search import nearest
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ def plot_map(
 
 
 def _draw(axis: Axes, path: str, title: str, colour: str) -> None:
-    with Image.open(path) as image:
-        axis.imshow(image.convert("RGB"))
+    axis.imshow(decode_image(read_file(path), path, Decoding("white")))  # as people see it
     axis.set_title(title, fontsize=8, color=colour)
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():

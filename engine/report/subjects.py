@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from metric_learning.engine.options.parts import DataOptions
 from metric_learning.engine.report.data import Subject
 from metric_learning.engine.run.records import read_records
 from metric_learning.reader import ImageSet
+from metric_learning.reader.sets.image_set import MAX_PIXELS, Decoding
+from metric_learning.reader.transforms import TRANSFORMS
 
 
 def of_checkpoint(work: EmbeddingOptions) -> Subject:
@@ -97,9 +100,15 @@ def build_subject(
         class_names=image_set.class_names,
         is_query=image_set.is_query,
         is_gallery=image_set.is_gallery,
-        read_image=image_set.read_image,
+        read_image=partial(image_set.read_image, decoding=decoding_of(made_with)),
         super_classes=image_set.super_classes or {},
     )
+
+
+def decoding_of(made_with: Mapping[str, Any]) -> Decoding:
+    """Say how image files became the pixels that were embedded with these flags."""
+    transform = made_with.get("transform") or "reference"
+    return Decoding(TRANSFORMS[transform].alpha, made_with.get("max_pixels") or MAX_PIXELS)
 
 
 def facts_of_images(

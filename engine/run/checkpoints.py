@@ -1,13 +1,12 @@
 """Training checkpoints: everything that a run needs to go on, whole and checked.
 
-torch.save writes a zip file with a CRC-32 of every entry, which torch.load does not look at.
-Reading one here does, so that a changed byte is an error, and no second file can contradict it.
+Every byte is checked when one is read, see `models.weights.torch_file`, so that no second file can
+contradict it.
 """
 
 from __future__ import annotations
 
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,13 @@ from typing import Any
 import torch
 
 from metric_learning.common.atomic import write_atomically
+from metric_learning.common.inert_pickle import describe_strangers
+from metric_learning.models.weights.torch_file import read_torch
 
 PARTS = ("model", "criterion", "optimizer", "step", "best", "meta")
 # Checkpoints of earlier versions lack them.
 OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch", "start")
+META_DICTS = ("flags", "loss_options")  # of what a checkpoint says of its training
 FORMER_PARTS = ("random_state",)  # checkpoints of earlier versions have them; not used
 
 
@@ -41,28 +43,26 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     write_atomically(path, write)
 
 
-def load_checkpoint(path: str | Path, in_file: bool = False) -> dict[str, Any]:
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read and check a training checkpoint; a stranger's file cannot run code.
 
-    Its tensors stay in the file if `in_file`. Raises DamagedError where it is damaged or not of
-    this project, ValueError where it is no training checkpoint or one of a newer version.
+    Its tensors stay in the file, as mapped memory. Raises DamagedError where it is damaged or not
+    of this project, ValueError where it is no training checkpoint or one of a newer version.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
 
     try:
-        with zipfile.ZipFile(path) as file:
-            changed = file.testzip()  # reads 1 MiB at a time
-        if changed is not None:
-            raise zipfile.BadZipFile(f"bytes of {changed} have changed")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=in_file)
-    except Exception as error:  # a damaged file can raise anything
-        reason = str(error).partition("\n")[0][:120] or type(error).__name__
+        found = read_torch(path)
+        if found.strangers and set(PARTS) <= set(found.content):
+            raise ValueError(f"it holds {describe_strangers(found.strangers)}")
+    except (ValueError, TypeError, OSError) as error:
         raise DamagedError(
-            f"checkpoint {path} is damaged or not written by this project ({reason}): "
+            f"checkpoint {path} is damaged or not written by this project ({error}): "
             "choose another one of the run"
         ) from error
+    checkpoint = found.content
 
     if not isinstance(checkpoint, dict) or not set(PARTS) <= set(checkpoint):
         raise ValueError(
@@ -75,7 +75,22 @@ def load_checkpoint(path: str | Path, in_file: bool = False) -> dict[str, Any]:
             f"checkpoint {path} holds {', '.join(sorted(unknown))}, which this version does not "
             "know: resume it with the version that wrote it"
         )
+    wrong = [name for name in PARTS if not _is_part(name, checkpoint[name])]
+    if wrong:
+        raise DamagedError(
+            f"checkpoint {path} was not written by this project ({', '.join(wrong)} is of another "
+            "kind): choose another one of the run"
+        )
     return checkpoint
+
+
+def _is_part(name: str, value: Any) -> bool:
+    """Tell whether a part of a checkpoint has the form that it is read with."""
+    if name == "step":
+        return type(value) is int and value >= 0
+    if not isinstance(value, dict):
+        return False
+    return name != "meta" or all(isinstance(value.get(one, {}), dict) for one in META_DICTS)
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,7 @@ def newest_good(folder: Path) -> Newest:
 
     def read(path: Path) -> dict[str, Any] | None:
         try:
-            return load_checkpoint(path, in_file=True)
+            return load_checkpoint(path)
         except (ValueError, OSError) as error:
             passed_over.append(f"passed over {path.name}: {error}")
             return None

@@ -52,7 +52,7 @@ def load_start(path: str) -> dict[str, Any]:
     Where it is damaged, the error names the newest good one beside it.
     """
     try:
-        return load_checkpoint(path, in_file=True)
+        return load_checkpoint(path)
     except DamagedError as error:
         good = newest_good(Path(path).parent).path
         if good is None:
@@ -66,7 +66,7 @@ def best_so_far(best: dict[str, float], run: RunFolder) -> dict[str, float]:
     if not path.exists():
         return best
     try:
-        kept = load_checkpoint(path, in_file=True)["best"]
+        kept = load_checkpoint(path)["best"]
     except ValueError as error:
         run.log(f"{error}; the next test writes it anew")
         return {}

@@ -43,7 +43,9 @@ def build_criterion(
         start = loss.xbm_start * accumulation_steps
         criterion = CrossBatchMemory(criterion, embedding_size, loss.xbm_size, start)
     if loss.alpha:
-        criterion = JointLoss(criterion, loss.class_dim, embedding_size, loss.alpha)
+        criterion = JointLoss(
+            criterion, loss.class_dim, embedding_size, loss.alpha, loss.class_dropout
+        )
     return criterion
 
 

@@ -13,9 +13,12 @@ from metric_learning.engine.run.signals import acting_signals
 from metric_learning.reader import ImageSet
 from metric_learning.reader.batches.cache_build import open_cache
 from metric_learning.reader.batches.loader import check_broken
+from metric_learning.reader.sets.image_set import Decoding
 
 
-def open_training_images(image_set: ImageSet, reading: ReadingOptions) -> ImageSet:
+def open_training_images(
+    image_set: ImageSet, reading: ReadingOptions, decoding: Decoding
+) -> ImageSet:
     """Return an image set with its images in --cache, built where it is not complete, if any."""
     if not reading.cache:
         return image_set
@@ -24,6 +27,7 @@ def open_training_images(image_set: ImageSet, reading: ReadingOptions) -> ImageS
             image_set,
             Path(reading.cache),
             reading.cache_size,
+            decoding,
             num_workers=reading.num_workers,
             on_bad_image=reading.on_bad_image,
             log=log,

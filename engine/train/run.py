@@ -152,8 +152,8 @@ class TrainingRun:
         )
 
     def num_epochs(self, step: int) -> int:
-        """Return how many epochs are done after a step: whole numbers of training images."""
-        return step * self.options.batches.train_batch_size // len(self.train_set)
+        """Return how many epochs are done after a step."""
+        return step * self.options.batches.train_batch_size // self.options.schedule.epoch_size
 
     def write_line(self, rate: float) -> None:
         """Write the reference's training line, and warn where the embeddings have collapsed."""

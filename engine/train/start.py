@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +17,18 @@ from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.options import parts
-from metric_learning.engine.options.training import adopt_checkpoint, adopt_v1, settle
+from metric_learning.engine.options.training import (
+    adopt_checkpoint,
+    adopt_v1,
+    facts_of_model,
+    notes_on_weights,
+    settle,
+)
 from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.devices import keep_freed_memory, place
 from metric_learning.engine.parallel.world import World
-from metric_learning.engine.run.resume import find_start, load_start
+from metric_learning.engine.run.resume import AUTO, find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.engine.train.criterion import build_criterion, complete_options
@@ -36,6 +43,7 @@ from metric_learning.engine.train.watch import Watch
 from metric_learning.losses import stage_of
 from metric_learning.models import EmbeddingModel, load_weights, read_metadata
 from metric_learning.reader import ImageSet
+from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.retrieval.metrics import default_ks
 
 
@@ -43,13 +51,17 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     """Settle the options of a training and build everything; restore the checkpoint, if any."""
     # Where it begins decides what the flags mean, and so do the training images.
     flags = adopt_v1(flags, world)
-    if stage_of(flags.loss_name) != stage.number:
-        script = SCRIPTS[stage_of(flags.loss_name)]
-        raise ValueError(f"{flags.loss_name} is a loss of the other stage: train it with {script}")
+    check_stage(flags.loss_name, stage)
+    # The run folder is named after the model, which the weights may settle.
+    facts = read_facts(flags.pretrained_model, flags.checkpoint)
+    notes = notes_on_weights(flags.pretrained_model, facts, flags.values, flags.given)
+    flags = flags.adopted(str(flags.pretrained_model), {}, facts)
     start = decide_on_main(world, lambda: find_start(parts.pick(parts.RunOptions, flags)))
     flags = flags.replaced(checkpoint=start.checkpoint)
     checkpoint = load_start(start.checkpoint) if start.checkpoint else None
-    if checkpoint is not None:
+    if checkpoint is None:
+        start = replace(start, notes=[*start.notes, *notes])
+    else:
         flags = adopt_checkpoint(flags, str(start.checkpoint), checkpoint["meta"])
     data = parts.pick(parts.DataOptions, flags)
     train_set = data.load("train")
@@ -60,19 +72,19 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     torch.manual_seed(options.machine.seed)
     sampler = stage.make_sampler(train_set.labels, options.batches, options.machine.seed, world)
     model = prepare_network(options.model, options.optimizer, options.machine, checkpoint is None)
-    learner = build_learner(
-        model, options.loss, options.optimizer, options.batches, options.machine
-    )
+    if checkpoint is not None:
+        model.take_norm(checkpoint["meta"])
+    machine = options.machine
+    learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
+    preprocessing = prepare_images(options.model, options.machine, options.reading, model)
     is_named = bool(flags.given & {"model_save_dir", "run_name"})
     run = TrainingRun(
         options=options,
         learner=learner,
-        train_set=open_training_images(train_set, options.reading),
+        train_set=open_training_images(train_set, options.reading, preprocessing.decoding),
         test_set=test_set,
         sampler=sampler,
-        preprocessing=preprocessing_of(
-            options.model, model, options.reading.min_crop_area, options.reading.horizontal_flip
-        ),
+        preprocessing=preprocessing,
         start=start,
         stop=stop,
         path=start.folder or decide_on_main(world, lambda: choose_folder(options.run, is_named)),
@@ -80,11 +92,29 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         meter=Meter(world),
         epoch=Meter(world),
         watch=build_watch(stage, options.watch, options.loss),
-        pace=build_pace(options.schedule, options.run, options.batches, len(train_set)),
+        pace=build_pace(options.schedule, options.run, options.batches),
     )
     if checkpoint is not None:
         run.restore(checkpoint)
     return run
+
+
+def check_stage(loss_name: str, stage: Stage) -> None:
+    """Raise ValueError where a loss is one of the other stage."""
+    if stage_of(loss_name) != stage.number:
+        script = SCRIPTS[stage_of(loss_name)]
+        raise ValueError(f"{loss_name} is a loss of the other stage: train it with {script}")
+
+
+def prepare_images(
+    options: parts.ModelOptions,
+    machine: parts.MachineOptions,
+    reading: parts.ReadingOptions,
+    model: EmbeddingModel,
+) -> Preprocessing:
+    """Build the image pipeline of a training."""
+    augmentation = reading.min_crop_area, reading.horizontal_flip
+    return preprocessing_of(options, model, machine.max_pixels, *augmentation)
 
 
 def build_watch(stage: Stage, options: parts.WatchOptions, loss: parts.LossOptions) -> Watch:
@@ -100,11 +130,24 @@ def build_pace(
     schedule: parts.ScheduleOptions,
     run: parts.RunOptions,
     batches: parts.BatchOptions,
-    num_images: int,
 ) -> Pace:
     """Build what tells when the run ends; tests are those of --test_iter_step, or one an epoch."""
-    epoch = math.ceil(num_images / batches.train_batch_size) if run.log_epochs else 0
+    epoch = math.ceil(schedule.epoch_size / batches.train_batch_size) if run.log_epochs else 0
     return Pace(schedule.total_iter_num, run.test_iter_step or epoch)
+
+
+def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
+    """Return what the weights that a training starts from say of their model, if anything.
+
+    A run that is resumed does not need them any more, so that they may be gone.
+    """
+    if weights is None or checkpoint not in (None, AUTO):
+        return {}
+    try:
+        meta = read_metadata(weights)
+        return {} if meta is None else facts_of_model(meta)
+    except FileNotFoundError:
+        return {}
 
 
 def describe(
@@ -165,7 +208,7 @@ def prepare_network(
     if options.pretrained_model and is_new:
         report = load_weights(model, options.pretrained_model)
         if machine.world.is_main:
-            log(f"weights: {report.source}, {len(report.loaded)} tensors loaded")
+            log(f"weights: {report.source}, {len(report.loaded)} tensors loaded{report.remarks}")
             if report.missing:
                 log(f"weights: {', '.join(report.missing)} not there, starting as new")
     if machine.recompute:

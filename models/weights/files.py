@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from metric_learning.common.inert_pickle import describe_strangers
 from metric_learning.models.weights import paddle
+from metric_learning.models.weights.checksum import check_file
+from metric_learning.models.weights.groups import Group, find_groups
+from metric_learning.models.weights.torch_file import LEGACY, ZIP, read_torch
 
-WRAPPERS = ("model", "state_dict", "model_state_dict")
+PART = "::"  # FILE::PART: one of several networks in a file
+OWN_GROUP = "model"  # of this project's checkpoints
 COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh")
-ZIP = b"PK\x03\x04"
-TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ONNX = b"\x08"  # its first field, the version of the form
 IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 
@@ -31,25 +31,47 @@ class WeightsFile:
 
     path: Path  # the file or folder that was read
     source: str  # its form, for people: "safetensors", "torch", "paddle pickle" and so on
-    # tensors by the names that the file uses; empty for Paddle's forms
-    tensors: dict[str, torch.Tensor]
+    # tensors by the place of their dict in the file, "" at the top; empty for Paddle's forms
+    groups: dict[str, Group]
     arrays: dict[str, np.ndarray]  # Paddle's variables by name; empty for the other forms
     # facts that this project wrote beside the weights; None in files of others
     metadata: dict[str, Any] | None = None
+    part: str = ""  # which of several networks is meant: a beginning of its names, or of a group's
+    # what weights cannot be, by place and name: quantised, sparse and other tensors
+    oddities: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> Group:
+        """The tensors of the network, by the names that the file uses: those of the largest group.
+
+        Of several networks in one group, these are all of them, but for a part that was named.
+        """
+        found = [
+            {key: group[key] for key in group if self.is_meant(f"{place}.{key}")}
+            for place, group in self.groups.items()
+        ]
+        return max(found, key=len, default={})
+
+    def is_meant(self, name: str) -> bool:
+        """Whether a tensor or a prefix belongs to the part that was named, if any was."""
+        return not self.part or f".{self.part}." in f".{name}."
 
 
 def read_weights(path: str | PathLike[str]) -> WeightsFile:
-    """Read a weights file or folder, its form told by its content.
+    """Read a weights file or folder, its form told by its content; `FILE::PART` names a part of it.
+
+    What the form has checksums for is checked. Nothing that a file names is run.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no weights file, or a damaged one.
     """
+    part = _split(path)[1]
     path, source = identify(path)
     if source == "safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(path, part)
     if source == "torch":
-        return _read_torch(path)
+        return _read_torch(path, part)
     readers = {
         "paddle pickle": paddle.read_pickle,
         "paddle folder": paddle.read_folder,
@@ -58,10 +80,28 @@ def read_weights(path: str | PathLike[str]) -> WeightsFile:
     return WeightsFile(path, source, {}, readers[source](path))
 
 
+def read_metadata(path: str | PathLike[str]) -> dict[str, Any] | None:
+    """Return the facts that this project wrote beside the weights; None for files of others."""
+    path, source = identify(path)
+    if source == "safetensors":
+        return _metadata_of(_open_safetensors(path)[1])
+    return (
+        _own_metadata(_meta(read_torch(path, whole=False).content)) if source == "torch" else None
+    )
+
+
+def _split(path: str | PathLike[str]) -> tuple[Path, str]:
+    """Split `FILE::PART`, unless a file has that name."""
+    name, _, part = str(path).rpartition(PART)
+    if not name or Path(path).expanduser().exists():
+        return Path(path).expanduser(), ""
+    return Path(name).expanduser(), part.strip(".")
+
+
 def identify(path: str | PathLike[str]) -> tuple[Path, str]:
     """Return the path to read (`PREFIX.pdparams` may be given as `PREFIX`) and its form."""
     # Which file is meant.
-    path = Path(path).expanduser()
+    path, _ = _split(path)
     prefixed = path.with_name(f"{path.name}.pdparams")
     if not path.exists() and prefixed.is_file():
         path = prefixed
@@ -72,6 +112,8 @@ def identify(path: str | PathLike[str]) -> tuple[Path, str]:
         )
     if path.is_dir():
         return path, "paddle folder"
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a weights file, found a pipe or a device")
 
     # Which form it has, by its first bytes.
     with path.open("rb") as file:
@@ -80,7 +122,7 @@ def identify(path: str | PathLike[str]) -> tuple[Path, str]:
         raise ValueError(f"{path}: the weights file is empty; copy or fetch it again")
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return path, "safetensors"
-    if head.startswith(TORCH_LEGACY) or (head.startswith(ZIP) and not _is_torchscript(path)):
+    if head.startswith(LEGACY) or (head.startswith(ZIP) and not _is_torchscript(path)):
         return path, "torch"
     if head.startswith(COMPRESSED) or head[257:262] == b"ustar":
         return path, "paddle archive"
@@ -121,20 +163,32 @@ def _describe(head: bytes) -> str:
     return "of an unknown format" if b"\0" in head else "text"
 
 
-def _read_safetensors(path: Path) -> WeightsFile:
+def _read_safetensors(path: Path, part: str) -> WeightsFile:
+    check_file(path)
+    tensors, entries = _open_safetensors(path, with_tensors=True)
+    return WeightsFile(path, "safetensors", {"": tensors}, {}, _metadata_of(entries), part)
+
+
+def _open_safetensors(path: Path, with_tensors: bool = False) -> tuple[Group, dict[str, str]]:
+    """Read the tensors of a file, if asked for, and the texts of its header."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            entries = file.metadata() or {}
-    except SafetensorError as error:
+            keys = file.keys() if with_tensors else ()
+            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+    except OSError:
+        raise
+    except Exception as error:  # types that this version of torch lacks are errors of other kinds
+        reason = str(error).partition("\n")[0][:120] or type(error).__name__
         raise ValueError(
-            f"{path}: not a readable safetensors file ({error}); copy or fetch it again"
+            f"{path}: not a readable safetensors file ({reason}); copy or fetch it again"
         ) from error
+
+
+def _metadata_of(entries: dict[str, str]) -> dict[str, Any] | None:
     try:
-        metadata = json.loads(entries.get("metadata", "null"))
-    except json.JSONDecodeError:
-        metadata = None
-    return WeightsFile(path, "safetensors", tensors, {}, _own_metadata(metadata))
+        return _own_metadata(json.loads(entries.get("metadata", "null")))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _own_metadata(found: Any) -> dict[str, Any] | None:
@@ -143,44 +197,28 @@ def _own_metadata(found: Any) -> dict[str, Any] | None:
     return found if is_own else None
 
 
-def _read_torch(path: Path) -> WeightsFile:
-    with path.open("rb") as file:
-        is_zip = file.read(len(ZIP)) == ZIP  # the legacy form cannot be mapped
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({named[1]})" if named else ""
-        raise ValueError(
-            f"{path}: holds Python objects besides tensors{what}, which are not loaded because "
+def _read_torch(path: Path, part: str) -> WeightsFile:
+    file = read_torch(path)
+    groups, oddities = find_groups(file.content)
+    metadata = _own_metadata(_meta(file.content))
+    if metadata is not None and not part:
+        groups = {place: group for place, group in groups.items() if place == OWN_GROUP}
+    if not groups:
+        raise ValueError(f"{path}: holds no weights{_describe_rest(file.strangers, oddities)}")
+    return WeightsFile(path, "torch", groups, {}, metadata, part, oddities)
+
+
+def _describe_rest(strangers: set[str], oddities: dict[str, str]) -> str:
+    """Say what a file holds instead of weights, and what to do."""
+    if strangers:
+        return (
+            f" but Python objects ({describe_strangers(strangers)}), which are not made because "
             "they can run code; save the model's state_dict() alone"
-        ) from error
-    except Exception as error:  # torch.load of a damaged file can raise anything
-        reason = str(error).partition("\n")[0][:120]
-        raise ValueError(
-            f"{path}: truncated, damaged or not a torch file ({reason}); copy or fetch it again"
-        ) from error
-
-    metadata = content.get("meta") if isinstance(content, dict) else None
-    return WeightsFile(path, "torch", _find_tensors(content, path), {}, _own_metadata(metadata))
-
-
-def _find_tensors(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Return the state dict itself or the one under a usual key."""
-    while isinstance(content, dict):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
-        if inner is None:
-            break
-        content = inner
-
-    items = content.items() if isinstance(content, dict) else ()
-    tensors = {
-        key: value
-        for key, value in items
-        if isinstance(key, str) and isinstance(value, torch.Tensor)
-    }
-    if not tensors:
-        raise ValueError(
-            f"{path}: holds no weights; expected a state dict, plain or under {', '.join(WRAPPERS)}"
         )
-    return tensors
+    if oddities:
+        return f" but tensors that are {', '.join(sorted(set(oddities.values())))}; save plain ones"
+    return "; expected a state dict, wherever it lies in the file"
+
+
+def _meta(content: Any) -> Any:
+    return content.get("meta") if isinstance(content, dict) else None

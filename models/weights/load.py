@@ -17,12 +17,20 @@ from metric_learning.common.atomic import write_atomically
 from metric_learning.models.clip import NEITHER_PARTS, OPENAI_PARTS, PREFIX, TEXT_PARTS, ImageTower
 from metric_learning.models.embedder import EmbeddingModel
 from metric_learning.models.options import changed_options, options_of
-from metric_learning.models.weights import paddle
-from metric_learning.models.weights.files import WeightsFile, identify, read_weights
+from metric_learning.models.weights import checksum, paddle
+from metric_learning.models.weights.files import WeightsFile, read_weights
+from metric_learning.models.weights.groups import Group
+from metric_learning.models.weights.match import (
+    BACKBONE,
+    COUNTERS,
+    POSITIONS,
+    Place,
+    find_place,
+    is_usable,
+)
 
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 CLASSIFIERS = ("fc", "classifier", "head", "heads", "head_dist", "last_linear", "logits")
-POSITIONS = ("positional_embedding", "pos_embed")  # how open_clip's and timm's names of them end
+EMBEDDING = "embedding.weight"
 CLASSIFIER_PARTS = {"weight": "bias", "w_0": "b_0"}  # of a linear layer: torch's, Paddle's
 
 
@@ -32,48 +40,53 @@ class WeightsReport:
 
     loaded: list[str]  # the model's keys that were filled
     missing: list[str]  # the model's keys that the file lacks: none but those of `new_parts`
-    # the file's keys that were left out: class layers, loss heads, text towers
+    # the file's keys that were left out: class layers, loss heads, text towers, metrics, teachers
     unexpected: list[str]
     source: str  # the form of the file, for people
+    place: str = ""  # where in a file of others the network lies, such as state_dict.teacher
+
+    @property
+    def remarks(self) -> str:
+        """What a line about it ends with: where they lay, and what of the file was left out."""
+        rest, place = self.unexpected, self.place and f" from {self.place}"
+        return place + (f", {len(rest)} left out: {first_keys(rest)}" if rest else "")
 
 
 def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsReport:
-    """Load a weights file into a model; the model is changed only if everything fits.
+    """Load a weights file into a model; the model is changed only if the whole backbone fits.
 
-    Reads this project's checkpoints, torch state dicts (plain or under a usual key, with or
-    without wrapper prefixes; so torchvision's ResNets, timm's models and both towers of
-    open_clip's), .safetensors and Paddle's two forms. The absolute position
-    embedding of a vision transformer is resampled to the model's image size.
+    Reads this project's checkpoints, what torch.save wrote of others (state dicts, checkpoints of
+    trainers, pickled modules), .safetensors and Paddle's two forms; the backbone is found in them
+    wherever it lies, see `match.find_place`. What else they hold is left out and listed.
+    `FILE::PART` chooses one of several networks. The absolute position embedding of a vision
+    transformer is resampled to the model's image size.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no weights, or those of another model.
+        ValueError: it holds no weights, those of another model, or several that fit.
     """
     file = read_weights(path)
-    tensors = _named_tensors(model, file)
+    place = find_place(model, file, _named_groups(model, file))
     own = model.state_dict()
 
-    # Find the place of each tensor in the model.
-    matched: dict[str, torch.Tensor] = {}
-    unexpected: dict[str, str] = {}  # bare key -> the file's key
-    for key, tensor in tensors.items():
-        target = _normalise(key, own)
-        if target in matched or target in unexpected:
-            raise ValueError(f"{file.path}: holds {target} twice; keep one model's weights in it")
-        if target in own:
-            matched[target] = tensor
-        elif not target.endswith("num_batches_tracked"):
-            unexpected[target] = key
+    # The file's tensor of each of the model.
+    keys = {name: place.key_of(name) for name in own}
+    matched = {name: place.tensors[key] for name, key in keys.items() if key in place.tensors}
+    _drop_strange_embedding(model, matched)
+    missing = [key for key in own if key not in matched and not key.endswith(COUNTERS)]
+    used = {keys[name] for name in matched}
+    left_out = [key for key in place.tensors if key not in used and not key.endswith(COUNTERS)]
     _resample_positions(model, matched)
-    missing = [k for k in own if k not in matched and not k.endswith("num_batches_tracked")]
 
     # Load all of them, or none.
-    _check_embedding(model, file, matched, tensors, unexpected)
+    _check_embedding(model, file, place)
     _check_options(model, file)
     _check_activation(model, file)
-    _check_backbone(model, file, matched, missing, unexpected)
+    _check_backbone(model, file, place, matched, missing, left_out)
     model.load_state_dict(matched, strict=False)
-    return WeightsReport(list(matched), missing, list(unexpected.values()), file.source)
+    model.take_norm(file.metadata or {})
+    where = place.name if file.metadata is None else ""
+    return WeightsReport(list(matched), missing, left_out, file.source, where)
 
 
 @dataclass(frozen=True)
@@ -93,14 +106,14 @@ def load_classifier(model: EmbeddingModel, path: str | PathLike[str]) -> Classif
     if changed_options(model.options):
         return None
     file = read_weights(path)
-    own = model.state_dict()
-    tensors = _named_tensors(model, file).items()
-    named = {_normalise(key, own): tensor for key, tensor in tensors}
+    place = find_place(model, file, _named_groups(model, file))
+    own = {place.key_of(name) for name in model.state_dict()}
+    named = {place.bare(key): place.tensors[key] for key in place.tensors if key not in own}
 
     found: dict[str, Classifier] = {}
     for key, tensor in named.items():
         layer, _, part = key.rpartition(".")
-        if key in own or part not in CLASSIFIER_PARTS or not _is_classifier(key, model):
+        if part not in CLASSIFIER_PARTS or not _is_classifier(key, model):
             continue
         weight = tensor.T if part == "w_0" else tensor
         if weight.ndim < 2 or weight[0].numel() != model.embedding_size:
@@ -125,20 +138,15 @@ def save_weights(
         key: tensor.detach().cpu().contiguous().clone()
         for key, tensor in model.state_dict().items()
     }
-    data = save(tensors, {"format": "pt", "metadata": json.dumps(metadata)})
+    texts = {"format": "pt", "metadata": json.dumps(metadata), checksum.NAME: checksum.ZEROS}
+    data = checksum.with_checksum(save(tensors, texts))
     write_atomically(Path(path), lambda temporary: temporary.write_bytes(data))
 
 
-def read_metadata(path: str | PathLike[str]) -> dict[str, Any] | None:
-    """Return the facts that this project wrote beside the weights; None for files of others."""
-    path, source = identify(path)
-    return None if source.startswith("paddle") else read_weights(path).metadata
-
-
-def _named_tensors(model: EmbeddingModel, file: WeightsFile) -> dict[str, torch.Tensor]:
-    """Return a file's tensors by name; Paddle's get the names of this project."""
+def _named_groups(model: EmbeddingModel, file: WeightsFile) -> dict[str, Group]:
+    """Return a file's tensors by place and name; Paddle's get the names of this project."""
     if not file.arrays:
-        return file.tensors
+        return file.groups
 
     if model.name not in paddle.PADDLE_MODELS:
         raise ValueError(
@@ -152,30 +160,18 @@ def _named_tensors(model: EmbeddingModel, file: WeightsFile) -> dict[str, torch.
             "(res2a_branch1), torch's have none; give torch or .safetensors weights"
         )
     embedding_size = 0 if _has_no_embedding(model) else model.embedding_size
-    return paddle.to_state_dict(file.arrays, model.feature_size, embedding_size)
+    return {"": paddle.to_state_dict(file.arrays, model.feature_size, embedding_size)}
 
 
 def _has_no_embedding(model: EmbeddingModel) -> bool:
     return isinstance(model.embedding, torch.nn.Identity)
 
 
-def _normalise(key: str, own: dict[str, torch.Tensor]) -> str:
-    """Return the model's name of a file's key, or the key without wrapper prefixes."""
-    while True:
-        for target in (key, f"backbone.{key}"):
-            if target in own:
-                return target
-        prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
-        if prefix is None:
-            return key
-        key = key.removeprefix(prefix)
-
-
 def _resample_positions(model: EmbeddingModel, matched: dict[str, torch.Tensor]) -> None:
     """Fit position embeddings, (N, D) or (1, N, D), of weights trained at another image size."""
     for name, own in model.state_dict().items():
         positions = matched.get(name)
-        if positions is None or not name.endswith(POSITIONS):
+        if positions is None or not name.endswith(POSITIONS) or not positions.is_floating_point():
             continue
         if positions.ndim != own.ndim or own.ndim not in (2, 3):
             continue
@@ -190,20 +186,20 @@ def _resample_positions(model: EmbeddingModel, matched: dict[str, torch.Tensor])
             matched[name] = grid.reshape(own.shape)
 
 
-def _check_embedding(
-    model: EmbeddingModel,
-    file: WeightsFile,
-    matched: dict[str, torch.Tensor],
-    tensors: dict[str, torch.Tensor],
-    unexpected: dict[str, str],
-) -> None:
+def _drop_strange_embedding(model: EmbeddingModel, matched: dict[str, torch.Tensor]) -> None:
+    """Leave out a layer of others that is called embedding, but is none on the feature."""
+    weight = matched.get(EMBEDDING)
+    if weight is not None and (weight.ndim != 2 or weight.shape[1] != model.feature_size):
+        for name in [name for name in matched if name.startswith("embedding.")]:
+            del matched[name]
+
+
+def _check_embedding(model: EmbeddingModel, file: WeightsFile, place: Place) -> None:
     """Refuse an embedding layer of the file that the model lacks or has in another size."""
-    weight = matched.get("embedding.weight")
-    if "embedding.weight" in unexpected:
-        weight = tensors[unexpected["embedding.weight"]]
-    if weight is None:
+    weight = place.tensors.get(place.key_of(EMBEDDING))
+    if weight is None or weight.ndim != 2 or weight.shape[1] != model.feature_size:
         return
-    size = weight.shape[0] if weight.ndim else 0
+    size = len(weight)
     if _has_no_embedding(model) or size != model.embedding_size:
         own = "none" if _has_no_embedding(model) else f"one of {model.embedding_size}"
         raise ValueError(
@@ -237,9 +233,10 @@ def _check_options(model: EmbeddingModel, file: WeightsFile) -> None:
 def _check_backbone(
     model: EmbeddingModel,
     file: WeightsFile,
-    matched: dict[str, torch.Tensor],
+    place: Place,
+    matched: Group,
     missing: list[str],
-    unexpected: dict[str, str],
+    left_out: list[str],
 ) -> None:
     """Refuse weights that do not fill the backbone, fill a new part by half, or fill more."""
     own = model.state_dict()
@@ -250,21 +247,27 @@ def _check_backbone(
     )
 
     needed = [key for key in missing if not key.startswith(empty)]
-    strange = [key for bare, key in unexpected.items() if not _may_be_left_out(bare, model)]
+    odd = {place.key_of(key): key for key in needed}
+    odd = {name: key for key, name in odd.items() if _name_in(place, key) in file.oddities}
     misfits = [
-        f"{key} {tuple(tensor.shape)} for {tuple(own[key].shape)}"
+        f"{key} {describe(tensor)} for {describe(own[key])}"
         for key, tensor in matched.items()
-        if tensor.shape != own[key].shape
-        or tensor.is_floating_point() != own[key].is_floating_point()
+        if not is_usable(tensor, own[key])
     ]
-    problems = {"missing": needed, "unexpected": strange, "of another shape or type": misfits}
+    misfits += [f"{key} {file.oddities[_name_in(place, place.key_of(key))]}" for key in odd]
+    problems = {
+        "missing": [key for key in needed if key not in odd],
+        "unexpected": [key for key in left_out if _is_inside(key, place, model)],
+        "of another shape or type": misfits,
+    }
     found = [f"{len(keys)} {what} ({first_keys(keys)})" for what, keys in problems.items() if keys]
     if not found:
         return
 
     name = (file.metadata or {}).get("model")
     hint = f"pass --model={name}" if name and name != model.name else "check --model"
-    if "logit_scale" in unexpected and not isinstance(model.backbone, ImageTower):
+    is_clip = any(place.bare(key) == "logit_scale" for key in left_out)
+    if is_clip and not isinstance(model.backbone, ImageTower):
         hint = f"weights of CLIP's two towers need --model={PREFIX}NAME"
     raise ValueError(
         f"{file.path}: these look like weights of another model than {model.name}: "
@@ -272,16 +275,35 @@ def _check_backbone(
     )
 
 
+def _name_in(place: Place, key: str) -> str:
+    return f"{place.group}.{key}" if place.group else key
+
+
+def describe(tensor: torch.Tensor) -> str:
+    """Return shape and type of a tensor in words; float32 goes without saying."""
+    kind = "" if tensor.dtype == torch.float32 else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
+
+
 def first_keys(keys: list[str], limit: int = 5) -> str:
     """Join the first keys, with dots where there are more."""
     return ", ".join([*keys[:limit], *["..."] * (len(keys) > limit)])
 
 
-def _may_be_left_out(key: str, model: EmbeddingModel) -> bool:
-    """Tell whether a key without prefixes belongs to something beside the backbone."""
+def _is_inside(key: str, place: Place, model: EmbeddingModel) -> bool:
+    """Tell whether a key that was left out is within a part of the backbone.
+
+    There it is a layer that this model lacks, so that others would compute something else without
+    it: another depth, another kind of block. Beside the backbone may be anything.
+    """
+    if not key.startswith(place.prefix):
+        return False
+    part, dot, _ = key.removeprefix(place.prefix).partition(".")
     is_clip = isinstance(model.backbone, ImageTower)
-    is_beside_images = key.partition(".")[0] in (*TEXT_PARTS, *NEITHER_PARTS)
-    return _is_classifier(key, model) or (is_clip and is_beside_images)
+    is_beside_images = is_clip and part in (*TEXT_PARTS, *NEITHER_PARTS)
+    parts = {name.split(".")[1] for name in model.state_dict() if name.startswith(BACKBONE)}
+    is_part = bool(dot) and part in parts
+    return is_part and not is_beside_images and not _is_classifier(place.bare(key), model)
 
 
 def _is_classifier(key: str, model: EmbeddingModel) -> bool:

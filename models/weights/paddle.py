@@ -22,6 +22,7 @@ PADDLE_MODELS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
 # By VarType.Type of Paddle's framework.proto.
 DTYPES = {0: "?", 1: "<i2", 2: "<i4", 3: "<i8", 4: "<f2", 5: "<f4", 6: "<f8", 20: "u1", 21: "i1"}
 VERSION_0 = bytes(4)  # what every variable file begins with
+MOST_BYTES = 2**32  # of all variables; those of ResNet152 take 240 MB
 CLASS_LAYER = 1000  # width of the ImageNet class layer in Paddle's published weights
 
 OPTIMIZER_VARIABLE = re.compile(
@@ -58,7 +59,7 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
     try:
         with tarfile.open(path, "r:*") as archive:
             return _read_variables(_members(archive, path), path)
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error, struct.error) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: not a readable archive ({reason}); fetch it again") from error
 
@@ -122,6 +123,8 @@ def _resnet_name(name: str) -> str | None:
 def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, IO[bytes], str]]:
     """Yield name, open file and origin of an archive's regular files."""
     for member in archive:
+        if member.issparse():
+            raise ValueError(f"{path}: {member.name} has holes, which no variable has")
         file = archive.extractfile(member) if member.isfile() else None
         if file is not None:
             yield Path(member.name).name, file, f"{path}: {member.name}"
@@ -132,14 +135,18 @@ def _read_variables(
 ) -> dict[str, np.ndarray]:
     """Parse the files that are variables; others (a README) are passed over."""
     arrays: dict[str, np.ndarray] = {}
+    left = MOST_BYTES
     for name, file, origin in files:
         with file:
             head = file.read(4)
             is_variable = _resnet_name(name) is not None or is_head(name) or head == VERSION_0
             if not is_variable or OPTIMIZER_VARIABLE.fullmatch(name):
                 continue
-            content = head + file.read()
+            content = head + file.read(left)
+            left -= len(content)
 
+        if left <= 0:
+            raise ValueError(f"{path}: its variables are larger than any network's")
         if name in arrays:
             raise ValueError(f"{path}: holds variable {name} twice; keep one checkpoint in it")
         arrays[name] = _parse_variable(content, origin)

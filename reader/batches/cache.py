@@ -26,7 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from metric_learning.reader.sets.image_set import ImageError, ImageSet
+from metric_learning.reader.sets.image_set import (
+    AS_REFERENCE,
+    DECODER,
+    Decoding,
+    ImageError,
+    ImageSet,
+)
 
 VERSION = 1
 ENTRY = np.dtype(
@@ -118,8 +124,11 @@ class CachedImageSet(ImageSet):
         values = {field.name: getattr(image_set, field.name) for field in fields(image_set)}
         return cls(**values, cached=cached)
 
-    def read_image(self, i: int) -> np.ndarray:
-        """Return image i as it is in the cache, (H, W, 3) uint8; ImageError if it was broken."""
+    def read_image(self, i: int, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
+        """Return image i as it is in the cache, (H, W, 3) uint8; ImageError if it was broken.
+
+        It was decoded when the cache was built, as about.json says.
+        """
         assert self.cached is not None
         rgb = self.cached.read(i)
         if rgb is None:
@@ -129,7 +138,7 @@ class CachedImageSet(ImageSet):
         return rgb
 
 
-def describe(image_set: ImageSet, short_side: int) -> dict[str, Any]:
+def describe(image_set: ImageSet, short_side: int, alpha: str) -> dict[str, Any]:
     """Return what a cache of these images depends on, as about.json says it."""
     names = relative_paths(image_set.paths)
     sizes = map(_file_size, image_set.paths)
@@ -139,6 +148,8 @@ def describe(image_set: ImageSet, short_side: int) -> dict[str, Any]:
         "dataset": image_set.name,
         "split": image_set.split,
         "cache_size": short_side,
+        "decoder": DECODER,
+        "alpha": alpha,
         "images": len(image_set),
         "files": f"sha256:{sha256(lines.encode(errors='surrogateescape')).hexdigest()}",
     }

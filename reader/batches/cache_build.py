@@ -41,7 +41,7 @@ from metric_learning.reader.batches.cache import (
     read_entries,
 )
 from metric_learning.reader.batches.loader import check_broken
-from metric_learning.reader.sets.image_set import ImageError, ImageSet
+from metric_learning.reader.sets.image_set import AS_REFERENCE, Decoding, ImageError, ImageSet
 from metric_learning.reader.transforms import reduce_image, resized_shape
 
 GB = 10**9
@@ -54,6 +54,7 @@ def open_cache(
     image_set: ImageSet,
     folder: Path,
     short_side: int,
+    decoding: Decoding = AS_REFERENCE,
     *,
     num_workers: int,
     on_bad_image: str,
@@ -76,10 +77,10 @@ def open_cache(
             f"--cache is not used by --dataset={image_set.name}, whose images are in memory: leave "
             "it out"
         )
-    about = describe(image_set, short_side)
+    about = describe(image_set, short_side, decoding.alpha)
     if not is_complete(folder, about):
         builder = _Builder(
-            image_set, CachePaths(folder), about, max(1, num_workers), on_bad_image, log
+            image_set, decoding, CachePaths(folder), about, max(1, num_workers), on_bad_image, log
         )
         with locked(folder, log):
             if not is_complete(folder, about):
@@ -114,6 +115,7 @@ class _Builder:
     """One build of a cache, from nothing or from what an earlier one left."""
 
     image_set: ImageSet
+    decoding: Decoding
     files: CachePaths
     about: dict[str, Any]
     num_workers: int
@@ -152,7 +154,7 @@ class _Builder:
     def _shape(self, i: int) -> tuple[int, int] | ImageError:
         """Height and width of image i in the cache, or its error."""
         try:
-            return self._reduced(*self.image_set.read_shape(i))
+            return self._reduced(*self.image_set.read_shape(i, self.decoding))
         except ImageError as error:
             return error
 
@@ -222,7 +224,7 @@ class _Builder:
         entry = self._entries[i]
         shape = int(entry["height"]), int(entry["width"])
         try:
-            rgb = self.image_set.read_image(i)
+            rgb = self.image_set.read_image(i, self.decoding)
             if self._reduced(*rgb.shape[:2]) != shape:
                 path = self.image_set.paths[i]
                 raise ImageError(f"cannot read image {path}: its size is not that of its head")

@@ -241,10 +241,10 @@ class TrainBatches(Dataset):
 
     def _read(self, i: int) -> np.ndarray | JpegFile:
         if self.reading.hand_over != "files":
-            return self.image_set.read_image(i)
+            return self.image_set.read_image(i, self.preprocessing.decoding)
         from metric_learning.reader.batches.on_device import read_file
 
-        return read_file(self.image_set, i)
+        return read_file(self.image_set, i, self.preprocessing.decoding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,9 +260,9 @@ class EvalBatches(Dataset):
         start = number * self.batch_size
         indices = self.indices[start : start + self.batch_size]
         crop = TRANSFORMS[self.preprocessing.transform].test
-        size = self.preprocessing.crop_size
+        size, decoding = self.preprocessing.crop_size, self.preprocessing.decoding
         try:
-            crops = [crop(self.image_set.read_image(int(i)), size) for i in indices]
+            crops = [crop(self.image_set.read_image(int(i), decoding), size) for i in indices]
         except ImageError as error:
             return error
         return Batch(stack(crops), torch.from_numpy(self.image_set.labels[indices]), {})

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
-from metric_learning.reader.sets.image_set import ImageSet, decode_image, is_whole_jpeg
+from metric_learning.reader.sets.exif import TURNS, oriented_shape
+from metric_learning.reader.sets.image_set import (
+    AS_REFERENCE,
+    Decoding,
+    ImageSet,
+    check_size,
+    decode_image,
+    is_whole_jpeg,
+)
+from metric_learning.reader.sets.jpeg_head import read_jpeg_head
 from metric_learning.reader.transforms import Crop, resize_bilinear
 
-# Modes of JPEG files, as Pillow names them, that a GPU decodes as the CPU does; CMYK is not one.
-DEVICE_MODES = ("RGB", "L")
+# Colours of JPEG files that a GPU decodes as the CPU does; CMYK has 4.
+DEVICE_COMPONENTS = (1, 3)
+UNLIMITED = Decoding(max_pixels=sys.maxsize)  # for files whose size `read_file` has checked
 
 
 class JpegFile(NamedTuple):
-    """An image that is still a JPEG file: its path, its bytes, (n,) uint8, height and width."""
+    """An image that is still a JPEG file: its path, its bytes, (n,) uint8, height and width.
+
+    They are those of the upright image; it is stored in the EXIF orientation, 1 to 8.
+    """
 
     path: str
     data: np.ndarray
     shape: tuple[int, int]
+    orientation: int
 
 
-def read_file(image_set: ImageSet, i: int) -> np.ndarray | JpegFile:
+def read_file(
+    image_set: ImageSet, i: int, decoding: Decoding = AS_REFERENCE
+) -> np.ndarray | JpegFile:
     """Read image i, and decode it where no GPU could; ImageError if that cannot be."""
-    path, data = image_set.paths[i], image_set.read_bytes(i)
-    shape = _device_jpeg_shape(data)
-    if shape is None:
-        return decode_image(data, path)
-    return JpegFile(path, np.frombuffer(data, np.uint8), shape)
-
-
-def _device_jpeg_shape(data: bytes) -> tuple[int, int] | None:
-    """Return height and width of a JPEG that can be decoded on a GPU; None of another image."""
-    if not is_whole_jpeg(data):
-        return None
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return (image.height, image.width) if image.mode in DEVICE_MODES else None
-    except Exception:  # headers can break in many ways; the decoder then says what is wrong
-        return None
+    path, data = image_set.paths[i], image_set.read_bytes(i, decoding)
+    head = read_jpeg_head(data) if is_whole_jpeg(data) else None
+    if head is None or head.num_components not in DEVICE_COMPONENTS:
+        return decode_image(data, path, decoding)
+    check_size(head.height * head.width, path, decoding)
+    shape = oriented_shape((head.height, head.width), head.orientation)
+    return JpegFile(path, np.frombuffer(data, np.uint8), shape, head.orientation)
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class WholeImages:
     lengths: list[int]  # bytes of each image
     shapes: list[tuple[int, int]]  # height and width of each image in pixels
     crops: list[Crop]  # what is to be taken of each image
-    # the path of each image that is still a JPEG file; None: its pixels are there
-    jpegs: list[str | None]
+    # path and EXIF orientation of each image that is still a JPEG file; None: its pixels are there
+    jpegs: list[tuple[str, int] | None]
 
     def __getitem__(self, part: slice) -> WholeImages:
         """Return some successive images."""
@@ -98,35 +104,54 @@ class WholeImages:
         # In one copy where there is nothing to decode, which starts from bytes on the CPU.
         data = self.data if any(self.jpegs) else self.data.to(device, non_blocking=True)
         parts = data.split(self.lengths)
-        files = [(path, part) for path, part in zip(self.jpegs, parts, strict=True) if path]
+        files = [(*jpeg, part) for jpeg, part in zip(self.jpegs, parts, strict=True) if jpeg]
         decoded = iter(decode_on_device(files, device) if files else ())
         return [
             next(decoded)
-            if path
+            if jpeg
             else part.to(device, non_blocking=True).view(*shape, 3).permute(2, 0, 1)
-            for path, part, shape in zip(self.jpegs, parts, self.shapes, strict=True)
+            for jpeg, part, shape in zip(self.jpegs, parts, self.shapes, strict=True)
         ]
 
 
 def decode_on_device(
-    files: Sequence[tuple[str, torch.Tensor]], device: torch.device
+    files: Sequence[tuple[str, int, torch.Tensor]], device: torch.device
 ) -> list[torch.Tensor]:
-    """Decode JPEG files to (3, H, W) uint8 with nvJPEG; where it fails, with OpenCV.
+    """Decode JPEG files to upright (3, H, W) uint8 with nvJPEG; where it fails, with OpenCV.
 
-    `files` are path, for the error message, and bytes of each file, (n,) uint8 on the CPU; the
-    device is a CUDA device. ImageError if a file is broken.
+    `files` are path, for the error message, EXIF orientation, and bytes of each file, (n,) uint8 on
+    the CPU; the device is a CUDA device. ImageError if a file is broken.
     """
     from torchvision.io import ImageReadMode, decode_jpeg  # takes long to import
 
+    if device.type == "cuda":
+        # The decoder writes on a stream of its own, which does not wait for this one, into memory
+        # that this one was the last to use: kernels still in its queue would find it overwritten.
+        torch.cuda.current_stream(device).synchronize()
     try:
-        return decode_jpeg([data for _, data in files], mode=ImageReadMode.RGB, device=device)
+        data = [data for _, _, data in files]
+        images = decode_jpeg(data, mode=ImageReadMode.RGB, device=device)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # one bad file, or one of a kind that nvJPEG lacks, fails the whole batch
         return [
-            torch.from_numpy(decode_image(data.numpy().tobytes(), path)).to(device).permute(2, 0, 1)
-            for path, data in files
+            torch.from_numpy(decode_image(data.numpy().tobytes(), path, UNLIMITED))
+            .to(device)
+            .permute(2, 0, 1)
+            for path, _, data in files
         ]
+    return [
+        turn_upright(image, orientation)
+        for image, (_, orientation, _) in zip(images, files, strict=True)
+    ]
+
+
+def turn_upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Turn an image (3, H, W) as it is stored upright, as `orient` does on the CPU."""
+    is_transposed, turns_rows, turns_columns = TURNS[orientation]
+    image = image.transpose(1, 2) if is_transposed else image
+    turned = [1] * turns_rows + [2] * turns_columns
+    return image.flip(turned) if turned else image
 
 
 def pack(samples: Sequence[tuple[np.ndarray | JpegFile, Crop]]) -> WholeImages:
@@ -139,5 +164,8 @@ def pack(samples: Sequence[tuple[np.ndarray | JpegFile, Crop]]) -> WholeImages:
         [len(data) for data in flat],
         [(image.shape[0], image.shape[1]) for image, _ in samples],
         [crop for _, crop in samples],
-        [image.path if isinstance(image, JpegFile) else None for image, _ in samples],
+        [
+            (image.path, image.orientation) if isinstance(image, JpegFile) else None
+            for image, _ in samples
+        ],
     )

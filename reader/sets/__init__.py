@@ -1,7 +1,11 @@
 """The image sets: the images of a split, from folders, lists and the files of benchmarks.
 
 datasets.py      the table of data sets; `load_image_set` opens a split of any of them
-image_set.py     what it returns: paths, labels, and how an image is read
+image_set.py     what it returns: paths, labels, and how an image file becomes pixels
+formats.py       which image files are opened
+exif.py          the orientation of an image
+jpeg_head.py     the segments of a JPEG file
+jpeg_damage.py   finds holes in the data of a JPEG file
 table.py         what a reader below returns, and the choice of classes in it
 folders.py       the walk through folders of images; class trees and Omniglot
 lists.py         Stanford Online Products, In-Shop and `path label` lines

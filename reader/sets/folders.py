@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from metric_learning.reader.sets.formats import image_suffixes
 from metric_learning.reader.sets.table import Table, first_classes
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2"),
-)
+IMAGE_SUFFIXES = image_suffixes()
 FOLDER_LAYOUT = "train/CLASS/* and test/CLASS/*, or CLASS/*"
 NUM_OMNIGLOT_TRAIN_ALPHABETS = 20
 

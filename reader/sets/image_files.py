@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from metric_learning.reader.sets.image_set import ImageError, decode_image
+from metric_learning.reader.sets.image_set import Decoding, ImageError, decode_image, read_file
+from metric_learning.reader.sets.jpeg_damage import compile_check, find_damage
+from metric_learning.reader.sets.jpeg_head import JPEG_START
 
 DEFAULT_WORKERS = min(8, os.cpu_count() or 1)
 
@@ -23,25 +25,29 @@ class Content(NamedTuple):
     """What an image file holds."""
 
     data: bytes | None  # its bytes; None where it cannot be read
-    pixels: np.ndarray | None  # (H, W, 3) uint8 RGB; None where it cannot be decoded
+    pixels: np.ndarray | None  # (H, W, 3) uint8 RGB; None where it is not ok
     state: str  # "ok", "broken" or "missing"
     reason: str  # why it is not ok, else ""
 
 
-def read_content(path: str) -> Content:
-    """Read and decode one image file; a bad one is described, not raised."""
+def read_content(path: str, decoding: Decoding) -> Content:
+    """Read and decode one image file; a bad one is described, not raised.
+
+    A JPEG whose data have a hole is broken, though a training would take what is decoded of it.
+    """
+    data = None
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        return Content(None, None, "missing", "no such file")
-    except OSError as error:
-        return Content(None, None, "broken", error.strerror or str(error))
-    try:
-        return Content(data, decode_image(data, path), "ok", "")
+        data = read_file(path, decoding.max_pixels)
+        pixels = decode_image(data, path, decoding)
     except ImageError as error:
-        reason = str(error).removeprefix(f"cannot read image {path}: ")
-        return Content(data, None, "broken", reason)
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Content(None, None, "missing", "no such file")
+        return Content(data, None, "broken", str(error).removeprefix(f"cannot read image {path}: "))
+
+    damage = find_damage(data) if data.startswith(JPEG_START) else ""
+    if damage:
+        return Content(data, None, "broken", f"damaged JPEG: {damage}")
+    return Content(data, pixels, "ok", "")
 
 
 def map_files(
@@ -54,6 +60,7 @@ def map_files(
     progress = partial(tqdm, total=len(paths), unit=" images", disable=None, leave=False)
     if num_workers == 0:
         return list(progress(map(function, paths)))
+    compile_check()  # before the fork: else each of them does
     # One thread per worker: thread pools do not survive a fork and would compete.
     with ProcessPoolExecutor(num_workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
         return list(progress(pool.map(function, paths, chunksize=32)))

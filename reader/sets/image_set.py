@@ -1,16 +1,41 @@
-"""The images of one split of a data set: their paths and labels, and how to read one."""
+"""The images of one split of a data set: their paths and labels, and how to read one.
+
+An image file becomes pixels in one way, whoever reads it: `decode_image` does it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
-from collections.abc import Sequence
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+from metric_learning.reader.sets.exif import TURNS, exif_orientation, orient, oriented_shape
+from metric_learning.reader.sets.formats import pillow_formats, why_unknown
+from metric_learning.reader.sets.jpeg_head import JPEG_END, JPEG_START, read_jpeg_head
+
+# The way in which files become pixels. What is kept of pixels (caches, features) names it: another
+# number, other pixels of some files. 1 knew neither orientation nor what is transparent.
+DECODER = 2
+# Most pixels of an image, in millions: above the 102 of the largest usual cameras. Decoding takes 6
+# bytes for each, 14 where there is transparency: 0.8 or 1.8 GB in each process that reads.
+MAX_PIXELS = 128
+BYTES_PER_PIXEL = 8  # of a file: as many as four channels of 16 bits take uncompressed
+HEAD_BYTES = 1 << 16  # most heads of JPEG files are shorter
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+# Text and colour profiles, which are not used. Pillow unpacks them, and refuses the long ones.
+PNG_UNUSED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+ORIENTATION_TAG = 0x0112  # of TIFF files
 
 
 class ImageError(ValueError):
@@ -19,6 +44,18 @@ class ImageError(ValueError):
 
 class WorkerError(OSError):
     """A process that reads images was killed, or has no memory to hand its images over."""
+
+
+class Decoding(NamedTuple):
+    """How image files become pixels, as far as that can be chosen."""
+
+    # What becomes of transparent pixels: "drop", they have the colour that is stored, as in the
+    # reference; or "white", the image is composed on white
+    alpha: str = "drop"
+    max_pixels: int = MAX_PIXELS  # most pixels, in millions; an image of more is refused
+
+
+AS_REFERENCE = Decoding()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,51 +91,107 @@ class ImageSet:
         """Whether every image is both query and gallery."""
         return bool(self.is_query.all() and self.is_gallery.all())
 
-    def read_image(self, i: int) -> np.ndarray:
+    def read_image(self, i: int, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
         """Decode image i to (H, W, 3) uint8 RGB; ImageError if its file is missing or broken."""
         if self.images is not None:
             return self.images[i]
-        return decode_image(self.read_bytes(i), self.paths[i])
+        return decode_image(self.read_bytes(i, decoding), self.paths[i], decoding)
 
-    def read_shape(self, i: int) -> tuple[int, int]:
-        """Return height and width of image i, from the head of its file alone; or ImageError."""
-        try:
-            with Image.open(self.paths[i]) as image:
-                return image.height, image.width
-        except Exception:  # heads can break in many ways; the decoder says what is wrong
-            height, width, _ = self.read_image(i).shape
-            return height, width
+    def read_shape(self, i: int, decoding: Decoding = AS_REFERENCE) -> tuple[int, int]:
+        """Return height and width of image i, from the head of its file if it can; or ImageError.
 
-    def read_bytes(self, i: int) -> bytes:
-        """Read the file of image i; ImageError if it cannot be read."""
+        They are those of `read_image`, which turns images upright.
+        """
         path = self.paths[i]
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise ImageError(f"cannot read image {path}: {error.strerror or error}") from error
+        data = read_file(path, decoding.max_pixels, HEAD_BYTES)
+        head = read_jpeg_head(data) if data.startswith(JPEG_START) else None
+        if head is not None:
+            check_size(head.height * head.width, path, decoding)
+            return oriented_shape((head.height, head.width), head.orientation)
+
+        shape = read_upright_shape(self.read_bytes(i, decoding))
+        if shape is None:
+            height, width, _ = self.read_image(i, decoding).shape
+            return height, width
+        check_size(shape[0] * shape[1], path, decoding)
+        return shape
+
+    def read_bytes(self, i: int, decoding: Decoding = AS_REFERENCE) -> bytes:
+        """Read the file of image i; ImageError if it cannot be read."""
+        return read_file(self.paths[i], decoding.max_pixels)
 
 
-def decode_image(data: bytes, path: str) -> np.ndarray:
-    """Decode the bytes of an image file to (H, W, 3) uint8 RGB; `path` is for the error message.
-
-    Alpha is dropped, 16-bit greyscale is scaled to 8 bit, the EXIF orientation is not applied (as
-    in the reference), of an animation the first frame is taken.
+def read_file(path: str, max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> bytes:
+    """Read an image file, or its first `num_bytes`, if not 0.
 
     Raises:
-        ImageError: the bytes are truncated or not an image.
+        ImageError: it cannot be read, is no regular file (a pipe, a device), or is longer than any
+            image of so many million pixels.
     """
-    if is_whole_jpeg(data):
+    try:
+        # A pipe that nobody writes to would keep others waiting for ever. Calls of the system alone
+        # take half the time of `open`.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            state = os.fstat(file)
+            if stat.S_ISDIR(state.st_mode):
+                raise IsADirectoryError(os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(state.st_mode):
+                raise OSError("expected a file, found a pipe, a device or the like")
+            if state.st_size > max_pixels * 10**6 * BYTES_PER_PIXEL:
+                raise OSError(f"{state.st_size:,} bytes are too many, --max_pixels allows more")
+
+            return _read_bytes(file, min(state.st_size, num_bytes or state.st_size))
+        finally:
+            os.close(file)
+    except (OSError, MemoryError, ValueError) as error:  # the last: a zero byte in the path
+        reason = getattr(error, "strerror", None) or str(error) or "out of memory"
+        raise ImageError(f"cannot read image {path}: {reason}") from error
+
+
+def _read_bytes(file: int, num_bytes: int) -> bytes:
+    """Read so many bytes of an open file, or what there is."""
+    data = os.read(file, num_bytes)
+    while len(data) < num_bytes and (more := os.read(file, num_bytes - len(data))):
+        data += more  # beyond 2 GB, or after a signal
+    return data
+
+
+def check_size(num_pixels: int, path: str, decoding: Decoding) -> None:
+    """Raise ImageError for an image of more pixels than are allowed."""
+    if num_pixels > decoding.max_pixels * 10**6:
+        raise ImageError(
+            f"cannot read image {path}: {num_pixels:,} pixels are more than the "
+            f"{decoding.max_pixels} million allowed: give --max_pixels="
+            f"{-(-num_pixels // 10**6)} if it is to be read"
+        )
+
+
+def decode_image(data: bytes, path: str, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
+    """Decode the bytes of an image file to (H, W, 3) uint8 RGB; `path` is for the error message.
+
+    The EXIF orientation is applied, as OpenCV's `imread` does in the reference; 16-bit greyscale
+    is scaled to 8 bit; of an animation the first frame is taken.
+
+    Raises:
+        ImageError: the bytes are truncated, not an image of a format of `FORMATS`, or of more
+            pixels than `decoding` allows, which the head tells.
+    """
+    head = read_jpeg_head(data) if is_whole_jpeg(data) else None
+    if head is not None:
+        check_size(head.height * head.width, path, decoding)
         rgb = decode_jpeg(data)
         if rgb is not None:
-            return rgb
+            return rgb if head.orientation == 1 else orient(rgb, head.orientation)
+
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            load_whole(image)
-            return to_rgb(image)
+        with strict_pillow(), open_image(data) as image:
+            check_size(image.width * image.height, path, decoding)
+            return upright_rgb(image, decoding.alpha)
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
-        reason = "not an image file" if data else "the file is empty"
-        raise ImageError(f"cannot read image {path}: {reason}") from error
+        raise ImageError(f"cannot read image {path}: {why_unknown(data)}") from error
     except Exception as error:  # decoders raise many types on broken bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"cannot read image {path}: {reason}") from error
@@ -112,7 +205,8 @@ def is_whole_jpeg(data: bytes) -> bool:
 def decode_jpeg(data: bytes) -> np.ndarray | None:
     """Decode a JPEG with OpenCV: Pillow's pixels in half the time; None when it cannot.
 
-    OpenCV fills what a truncated file lacks with grey, so only whole files may come here.
+    The image is as it is stored, whatever its orientation. OpenCV fills what a truncated file lacks
+    with grey, so only whole files may come here.
     """
     try:
         bgr = cv2.imdecode(
@@ -123,24 +217,99 @@ def decode_jpeg(data: bytes) -> np.ndarray | None:
     return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def load_whole(image: Image.Image) -> None:
-    """Decode the pixels; a truncated file is an error whatever Pillow's global switch says."""
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+def open_image(data: bytes) -> ImageFile.ImageFile:
+    """Open an image with Pillow, which reads its head."""
+    if data.startswith(PNG_START):
+        data = _without_unused(data)
+    return Image.open(io.BytesIO(data), formats=pillow_formats())
+
+
+def _without_unused(data: bytes) -> bytes:
+    """Return the bytes of a PNG without its text and colour profile."""
+    kept, start, place = [], 0, len(PNG_START)
+    while place + 8 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] in PNG_UNUSED and end <= len(data):
+            kept.append(data[start:place])
+            start = end
+        place = end
+    return b"".join([*kept, data[start:]]) if kept else data
+
+
+class _PillowSwitches:
+    """Pillow's global switches, which threads that decode at the same time share."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Make truncated files an error, and leave the limit of pixels to `check_size`."""
+        with self._lock:
+            if self._users == 0:
+                self._found = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._found
+
+
+strict_pillow = _PillowSwitches()
+
+
+def read_upright_shape(data: bytes) -> tuple[int, int] | None:
+    """Return height and width of an image from its head; None where they take decoding it."""
     try:
-        image.load()
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+        with strict_pillow(), open_image(data) as image:
+            # A PNG may tell its orientation behind the pixels; of TIFF it is up to the version of
+            # Pillow whether the size is already that of the upright image.
+            if image.format == "TIFF" or (image.format == "PNG" and b"eXIf" in data):
+                return None
+            return oriented_shape((image.height, image.width), orientation_of(image))
+    except Exception:  # heads can break in many ways; the decoder says what is wrong
+        return None
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Convert a decoded image of any mode to (H, W, 3) uint8."""
+def orientation_of(image: Image.Image) -> int:
+    """Return the orientation, 1 to 8, in which the pixels of an image are, once loaded.
+
+    That of XMP alone does not count, since OpenCV does not know it.
+    """
+    tags = getattr(image, "tag_v2", None)  # of TIFF; Pillow 11 turns it itself and drops the tag
+    if tags is None:
+        exif = image.info.get("exif")
+        return exif_orientation(exif) if exif else 1
+    return tags.get(ORIENTATION_TAG) if tags.get(ORIENTATION_TAG) in TURNS else 1
+
+
+def upright_rgb(image: Image.Image, alpha: str) -> np.ndarray:
+    """Convert an image of any mode to (H, W, 3) uint8, turned upright; `alpha` as in Decoding."""
+    image.load()
+    rgb, orientation = to_rgb(image, alpha), orientation_of(image)
+    return rgb if orientation == 1 else orient(rgb, orientation)
+
+
+def to_rgb(image: Image.Image, alpha: str) -> np.ndarray:
+    """Convert an image of any mode, as it is stored, to (H, W, 3) uint8."""
     if image.mode == "F":
         raise ValueError("floating-point pixels; expected an 8-bit or 16-bit image")
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError("32-bit pixels; expected an 8-bit or 16-bit image")
-        grey = ((grey * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        shades = ((grey * 255 + 32767) // 65535).astype(np.uint8)
+        if alpha == "white":
+            shades[grey == image.info.get("transparency", -1)] = 255
+        return np.repeat(shades[:, :, None], 3, axis=2)
+
+    if alpha == "white" and image.has_transparency_data:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(image, mask=image)
+        image = canvas
     return np.asarray(image.convert("RGB"))

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from metric_learning.reader.sets.folders import walk_images
-from metric_learning.reader.sets.image_set import ImageSet, to_rgb
+from metric_learning.reader.sets.image_set import AS_REFERENCE, Decoding, ImageSet, upright_rgb
 
 
 def list_plain_images(path: str | Path) -> ImageSet:
@@ -54,8 +54,8 @@ def is_one_image(images: Any) -> bool:
     return isinstance(images, str | PathLike | Image.Image)
 
 
-def image_set_of(images: Sequence[Any]) -> ImageSet:
-    """List paths, or images that are in memory.
+def image_set_of(images: Sequence[Any], decoding: Decoding = AS_REFERENCE) -> ImageSet:
+    """List paths, or images that are in memory; Pillow's are turned upright, as files are.
 
     Raises:
         ValueError: there are both, or something else.
@@ -65,7 +65,7 @@ def image_set_of(images: Sequence[Any]) -> ImageSet:
 
     arrays = []
     for number, image in enumerate(images):
-        array = to_rgb(image) if isinstance(image, Image.Image) else image
+        array = upright_rgb(image, decoding.alpha) if isinstance(image, Image.Image) else image
         is_rgb = isinstance(array, np.ndarray) and array.ndim == 3 and array.shape[2] == 3
         if not is_rgb or array.dtype != np.uint8:
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)

@@ -55,7 +55,13 @@ class TorchCounter:
         with full_precision():
             for start in starts[share.rank :: share.size]:
                 self._count_block(start, min(start + TILE_ROWS, query_range[1]), thresholds, counts)
-        return share.add(counts[0]), share.add(counts[1])
+        ahead, level = share.add(counts[0]), share.add(counts[1])
+        own = None
+        if self.is_self_retrieval:
+            every, own = np.arange(*query_range), np.zeros(len(self.queries))
+            own[every] = self.pair_cosines(every, every)
+        positives_ahead, positives_level = thresholds.positives(own)
+        return ahead - positives_ahead, level - positives_level
 
     @torch.inference_mode()
     def count_negatives(self, pairs: NegativePairs, bins: Bins, share: Share) -> np.ndarray:

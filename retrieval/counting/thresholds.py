@@ -20,6 +20,38 @@ class Thresholds(NamedTuple):
     offsets: np.ndarray
     cosines: np.ndarray  # (M,) float64, those of a query best first
     tolerance: float  # similarities this close are level
+    # (G,) int64, the gallery class by class; `order[firsts[q]:lasts[q]]` are those of query q's
+    # class, itself among them where it is in the gallery
+    order: np.ndarray
+    firsts: np.ndarray  # (Q,) int64, as are the lasts
+    lasts: np.ndarray
+
+    def of(self, is_asked: np.ndarray) -> Thresholds:
+        """Return those of some queries (Q,) bool; the others have none."""
+        sizes = np.diff(self.offsets)
+        offsets = np.concatenate([[0], np.cumsum(sizes * is_asked)])
+        return self._replace(offsets=offsets, cosines=self.cosines[np.repeat(is_asked, sizes)])
+
+    def positives(self, own: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Count, per threshold, the images of the query's class ahead of it and level with it.
+
+        The query itself counts by its similarity to itself, `own` (Q,), if it is in the gallery.
+        """
+        queries = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        ahead = np.arange(len(self.cosines)) - self.offsets[queries]
+        reached = ahead + 1
+        is_close = (np.diff(queries) == 0) & (-np.diff(self.cosines) < 2 * self.tolerance)
+        for query in np.unique(queries[:-1][is_close]):
+            part = slice(self.offsets[query], self.offsets[query + 1])
+            ascending = self.cosines[part][::-1]
+            bounds = self.cosines[part] + self.tolerance, self.cosines[part] - self.tolerance
+            ahead[part] = len(ascending) - np.searchsorted(ascending, bounds[0], side="right")
+            reached[part] = len(ascending) - np.searchsorted(ascending, bounds[1], side="left")
+
+        if own is not None:
+            ahead += own[queries] > self.cosines + self.tolerance
+            reached += own[queries] >= self.cosines - self.tolerance
+        return ahead, reached - ahead
 
 
 class NegativePairs(NamedTuple):
@@ -44,6 +76,7 @@ class Share:
     size: int = 1  # number of processes
     # sums an array over all processes
     add: Callable[[np.ndarray], np.ndarray] = lambda array: array
+    threads: int | None = None  # the fewest of any process; None: those of this one
 
 
 class Counter(Protocol):
@@ -58,10 +91,10 @@ class Counter(Protocol):
     def count(
         self, query_range: tuple[int, int], thresholds: Thresholds, share: Share
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Count the gallery images ahead of each threshold and level with it, (M,) int64 each.
+        """Count the negatives ahead of each threshold and level with it, (M,) int64 each.
 
-        An image is ahead if it is more similar by more than the tolerance. All images count, the
-        positives and the query itself included. Queries outside of the range have no thresholds.
+        An image is ahead if it is more similar by more than the tolerance. Queries outside of the
+        range have no thresholds.
         """
 
     def count_negatives(self, pairs: NegativePairs, bins: Bins, share: Share) -> np.ndarray:

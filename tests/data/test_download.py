@@ -1,5 +1,7 @@
+import gzip
 import hashlib
 import io
+import lzma
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,9 +60,9 @@ def md5(path):
 def offer(monkeypatch):
     """Let data set "sop" come from this archive."""
 
-    def set_source(url, filename="set.zip", checksum=None, marker="Ebay_train.txt"):
+    def set_source(url, filename="set.zip", checksum=None, marker="Ebay_train.txt", most=10**7):
         urls = url if isinstance(url, tuple) else (url,)
-        source = download.Source("SOP", marker, urls, filename, checksum)
+        source = download.Source("SOP", marker, urls, filename, checksum, most)
         monkeypatch.setitem(download.SOURCES, "sop", source)
 
     return set_source
@@ -232,6 +235,93 @@ def test_malicious_archive_is_refused(tmp_path, capsys, offer, name):
     assert status == 2 and "refused: " in err and err.count("\n") == 1
     assert not (root / "SOP").exists() and leftovers(root) == []
     assert not list(tmp_path.rglob("outside.txt")) and not os.path.exists("/tmp/outside.txt")
+
+
+def test_what_may_be_changed_on_its_way_is_refused(tmp_path, capsys, offer, serve):
+    archive = make_zip(tmp_path / "archive")
+    url, asked = serve(archive.read_bytes())
+    offer(url)
+    status, _, err = run(tmp_path, capsys)
+    assert status == 2 and "over plain http" in err and err.count("\n") == 1 and asked == []
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    with pytest.raises(SystemExit):
+        download.main(["sop", f"--dir={tmp_path}", f"--sha256={'0' * 64}"])
+    assert f"found {digest}" in capsys.readouterr().err
+    assert download.main(["sop", f"--dir={tmp_path}", f"--sha256={digest.upper()}"]) == 0
+    other = tmp_path / "other"
+    assert download.main(["sop", f"--dir={other}", "--unverified=True"]) == 0
+    assert f"sha256 is {digest}" in capsys.readouterr().out
+
+
+def make_sparse(path):
+    """A tar of 10 kB that holds a file of 1 TB, as GNU tar writes holes."""
+    info = tarfile.TarInfo("Set/Ebay_train.txt")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    head[386:398], head[398:410] = b"%011o\0" % 0, b"%011o\0" % 512
+    head[483:495] = (0x80 << 88 | 2**40).to_bytes(12, "big")
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    path.write_bytes(bytes(head) + bytes(512) + bytes(1024))
+    with tarfile.open(path) as file:
+        assert file.getmembers()[0].size == 2**40
+    return path
+
+
+def make_damaged_xz(path):
+    make_tar(path)
+    data = bytearray(lzma.compress(gzip.decompress(path.read_bytes())))
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    return path
+
+
+def make_nameless(path):
+    make_zip(path)
+    info = zipfile.ZipInfo("x")
+    info.filename = ""
+    with zipfile.ZipFile(path, "a") as file, file.open(info, "w") as member:
+        member.write(b"x")
+    return path
+
+
+WRONG = {
+    "sparse": (make_sparse, "refused: "),
+    "damaged xz": (make_damaged_xz, "broken archive: "),
+    "no name in a zip": (make_nameless, "refused: "),
+    "no name": (lambda path: make_tar(path, FILES | {"": b"x"}), "refused: "),
+    "a dot": (lambda path: make_tar(path, FILES | {".": b"x"}), "refused: "),
+    "too large": (lambda path: make_tar(path, FILES | {"Set/b": bytes(10**6)}), "holds more than"),
+    "a file as folder": (lambda path: make_zip(path, FILES | {"Set/mug_final": b"x"}), "directory"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_archives_that_would_harm_are_one_line(tmp_path, capsys, offer, name):
+    make, words = WRONG[name]
+    offer(make(tmp_path / "archive").as_uri(), most=10**5)
+    status, _, err = run(tmp_path, capsys)
+    assert status == 2 and err.count("\n") == 1 and words.lower() in err.lower()
+    assert not (tmp_path / "SOP").exists() and leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("where", ["download", "unpack"])
+def test_a_disk_without_room_is_found_before_it_is_full(
+    tmp_path, capsys, offer, monkeypatch, where
+):
+    archive = make_zip(tmp_path / ("archive" if where == "download" else "set.zip"))
+    offer(archive.as_uri(), checksum=md5(archive))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    status, _, err = run(tmp_path, capsys)
+    assert status == 2 and "free: make room" in err and err.count("\n") == 1
+    assert not (tmp_path / "SOP").exists()
+
+
+def test_a_file_that_is_larger_than_expected_is_not_fetched(tmp_path, capsys, offer, serve):
+    archive = make_zip(tmp_path / "archive")
+    offer(serve(archive.read_bytes())[0], checksum=md5(archive), most=100)
+    status, _, err = run(tmp_path, capsys)
+    assert status == 2 and "expected at most 100" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])

@@ -39,6 +39,7 @@ HEADS = {
     "arcmargin": {"loss": "arcmargin", "arc_scale": 16.0},
     # Logits further apart than the limit of `losses.functional.cross_entropy`.
     "limited": {"loss": "arcmargin", "arc_scale": 200.0, "arc_easy_margin": True},
+    "unlimited": {"loss": "cosface", "scale": 200.0},
     "replicated": {"loss": "arcmargin", "arc_scale": 16.0},  # every rank has the whole layer
 }
 OPTIMIZERS = {

@@ -20,7 +20,7 @@ from metric_learning.engine.run.checkpoints import (
 
 
 def checkpoint():
-    return {part: {"value": torch.arange(3)} for part in PARTS}
+    return {part: {"value": torch.arange(3)} for part in PARTS} | {"step": 3}
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -84,10 +84,24 @@ def test_parts_of_other_versions(tmp_path, lacks):
         with pytest.raises(ValueError, match="no training state"):
             load_checkpoint(tmp_path / "last.pt")
     else:
-        assert load_checkpoint(tmp_path / "last.pt")["step"]["value"].tolist() == [0, 1, 2]
+        assert load_checkpoint(tmp_path / "last.pt")["best"]["value"].tolist() == [0, 1, 2]
     torch.save(checkpoint() | {"later": 1}, tmp_path / "last.pt")
     with pytest.raises(ValueError, match="holds later, which this version does not know"):
         load_checkpoint(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize("part", [{"step": "4"}, {"step": -1}, {"meta": [1]}, {"model": None}])
+def test_parts_of_another_kind_are_an_error(tmp_path, part):
+    torch.save(checkpoint() | part, tmp_path / "last.pt")
+    with pytest.raises(DamagedError, match=f"{next(iter(part))} is of another kind"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def test_objects_in_a_checkpoint_are_an_error(tmp_path):
+    torch.save(checkpoint() | {"best": {"score": Payload()}}, tmp_path / "last.pt")
+    with pytest.raises(DamagedError, match="it holds _?io.open"):
+        load_checkpoint(tmp_path / "last.pt")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_every_changed_byte_of_the_data_is_an_error(tmp_path):

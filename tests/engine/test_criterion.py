@@ -1,16 +1,28 @@
 """Flags around a stage-2 loss: joint objective, memory, names of v1 and of the peer library."""
 
 import json
+import math
 import re
 
 import pytest
 import torch
 
 import infer
+import train_elem
 import train_pair
 from metric_learning.common.flags import parse_flags
-from metric_learning.engine.options.training import parse_pml_options
+from metric_learning.engine.options import parts
+from metric_learning.engine.options.training import (
+    adopt_checkpoint,
+    adopt_v1,
+    parse_pml_options,
+    scale_of_classes,
+    settle,
+)
+from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.engine.train.criterion import build_criterion
+from metric_learning.losses import ELEM_LOSSES, FACE_LOSSES, V1_LOSSES, loss_options
 
 SHORT = [
     *("--model=test_resnet", "--train_batch_size=8", "--lr=0.001"),
@@ -31,13 +43,24 @@ def train(toy_flags, tmp_path):
     return run
 
 
+def flags_of(script, *words):
+    return parse_flags("", script.FLAGS, words)
+
+
+def settled(script, *words):
+    """The options of a training by a script and its flags."""
+    flags = adopt_v1(flags_of(script, *words), World())
+    train_set = parts.pick(parts.DataOptions, flags).load("train")
+    return settle(flags, train_set, World())
+
+
 def records(folder):
     return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
 
 
 def test_alpha_adds_a_class_layer_with_the_log_line_of_v1(train, capsys):
     folder = train("--loss_name=tripletloss", "--alpha=0.5", "--train_batch_size=9")
-    assert folder.name == "test_resnet_triplet"
+    assert folder.name == "test_resnet_tripletloss"
     form = (
         r"trainbatch 2, lr 0\.001000, loss_metric \d+\.\d{6}, loss_cls \d+\.\d{6}, "
         r"acc1 [01]\.\d{4}, acc5 [01]\.\d{4}, time \d+\.\d\d sec, norm \S+, d2_pos "
@@ -122,11 +145,75 @@ def test_a_flag_that_the_loss_does_not_use_is_one_line(train, flags, message, ca
     assert stop.value.code == 2 and error.count("\n") == 1 and message in error
 
 
-@pytest.mark.parametrize("name", ["quadruplet", "eml"])
-def test_names_of_v1_are_those_of_today(train, name):
-    folder = train(f"--loss_name={name}loss", steps=0)
-    flags = load_checkpoint(folder / "last.pt")["meta"]["flags"]
-    assert (flags["loss_name"], flags["train_batch_size"]) == (name, 8)
+@pytest.mark.parametrize("name", V1_LOSSES)
+def test_an_epoch_of_v1_is_100_batches(name, toy_flags):
+    flags = [*toy_flags, f"--loss_name={name}", "--train_batch_size=6", "--num_epochs=3"]
+    options = settled(train_pair, *flags)
+    assert (options.loss.loss_name, options.schedule.total_iter_num) == (name, 300)
+    assert options.schedule.epoch_size == 600
+    assert options.model.transform == "v1"
+    assert settled(train_pair, *flags, "--transform=standard").model.transform == "standard"
+    assert settled(train_pair, *flags, "--model=test_resnet").model.transform == "standard"
+    today = settled(train_pair, *toy_flags, "--loss_name=eml", "--num_epochs=3")
+    assert today.schedule.epoch_size == 24 and today.model.transform == "reference"
+
+
+def test_the_class_layer_of_se_resnext_drops_out(toy_flags):
+    model = "--model=SE_ResNeXt50_32x4d"
+    for script, flags, dropout in (
+        (train_elem, [model], 0.5),
+        (train_elem, [model, "--class_dropout=0.2"], 0.2),
+        (train_elem, [], 0.0),
+        (train_pair, [model, "--alpha=0.1"], 0.5),
+        (train_pair, [model, "--alpha=0.1", "--class_dropout=0"], 0.0),
+        (train_pair, ["--alpha=0.1"], 0.0),
+    ):
+        loss = settled(script, *toy_flags, *flags).loss
+        criterion = build_criterion(loss, 8, 1, World())
+        assert getattr(criterion, "class_layer", criterion).dropout.p == dropout, flags
+    with pytest.raises(ValueError, match=r"--class_dropout is not used \(without --alpha"):
+        settled(train_pair, *toy_flags, "--class_dropout=0.1")
+    with pytest.raises(ValueError, match="--class_dropout is not used by --loss_name=arcmargin"):
+        settled(train_elem, *toy_flags, "--loss_name=arcmargin", "--class_dropout=0.1")
+
+
+def test_a_checkpoint_of_before_has_no_dropout(toy_flags):
+    flags = flags_of(train_elem, *toy_flags, "--model=SE_ResNeXt50_32x4d")
+    earlier = {name: value for name, value in flags.values.items() if name != "class_dropout"}
+    meta = {"flags": earlier, "loss_options": {"label_smoothing": 0.0}}
+    resumed = adopt_checkpoint(flags, "last.pt", meta)
+    options = settle(resumed, parts.pick(parts.DataOptions, resumed).load("train"), World())
+    assert options.loss.options["class_dropout"] == 0
+
+
+@pytest.mark.parametrize("name", ELEM_LOSSES)
+def test_the_scale_of_losses_for_faces_follows_from_few_classes(name, toy_flags, capsys):
+    flags = [*toy_flags, f"--loss_name={name}"]
+    found = settled(train_elem, *flags).loss.options
+    said = capsys.readouterr().out
+    if name in FACE_LOSSES:
+        assert found["scale"] == pytest.approx(2**0.5 * math.log(5))
+        assert said.count("\n") == 1 and "--scale=2.276, sqrt(2) log(C - 1) for 6 classes" in said
+        assert settled(train_elem, *flags, "--scale=64").loss.options["scale"] == 64
+        assert scale_of_classes(name, 9_999, World())["scale"] == pytest.approx(13.02, abs=0.01)
+        assert scale_of_classes(name, 10_000, World()) == {}
+    else:
+        defaults = {option: value.default for option, value in loss_options(name).items()}
+        assert found == {option: defaults[option] for option in found} and not said
+
+
+def test_a_scale_that_followed_from_the_classes_is_kept(toy_flags, tmp_path, capsys):
+    flags = [*toy_flags, "--model=test_resnet", "--loss_name=cosface", "--test_iter_step=0"]
+    flags += [f"--model_save_dir={tmp_path}", "--train_batch_size=6", "--save_iter_step=0"]
+    folder = train_elem.main([*flags, "--total_iter_num=1"])
+    scale = 2**0.5 * math.log(5)
+    checkpoint = load_checkpoint(folder / "last.pt")
+    assert checkpoint["meta"]["loss_options"]["scale"] == pytest.approx(scale)
+    capsys.readouterr()
+    train_elem.main([*flags, f"--checkpoint={folder / 'last.pt'}", "--total_iter_num=2"])
+    assert "--scale=" not in capsys.readouterr().out
+    checkpoint = load_checkpoint(folder / "last.pt")
+    assert checkpoint["meta"]["loss_options"]["scale"] == pytest.approx(scale)
 
 
 def test_the_command_of_v1_trains_whole_triples(train, capsys):

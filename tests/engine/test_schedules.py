@@ -13,6 +13,7 @@ def schedule(**values):
         "lr_steps": (2, 4),
         "warmup_iter_num": 0,
         "total_iter_num": 10,
+        "epoch_size": 100,
     }
     return ScheduleOptions(**defaults | values)
 

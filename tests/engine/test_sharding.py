@@ -69,7 +69,19 @@ def test_a_shard_has_a_class_and_a_loss_that_can_be_split(monkeypatch):
     monkeypatch.setitem(ELEM_LOSSES, "whole", torch.nn.CrossEntropyLoss)
     with pytest.raises(ValueError, match="loss_name=whole .but with softmax, arcmargin, .*: leave"):
         build_sharded_loss(World(), "whole", class_dim=9, embedding_size=4)
-    with pytest.raises(ValueError, match="not possible with --label_smoothing: leave one out"):
-        build_sharded_loss(
-            World(0, 2), "softmax", class_dim=9, embedding_size=4, label_smoothing=0.1
-        )
+    options = {"class_dim": 9, "embedding_size": 4}
+    for option in ("label_smoothing", "class_dropout"):
+        with pytest.raises(ValueError, match=f"not possible with --{option}: leave one out, or"):
+            build_sharded_loss(World(0, 2), "softmax", **options, **{option: 0.1})
+
+
+def test_the_limit_is_not_that_of_other_losses(alone):
+    """A whole cosface of wide logits costs what its formula says, and a split one the same."""
+    training = small_training.start_head("unlimited", "sgd", World(), seed=1)
+    rows, labels = small_training.share_of_batch(0, "labels", World())
+    with torch.no_grad():
+        loss, logits = training.criterion(training.network(rows), labels)
+        shifted = logits.double() - logits.double().amax(1, keepdim=True)
+        costs = shifted.exp().sum(1).log() - shifted[range(len(labels)), labels]
+    assert costs.max() > 70
+    assert loss.item() == pytest.approx(costs.mean().item(), rel=1e-5)

@@ -48,7 +48,8 @@ def softmax(criterion, rows, labels):
 def sphereface(criterion, rows, labels):
     m = criterion.sphere_margin
     plain = max(
-        criterion.anneal_end, criterion.anneal_start / (1 + 0.12 * int(criterion.num_batches))
+        criterion.anneal_end,
+        criterion.anneal_start / (1 + criterion.anneal_speed * int(criterion.num_batches)),
     )
     costs = []
     for row, label in zip(rows, labels, strict=True):
@@ -94,10 +95,10 @@ def curricularface(criterion, rows, labels):
 def adaface(criterion, rows, labels):
     m, costs = criterion.ada_margin, []
     for row, label in zip(rows, labels, strict=True):
-        norm = float(np.linalg.norm(row))
+        norm = min(float(np.linalg.norm(row)), criterion.ada_norm_limit)
         quality = (norm - float(criterion.running_mean)) / (float(criterion.running_std) + 1e-3)
         quality = min(1, max(-1, criterion.ada_concentration * quality))
-        scores = unit(weight_of(criterion)) @ (row / norm)
+        scores = unit(weight_of(criterion)) @ unit(row[None])[0]
         angle = min(math.pi - 1e-3, max(1e-3, math.acos(scores[label]) - m * quality))
         scores[label] = math.cos(angle) - (m + m * quality)
         costs.append(cost(criterion.scale * scores, label))

@@ -72,6 +72,36 @@ def eml(criterion, rows, labels):
     return mean(costs)
 
 
+def tripletloss(criterion, rows, labels):
+    triples = [unit(rows)[i : i + 3] for i in range(0, len(rows), 3)]
+    return mean(max(0, distance(a, p) - distance(a, n) + criterion.margin) for a, p, n in triples)
+
+
+def quadrupletloss(criterion, rows, labels):
+    rows = unit(rows)
+    pairs = [(i, j) for i in range(len(rows)) for j in range(i)]
+    same = [distance(rows[i], rows[j]) for i, j in pairs if labels[i] == labels[j]]
+    other = [distance(rows[i], rows[j]) for i, j in pairs if labels[i] != labels[j]]
+    return max(0, max(same) - min(other) + criterion.margin)
+
+
+def emlloss(criterion, rows, labels):
+    costs, beta = [], 1e5
+    for i, same, other in anchors(labels):
+        own_class = [0.0, *(d2(rows[i], rows[j]) for j in same)]
+        other = [d2(rows[i], rows[j]) for j in other]
+        theta = mean(math.exp(d - max(own_class)) for d in own_class)
+        theta *= mean(math.exp(min(other) - d) for d in other)
+        b = max(own_class) - min(other)
+        f = [
+            math.log(1 + beta * theta * math.exp(gap)) / math.log(1 + beta)
+            for gap in (min(b, 20), 20)
+        ]
+        linear = (math.log(theta) + max(b, 20) + math.log(beta)) / math.log(1 + beta)
+        costs.append(f[0] + linear - f[1])
+    return mean(costs)
+
+
 def siamese(criterion, rows, labels):
     rows = unit(rows)
     return mean(
@@ -213,4 +243,7 @@ FORMULAS = {
     "circle": circle,
     "smooth_ap": smooth_ap,
     "recall_surrogate": recall_surrogate,
+    "tripletloss": tripletloss,
+    "quadrupletloss": quadrupletloss,
+    "emlloss": emlloss,
 }

@@ -18,12 +18,14 @@ VARIANTS = [
     ("sphereface", {"anneal_start": 0.0, "anneal_end": 0.0}),
     ("sphereface", {"anneal_start": 0.0, "anneal_end": 0.0, "sphere_margin": 3}),
     ("sphereface", {"anneal_start": 2.0, "anneal_end": 3.0}),
+    ("sphereface", {"anneal_speed": 3.0}),
     ("combined", {"scale": 10.0, "angle_factor": 0.9, "arc_margin": 0.4, "cos_margin": 0.15}),
     ("normsoftmax", {"temperature": 0.3}),
     ("adacos", {"dynamic_scale": False}),
     ("subcenter", {"scale": 10.0, "arc_margin": 1.5, "sub_centers": 4}),
     ("curricularface", {"scale": 10.0, "arc_margin": 1.2}),
     ("adaface", {"scale": 10.0, "ada_margin": 0.9, "ada_concentration": 5.0}),
+    ("adaface", {"scale": 10.0, "ada_norm_limit": 2.0, "ada_norm_mean": 3.0, "ada_norm_std": 1.0}),
     ("elastic_arc", {"scale": 10.0, "arc_margin": 1.6, "elastic_std": 3.0, "elastic_plus": True}),
     ("elastic_cos", {"scale": 10.0, "cos_margin": 0.2, "elastic_std": 3.0}),
     ("proxy_nca", {"nca_temperature": 0.5}),
@@ -131,10 +133,52 @@ def test_label_smoothing_of_zero_is_none():
     assert torch.equal(plain(embeddings, labels)[0], smoothed(embeddings, labels)[0])
 
 
+def test_the_class_layer_drops_values_out_in_training_alone():
+    plain, dropped = criterion_of("softmax"), criterion_of("softmax", class_dropout=0.5)
+    embeddings, labels = batch(dtype=torch.float32)
+    torch.manual_seed(0)
+    expected = torch.nn.functional.dropout(embeddings, 0.5)
+    torch.manual_seed(0)
+    assert torch.equal(dropped(embeddings, labels)[1], plain(expected, labels)[1])
+    assert torch.equal(dropped.eval()(embeddings, labels)[0], plain(embeddings, labels)[0])
+    assert torch.equal(dropped.class_scores(embeddings), plain.class_scores(embeddings))
+    assert dropped.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_smoothed_costs_have_no_limit():
+    """Every class would meet it: 35.4 was logged where the formula says 69.8."""
+    criterion = criterion_of("softmax", label_smoothing=0.3).double()
+    embeddings, labels = batch()
+    rows = 150 * embeddings.detach()
+    expected = CLASS_FORMULAS["softmax"](criterion, rows.numpy(), labels.tolist())
+    assert criterion(rows, labels)[0].item() == pytest.approx(expected)
+    assert (criterion(rows, labels)[1].amax(1) - criterion(rows, labels)[1].amin(1)).max() > 64
+
+
+@pytest.mark.parametrize("name", [n for n in ELEM_LOSSES if n not in ("softmax", "proxy_anchor")])
+def test_only_the_reference_s_losses_limit_a_cost(name):
+    options = {"soft_regularizer": 0.0} if name == "soft_triple" else {}
+    criterion, labels = criterion_of(name, **options).double().eval(), batch()[1]
+    criterion.scale = 500.0
+    if name == "adacos":
+        criterion.running_scale.fill_(500.0)
+    rows = -1e3 * criterion.weight.detach().flatten(0, -2)[:6]  # of which sphereface takes the norm
+    loss, logits = criterion(rows, labels)
+    assert (logits.amax(1) - logits[range(6), labels]).max() > 70
+    unlimited = torch.nn.functional.cross_entropy(logits, labels).item()
+    if name == "arcmargin":
+        assert loss.item() < unlimited - 1
+    else:
+        assert loss.item() == pytest.approx(unlimited)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("softmax", {"label_smoothing": 1.0}, "label_smoothing of 0 to below 1, found 1"),
+        ("softmax", {"class_dropout": 1.0}, "class_dropout of 0 to below 1, found 1"),
+        ("adaface", {"ada_momentum": 1.5}, "ada_momentum of 0 to 1, found 1.5"),
+        ("adaface", {"ada_norm_limit": 0.0}, "ada_norm_limit above 0"),
         ("normsoftmax", {"temperature": 0.0}, "temperature above 0, found 0"),
         ("proxy_nca", {"nca_temperature": 0.0}, "nca_temperature above 0"),
         ("proxy_anchor", {"scale": 0.0}, "scale above 0"),
@@ -214,15 +258,17 @@ def test_adacos_scale_follows_the_angles():
 
 
 def test_sphereface_anneals_as_its_authors_do():
+    """The first batch is number 1; evaluation has the weight of the last batch."""
     criterion, (embeddings, labels) = criterion_of("sphereface").double(), batch()
     for number in (0, 1, 5000):
         criterion.num_batches.fill_(number)
-        loss = criterion(embeddings, labels)[0]
-        criterion.num_batches.fill_(number)
+        loss = criterion.train()(embeddings, labels)[0]
+        assert int(criterion.num_batches) == number + 1
         expected = CLASS_FORMULAS["sphereface"](
             criterion, embeddings.detach().numpy(), labels.tolist()
         )
         assert loss.item() == pytest.approx(expected)
+        assert criterion.eval()(embeddings, labels)[0].item() == loss.item()
 
 
 def test_curricularface_follows_the_target_cosines():
@@ -241,6 +287,27 @@ def test_adaface_follows_the_norms():
     criterion(embeddings, labels)
     assert float(criterion.running_mean) == pytest.approx(0.99 * 20 + 0.01 * float(norms.mean()))
     assert float(criterion.running_std) == pytest.approx(0.99 * 100 + 0.01 * float(norms.std()))
+
+
+def test_adaface_follows_the_batch_where_it_is_told_to():
+    criterion = criterion_of("adaface", ada_momentum=1.0, ada_norm_limit=1e4)
+    embeddings, labels = batch(dtype=torch.float32)
+    norms = (200 * embeddings.detach()).norm(dim=1)
+    criterion(200 * embeddings, labels)
+    assert float(criterion.running_mean) == pytest.approx(float(norms.mean()))
+    assert float(criterion.running_std) == pytest.approx(float(norms.std()))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_plus", "std"),
+    [
+        *(("elastic_arc", False, 0.05), ("elastic_arc", True, 0.0175)),
+        *(("elastic_cos", False, 0.05), ("elastic_cos", True, 0.02)),
+    ],
+)
+def test_elastic_deviations_are_those_of_the_authors(name, is_plus, std):
+    assert criterion_of(name, elastic_plus=is_plus).elastic_std == std
+    assert criterion_of(name, elastic_plus=is_plus, elastic_std=0.0).elastic_std == 0
 
 
 @pytest.mark.parametrize(("name", "mean"), [("elastic_arc", 0.5), ("elastic_cos", 0.35)])

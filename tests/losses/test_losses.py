@@ -18,7 +18,13 @@ from metric_learning.losses import (
     layout_of,
     loss_options,
 )
-from metric_learning.losses.functional import cross_entropy, squared_distances, tied_max, tied_min
+from metric_learning.losses.functional import (
+    PADDLE_LOGIT_FLOOR,
+    cross_entropy,
+    squared_distances,
+    tied_max,
+    tied_min,
+)
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 LOSS_FIXTURES = sorted(
@@ -184,7 +190,7 @@ def test_labels_of_another_number_or_kind_are_refused(name):
         criterion_of(name)(embeddings[0], labels)
 
 
-@pytest.mark.parametrize("name", ["quadruplet", "eml", "npairs"])
+@pytest.mark.parametrize("name", ["quadruplet", "eml", "npairs", "quadrupletloss", "emlloss"])
 def test_a_class_in_two_blocks_is_refused(name):
     with pytest.raises(ValueError, match="each block of its own class"):
         criterion_of(name)(torch.randn(6, SIZE), torch.tensor([1, 1, 2, 2, 1, 1]))
@@ -262,11 +268,12 @@ def test_extremes_give_every_tied_entry_the_full_gradient():
     assert values.grad.tolist() == [[10.0, 1.0, 1.0], [1.0, 10.0, 0.0]]
 
 
-def test_cross_entropy_limits_the_cost_but_not_the_gradient():
+@pytest.mark.parametrize(("floor", "cost"), [(PADDLE_LOGIT_FLOOR, 64.0), (-math.inf, 100.0)])
+def test_a_floor_limits_the_cost_but_not_the_gradient(floor, cost):
     logits = torch.tensor([[100.0, 0.0]], requires_grad=True)
-    loss = cross_entropy(logits, torch.tensor([1]))
+    loss = cross_entropy(logits, torch.tensor([1]), floor=floor)
     loss.backward()
-    assert loss.item() == pytest.approx(64.0)
+    assert loss.item() == pytest.approx(cost)
     assert logits.grad.tolist() == [[1.0, -1.0]]
 
 

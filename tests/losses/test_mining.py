@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from metric_learning.losses.mining import CLOSEST, FARTHEST, mine_by_distance, mine_semihard
+from metric_learning.losses.mining import (
+    CLOSEST,
+    FARTHEST,
+    effective_size,
+    mine_by_distance,
+    mine_semihard,
+)
 from metric_learning.losses.pairs import Pairs, pairs_with
 
 
@@ -65,3 +71,36 @@ def test_semihard_leaves_out_pairs_without_a_farther_negative():
     to_positive, to_negative = mine_semihard(pairs_at([0.005, 0.5, 0.4]))
     assert to_positive.sqrt().tolist() == pytest.approx([0.01])
     assert to_negative.sqrt().tolist() == pytest.approx([0.4])
+
+
+def batch_in(size, filled, offset):
+    """Ten classes of three rows in `size` dimensions, of which they fill few, around an offset."""
+    rng = torch.Generator().manual_seed(0)
+    centres = torch.randn(10, 1, filled, generator=rng)
+    rows = centres + 0.6 * torch.randn(10, 3, filled, generator=rng)
+    rows = rows.flatten(0, 1) @ torch.randn(filled, size, generator=rng)
+    rows = torch.nn.functional.normalize(rows)
+    rows = rows + offset * torch.nn.functional.normalize(torch.ones(1, size))
+    labels = torch.arange(10).repeat_interleave(3)
+    return pairs_with(rows, labels, rows, labels, torch.arange(30))
+
+
+@pytest.mark.parametrize("size", [1280, 2048])
+@pytest.mark.parametrize(("filled", "offset"), [(30, 0.0), (30, 1.0), (200, 0.0), (200, 0.5)])
+def test_many_dimensions_leave_more_than_the_closest_negative(size, filled, offset):
+    """By the density of their own number of dimensions, one of 27 negatives took all the draws."""
+    pairs = batch_in(size, filled, offset)
+    torch.manual_seed(0)
+    draws = torch.stack([mine_by_distance(pairs)[1] for _ in range(300)])  # 300 x pairs
+    effective = []
+    for column in draws.T:
+        shares = column.unique(return_counts=True)[1] / len(draws)
+        effective.append(float(1 / shares.square().sum()))
+    assert sorted(effective)[len(effective) // 2] > 4
+
+
+def test_up_to_128_dimensions_are_those_of_the_embedding():
+    assert [float(effective_size(batch_in(size, 30, 0.0))) for size in (30, 128)] == [30, 128]
+    for size in (129, 2048):
+        assert 20 < float(effective_size(batch_in(size, 30, 0.0))) < 40
+        assert float(effective_size(batch_in(size, 30, 5.0))) == 3

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from metric_learning.reader.transforms import (
@@ -16,7 +17,6 @@ from metric_learning.reader.transforms import (
     random_crop,
     reduce_image,
     reference_eval,
-    standard_eval,
 )
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -78,7 +78,7 @@ def test_constant_colour_is_normalised(name):
     np.testing.assert_array_equal(_train(name, rgb, 16), np.broadcast_to(colour, (16, 16, 3)))
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", ["reference", "standard"])
 def test_eval_at_the_image_size_only_normalises(name):
     rgb = _photo(24, 24)
     image = TRANSFORMS[name].eval(rgb, 24)
@@ -86,11 +86,37 @@ def test_eval_at_the_image_size_only_normalises(name):
     np.testing.assert_allclose(image, expected, atol=1e-5)
 
 
-def test_only_the_standard_transform_is_antialiased():
+def test_all_but_the_reference_s_transform_are_antialiased():
     rgb = np.repeat(np.tile(np.array([[0], [255]], dtype=np.uint8), (128, 256))[:, :, None], 3, 2)
-    assert reference_eval(rgb, 20).std() > 10 * standard_eval(rgb, 20).std()
-    reference, standard = (_train(name, rgb, 20, 1, min_crop_area=0.9) for name in TRANSFORMS)
-    assert reference.std() > 2 * standard.std()
+    reference, *others = (_train(name, rgb, 20, 1, min_crop_area=0.9) for name in TRANSFORMS)
+    for name, other in zip(("standard", "v1"), others, strict=True):
+        assert reference_eval(rgb, 20).std() > 10 * TRANSFORMS[name].eval(rgb, 20).std()
+        assert reference.std() > 2 * other.std()
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((300, 400), (256, 341)),
+        ((401, 300), (342, 256)),
+        ((256, 256), (256, 256)),
+        ((256, 381), (256, 381)),
+        ((60, 50), (307, 256)),
+    ],
+)
+def test_v1_takes_the_centre_of_what_pillow_resizes(size, resized):
+    rgb = _photo(*size)
+    height, width = resized
+    image = Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (int((side - 224) / 2 + 0.5) for side in (width, height))
+    expected = np.asarray(image.crop((left, top, left + 224, top + 224)))
+    np.testing.assert_array_equal(TRANSFORMS["v1"].test(rgb, 224), expected)
+
+
+def test_v1_has_other_sizes_in_proportion():
+    crop = TRANSFORMS["v1"].test(_photo(300, 300), 112)
+    expected = np.asarray(Image.fromarray(_photo(300, 300)).resize((128, 128), 2))[8:120, 8:120]
+    np.testing.assert_array_equal(crop, expected)
 
 
 @pytest.mark.parametrize("size", [(60, 80), (230, 200), (500, 31)])
@@ -109,7 +135,9 @@ def test_training_crops_equal_plain_opencv_and_torchvision(size, seed):
         size=[48, 48],
         antialias=True,
     )
-    for name, expected in (("reference", reference), ("standard", standard.permute(1, 2, 0))):
+    v1 = Image.fromarray(box).resize((48, 48), Image.Resampling.BILINEAR)
+    expected_crops = {"reference": reference, "standard": standard.permute(1, 2, 0), "v1": v1}
+    for name, expected in expected_crops.items():
         expected = np.asarray(expected)[:, ::-1] if mirrored else np.asarray(expected)
         np.testing.assert_array_equal(_train(name, rgb, 48, seed), expected)
 

@@ -134,6 +134,30 @@ def test_the_order_of_many_positives_is_kept(kind, dtype, device):
     assert found_ranks(rows, labels, device=device) == oracle_ranks(rows, labels)
 
 
+@pytest.mark.parametrize("kind", ["random", "clustered", "tied", "collapsed"])
+def test_queries_of_few_and_of_many_positives_stand_side_by_side(kind, device, monkeypatch):
+    rows, labels = make(kind, 700, 12)
+    labels = np.where(labels % 2, labels, 0)  # one class is half of all images
+    monkeypatch.setattr(tiles, "WIDE_TILE", (16, 96))
+    assert found_ranks(rows, labels, device=device) == oracle_ranks(rows, labels)
+    split = rows[:200], labels[:200], rows[200:], labels[200:]
+    assert found_ranks(*split, device=device) == oracle_ranks(*split)
+
+
+@pytest.mark.parametrize("threads", [(1, 3), (4, 2)])
+def test_processes_with_other_numbers_of_threads_cut_the_work_alike(threads, monkeypatch):
+    rows, labels = make("clustered", 900, 8)
+    monkeypatch.setattr(tiles, "TILE", 48)
+    sums: list[list[np.ndarray]] = [[], []]
+    for rank, number in enumerate(threads):
+        monkeypatch.setattr(tiles, "num_cores", lambda number=number: number)
+        keep = Share(rank, 2, lambda array, rank=rank: sums[rank].append(array) or array, 1)
+        found_ranks(rows, labels, share=keep)
+    totals = iter([first + second for first, second in zip(*sums, strict=True)])
+    shared = found_ranks(rows, labels, share=Share(0, 2, lambda _: next(totals), 1))
+    assert shared == oracle_ranks(rows, labels)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("is_split", [False, True])
 def test_ranks_of_similarities_equal_brute_force(kind, is_split):
@@ -172,7 +196,9 @@ def test_the_undecided_share_is_estimated_from_some_rows():
     values = np.random.default_rng(0).standard_normal((40, 48)).astype(np.float32)
     embedded = vectors.Vectors(values, np.ones(40), np.arange(40))
     tile = vectors.Tile(values.reshape(-1), 0.1, 48, 40, 48, 0, 0)
-    thresholds = Thresholds(np.arange(41), values[:, 0].astype(np.float64), 1e-9)
+    rows_of_classes = np.arange(40), np.arange(40), np.arange(1, 41)
+    cosines = values[:, 0].astype(np.float64)
+    thresholds = Thresholds(np.arange(41), cosines, 1e-9, *rows_of_classes)
     rows = range(0, 40, 40 // kernels.SAMPLED_ROWS)
     near = [np.abs(values[r] - values[r, 0]) <= 0.1 for r in rows]
     found = kernels.undecided_share(tile, embedded, thresholds)

@@ -7,8 +7,8 @@ from metric_learning.retrieval import reciprocal
 from metric_learning.retrieval.reciprocal import k_reciprocal_similarities
 
 
-def naive_distances(rows, k1, k2, lambda_):
-    """All final distances (N, N), set by set."""
+def naive_distances(rows, k1, k2, lambda_, strict=False):
+    """All final distances (N, N), set by set; `strict` as published code."""
     rows = rows.astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     num = len(rows)
@@ -25,7 +25,8 @@ def naive_distances(rows, k1, k2, lambda_):
         expanded = set(members)
         for q in members:
             candidate = reciprocal(q, round(k1 / 2))
-            if len(members & candidate) >= 2 / 3 * len(candidate) - 1e-9:
+            least = 2 * len(candidate) + (1 if strict else 0)
+            if 3 * len(members & candidate) >= least:
                 expanded |= candidate
         for g in expanded:
             encodings[p, g] = np.exp(-d[p, g])
@@ -69,6 +70,15 @@ def test_self_retrieval_equals_the_paper(k1, k2, lambda_, chunk_elements, monkey
     rows = make(50)
     found = gather(k_reciprocal_similarities(rows, None, k1, k2, lambda_), 50)
     np.testing.assert_allclose(-found, naive_distances(rows, k1, k2, lambda_), atol=1e-9)
+
+
+@pytest.mark.parametrize(("k1", "k2", "lambda_"), [(20, 6, 0.3), (7, 3, 0.3), (5, 5, 0.0)])
+def test_strictly_equals_published_code(k1, k2, lambda_):
+    rows = make(50)
+    found = gather(k_reciprocal_similarities(rows, None, k1, k2, lambda_, strict=True), 50)
+    expected = naive_distances(rows, k1, k2, lambda_, strict=True)
+    np.testing.assert_allclose(-found, expected, atol=1e-9)
+    assert np.abs(expected - naive_distances(rows, k1, k2, lambda_)).max() > 1e-3
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 500, 2**24])

@@ -13,6 +13,8 @@ from metric_learning.retrieval.rerank import (
     reranked_similarities,
 )
 
+KRECIPROCAL = {"k1": 20, "k2": 6, "lambda": 0.3, "strict": 0}
+
 
 def make(n, seed=0):
     return np.random.default_rng(seed).normal(size=(n, 5)).astype(np.float32)
@@ -76,8 +78,9 @@ def test_wrong_parameters_are_errors():
         ("qe", Rerank("qe", {"k": 10, "alpha": 3.0})),
         ("qe:k=5", Rerank("qe", {"k": 5, "alpha": 3.0})),
         ("dba:alpha=2,k=3", Rerank("dba", {"k": 3, "alpha": 2.0})),
-        ("kreciprocal", Rerank("kreciprocal", {"k1": 20, "k2": 6, "lambda": 0.3})),
-        ("kreciprocal:lambda=0", Rerank("kreciprocal", {"k1": 20, "k2": 6, "lambda": 0.0})),
+        ("kreciprocal", Rerank("kreciprocal", KRECIPROCAL)),
+        ("kreciprocal:lambda=0", Rerank("kreciprocal", KRECIPROCAL | {"lambda": 0.0})),
+        ("kreciprocal:strict=1", Rerank("kreciprocal", KRECIPROCAL | {"strict": 1})),
     ],
 )
 def test_methods_are_parsed(text, expected):
@@ -127,4 +130,10 @@ def test_similarities_are_those_of_the_new_embeddings(chunk_elements, has_galler
     )
     expected = gather(k_reciprocal_similarities(queries, gallery, 5, 2, 0.4))
     assert (found == expected).all()
+    strictly = parse_rerank("kreciprocal:k1=6,k2=2,lambda=0.4,strict=1")
+    found = gather(reranked_similarities(strictly, queries, gallery))
+    expected = gather(k_reciprocal_similarities(queries, gallery, 6, 2, 0.4, strict=True))
+    assert (found == expected).all()
+    with pytest.raises(ValueError, match="strict to be 0 or 1, found 2"):
+        gather(reranked_similarities(parse_rerank("kreciprocal:k1=6,strict=2"), queries, gallery))
     assert found.dtype == np.float64 and found.shape == (14, len(searched))

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from metric_learning.retrieval.counting.bins import Bins
-from metric_learning.retrieval.counting.cpu import kernels
+from metric_learning.retrieval.counting.cpu import kernels, many_positives
 from metric_learning.retrieval.counting.cpu.histogram import count_negatives
 from metric_learning.retrieval.counting.cpu.kernels import Counts
-from metric_learning.retrieval.counting.cpu.many_positives import add_up, make_guides
+from metric_learning.retrieval.counting.cpu.many_positives import MANY
 from metric_learning.retrieval.counting.cpu.products import ladder
-from metric_learning.retrieval.counting.cpu.tiles import Visitor, for_each_tile
+from metric_learning.retrieval.counting.cpu.tiles import Visitor, for_each_tile, wide
 from metric_learning.retrieval.counting.cpu.vectors import (
     Tile,
     pair_cosines,
@@ -26,6 +26,8 @@ from metric_learning.retrieval.counting.thresholds import (
     Share,
     Thresholds,
 )
+
+MOST_TABLES = 4  # of tiles of queries with many positives, that a thread keeps
 
 
 class CpuCounter:
@@ -43,19 +45,38 @@ class CpuCounter:
         return cosines
 
     def sort_descending(self, offsets: np.ndarray, values: np.ndarray) -> None:
-        """See Counter."""
-        sort_descending(offsets, values)
+        """See Counter; of many values NumPy's vector instructions sort faster."""
+        few = np.diff(offsets) <= MANY
+        if few.all():
+            sort_descending(offsets, values)
+            return
+        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+            values[start:stop] = np.sort(values[start:stop])[::-1]
 
     def count(
         self, query_range: tuple[int, int], thresholds: Thresholds, share: Share
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See Counter; in self-retrieval of all queries half of the similarities are computed."""
+        """See Counter; queries with few positives and those with many are counted differently."""
+        counts = Counts(*np.zeros((2, len(thresholds.cosines)), np.int64))
+        sizes = np.diff(thresholds.offsets)
+        has_many = sizes > MANY
+        if has_many.any():
+            self._count_many(np.flatnonzero(has_many), thresholds, share, counts)
+        if ((sizes > 0) & ~has_many).any():
+            few = thresholds.of(~has_many)
+            places = np.repeat(~has_many, sizes)
+            for total, part in zip(counts, self._count_few(query_range, few, share), strict=True):
+                total[places] = part
+        return share.add(counts.ahead), share.add(counts.level)
+
+    def _count_few(
+        self, query_range: tuple[int, int], thresholds: Thresholds, share: Share
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Count all images; in self-retrieval of all queries by half of the similarities."""
         is_symmetric = self.is_self_retrieval and query_range == (0, len(self.queries.rows))
         queries, gallery = self.queries, self.gallery
         if is_symmetric and not is_mapped(queries.rows):  # disks like to be read in order
             queries = gallery = queries._replace(order=_by_worst_positive(thresholds))
-
-        guides = make_guides(thresholds)
         all_counts: list[Counts] = []
 
         def make_visitor() -> Visitor:
@@ -66,20 +87,58 @@ class CpuCounter:
                 for tile in versions:
                     if kernels.undecided_share(tile, queries, thresholds) <= MOST_UNDECIDED:
                         break
-                kernels.count_tile(tile, queries, gallery, thresholds, guides, is_two_sided, counts)
+                kernels.count_tile(tile, queries, gallery, thresholds, is_two_sided, counts)
 
             return visit
 
         columns = None if is_symmetric else gallery
         for_each_tile(queries, columns, query_range, make_visitor, share, ladder)
+        ahead, level = (
+            np.sum(each, axis=0, dtype=np.int64) for each in zip(*all_counts, strict=True)
+        )
+        if share.rank == 0:  # once for all processes
+            positives_ahead, positives_level = thresholds.positives(self._own(query_range))
+            ahead -= positives_ahead
+            level -= positives_level
+        return ahead, level
 
-        for counts in all_counts:
-            add_up(thresholds, counts)
-        ahead, level = (np.zeros(len(thresholds.cosines), np.int64) for _ in range(2))
-        for counts in all_counts:
-            ahead += counts.ahead
-            level += counts.level
-        return share.add(ahead), share.add(level)
+    def _own(self, query_range: tuple[int, int]) -> np.ndarray | None:
+        """Return the cosines of queries of a range with themselves, if they are in the gallery."""
+        if not self.is_self_retrieval:
+            return None
+        every, own = np.arange(*query_range), np.zeros(len(self.queries.rows))
+        own[every] = self.pair_cosines(every, every)
+        return own
+
+    def _count_many(
+        self, rows: np.ndarray, thresholds: Thresholds, share: Share, counts: Counts
+    ) -> None:
+        """Count the negatives of queries (B,) into the counts."""
+        queries = self.queries._replace(order=rows)
+        gallery = self.gallery._replace(order=thresholds.order)
+
+        def make_visitor() -> Visitor:
+            tables: dict[tuple[int, float], Any] = {}
+
+            def visit(versions: Iterator[Tile], is_two_sided: bool) -> None:
+                for tile in versions:
+                    if many_positives.undecided_share(tile, queries, thresholds) <= MOST_UNDECIDED:
+                        break
+                key = tile.row, tile.error
+                if key not in tables:
+                    if len(tables) == MOST_TABLES:  # those of an earlier block are among them
+                        tables.clear()
+                    asking = rows[tile.row : tile.row + tile.height]
+                    margin = thresholds.tolerance + tile.error
+                    tables[key] = many_positives.make_tables(asking, thresholds, margin)
+                many_positives.count_rows(tile, queries, gallery, thresholds, *tables[key], counts)
+
+            return visit
+
+        for_each_tile(
+            queries, gallery, (0, len(rows)), make_visitor, share, lambda: ladder()[-2:], wide()
+        )
+        many_positives.add_up(rows, thresholds, counts)
 
     def count_negatives(self, pairs: NegativePairs, bins: Bins, share: Share) -> np.ndarray:
         """See Counter."""

@@ -3,7 +3,7 @@
 A query's positives are given by their cosines, see `Thresholds`. For positive p, `ahead[p]` counts
 the gallery images more similar than it by more than the tolerance, `level[p]` those that tie with
 it. Both count every gallery image, the positives and the query itself included, which
-`retrieval.ranks` takes out again.
+`compiled.CpuCounter` takes out again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from metric_learning.retrieval.counting.cpu.instructions import (
     count_reaching,
 )
 from metric_learning.retrieval.counting.cpu.jit import kernel
-from metric_learning.retrieval.counting.cpu.many_positives import MANY, count_many, has_many
 from metric_learning.retrieval.counting.cpu.vectors import cosine
 
 STRIP = 128  # rows of a tile whose columns are counted together
@@ -58,10 +57,8 @@ def _padded(width):
 
 @kernel
 def _count_row(tile, r, queries, gallery, thresholds, margin, is_exact, counts, bounds):
-    """Count row r of a tile for its query, the worst positive first, unless it has many."""
+    """Count row r of a tile for its query, the worst positive first."""
     q, start, width = queries.order[tile.row + r], r * tile.stride, _padded(tile.width)
-    if has_many(q, thresholds):
-        return
     for p in range(thresholds.offsets[q + 1] - 1, thresholds.offsets[q] - 1, -1):
         # Through an array of the tile's type: bounds are rounded to it.
         bounds[0], bounds[1] = _bounds_of(p, thresholds, margin, is_exact)
@@ -90,23 +87,20 @@ def _count_row(tile, r, queries, gallery, thresholds, margin, is_exact, counts, 
 def _column_bounds(tile, queries, thresholds, margin, is_exact):
     """Bounds of the queries that are the columns of a tile, (G, P, 2 * LANES).
 
-    Per group of LANES columns, the worst positive of each first; infinite where there is none, or
-    the query has many.
+    Per group of LANES columns, the worst positive of each first; infinite where there is none.
     """
-    most = 0  # of the positives that are counted one by one
+    most = 0
     for q in queries:
-        if not has_many(q, thresholds):
-            most = max(most, thresholds.offsets[q + 1] - thresholds.offsets[q])
+        most = max(most, thresholds.offsets[q + 1] - thresholds.offsets[q])
 
     bounds = np.empty((_padded(tile.width) // LANES, most, 2 * LANES), tile.values.dtype)
     bounds[:] = np.inf
     for c, q in enumerate(queries):
-        if not has_many(q, thresholds):
-            for p in range(thresholds.offsets[q], thresholds.offsets[q + 1]):
-                low, high = _bounds_of(p, thresholds, margin, is_exact)
-                place = thresholds.offsets[q + 1] - 1 - p
-                bounds[c // LANES, place, c % LANES] = low
-                bounds[c // LANES, place, LANES + c % LANES] = high
+        for p in range(thresholds.offsets[q], thresholds.offsets[q + 1]):
+            low, high = _bounds_of(p, thresholds, margin, is_exact)
+            place = thresholds.offsets[q + 1] - 1 - p
+            bounds[c // LANES, place, c % LANES] = low
+            bounds[c // LANES, place, LANES + c % LANES] = high
     return bounds
 
 
@@ -137,11 +131,10 @@ def _count_columns(tile, top, left, bounds, vectors, thresholds, is_exact, count
 
 
 @kernel
-def count_tile(tile, queries, gallery, thresholds, guides, is_two_sided, counts):
+def count_tile(tile, queries, gallery, thresholds, is_two_sided, counts):
     """Count the similarities of a Tile for the queries that are its rows, and its columns if so.
 
-    `queries` and `gallery` are Vectors, the guides those that `make_guides` makes of `thresholds`;
-    ahead and level of `counts`, (M,) each, are added to.
+    `queries` and `gallery` are Vectors; ahead and level of `counts`, (M,) each, are added to.
     """
     is_exact = tile.error == 0.0  # else similarities near a threshold are decided in float64
     margin = thresholds.tolerance + tile.error
@@ -156,8 +149,6 @@ def count_tile(tile, queries, gallery, thresholds, guides, is_two_sided, counts)
         for left in range(0, len(column_queries), LANES):
             group = bounds[left // LANES]
             _count_columns(tile, top, left, group, gallery, thresholds, is_exact, counts, reached)
-
-    count_many(tile, queries, gallery, thresholds, guides, is_two_sided, margin, is_exact, counts)
 
 
 @kernel
@@ -175,11 +166,10 @@ def undecided_share(tile, queries, thresholds):
     for r in range(0, tile.height, max(1, tile.height // SAMPLED_ROWS)):
         q = queries.order[tile.row + r]
         rows += 1
-        stride = 1 + (thresholds.offsets[q + 1] - thresholds.offsets[q]) // MANY
-        for p in range(thresholds.offsets[q], thresholds.offsets[q + 1], stride):
+        for p in range(thresholds.offsets[q], thresholds.offsets[q + 1]):
             bounds[0], bounds[1] = thresholds.cosines[p] - margin, thresholds.cosines[p] + margin
             at_least, ahead = count_reaching(
                 tile.values, r * tile.stride, _padded(tile.width) // LANES, bounds[0], bounds[1]
             )
-            undecided += (at_least - ahead) * stride
+            undecided += at_least - ahead
     return undecided / (rows * tile.width)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from threading import Event, RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,11 +30,31 @@ TILE = 768  # rows and columns of a tile: large enough for a fast product
 LEAST_ROWS = 64  # of a block of queries, where few queries are shared among many threads
 PADDING = 16  # columns between rows, against cache conflicts when columns are read
 BLOCK = 3 * TILE  # rows that are normalised once for all their tiles
+WIDE_TILE = 128, 4608  # rows and columns of a tile of queries with many positives
 ONE_JOB = RLock()  # the number of threads of the BLAS libraries is one for the whole process
 
 # Called with each tile, as an iterator that computes it by one product after the other, from fast
 # to exact, and whether its columns are to be seen as queries too (the mirrored tile is not given).
 Visitor = Callable[[Iterator[Tile], bool], None]
+
+
+class Shape(NamedTuple):
+    """Rows and columns of a tile, and the most rows that are normalised once for several tiles."""
+
+    rows: int
+    columns: int
+    block: int
+
+
+def square() -> Shape:
+    """Return the shape in which a product is fastest."""
+    return Shape(TILE, TILE, BLOCK)
+
+
+def wide() -> Shape:
+    """Return a shape of few rows, so that what belongs to each stays in the cache."""
+    rows, columns = WIDE_TILE
+    return Shape(rows, columns, 3 * rows)
 
 
 def num_cores() -> int:
@@ -49,19 +69,23 @@ def for_each_tile(
     make_visitor: Callable[[], Visitor],
     share: Share,
     choose_products: Callable[[], Sequence[Product]],
+    shape: Shape | None = None,
 ) -> None:
     """Let visitors, one per thread, see the similarities of queries (Q, D) with a gallery (G, D).
 
     Without a gallery the queries are it and all are asked: tiles below the diagonal are left out
     and those above it count for both sides. The range is the first query and the one behind the
-    last; the products, which may be timed, are from fast to exact.
+    last; the products, which may be timed, are from fast to exact. Tiles are square by default.
     """
+    shape = shape or square()
     columns = queries if gallery is None else gallery
     start, stop = query_range
     cores = max(1, min(num_cores(), len(columns.rows) // (2 * TILE)))
-    unit = LEAST_ROWS if gallery is not None else TILE
-    height = -(-(stop - start) // (cores * share.size * (1 if gallery is not None else 4)))
-    height = min(BLOCK, -(-height // unit) * unit)
+    # All processes have to cut the queries alike, however many threads each of them has.
+    workers = share.size * max(1, min(share.threads or cores, len(columns.rows) // (2 * TILE)))
+    unit = LEAST_ROWS if gallery is not None else shape.rows
+    height = -(-(stop - start) // (workers * (1 if gallery is not None else 4)))
+    height = min(shape.block, -(-height // unit) * unit)
     blocks = [(row, min(row + height, stop)) for row in range(start, stop, height)]
     tasks: SimpleQueue[tuple[int, int]] = SimpleQueue()
     for block in blocks[share.rank :: share.size]:  # those with most tiles first
@@ -69,7 +93,9 @@ def for_each_tile(
     has_stopped = Event()
 
     def work() -> None:
-        workspace = Workspace(queries, columns, gallery is None, height, products, has_stopped)
+        workspace = Workspace(
+            queries, columns, gallery is None, shape._replace(block=height), products, has_stopped
+        )
         visitor = make_visitor()
         while not has_stopped.is_set():
             try:
@@ -97,24 +123,26 @@ class Workspace:
         queries: Vectors,
         columns: Vectors,
         is_symmetric: bool,
-        height: int,
+        shape: Shape,
         products: Sequence[Product],
         has_stopped: Event,
     ) -> None:
         self.num_columns, self.is_symmetric = len(columns.rows), is_symmetric
-        self.levels = [Level(product, queries, columns, height) for product in products]
+        self.shape = shape
+        self.levels = [Level(product, queries, columns, shape) for product in products]
         self.has_stopped = has_stopped
 
     def visit_block(self, start: int, stop: int, visitor: Visitor) -> None:
         """Visit the tiles of queries start..stop, column after column."""
-        for left in range(start if self.is_symmetric else 0, self.num_columns, TILE):
+        rows, columns, _ = self.shape
+        for left in range(start if self.is_symmetric else 0, self.num_columns, columns):
             if self.has_stopped.is_set():
                 return
-            right = min(left + TILE, self.num_columns)
-            for number, top in enumerate(range(start, stop, TILE)):
+            right = min(left + columns, self.num_columns)
+            for number, top in enumerate(range(start, stop, rows)):
                 if self.is_symmetric and top > left:
                     break
-                versions = self._versions(number, top, min(top + TILE, stop), left, right)
+                versions = self._versions(number, top, min(top + rows, stop), left, right)
                 visitor(versions, self.is_symmetric and top != left)
 
     def _versions(self, number: int, *place: int) -> Iterator[Tile]:
@@ -134,11 +162,11 @@ class Level:
     tiles need again; in float64, which few need, those of the last tile alone.
     """
 
-    def __init__(self, product: Product, queries: Vectors, columns: Vectors, height: int) -> None:
-        self.product = product
-        num_kept = 1 if product.dtype == np.float64 else -(-height // TILE)
-        self.rows = [Factors(product, queries) for _ in range(num_kept)]
-        self.columns = Factors(product, columns)
+    def __init__(self, product: Product, queries: Vectors, columns: Vectors, shape: Shape) -> None:
+        self.product, self.shape = product, shape
+        num_kept = 1 if product.dtype == np.float64 else -(-shape.block // shape.rows)
+        self.rows = [Factors(product, queries, shape.rows) for _ in range(num_kept)]
+        self.columns = Factors(product, columns, shape.columns)
         self.values: np.ndarray | None = None
         self.tiles_to_skip = 0
 
@@ -146,8 +174,9 @@ class Level:
         """Compute rows top..bottom, the number-th of their block, times columns left..right."""
         height, width = bottom - top, right - left
         if self.values is None:
-            size = -(-TILE // self.product.grain) * self.product.grain
-            self.values = np.empty((size, size + PADDING), self.product.dtype)
+            grain = self.product.grain
+            most = [-(-size // grain) * grain for size in (self.shape.rows, self.shape.columns)]
+            self.values = np.empty((most[0], most[1] + PADDING), self.product.dtype)
         rows, row_error = self.rows[number % len(self.rows)].get(top, bottom)
         columns, column_error = self.columns.get(left, right)
         self.product.multiply(rows, columns, height, width, self.values)
@@ -159,8 +188,8 @@ class Level:
 class Factors:
     """Normalised vectors in the form that a product takes, made when they are asked for."""
 
-    def __init__(self, product: Product, vectors: Vectors) -> None:
-        self.product, self.vectors = product, vectors
+    def __init__(self, product: Product, vectors: Vectors, most: int) -> None:
+        self.product, self.vectors, self.most = product, vectors, most
         self.dim = vectors.rows.shape[1]
         self.place: tuple[int, int] | None = None
         self.room: Any = None
@@ -169,7 +198,7 @@ class Factors:
     def get(self, start: int, stop: int) -> tuple[Any, float]:
         """Return vectors start..stop, in order, and the greatest error of one of them."""
         if self.room is None:
-            self.room = self.product.room(TILE, self.dim)
+            self.room = self.product.room(self.most, self.dim)
         if self.place != (start, stop):
             self.error = self.product.fill(self.vectors, start, stop, self.room)
             self.place = start, stop

@@ -118,9 +118,9 @@ def test_the_data_set_may_move(images, folder):
 class SlowImages(ImageSet):
     """Images that take some seconds each, so that a build can be caught in the middle."""
 
-    def read_image(self, i):
+    def read_image(self, i, decoding):
         time.sleep(self.seconds)
-        return super().read_image(i)
+        return super().read_image(i, decoding)
 
 
 def start_builder(images, folder, seconds):

@@ -63,12 +63,6 @@ def test_jpeg_with_bytes_after_its_end_is_decoded(photo):
     np.testing.assert_array_equal(decode_image(data + b"\0\0", "a"), decode_image(data, "a"))
 
 
-def test_exif_orientation_is_not_applied(photo):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode_image(encode(photo, "JPEG", exif=exif), "a").shape == (48, 64, 3)
-
-
 def test_palette_alpha_grey_and_one_bit_become_rgb():
     grid = np.arange(48, dtype=np.uint8).reshape(6, 8)
     rgb = np.stack([grid, grid * 2, grid * 3], axis=2)
