@@ -20,12 +20,15 @@ from metric_learning.engine.options.tables import (
     MACHINE_FLAGS,
     METRIC_FLAGS,
     MODEL_FLAGS,
+    OTHERS_LACK,
     SPLITS,
 )
 
 FLAGS = (
     *DATA_FLAGS,
-    *grouped("data", Flag("split", str, "test", "images to evaluate", SPLITS)),
+    *grouped(
+        "data", Flag("split", str, "test", "images to evaluate; all: every image once", SPLITS)
+    ),
     *MODEL_FLAGS,
     *CLASS_FLAGS,
     *METRIC_FLAGS,
@@ -52,7 +55,7 @@ FLAGS = (
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Evaluate and return the metrics with what was evaluated."""
     with user_errors():
-        flags = parse_flags(__doc__, FLAGS, argv)
+        flags = parse_flags(__doc__, FLAGS, argv, elsewhere=OTHERS_LACK)
 
         from metric_learning.engine.evaluate.evaluate import evaluate  # torch and all, only now
         from metric_learning.engine.options.evaluation import settle_evaluation

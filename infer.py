@@ -23,12 +23,14 @@ from typing import Any
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, grouped, parse_flags, path, positive, with_defaults
 from metric_learning.engine.options.tables import (
+    BAD_IMAGE_POLICIES,
     CLASS_FLAGS,
     DATA_FLAGS,
     EXPORT_FLAGS,
     INDEX_TYPES,
     MACHINE_FLAGS,
     MODEL_FLAGS,
+    OTHERS_LACK,
     SPLITS,
 )
 
@@ -37,7 +39,14 @@ FLAGS = (
     *grouped(
         "data",
         Flag("images", path, None, "an image or a folder of images, instead of a data set"),
-        Flag("split", str, "test", "split of the data set", SPLITS),
+        Flag("split", str, "test", "split of the data set; all: every image once", SPLITS),
+        Flag(
+            "on_bad_image",
+            str,
+            None,
+            "unreadable image: stop, or leave it out; default: error, of an index skip",
+            BAD_IMAGE_POLICIES,
+        ),
     ),
     *MODEL_FLAGS,
     *CLASS_FLAGS,
@@ -70,7 +79,7 @@ FLAGS = (
 def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
     """Return the folder of the dump, the file of the index or export, or the answers to queries."""
     with user_errors():
-        flags = parse_flags(__doc__, FLAGS, argv)
+        flags = parse_flags(__doc__, FLAGS, argv, elsewhere=OTHERS_LACK)
 
         from metric_learning.engine.embed.infer import infer  # torch and all else, only now
         from metric_learning.engine.options.evaluation import settle_inference

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # .NAME.PID.tmp
 
 
+def temporary_beside(path: Path) -> Path:
+    """Return the name under which what is to be `path` is written."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside `path` and rename it, so that `path` is always whole, and on the disk.
 
-    Raises OSError, with `path` as its `filename`, where it cannot; what was there still is.
+    Where `path` is a link, the file that it leads to is replaced. Raises OSError, with `path` as
+    its `filename`, where it cannot; what was there still is.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = Path(os.path.realpath(path))
+    temporary = temporary_beside(path)
     try:
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
         with contextlib.suppress(OSError):  # some network file systems sync no folders
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the list of files of a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -48,11 +57,30 @@ def remove_leftovers(folder: Path, names: re.Pattern[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def write_text(path: Path, text: str, errors: str = "surrogateescape") -> None:
+    """Write a UTF-8 text file atomically, its line ends as they are.
+
+    Names of files whose bytes are not UTF-8 get these back, or what `errors` makes of them; what
+    even that cannot write becomes an escape.
+    """
+    try:
+        content = text.encode("utf-8", errors)
+    except UnicodeEncodeError:  # a lone surrogate that no file name has
+        content = text.encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]], line_end: str = "\n"
+) -> None:
+    """Write a CSV file atomically: a line of the columns, then a line per row."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator=line_end)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented."""
+    """Write a JSON file atomically, indented, in ASCII."""
     write_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""How flags are parsed: types of values, one-line errors, YAML config files."""
+"""How flags are parsed: types of values, and one-line errors."""
 
 from __future__ import annotations
 
@@ -7,20 +7,40 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-import yaml
-
 from metric_learning import __version__
 from metric_learning.common.cli import fail
+from metric_learning.common.config import Value, read_config
 
 AMP_CHOICES = ("auto", "off", "bfloat16", "float16")
 # Flags that mean the same: one on the command line replaces the other of a config file.
 ALTERNATIVES = ({"num_epochs", "total_iter_num"},)
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+# What other tools call a flag, where the spelling alone would suggest another one.
+OTHER_NAMES = {
+    **dict.fromkeys(("learning_rate", "base_lr", "init_lr"), ("lr",)),
+    **dict.fromkeys(("epochs", "max_epochs", "num_train_epochs", "epoch"), ("num_epochs",)),
+    **dict.fromkeys(("iterations", "max_iter", "max_steps", "steps"), ("total_iter_num",)),
+    **dict.fromkeys(("batch", "bs", "batchsize"), ("train_batch_size", "batch_size")),
+    **dict.fromkeys(("arch", "backbone", "net", "network", "model_name"), ("model",)),
+    **dict.fromkeys(("weights", "pretrained", "init_from"), ("pretrained_model",)),
+    **dict.fromkeys(("ckpt", "resume"), ("checkpoint", "pretrained_model")),
+    **dict.fromkeys(("loss", "criterion"), ("loss_name",)),
+    **dict.fromkeys(("data", "data_path", "root", "data_root"), ("data_dir",)),
+    **dict.fromkeys(("img_size", "image_size", "input_size", "size"), ("image_shape",)),
+    **dict.fromkeys(("workers", "j", "num_threads"), ("num_workers",)),
+    **dict.fromkeys(("gpu", "gpus", "gpu_id", "cuda"), ("device",)),
+    **dict.fromkeys(("wd", "l2"), ("weight_decay",)),
+    **dict.fromkeys(("dim", "embed_dim", "emb_dim"), ("embedding_size",)),
+    **dict.fromkeys(("out", "output_path", "save_dir", "outdir"), ("output", "model_save_dir")),
+    **dict.fromkeys(("k", "num_neighbours", "num_neighbors", "top_k"), ("topk", "ks")),
+    **dict.fromkeys(("scheduler", "lr_scheduler", "lr_schedule"), ("lr_strategy",)),
+    **dict.fromkeys(("fp16", "bf16", "precision"), ("amp",)),
+}
 
 
 @dataclass(frozen=True)
@@ -30,13 +50,15 @@ class Flags:
     Attributes:
         values: flag -> value, given or default.
         given: names of the flags that stood on the command line or in the config file.
+        table: the flags by name, as far as values of files are to be held against them.
     """
 
     values: Mapping[str, Any]
     given: frozenset[str] = frozenset()
+    table: Mapping[str, Flag] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("values", "given") or name not in self.values:
+        if name.startswith("__") or name in ("values", "given", "table") or name not in self.values:
             raise AttributeError(f"there is no flag {name}")
         return self.values[name]
 
@@ -56,16 +78,25 @@ class Flags:
     ) -> Flags:
         """Return flags with what a file says in place of what was not given.
 
-        Raises ValueError where a given flag contradicts one of the `fixed` values; `others` yield.
+        Raises ValueError where a given flag contradicts one of the `fixed` values, or a value is
+        none that the flag takes; `others` yield.
         """
+        fixed, others = self._of_file(source, fixed), self._of_file(source, others)
         for name, value in fixed.items():
             if name in self.given and self.values[name] != value:
                 raise ValueError(
                     f"{source} was made with --{name}={shown(value)}, found "
                     f"--{name}={shown(self.values[name])}: leave the flag out"
                 )
-        free = {name: value for name, value in (others or {}).items() if name not in self.given}
+        free = {name: value for name, value in others.items() if name not in self.given}
         return self.replaced(**{**free, **fixed})
+
+    def _of_file(self, source: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return values of a file as their flags parse them; those of no flag are left out."""
+        if not self.table:
+            return dict(values)
+        known = {name: value for name, value in values.items() if name in self.table}
+        return {name: self.table[name].parse_stored(value, source) for name, value in known.items()}
 
     def refuse(self, names: Iterable[str], reason: str) -> None:
         """Raise ValueError where the user gave a flag that nothing would use."""
@@ -226,6 +257,24 @@ class Flag:
         """The words by which it is given."""
         return [f"--{name}" for name in (self.name, self.alias) if name]
 
+    def parse_stored(self, value: Any, source: str) -> Any:
+        """Parse a value that the file `source` holds; ValueError where the flag takes no such."""
+        if value is None or (self.default == () and value in ((), [])):
+            return self.default
+        try:
+            if self.num_values is not None or self.repeats:
+                return [self.parse(str(each)) for each in value]
+            parsed = self.parse(shown(tuple(value) if isinstance(value, list) else value))
+        except (argparse.ArgumentTypeError, ValueError, TypeError) as error:
+            raise ValueError(f"{source} is damaged, its {self.name}: {error}") from error
+
+        if self.choices and parsed not in self.choices:
+            expected = ", ".join(self.choices)
+            raise ValueError(
+                f"{source} is damaged, its {self.name}: expected one of {expected}, found {value}"
+            )
+        return parsed
+
 
 def grouped(group: str, *table: Flag) -> tuple[Flag, ...]:
     """Return flags under a heading of --help."""
@@ -241,16 +290,31 @@ def with_defaults(table: Iterable[Flag], **defaults: Any) -> tuple[Flag, ...]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line.
+
+    `source` stands before them; `elsewhere` maps flags of other scripts to what these are called.
+    """
+
+    source = ""
+    elsewhere: Mapping[str, str] = MappingProxyType({})
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: --"):
             wrong = message.split()[2].split("=")[0]
             names = [option for action in self._actions for option in action.option_strings]
-            close = difflib.get_close_matches(wrong, names, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            message = f"unknown flag {wrong}: {hint}--help lists all"
-        fail(message)
+            hint = _hint(wrong[2:], names, self.elsewhere)
+            message = f"unknown flag {wrong}: {hint}{' ' if hint else ''}--help lists all"
+        fail(self.source + message)
+
+
+def _hint(wrong: str, options: Sequence[str], elsewhere: Mapping[str, str]) -> str:
+    """Say what the unknown flag `wrong` may have meant, where that can be guessed."""
+    if wrong in elsewhere:
+        return f"it belongs to {elsewhere[wrong]}, leave it out;"
+    word = wrong.lower().replace("-", "_")
+    known = [name for name in (word, *OTHER_NAMES.get(word, ())) if f"--{name}" in options]
+    close = [name[2:] for name in difflib.get_close_matches(f"--{word}", options, n=1)]
+    return "".join(f"did you mean --{name}?" for name in (known or close)[:1])
 
 
 def parse_flags(
@@ -259,20 +323,24 @@ def parse_flags(
     argv: Sequence[str] | None,
     positional: Flag | None = None,
     prog: str | None = None,
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> Flags:
     """Parse the command line, and below it the YAML file of --config.
 
-    Beside the flags of the `table` there may be one `positional` argument, without `--name=`. A
-    wrong flag or value ends the process with status 2, after one line on stderr; a wrong config
-    file is a ValueError.
+    Beside the flags of the `table` there may be one `positional` argument, without `--name=`.
+    `elsewhere` maps flags of other scripts to what these are called. A wrong flag or value, an
+    empty one, or a flag that is given twice ends the process with status 2, after one line on
+    stderr; a wrong config file is a ValueError.
     """
     parser = _build_parser(description, table, positional, prog)
+    parser.elsewhere = elsewhere
     given: dict[str, Any] = {}
 
     # Plain parse_args finds no optional positional behind a flag before Python 3.12.
     named = vars(parser.parse_intermixed_args(words_of(table, argv)))
     if "config" in named:
-        given |= vars(parser.parse_args(_config_arguments(named["config"], table)))
+        parser.source = f"config {named['config']}: "
+        given |= vars(parser.parse_args(_config_arguments(named["config"], table, elsewhere)))
         for alternatives in ALTERNATIVES:
             if alternatives & set(named):
                 given = {name: value for name, value in given.items() if name not in alternatives}
@@ -280,21 +348,71 @@ def parse_flags(
 
     described = (*table, positional) if positional else table
     values = {flag.name: flag.default for flag in described} | given
-    return Flags(MappingProxyType(values), frozenset(given))
+    by_name = {flag.name: flag for flag in described}
+    return Flags(MappingProxyType(values), frozenset(given), MappingProxyType(by_name))
 
 
 def words_of(table: Sequence[Flag], argv: Sequence[str] | None) -> list[str]:
     """Return the arguments of a command line, with `=True` behind a bare flag of yes or no.
 
-    The reference's README has a blank behind a line's backslash, which arrives as an argument.
+    The reference's README has a blank behind a line's backslash, which arrives as an argument. An
+    empty value, or a flag that is given twice, ends the process with status 2.
     """
-    words = [word for word in (sys.argv[1:] if argv is None else argv) if word.strip()]
+    given = list(sys.argv[1:] if argv is None else argv)
     switches = {word for flag in table if flag.parse is boolean for word in flag.options}
+    _refuse_empty(given, switches)
+    words = [word for word in given if word.strip()]
+    _refuse_repeated(words, table)
+
     answers = (*TRUE_WORDS, *FALSE_WORDS)
     return [
         f"{word}=True" if word in switches and following.lower() not in answers else word
         for word, following in zip(words, [*words[1:], ""], strict=False)
     ]
+
+
+def last_of_each(words: Iterable[object]) -> list[str]:
+    """Leave out each `--flag=value` that is given again later, for who puts command lines together.
+
+    The scripts refuse a flag that is given twice.
+    """
+    texts = [str(word) for word in words]
+    last = {text.partition("=")[0]: number for number, text in enumerate(texts)}
+    return [
+        text
+        for number, text in enumerate(texts)
+        if not text.startswith("--") or last[text.partition("=")[0]] == number
+    ]
+
+
+def _refuse_empty(words: Sequence[str], switches: Container[str]) -> None:
+    """End the process where a flag has an empty value, as of a shell variable that is not set."""
+    flag, awaits_value = "", False
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name.startswith("--"):
+            flag, awaits_value = name, not sign and name not in switches
+            is_empty = bool(sign) and not value.strip()
+        else:
+            is_empty = not word or (awaits_value and not word.strip())
+            awaits_value = False
+
+        if is_empty:
+            what = f"{flag} has an empty value" if flag else "an argument is empty"
+            fail(f"{what} (is a variable not set?): give one, or leave it out")
+
+
+def _refuse_repeated(words: Sequence[str], table: Sequence[Flag]) -> None:
+    """End the process where a flag that does not repeat is given twice."""
+    names = {option: flag.name for flag in table if not flag.repeats for option in flag.options}
+    names["--config"] = "config"
+    first: dict[str, str] = {}
+    for word in words:
+        name = names.get(word.partition("=")[0])
+        if name in first:
+            fail(f"{first[name]} and {word}: expected the flag once, found it twice")
+        if name is not None:
+            first[name] = word
 
 
 def _build_parser(
@@ -344,33 +462,33 @@ def shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """Read the YAML file of --config: flag -> value; ValueError where it is none."""
-    with open(path, encoding="utf-8") as file:
-        try:
-            settings = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"config {path} is not YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"config {path}: expected lines of `flag: value`")
-    return settings
-
-
-def _config_arguments(path: str, table: Sequence[Flag]) -> list[str]:
+def _config_arguments(path: str, table: Sequence[Flag], elsewhere: Mapping[str, str]) -> list[str]:
+    """Return the arguments that a config file stands for; ValueError where it is wrong."""
     settings = read_config(path)
-    named = [(flag.name, flag.alias) for flag in table if flag.num_values is None]
-    names = [name for pair in named for name in pair if name]
+    named = [flag for flag in table if flag.num_values is None]
+    names = {option[2:]: flag for flag in named for option in flag.options}
 
-    unknown = [str(name) for name in settings if name not in names]
+    unknown = [name for name in settings if name not in names]
     if unknown:
-        close = difflib.get_close_matches(unknown[0], names, n=1)
-        hint = f", did you mean {close[0]}?" if close else ""
-        raise ValueError(f"config {path}: unknown flag {', '.join(unknown)}{hint}")
+        hint = _hint(unknown[0], [f"--{name}" for name in names], elsewhere)
+        raise ValueError(f"config {path}: unknown flag {', '.join(unknown)}: {hint.rstrip(';')}")
+    for flag in named:
+        if len(both := [option[2:] for option in flag.options if option[2:] in settings]) > 1:
+            raise ValueError(f"config {path}: {' and '.join(both)} are the same flag: keep one")
 
-    repeated = [flag.name for flag in table if flag.repeats]
-    return [
-        f"--{name}={shown(tuple(value) if isinstance(value, list) else value)}"
-        for name, values in settings.items()
-        for value in (values if name in repeated and isinstance(values, list) else [values])
-        if value is not None
-    ]
+    arguments = []
+    for name, value in settings.items():
+        for text in _texts(value, names[name].repeats):
+            if not text.strip():
+                raise ValueError(
+                    f"config {path}: {name} has an empty value: give one, or leave it out"
+                )
+            arguments.append(f"--{name}={text}")
+    return arguments
+
+
+def _texts(value: Value, repeats: bool) -> list[str]:
+    """Return the texts that a flag gets, one after the other if it repeats."""
+    if isinstance(value, str):
+        return [value]
+    return value if repeats and value else [",".join(value)]

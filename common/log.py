@@ -1,7 +1,8 @@
-"""Log lines in the reference's form, and the versions that a result depends on."""
+"""Lines on the screen, in the log in the reference's form; the versions a result depends on."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 from datetime import datetime
@@ -9,18 +10,54 @@ from importlib.metadata import PackageNotFoundError, version
 
 from tqdm import tqdm
 
+from metric_learning.common.cli import drop_stdout
+
 
 def timestamped(line: str) -> str:
-    """Put the time before a log line, in the reference's form."""
-    return f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {line}"
+    """Put the time before a log line, in the reference's form; a name in it may hold line ends."""
+    whole = line.replace("\n", "\\n").replace("\r", "\\r")
+    return f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {whole}"
 
 
 def log(line: str) -> str:
-    """Print a log line and return it with its time; a progress bar is kept below it."""
+    """Print a log line, see `show`, and return it with its time."""
     stamped = timestamped(line)
-    tqdm.write(stamped)
-    sys.stdout.flush()
+    show(stamped)
     return stamped
+
+
+def show(line: str) -> None:
+    """Print a line, and keep a progress bar below it.
+
+    A pipe that nobody reads, a terminal that is gone or a full disk must not end the work: there,
+    this and all later lines are dropped.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        tqdm.write(printable(line))
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:  # the latter of a closed file
+        _drop_lines(error)
+
+
+def printable(line: str) -> str:
+    """Return a line with escapes for what stdout cannot encode, such as odd bytes of a path."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    errors = getattr(sys.stdout, "errors", None) or "strict"
+    try:
+        line.encode(encoding, errors)
+    except UnicodeEncodeError:
+        return line.encode(encoding, "backslashreplace").decode(encoding)
+    return line
+
+
+def _drop_lines(error: Exception) -> None:
+    """Let what is printed from now on, and what still waits to be, go nowhere; say so once."""
+    with contextlib.suppress(OSError, ValueError):
+        reason = getattr(error, "strerror", None) or error
+        print(f"stdout cannot be written ({reason}): going on without it", file=sys.stderr)
+    drop_stdout()
 
 
 def versions() -> dict[str, str]:

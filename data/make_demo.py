@@ -9,11 +9,10 @@ in another pose, place, size and light, amid clutter and at times partly hidden.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,8 @@ if not __package__:  # run as a file
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, parse_flags, path
+from metric_learning.common.outputs import Kind, prepare_folder, replaced_folder
+from metric_learning.common.schema import read_json
 from metric_learning.data.draw.products import KINDS, Product, draw_product, draw_products
 from metric_learning.data.draw.views import draw_view
 
@@ -66,9 +67,8 @@ def make_demo(
     if _read_marker(folder) == arguments:
         return f"the demo data set is there already ({what})"
 
-    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
+    prepare_folder("dir", folder, Kind("a demo data set", find_foreign))
+    with replaced_folder(folder) as unfinished:
         lines = _write_images(unfinished, _draw_classes(num_classes, seed), arguments)
         half = len(lines) // 2
         for split, part in (("train", lines[:half]), ("test", lines[half:])):
@@ -76,11 +76,6 @@ def make_demo(
             (unfinished / f"Ebay_{split}.txt").write_text(text)
 
         (unfinished / MARKER).write_text(json.dumps(arguments) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return f"drew the demo data set ({what})"
 
 
@@ -97,19 +92,24 @@ def _check_arguments(num_classes: int, views: int, size: int, seed: int) -> None
             raise ValueError(f"expected --{name} between {low} and {high}, got {value}")
 
 
-def _read_marker(folder: Path) -> dict | None:
-    """Return the arguments that made the folder, None where there is no or an empty folder."""
-    if not folder.exists():
-        return None
+def _read_marker(folder: Path) -> Any:
+    """Return the arguments that made the folder, None where they are not known."""
     try:
-        return json.loads((folder / MARKER).read_text())
+        return read_json(folder / MARKER, MARKER)
     except (OSError, ValueError):
-        if folder.is_dir() and not any(folder.iterdir()):
-            return None
-        raise ValueError(
-            f"expected a demo data set or nothing at {folder}, found something else: "
-            "choose another --dir"
-        ) from None
+        return None
+
+
+def find_foreign(folder: Path) -> str | None:
+    """Return the name of something in a folder that was not drawn here, if any."""
+    if not (folder / MARKER).is_file():
+        return min(path.name for path in folder.iterdir())
+    lists = [f"Ebay_{split}.txt" for split in ("train", "test")]
+    lines = [line for name in lists for line in (folder / name).read_text().splitlines()[1:]]
+    drawn = {MARKER, *lists, *(line.split()[-1] for line in lines)}
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return next((name for name in names if name not in drawn), None)
 
 
 def _draw_classes(num_classes: int, seed: int) -> list[tuple[str, Product]]:

@@ -9,6 +9,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from metric_learning.common.memory import refuse_too_large
 from metric_learning.models.feature_norm import FEATURE_NORMS
 from metric_learning.models.last_stride import remove_last_stride
 from metric_learning.models.options import MODEL_OPTIONS
@@ -24,6 +25,7 @@ REFERENCE_MODELS = {
     "SE_ResNeXt50_32x4d": "seresnext50_32x4d",
 }
 REFERENCE_IMAGE_SIZE = 224
+FLOAT_BYTES = 4
 
 
 class EmbeddingModel(nn.Module):
@@ -78,6 +80,8 @@ class EmbeddingModel(nn.Module):
         self.feature_norm = FEATURE_NORMS[self.options["feature_norm"]](feature_size)
         self.embedding: nn.Module = nn.Identity()
         if embedding_size:
+            num_bytes = FLOAT_BYTES * feature_size * embedding_size
+            refuse_too_large(num_bytes, f"--embedding_size={embedding_size}")
             self.embedding = nn.Linear(feature_size, embedding_size)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors import safe_open
 from torchvision.models import get_model_weights
 
 if not __package__:  # run as a file
@@ -18,6 +20,7 @@ if not __package__:  # run as a file
 from metric_learning.common.cli import user_errors
 from metric_learning.common.download import checksum_of, download
 from metric_learning.common.flags import Flag, natural, parse_flags, path
+from metric_learning.common.outputs import kind_of_file, prepare_output
 from metric_learning.models import (
     REFERENCE_MODELS,
     EmbeddingModel,
@@ -49,23 +52,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.model:
             raise ValueError("expected --model=NAME, a reference or timm model")
 
-        output = Path(args.output) if args.output else None
-        if args.convert:
-            file = Path(args.convert)
-            output = convert(args.model, file, args.embedding_size, args.sha256, output)
-        elif args.embedding_size:
+        if args.embedding_size and args.convert is None:
             raise ValueError(
                 "--embedding_size belongs to --convert; ImageNet weights have no such layer"
             )
+        output = choose_output(args.output, args.model, args.convert)
+        if args.convert is not None:
+            convert(args.model, Path(args.convert), args.embedding_size, args.sha256, output)
         else:
-            output = fetch(args.model, args.sha256, output)
+            fetch(args.model, args.sha256, output)
 
         print(f"wrote {output}; use it with --model={args.model} --pretrained_model={output}")
     return 0
 
 
-def fetch(name: str, sha256: str | None, output: Path | None) -> Path:
-    """Fetch ImageNet weights and write them; return the file."""
+def choose_output(output: str | None, name: str, source: str | None) -> Path:
+    """Return the file to write; ValueError, before the work, where it cannot be written."""
+    converted = None if source is None else identify(source)[0]
+    stem = f"{name}_imagenet" if converted is None else converted.name.partition(".")[0]
+    file = Path(output or FOLDER / f"{stem}.safetensors")
+    if converted is not None and file.exists() and file.samefile(converted):
+        raise ValueError(f"{file} is the file to convert; pass another --output")
+    return prepare_output("output", file, kind_of_file("a weights file", is_bare))
+
+
+def is_bare(file: Path) -> bool:
+    """Whether this command wrote a file, by what stands beside the weights."""
+    with safe_open(file, framework="pt") as weights:
+        found = json.loads((weights.metadata() or {})["metadata"])
+    return "source" in found and "flags" not in found
+
+
+def fetch(name: str, sha256: str | None, output: Path) -> None:
+    """Fetch ImageNet weights and write them."""
     model = build_model(name)
     if name in TORCHVISION_MODELS:
         source = fetch_torchvision(model, sha256)
@@ -73,7 +92,7 @@ def fetch(name: str, sha256: str | None, output: Path | None) -> Path:
         raise ValueError(f"--sha256 is for --convert and {', '.join(TORCHVISION_MODELS)} only")
     else:
         source = fetch_timm(model)
-    return write(model, output or FOLDER / f"{name}_imagenet.safetensors", source)
+    write(model, output, source)
 
 
 def fetch_torchvision(model: EmbeddingModel, sha256: str | None) -> str:
@@ -118,10 +137,8 @@ def offline_hint(model: EmbeddingModel) -> str:
     )
 
 
-def convert(
-    name: str, file: Path, embedding_size: int, sha256: str | None, output: Path | None
-) -> Path:
-    """Convert a readable weights file; return the file written."""
+def convert(name: str, file: Path, embedding_size: int, sha256: str | None, output: Path) -> None:
+    """Convert a readable weights file."""
     source, _ = identify(file)  # the file is one with a part, or without its ending
     check_sha256(source, sha256)
     options = options_of(read_metadata(file) or {})
@@ -132,13 +149,10 @@ def convert(
     if report.unexpected:
         print(f"left out: {', '.join(report.unexpected)}")
 
-    output = output or FOLDER / f"{source.name.partition('.')[0]}.safetensors"
-    if output.exists() and output.samefile(source):
-        raise ValueError(f"{output} is the file to convert; pass another --output")
-    return write(model, output, file.name)
+    write(model, output, file.name)
 
 
-def write(model: EmbeddingModel, output: Path, source: str) -> Path:
+def write(model: EmbeddingModel, output: Path, source: str) -> None:
     """Write the bare weights file with the facts that rebuild its model."""
     has_layer = isinstance(model.embedding, torch.nn.Linear)
     metadata = {
@@ -149,9 +163,7 @@ def write(model: EmbeddingModel, output: Path, source: str) -> Path:
         "std": model.std,
         "source": source,
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     save_weights(model, output, metadata)
-    return output
 
 
 def check_sha256(path: Path, expected: str | None) -> None:

@@ -7,7 +7,13 @@ batches/          which images a step takes, and the loaders that read them
 check.py          python -m reader.check: reads every image and reports what is wrong
 """
 
-from metric_learning.reader.sets.datasets import DATASETS, load_image_set, load_index
+from metric_learning.reader.sets.datasets import (
+    DATASETS,
+    load_image_set,
+    load_index,
+    splits_of,
+)
+from metric_learning.reader.sets.describe import describe_sets
 from metric_learning.reader.sets.image_set import ImageError, ImageSet, WorkerError
 
 __all__ = [
@@ -15,6 +21,8 @@ __all__ = [
     "ImageError",
     "ImageSet",
     "WorkerError",
+    "describe_sets",
     "load_image_set",
     "load_index",
+    "splits_of",
 ]

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from metric_learning.common.atomic import write_json
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, natural, parse_flags, positive
 from metric_learning.common.flags import path as parse_path
-from metric_learning.reader.sets.datasets import DATASETS, load_image_set
+from metric_learning.common.log import show
+from metric_learning.common.names import to_line
+from metric_learning.common.outputs import json_kind, prepare_output
+from metric_learning.reader.sets.datasets import DATASETS, load_image_set, splits_of
+from metric_learning.reader.sets.describe import describe_choice
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS, map_files, read_content
 from metric_learning.reader.sets.image_set import AS_REFERENCE, MAX_PIXELS, Decoding, ImageSet
+from metric_learning.reader.sets.left_out import REASONS, join_left_out
 from metric_learning.reader.sets.table import SPLITS
 
 NUM_SHOWN = 20
+REPORT = json_kind("a report of reader.check", "dataset", "splits", "problems")
 SET_OPTIONS = ("train_classes", "test_classes", "train_list", "test_list", "csv", "fold")
 FLAGS = (
     Flag("dataset", str, "sop", f"one of {', '.join(DATASETS)}"),
@@ -42,15 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check a data set; 0: clean, 1: problems were found."""
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv, prog="python -m reader.check")
+        if flags.json is not None:
+            prepare_output("json", flags.json, REPORT)
         options = {name: getattr(flags, name) for name in SET_OPTIONS}
+        found = splits_of(flags.dataset, flags.data_dir, **options) or SPLITS
         image_sets = [
-            load_image_set(flags.dataset, flags.data_dir, split, **options) for split in SPLITS
+            load_image_set(flags.dataset, flags.data_dir, split, **options) for split in found
         ]
         report = check(image_sets, flags.num_workers, Decoding(max_pixels=flags.max_pixels))
-        print(format_report(report))
-        if flags.json:
-            with open(flags.json, "w", encoding="utf-8") as file:
-                json.dump(report, file, indent=1)
+        if flags.json is not None:  # before the screen, which may be a pipe that nobody reads
+            write_json(Path(flags.json), report)
+        show(format_report(report))
     return 1 if report["problems"] else 0
 
 
@@ -125,7 +134,8 @@ def check(
             if state != "ok":
                 bad[state][path] = reason
 
-    classes = [set(image_set.class_names.values()) for image_set in image_sets]
+    names = [name for image_set in image_sets for name in set(image_set.class_names.values())]
+    counts = Counter(names)
     report = {
         "dataset": image_sets[0].name,
         "splits": {image_set.split: describe_split(image_set) for image_set in image_sets},
@@ -138,8 +148,10 @@ def check(
             image_set.split: [path for path, n in Counter(image_set.paths).items() if n > 1]
             for image_set in image_sets
         },
+        "left_out": join_left_out([image_set.left_out for image_set in image_sets]).items,
+        "notes": list(dict.fromkeys(n for each in image_sets for n in describe_choice(each))),
         "paths_in_both_splits": [path for path, splits in split_of.items() if len(splits) > 1],
-        "classes_in_both_splits": sorted(classes[0].intersection(*classes[1:])),
+        "classes_in_both_splits": sorted(name for name, n in counts.items() if n > 1),
         "classes_may_be_shared": DATASETS[image_sets[0].name].classes_shared,
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -178,7 +190,7 @@ def format_report(report: dict[str, Any]) -> str:
         if not counts["images"] == counts["queries"] == counts["gallery"]:
             lines.append(f"{'':<8}{counts['queries']:,} queries, {counts['gallery']:,} in gallery")
 
-    lines.append("")
+    lines += ["", *report["notes"]]
     lines += section("broken files", [f"{p}: {reason}" for p, reason in report["broken"].items()])
     lines += section("missing files", list(report["missing"]))
 
@@ -191,6 +203,9 @@ def format_report(report: dict[str, Any]) -> str:
     for split, paths in report["repeated"].items():
         lines += section(f"listed twice in {split}", paths)
     lines += section("files in both splits", report["paths_in_both_splits"])
+    for reason, names in report["left_out"].items():
+        if names:
+            lines += section(f"left out: {REASONS[reason][1]}", names)
     allowed = " (allowed)" if report["classes_may_be_shared"] else ""
     lines += section(f"classes in both splits{allowed}", report["classes_in_both_splits"])
 
@@ -201,7 +216,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 def section(title: str, items: list[str]) -> list[str]:
     """One line with a count, then the first items."""
-    shown = [f"  {item}" for item in items[:NUM_SHOWN]]
+    shown = [f"  {to_line(item)}" for item in items[:NUM_SHOWN]]
     if len(items) > NUM_SHOWN:
         shown.append(f"  and {len(items) - NUM_SHOWN:,} more")
     return [f"{title:<36}{len(items):>8,}", *shown]

@@ -90,6 +90,19 @@ def build_vectors(unit: np.ndarray, kind: str, options: Mapping[str, int]) -> An
     return vectors
 
 
+def is_of_kind(vectors: Any, kind: str) -> bool:
+    """Whether a faiss index that was read from a file is of a kind, and ready to be searched."""
+    faiss = import_faiss()
+    classes = {
+        "exact": faiss.IndexFlat,
+        "ivf": faiss.IndexIVFFlat,
+        "ivfpq": faiss.IndexIVFPQ,
+        "hnsw": faiss.IndexHNSWFlat,
+    }
+    is_ready = vectors.is_trained and vectors.metric_type == faiss.METRIC_INNER_PRODUCT
+    return bool(is_ready and isinstance(faiss.downcast_index(vectors), classes[kind]))
+
+
 def import_faiss() -> Any:
     """Import faiss, which only a search index needs; ValueError where it is not installed."""
     return import_optional("faiss", "a search index", "faiss-cpu")

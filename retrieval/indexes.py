@@ -13,7 +13,23 @@ import numpy as np
 import torch
 
 from metric_learning.common.atomic import write_atomically
-from metric_learning.retrieval.index_kinds import build_vectors, choose_options, import_faiss
+from metric_learning.common.schema import (
+    Field,
+    check_fields,
+    is_count,
+    is_label,
+    is_list_of,
+    is_object,
+    is_text,
+    parse_json,
+)
+from metric_learning.retrieval.index_kinds import (
+    INDEX_OPTIONS,
+    build_vectors,
+    choose_options,
+    import_faiss,
+    is_of_kind,
+)
 from metric_learning.retrieval.inputs import checked_rows
 from metric_learning.retrieval.search import nearest
 from metric_learning.retrieval.unit import unit_rows
@@ -21,8 +37,23 @@ from metric_learning.retrieval.unit import unit_rows
 GPU_KINDS = ("exact", "ivf")  # faiss has no HNSW for GPUs, and limits the code sizes of IVFPQ
 MOST_NEIGHBOURS_ON_GPU = 2048
 FORMAT = 1
-HEADER, VECTORS = "header.json", "index.faiss"
 SAME_COSINE = 1e-5  # rounding of float32 between two ways to compute a cosine
+
+
+def is_metadata(value: Any) -> bool:
+    """Whether a value of a file may be the metadata of an index."""
+    return is_object(value) and is_object(value.get("flags", {}))
+
+
+HEADER, VECTORS = "header.json", "index.faiss"
+HEADER_FIELDS = (
+    Field("format", "a number", is_count),
+    Field("kind", f"one of {', '.join(INDEX_OPTIONS)}", lambda value: value in INDEX_OPTIONS),
+    Field("paths", "a list of paths", is_list_of(is_text)),
+    Field("labels", "a list of labels", is_list_of(is_label)),
+    Field("class_names", "names by label", lambda value: is_object(value, is_text)),
+    Field("metadata", "an object", is_metadata),
+)
 
 Found = tuple[np.ndarray, np.ndarray]  # cosines and rows, (Q, k) each, as faiss returns them
 
@@ -69,7 +100,8 @@ class SearchIndex:
             rows (Q, k) int64, most similar first, and cosines (Q, k) float32, estimates in `ivfpq`.
 
         Raises:
-            ValueError: k is below 1 or above the number of images, or D is not the index's.
+            ValueError: k is below 1 or above the number of images, D is not the index's, or the
+                index holds NaN.
         """
         if not 1 <= k <= len(self):
             raise ValueError(f"expected 1 to {len(self)} neighbours in this index, found k = {k}")
@@ -80,9 +112,12 @@ class SearchIndex:
                 f"{queries.shape[1]}"
             )
         cosines, rows = self._place(torch.device(device), k).search(queries, k)
+
         short = np.flatnonzero((rows < 0).any(1))
         if len(short):
             cosines[short], rows[short] = self._search_everything(queries[short], k)
+        if not np.isfinite(cosines).all() or rows.min() < 0:
+            raise ValueError("the index holds NaN or infinity: build it again")
         return rows, cosines
 
     def _place(self, device: torch.device, k: int) -> Any:
@@ -194,13 +229,18 @@ def load_search_index(file: str | Path) -> SearchIndex:
     faiss = import_faiss()
     try:
         with zipfile.ZipFile(file) as archive:
-            header = json.loads(archive.read(HEADER))
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError("its parts are compressed")
+            header = check_fields(parse_json(archive.read(HEADER), HEADER), HEADER_FIELDS, HEADER)
             vectors = faiss.deserialize_index(np.frombuffer(archive.read(VECTORS), np.uint8))
         names = {int(label): name for label, name in header["class_names"].items()}
         labels = np.asarray(header["labels"], np.int64)
         paths, kind, metadata = header["paths"], header["kind"], header["metadata"]
-        if header["format"] != FORMAT or vectors.ntotal != len(paths):
+        num_images = len(paths)
+        if header["format"] != FORMAT or vectors.ntotal != num_images:
             raise ValueError("another version, or parts of two indexes")
+        if len(labels) not in (0, num_images) or not is_of_kind(vectors, kind):
+            raise ValueError("parts that do not fit")
     except OSError:
         raise
     except Exception as error:  # a damaged file can raise anything

@@ -39,6 +39,17 @@ def checked_sets(
     return queries, query_labels, gallery, all_labels
 
 
+def find_own_rows(is_query: np.ndarray, is_gallery: np.ndarray) -> np.ndarray | None:
+    """Return the gallery row that is the query itself, of each query: (Q,) int64, -1: none.
+
+    Of N images, (N,) bool each, some search and some are searched. None where none does both.
+    """
+    place = np.full(len(is_gallery), -1, dtype=np.int64)
+    place[is_gallery] = np.arange(int(is_gallery.sum()))
+    own = place[is_query]
+    return own if (own >= 0).any() else None
+
+
 def checked(
     embeddings: Tensor | np.ndarray, labels: Tensor | np.ndarray, what: str
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,10 @@ def summarise(scores: QueryScores) -> dict[str, float | int]:
 
 
 def chance_recall(
-    labels: np.ndarray, ks: Sequence[int], gallery_labels: np.ndarray | None = None
+    labels: np.ndarray,
+    ks: Sequence[int],
+    gallery_labels: np.ndarray | None = None,
+    is_in_gallery: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Compute the Recall@K that random embeddings have on average, exactly, from labels alone.
 
@@ -66,34 +69,38 @@ def chance_recall(
         labels: (N,) integer, of the queries.
         ks: the K, each 1 or more.
         gallery_labels: (G,) integer; None where every query searches all others.
+        is_in_gallery: (N,) bool, which queries the gallery holds too; they do not find themselves.
 
     Returns:
         `recall@K_chance` per K, the mean over the queries that have a positive; 0 of none.
     """
-    num_positives, size = count_positives(labels, gallery_labels)
-    sizes, weights = np.unique(num_positives[num_positives > 0], return_counts=True)
+    counts = np.stack(count_positives(labels, gallery_labels, is_in_gallery), axis=1)
+    pairs, weights = np.unique(counts[counts[:, 0] > 0], axis=0, return_counts=True)
 
     chances = {}
     for k in ks:
-        missed = [_chance_of_none(int(positives), k, size) for positives in sizes]
+        missed = [_chance_of_none(int(positives), k, int(size)) for positives, size in pairs]
         found = np.average(1 - np.array(missed), weights=weights) if missed else 0.0
         chances[f"recall@{k}_chance"] = float(found)
     return chances
 
 
 def count_positives(
-    labels: np.ndarray, gallery_labels: np.ndarray | None = None
-) -> tuple[np.ndarray, int]:
-    """Count each query's positives, (N,) int64, and the images that it can find.
+    labels: np.ndarray,
+    gallery_labels: np.ndarray | None = None,
+    is_in_gallery: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count each query's positives, and all images that it can find: (N,) int64 each.
 
     The arguments are those of `chance_recall`.
     """
-    is_self = gallery_labels is None
     searched = labels if gallery_labels is None else gallery_labels
+    if is_in_gallery is None:
+        is_in_gallery = np.full(len(labels), gallery_labels is None)
     classes, counts = np.unique(searched, return_counts=True)
     places = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
-    num_positives = np.where(classes[places] == labels, counts[places] - is_self, 0)
-    return num_positives, len(searched) - is_self
+    num_positives = np.where(classes[places] == labels, counts[places] - is_in_gallery, 0)
+    return num_positives, len(searched) - is_in_gallery.astype(np.int64)
 
 
 def _chance_of_none(num_positives: int, k: int, size: int) -> float:
@@ -115,6 +122,7 @@ def score_queries(
     ties: str = "pessimistic",
     device: str | torch.device = "cpu",
     share: Share | None = None,
+    own_rows: np.ndarray | None = None,
 ) -> QueryScores:
     """Score every query by the exact ranks of its positives.
 
@@ -131,6 +139,8 @@ def score_queries(
         ties: "pessimistic" or "expected", see `retrieval.scores.score_ranks`.
         device: where the similarities are computed.
         share: of the work that this process does, where several share it; all get all scores.
+        own_rows: (Q,) int64, rows of the gallery that are the queries themselves and are left out,
+            -1 where there is none; None: the gallery holds no query.
 
     Raises:
         ValueError: a shape does not fit, an embedding is not finite, a K is out of range, or no
@@ -140,7 +150,9 @@ def score_queries(
         embeddings, labels, gallery_embeddings, gallery_labels
     )
     _check_settings(ks, precision_ks, ties, len(all_gallery_labels))
-    ranks = iterate_ranks(queries, query_labels, gallery, all_gallery_labels, device, share)
+    ranks = iterate_ranks(
+        queries, query_labels, gallery, all_gallery_labels, device, share, own_rows
+    )
     scores = score_ranks(ranks, query_labels, len(all_gallery_labels), ks, precision_ks, ties)
     return _some(scores)
 

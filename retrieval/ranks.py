@@ -53,6 +53,7 @@ def iterate_ranks(
     gallery_labels: np.ndarray,
     device: str | torch.device = "cpu",
     share: Share | None = None,
+    own_rows: np.ndarray | None = None,
 ) -> Iterator[Ranks]:
     """Rank each query's positives by cosine similarity in the gallery, exactly.
 
@@ -62,6 +63,8 @@ def iterate_ranks(
     - In self-retrieval a query is left out of its gallery by its row, never by its similarity, so
       that duplicates of it are ordinary gallery images.
     - A zero embedding has similarity 0 to everything.
+    - Of a gallery that holds some of the queries, `own_rows` (Q,) int64 tells where: a query is
+      left out of it by that row, -1: it is not there.
 
     Most comparisons are decided by tiles of int16 or float32 whose error is bounded; those that
     come closer to a threshold are decided again in float64. So the ranks do not depend on chunks,
@@ -75,7 +78,9 @@ def iterate_ranks(
     """
     share = share or Share()
     counter = choose_counter(queries, gallery, device)
-    positives = _Positives(query_labels, gallery_labels, is_self_retrieval=gallery is None)
+    if gallery is None:
+        own_rows = np.arange(len(queries))
+    positives = _Positives(query_labels, gallery_labels, own_rows)
     budget = max(LEAST_BYTES, queries.nbytes // 2) // BYTES_PER_POSITIVE
     for start, stop in positives.pieces(budget):
         yield _rank_queries(counter, positives, start, stop, share)
@@ -85,14 +90,14 @@ class _Positives:
     """Which gallery images are the positives of which query."""
 
     def __init__(
-        self, query_labels: np.ndarray, gallery_labels: np.ndarray, is_self_retrieval: bool
+        self, query_labels: np.ndarray, gallery_labels: np.ndarray, own_rows: np.ndarray | None
     ) -> None:
         self.by_label = np.argsort(gallery_labels, kind="stable")
         ordered = gallery_labels[self.by_label]
         self.firsts = np.searchsorted(ordered, query_labels, side="left")
-        self.is_self_retrieval = is_self_retrieval
-        counts = np.searchsorted(ordered, query_labels, side="right") - self.firsts
-        self.counts = counts - is_self_retrieval
+        self.lasts = np.searchsorted(ordered, query_labels, side="right")
+        self.own_rows = np.full(len(query_labels), -1) if own_rows is None else own_rows
+        self.counts = self.lasts - self.firsts - (self.own_rows >= 0)
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
 
     def pieces(self, most: int) -> Iterator[tuple[int, int]]:
@@ -106,14 +111,13 @@ class _Positives:
 
     def pairs(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return query row and gallery row of all positives of queries start..stop."""
-        counts = self.counts[start:stop] + self.is_self_retrieval
+        own_rows = self.own_rows[start:stop]
+        counts = self.counts[start:stop] + (own_rows >= 0)
         rows = np.repeat(np.arange(start, stop), counts)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         columns = self.by_label[np.repeat(self.firsts[start:stop], counts) + within]
-        if self.is_self_retrieval:
-            is_other = rows != columns
-            rows, columns = rows[is_other], columns[is_other]
-        return rows, columns
+        is_other = own_rows[rows - start] != columns
+        return rows[is_other], columns[is_other]
 
 
 def _rank_queries(
@@ -124,9 +128,14 @@ def _rank_queries(
     offsets = np.clip(positives.offsets, first, last) - first
     cosines = counter.pair_cosines(rows, columns)
     counter.sort_descending(offsets, cosines)
-    lasts = positives.firsts + positives.counts + positives.is_self_retrieval
     thresholds = Thresholds(
-        offsets, cosines, TIE_TOLERANCE, positives.by_label, positives.firsts, lasts
+        offsets,
+        cosines,
+        TIE_TOLERANCE,
+        positives.by_label,
+        positives.firsts,
+        positives.lasts,
+        positives.own_rows,
     )
     ahead, level = counter.count((start, stop), thresholds, share)
     return _ranks_of_counts(start, offsets[start : stop + 1], ahead, level)
@@ -143,7 +152,8 @@ def ranks_of_similarities(
     Each chunk is rows of B consecutive queries and their similarities (B, G) float64. In
     self-retrieval query i is gallery image i and no neighbour of itself.
     """
-    positives = _Positives(query_labels, gallery_labels, self_retrieval)
+    own_rows = np.arange(len(query_labels)) if self_retrieval else None
+    positives = _Positives(query_labels, gallery_labels, own_rows)
     for chunk, similarities in chunks:
         rows, columns = positives.pairs(chunk.start, chunk.stop)
         offsets = positives.offsets[chunk.start : chunk.stop + 1] - positives.offsets[chunk.start]

@@ -58,7 +58,7 @@ def k_reciprocal_similarities(
     """
     num_gallery = len(queries) if gallery is None else len(gallery)
     everything = queries if gallery is None else np.concatenate([queries, gallery])
-    _check_parameters(k1, k2, lambda_, len(everything))
+    check_parameters(k1, k2, lambda_, len(everything))
     unit = unit_rows(everything, torch.float64, device)
     neighbours, farthest = _neighbours(unit, k1)
     encodings = _encode(unit, neighbours, farthest, k2, strict)
@@ -75,7 +75,8 @@ def k_reciprocal_similarities(
         yield rows, similarities
 
 
-def _check_parameters(k1: int, k2: int, lambda_: float, num_images: int) -> None:
+def check_parameters(k1: int, k2: int, lambda_: float, num_images: int) -> None:
+    """Raise ValueError where a parameter is out of the range that so many images allow."""
     if not 1 <= k1 < num_images:
         raise ValueError(
             f"expected k1 to be 1 to {num_images - 1} (of {num_images} images), found {k1}: choose "

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from metric_learning.common.parameters import parse_options
-from metric_learning.retrieval.reciprocal import k_reciprocal_similarities
+from metric_learning.retrieval.reciprocal import check_parameters, k_reciprocal_similarities
 from metric_learning.retrieval.search import nearest
 from metric_learning.retrieval.unit import unit_rows
 
@@ -48,6 +48,26 @@ def parse_rerank(text: str) -> Rerank:
     defaults = RERANK_OPTIONS[method]
     types = {name: type(default) for name, default in defaults.items()}
     return Rerank(method, defaults | parse_options(parameters, types, f"re-ranking by {method}"))
+
+
+def check_rerank(rerank: Rerank, num_queries: int, gallery_size: int | None = None) -> None:
+    """Raise ValueError, before images are embedded, where they are too few for a method.
+
+    Without a `gallery_size` the queries are the gallery.
+    """
+    if rerank.method == "kreciprocal":
+        k1, k2, share = (rerank.options[name] for name in ("k1", "k2", "lambda"))
+        check_parameters(k1, k2, share, num_queries + (gallery_size or 0))
+        return
+
+    is_within = gallery_size is None or rerank.method == "dba"
+    findable = (num_queries if gallery_size is None else gallery_size) - is_within
+    if not 1 <= rerank.options["k"] <= findable:
+        raise ValueError(
+            f"re-ranking by {rerank}: expected k to be 1 to {findable}, as many as can be found"
+        )
+    if rerank.options["alpha"] < 0:
+        raise ValueError(f"re-ranking by {rerank}: expected alpha to be 0 or more")
 
 
 def reranked_similarities(

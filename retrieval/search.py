@@ -23,8 +23,8 @@ def nearest(
         queries: (Q, D) float embeddings, any scale.
         gallery: (G, D) float embeddings.
         k: neighbours per query.
-        own_rows: (Q,) the gallery row that is the query itself and is left out; None if the
-            queries are not in the gallery.
+        own_rows: (Q,) int64, the gallery row that is the query itself and is left out, -1 if it is
+            not there; None if no query is.
         device: where the similarities are computed.
 
     Returns:
@@ -44,7 +44,8 @@ def nearest(
         similarities = asking[start : start + chunk_size] @ searched.T
         if own_rows is not None:
             own = torch.as_tensor(own_rows[start : start + chunk_size]).to(device)
-            similarities.scatter_(1, own[:, None], -torch.inf)
+            inside = (own >= 0).nonzero()[:, 0]
+            similarities[inside, own[inside]] = -torch.inf
         best = similarities.topk(k, dim=1)
         rows.append(best.indices.cpu().numpy())
         cosines.append(best.values.cpu().numpy())

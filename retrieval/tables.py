@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from metric_learning.common.atomic import write_atomically
+from metric_learning.common.atomic import write_csv
+from metric_learning.common.names import to_line
 from metric_learning.retrieval.scores import QueryScores
 
 METRICS = ("recall@1", "r_precision", "map@r", "map")  # fractions; the rest are numbers
@@ -148,16 +148,9 @@ def format_table(
     return "\n".join(lines)
 
 
-def write_csv(rows: Sequence[ClassRow], file: Path) -> None:
+def write_table(rows: Sequence[ClassRow], file: Path) -> None:
     """Write all columns of a table as CSV, in the order of its rows; no score is an empty cell."""
-
-    def write(path: Path) -> None:
-        with path.open("w", encoding="utf-8", newline="") as handle:
-            writer = csv.DictWriter(handle, COLUMNS)
-            writer.writeheader()
-            writer.writerows(row.cells() for row in rows)
-
-    write_atomically(file, write)
+    write_csv(file, COLUMNS, (row.cells() for row in rows), line_end="\r\n")
 
 
 def _scores_by_label(
@@ -190,4 +183,4 @@ def _text(column: str, value: str | float | None) -> str:
         return "-"
     if isinstance(value, float):
         return f"{100 * value:.2f}" if column in METRICS else f"{value:.1f}"
-    return str(value)
+    return to_line(str(value))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metric_learning.common import flags
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 TINY_VIT = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
@@ -36,6 +38,14 @@ TINY_CLIPS = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _last_of_equal_flags_counts():
+    """Tests put common and own flags together; that one given twice is refused has its own test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags, "_refuse_repeated", lambda words, table: None)
+        yield
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of real data and reference outputs beside the checkout; skips where absent."""
@@ -43,6 +53,22 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("needs the folder of real data beside the checkout")
     return path
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Run the main of a script, which must fail with one line and status 2, and return the line."""
+
+    def run(main, flags):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, flags)])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    return run
 
 
 @pytest.fixture(scope="session")

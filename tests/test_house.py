@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from metric_learning.common.flags import last_of_each
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_elem", "train_pair", "eval", "infer")
 # From the ground up: what stands later may use what stands before it.
@@ -242,11 +244,11 @@ print(*stack[:0:-1])
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_step_is_read_in_few_files(num_workers, toy_flags, tmp_path):
     """One step visits 10 files of the project at most, and the criterion lies 4 frames deep."""
-    flags = [*toy_flags[:-1], f"--num_workers={num_workers}", "--model=test_resnet"]
+    flags = [*toy_flags, f"--num_workers={num_workers}", "--model=test_resnet"]
     flags += ["--loss_name=eml", "--train_batch_size=8", "--total_iter_num=3", "--lr=0.001"]
     flags += ["--test_iter_step=0", "--save_iter_step=0", f"--model_save_dir={tmp_path}"]
     done = subprocess.run(
-        [sys.executable, "-c", TRACED, *flags],
+        [sys.executable, "-c", TRACED, *last_of_each(flags)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

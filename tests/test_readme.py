@@ -18,7 +18,7 @@ import metric_learning
 import train_elem
 import train_pair
 from metric_learning.__main__ import COMMANDS as SUBCOMMANDS
-from metric_learning.common.flags import parse_flags
+from metric_learning.common.flags import last_of_each, parse_flags
 from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,7 +206,7 @@ def test_the_example_of_a_loss_trains_with_its_own_flag(toy_flags, tmp_path):
     flags = [*toy_flags, "--model=test_resnet", "--loss_name=cosine", "--cosine_margin=0.3"]
     flags += ["--train_batch_size=8", "--lr=0.001", "--total_iter_num=2", "--test_iter_step=0"]
     flags += ["--model_save_dir=runs", "--run_name=cosine"]
-    command = [sys.executable, "-c", both, *flags]
+    command = [sys.executable, "-c", both, *last_of_each(flags)]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cosine up to which a negative pair costs nothing" in " ".join(done.stdout.split())

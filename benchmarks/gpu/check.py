@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -30,6 +31,7 @@ from typing import NamedTuple
 from benchmarks.common import names_among
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, parse_flags, path
+from metric_learning.common.outputs import kind_of_file, prepare_output
 
 
 class Entry(NamedTuple):
@@ -89,6 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         runner.report("all", "ok")
 
 
+def begins_with(beginning: bytes, file: Path) -> bool:
+    """Whether a file begins with some bytes."""
+    with file.open("rb") as opened:
+        return opened.read(len(beginning)) == beginning
+
+
 class Runner:
     """Runs sections and reports what they find in folder `out`; `work` is not kept.
 
@@ -97,12 +105,12 @@ class Runner:
     """
 
     def __init__(self, out: Path, work: Path, device: str) -> None:
-        out.mkdir(parents=True, exist_ok=True)
         self.work, self.device, self.begin = work, device, time.monotonic()
         self.factor = 1 if device == "cuda" else CPU_FACTOR
         self.findings, self.log = out / "gpu_check.jsonl", out / "gpu_check.log"
-        for file in (self.findings, self.log):
-            file.write_text("")
+        for file, beginning in ((self.findings, b'{"section": '), (self.log, b"===== ")):
+            kind = kind_of_file("a file of this check", partial(begins_with, beginning))
+            prepare_output(None, file, kind).write_text("")
 
     def run(self, names: Sequence[str], most: int, until: float) -> None:
         """Run sections, at most so many at once, until so many seconds after the begin."""

@@ -18,6 +18,7 @@ from torch._dynamo.utils import counters
 from benchmarks.gpu.section import Section, convolutions_in, relative
 from metric_learning import eval as evaluation
 from metric_learning import infer, train_elem, train_pair
+from metric_learning.common.flags import last_of_each
 from metric_learning.engine.options.training_table import ELEM, PAIR, parse_training
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.signals import StopRequest
@@ -73,7 +74,7 @@ def shared_words(section: Section) -> list[str]:
 
 def train(stage: int, words: Sequence[str]) -> Path:
     """Run a training script and return the folder of its run."""
-    return STAGES[stage][0].main(words)
+    return STAGES[stage][0].main(last_of_each(words))
 
 
 def records_of(folder: Path, kind: str, what: str) -> list[Any]:
@@ -97,7 +98,7 @@ class Stepper:
     def __init__(self, stage: int, words: Sequence[str]) -> None:
         script, table, parts = STAGES[stage]
         world = World()
-        flags = parse_training("", table, script.FLAGS, words)
+        flags = parse_training("", table, script.FLAGS, last_of_each(words))
         self.run = run = start_run(flags, parts, world, StopRequest(world))
         options, sight = run.options, run.preprocessing
         settled = options.batches, options.machine, options.optimizer.clip_grad_norm
@@ -176,7 +177,9 @@ def stages(section: Section) -> None:
 
 def compare_devices(words: list[str]) -> dict[str, float]:
     """Evaluate a checkpoint on the device and on the CPU; return the metrics that differ."""
-    here, there = (evaluation.main([*words, *more]) for more in ([], ["--device=cpu"]))
+    here, there = (
+        evaluation.main(last_of_each([*words, *more])) for more in ([], ["--device=cpu"])
+    )
     numbers = [key for key, value in there.items() if isinstance(value, float)]
     return {key: here[key] - there[key] for key in numbers if here[key] != there[key]}
 

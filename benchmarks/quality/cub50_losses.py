@@ -21,6 +21,7 @@ from benchmarks.quality.seed_table import seed_table
 from metric_learning import eval as evaluation
 from metric_learning import train_elem, train_pair
 from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import last_of_each, words_of
 from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES, layout_of
 
 WEIGHTS = "--pretrained_model=pretrained/mobilenetv2_100_imagenet.safetensors"
@@ -63,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--output", type=Path, default=Path("output/cub50_losses"))
     parser.add_argument("--seeds", default="0,1,2", help="seeds of the final runs")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
-    chosen, words = parser.parse_known_args(argv)  # other flags go to every script
+    chosen, words = parser.parse_known_args(words_of((), argv))  # other flags go to every script
     output: Path = chosen.output
 
     with user_errors():
         frozen = output / "frozen.json"
         if not frozen.exists():
             config = ["--config=configs/cub50_frozen.yaml", "--image_shape=3,96,96"]
-            evaluation.main([*config, *words, f"--json={frozen}"])
+            evaluation.main(last_of_each([*config, *words, f"--json={frozen}"]))
         rates = {}
         for row in chosen.rows:
             rates[row] = choose_rate(row, output, words)
@@ -104,13 +105,15 @@ def run(
         if is_blocks and loss_name != "npairs":  # which takes pairs
             options = [*options, "--samples_each_class=3"]
 
-        shutil.rmtree(output / f"{row}_{seed}", ignore_errors=True)  # of a run that was broken off
+        if (output / f"{row}_{seed}" / "args.json").exists():  # a run that was broken off
+            shutil.rmtree(output / f"{row}_{seed}")
         own = [f"--loss_name={loss_name}", f"--lr={rate}", *options, f"--seed={seed}"]
         own += [f"--train_classes={classes[0]}", f"--model_save_dir={output}"]
-        folder = script.main([*FLAGS, *own, f"--run_name={row}_{seed}", *words])
+        flags = [*FLAGS, *own, f"--run_name={row}_{seed}", *words]
+        folder = script.main(last_of_each(flags))
         weights = f"--pretrained_model={folder / 'last.pt'}"
         tested = [f"--test_classes={classes[1]}", "--batch_size=50", "--ks=2,4,8"]
-        evaluation.main([weights, *tested, *words, f"--json={result}"])
+        evaluation.main(last_of_each([weights, *tested, *words, f"--json={result}"]))
         shutil.rmtree(folder)  # 27 MB each
     return float(json.loads(result.read_text("utf-8"))["recall@1"])
 

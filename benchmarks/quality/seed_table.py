@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import words_of
 
 
 def main(argv: Sequence[str] | None = None) -> str:
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("folder", type=Path, help="holds NAME.json or NAME_SEED.json of eval.py")
     parser.add_argument("names", nargs="+", help="evaluations, in the order of the rows")
     parser.add_argument("--metrics", default="recall@1,recall@2,recall@4,recall@8,map@r")
-    chosen = parser.parse_args(argv)
+    chosen = parser.parse_args(words_of((), argv))
     with user_errors():
         table = seed_table(chosen.folder, chosen.names, chosen.metrics.split(","))
         print(table)

@@ -24,7 +24,14 @@ from benchmarks.common import Rounds, clocks, memory, seconds_of, versions
 from benchmarks.speed.reader import write_images
 from metric_learning import train_pair
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, Flags, natural, parse_flags, positive
+from metric_learning.common.flags import (
+    Flag,
+    Flags,
+    last_of_each,
+    natural,
+    parse_flags,
+    positive,
+)
 from metric_learning.engine.options.parts import OptimizerOptions, pick
 from metric_learning.engine.options.training_table import PAIR, parse_training
 from metric_learning.engine.parallel.devices import choose_amp, place
@@ -79,7 +86,7 @@ def flags_of(work: Work, *more: str) -> Flags:
         *(f"--num_workers={work.num_workers}", f"--device={work.device}"),
         *(f"--model_save_dir={work.folder}/output", "--test_iter_step=0", "--save_iter_step=0"),
     )
-    return parse_training("", PAIR, train_pair.FLAGS, [*words, *more])
+    return parse_training("", PAIR, train_pair.FLAGS, last_of_each([*words, *more]))
 
 
 def train_bare(work: Work, stamp: Stamp, *more: str) -> None:

@@ -2,7 +2,7 @@
 
 python -m data.prepare scan photos                             # writes photos/scanned.csv
 python -m data.prepare filter photos/scanned.csv --threshold=4 # photos/filtered.csv
-python -m data.prepare split photos/filtered.csv               # photos/split.csv
+python -m data.prepare split photos/filtered.csv --val_share=0.1 # photos/split.csv
 python -m data.prepare folds photos/filtered.csv --k=5         # photos/folds.csv
 
 Each command reads the file of an earlier one; --help behind a command lists its flags.
@@ -17,9 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, boolean, natural, parse_flags, path, positive
-from metric_learning.common.outputs import prepare_output
+from metric_learning.common.flags import (
+    Flag,
+    boolean,
+    fraction,
+    natural,
+    parse_flags,
+    path,
+    positive,
+)
+from metric_learning.common.outputs import Kind, csv_kind, prepare_output
 from metric_learning.data.prepare import commands
+from metric_learning.data.prepare.scan import SCAN_COLUMNS
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS
 from metric_learning.reader.sets.image_set import MAX_PIXELS
 
@@ -28,17 +37,33 @@ from metric_learning.reader.sets.image_set import MAX_PIXELS
 class Command:
     """One step of the preparation.
 
-    `run` gets what is read, the output file and a value per flag by its name. By default the file
-    is named `output`, in the folder that what is read is or lies in.
+    `run` gets what is read, the output file, of a `kind`, and a value per flag by its name. By
+    default the file is named `output`, in the folder that what is read is or lies in.
     """
 
     run: Callable[..., None]
     help: str
     source: Flag
     output: str
+    kind: Kind
     flags: tuple[Flag, ...]
 
 
+def list_kind(command: str, *columns: str, others: Sequence[str] = ()) -> Kind:
+    """Return the kind of a list that a command writes, with some columns beside those of scan.
+
+    A list that was made without scan cannot be told from the user's own, and is never replaced.
+    """
+    return csv_kind(f"a list that '{command}' wrote", (*SCAN_COLUMNS, *columns), others)
+
+
+SEED = Flag("random_seed", natural, 0, "another seed, another division")
+GROUP = Flag(
+    "group",
+    str,
+    None,
+    "column whose images stay on one side; default: group, where there is one; none: no column",
+)
 FILE = Flag("path", path, None, "CSV file of an earlier command")
 COMMANDS: dict[str, Command] = {
     "scan": Command(
@@ -46,7 +71,9 @@ COMMANDS: dict[str, Command] = {
         "Describe every image of a folder of classes in a CSV file.",
         Flag("path", path, None, "folder with one folder of images per class"),
         "scanned.csv",
+        list_kind("scan", others=["fold"]),
         (
+            Flag("class_levels", natural, 1, "folders that name a class; 0: the whole path"),
             Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
             Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),
         ),
@@ -56,6 +83,7 @@ COMMANDS: dict[str, Command] = {
         "Remove broken images, wrong sizes and near duplicates.",
         FILE,
         "filtered.csv",
+        list_kind("filter"),
         (
             Flag("min_size", natural, 0, "least pixels of the short side"),
             Flag("max_size", natural, 0, "most pixels of the long side; 0: no limit"),
@@ -65,12 +93,23 @@ COMMANDS: dict[str, Command] = {
     ),
     "split": Command(
         commands.split,
-        "Divide the classes into train and test by their number of images.",
+        "Divide the images into train, val and test.",
         FILE,
         "split.csv",
+        list_kind("split", "split", others=["fold"]),
         (
-            Flag("min_n_samples", natural, 3, "least images of a training class"),
-            Flag("max_n_samples", natural, 50, "most images of a training class; 0: no limit"),
+            Flag("test_share", fraction, None, "share of the classes for the test; default: 0.3"),
+            Flag("val_share", fraction, None, "share of them for tests in training; default: 0"),
+            Flag("closed", boolean, False, "shares of the images of each class instead"),
+            GROUP,
+            SEED,
+            Flag(
+                "min_n_samples",
+                natural,
+                None,
+                "instead of shares: classes of at least so many images are for training",
+            ),
+            Flag("max_n_samples", natural, None, "and of at most so many; 0: no limit"),
         ),
     ),
     "folds": Command(
@@ -78,10 +117,12 @@ COMMANDS: dict[str, Command] = {
         "Divide the training images into folds.",
         FILE,
         "folds.csv",
+        list_kind("folds", "fold"),
         (
             Flag("k", positive, 5, "number of folds, at least 2"),
             Flag("open_set", boolean, False, "a class is in one fold, not a share of it in each"),
-            Flag("random_seed", natural, 0, "another seed, other folds"),
+            GROUP,
+            SEED,
         ),
     ),
 }
@@ -104,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog = f"python -m data.prepare {name}"
         flags = parse_flags(command.help, table, arguments, command.source, prog)
         source = check_source(flags.path)
-        output = choose_output(source, flags.output, command.output)
+        output = choose_output(source, flags.output, command)
         command.run(
             source, output, **{flag.name: flags.values[flag.name] for flag in command.flags}
         )
@@ -119,13 +160,13 @@ def check_source(path: str | None) -> Path:
     return Path(path)
 
 
-def choose_output(source: Path, output: str | None, default: str) -> Path:
+def choose_output(source: Path, output: str | None, command: Command) -> Path:
     """Return the file to write, by default beside what is read; ValueError where it cannot be."""
     folder = source if source.is_dir() else source.parent
-    file = prepare_output("output", output or str(folder / default))
-    if not os.access(file.parent, os.W_OK):
-        raise ValueError(f"cannot write into {file.parent}: choose another --output")
-    return file
+    file = output or str(folder / command.output)
+    if os.path.realpath(file) == os.path.realpath(source):
+        raise ValueError(f"--output={file} is what is read: choose another name")
+    return prepare_output("output", file, command.kind)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from metric_learning.common.atomic import write_atomically
-from metric_learning.common.outputs import prepare_output
+from metric_learning.common.atomic import write_csv
+from metric_learning.common.log import show
+from metric_learning.common.outputs import csv_kind, prepare_output, refuse_same
 from metric_learning.data.prepare.filter import (
     REPORT_COLUMNS,
     choose_removals,
@@ -16,21 +16,37 @@ from metric_learning.data.prepare.filter import (
     report_rows,
 )
 from metric_learning.data.prepare.hashes import HASH_BITS
-from metric_learning.data.prepare.scan import list_ignored, scan_tree
-from metric_learning.data.prepare.splits import fold_column, split_classes
+from metric_learning.data.prepare.scan import scan_tree
+from metric_learning.data.prepare.splits import (
+    NO_GROUP,
+    count_lonely,
+    fold_column,
+    split_by_share,
+    split_by_size,
+)
 from metric_learning.reader.check import section
 from metric_learning.reader.sets.csv_files import ImageList, Row, read_image_list
+from metric_learning.reader.sets.left_out import REASONS
+
+DEFAULT_TEST_SHARE = 0.3
+DEFAULT_SIZES = 3, 50  # least and most images of a training class, when sizes divide
+
+REMOVED = csv_kind("a list of what 'filter' removed", REPORT_COLUMNS)
 
 
-def scan(tree: Path, output: Path, num_workers: int, max_pixels: int) -> None:
+def scan(tree: Path, output: Path, class_levels: int, num_workers: int, max_pixels: int) -> None:
     """Describe every image of a tree."""
-    rows = scan_tree(tree, num_workers, max_pixels)
+    rows, left_out = scan_tree(tree, class_levels, num_workers, max_pixels)
+    if left_out:
+        show(left_out.describe())
     broken = [f"{row['path']}: {row['broken']}" for row in rows if row["broken"]]
-    print("\n".join(section("broken images", broken)))
-    print("\n".join(section("left out, in no class folder", list_ignored(tree))))
+    show("\n".join(section("broken images", broken)))
+    for reason, names in left_out.items.items():
+        if names:
+            show("\n".join(section(f"left out: {REASONS[reason][1]}", names)))
     write_rows(output, tuple(rows[0]), rows)
     if output.resolve().parent != tree.resolve():
-        print(f"its paths are relative to {tree}: train with --data_dir={tree}")
+        show(f"its paths are relative to {tree}: train with --data_dir={tree}")
 
 
 def filter_images(
@@ -45,10 +61,10 @@ def filter_images(
             f"{HASH_BITS} bits; expected less, such as 4"
         )
     removed_file = report or str(output.with_name(f"{output.stem}_removed.csv"))
-    if prepare_output("report", removed_file) == output:
-        raise ValueError(f"--report={removed_file}: expected another file than --output")
+    refuse_same(output=str(output), report=removed_file, path=str(file))
+    prepare_output("report", removed_file, REMOVED)
 
-    images = read_image_list(file)
+    images = read_list(file)
     removals = choose_removals(images, min_size, max_size, threshold)
     removed = {removal.row for removal in removals}
     rows = [row for i, row in enumerate(images.rows) if i not in removed]
@@ -57,35 +73,114 @@ def filter_images(
 
     removed_rows = report_rows(images, removals)
     for reason, lines in describe_removals(removed_rows).items():
-        print("\n".join(section(reason, lines)))
+        show("\n".join(section(reason, lines)))
     emptied = sorted({*images.labels} - {row["label"] for row in rows})
-    print("\n".join(section("classes without an image left", emptied)))
+    show("\n".join(section("classes without an image left", emptied)))
     write_rows(output, images.columns, rows)
     write_rows(Path(removed_file), REPORT_COLUMNS, removed_rows)
 
 
-def split(file: Path, output: Path, min_n_samples: int, max_n_samples: int) -> None:
-    """Add the column split: classes of some sizes are trained on, the others tested on."""
-    if max_n_samples and min_n_samples > max_n_samples:
+def split(
+    file: Path,
+    output: Path,
+    test_share: float | None,
+    val_share: float | None,
+    closed: bool,
+    group: str | None,
+    random_seed: int,
+    min_n_samples: int | None,
+    max_n_samples: int | None,
+) -> None:
+    """Add the column split, by shares or by the sizes of the classes."""
+    by_size = min_n_samples is not None or max_n_samples is not None
+    if by_size and (test_share, val_share, closed, group) != (None, None, False, None):
         raise ValueError(
-            f"--min_n_samples={min_n_samples} is above --max_n_samples={max_n_samples}"
+            "--min_n_samples and --max_n_samples divide by the sizes of classes, --test_share, "
+            "--val_share, --closed and --group by shares: leave the ones or the others out"
         )
+
     images = read_whole_images(file, "split")
-    parts = split_classes(images.labels, min_n_samples, max_n_samples)
+    if by_size:
+        least = DEFAULT_SIZES[0] if min_n_samples is None else min_n_samples
+        most = DEFAULT_SIZES[1] if max_n_samples is None else max_n_samples
+        if most and least > most:
+            raise ValueError(f"--min_n_samples={least} is above --max_n_samples={most}")
+        parts = split_by_size(images.labels, least, most)
+    else:
+        test = DEFAULT_TEST_SHARE if test_share is None else test_share
+        val = val_share or 0.0
+        if test == 0 or test + val >= 1:
+            raise ValueError(
+                f"--test_share={test:g} --val_share={val:g}: expected a share for the test, and "
+                "less than 1 together"
+            )
+        groups = read_groups(images, group)
+        parts = split_by_share(images.labels, groups, test, val, closed, random_seed)
+
+    remedy = "" if by_size else "another --random_seed or other shares"
+    check_scorable(images, "split", parts, ("test", "val"), remedy)
     add_column(output, images, "split", parts)
 
 
-def folds(file: Path, output: Path, k: int, open_set: bool, random_seed: int) -> None:
+def folds(
+    file: Path, output: Path, k: int, open_set: bool, group: str | None, random_seed: int
+) -> None:
     """Add the column fold: each fold is a test split whose training images are the others."""
     if k < 2:
         raise ValueError(f"--k={k}: expected at least 2 folds")
     images = read_whole_images(file, "fold")
-    add_column(output, images, "fold", fold_column(images, k, open_set, random_seed))
+    column = fold_column(images, read_groups(images, group), k, open_set, random_seed)
+    remedy = "a lower --k" if open_set else "a lower --k or --open_set=True"
+    check_scorable(images, "fold", column, [str(fold) for fold in range(k)], remedy)
+    add_column(output, images, "fold", column)
+
+
+def read_groups(images: ImageList, column: str | None) -> list[str] | None:
+    """Return the group of each image, those of the column `group` by default; None: there are none.
+
+    Raises ValueError where a column was named and is not there.
+    """
+    name = column or "group"
+    if column == NO_GROUP or (column is None and name not in images.columns):
+        return None
+    if name not in images.columns:
+        raise ValueError(f"--group={name}: {images.file} has no such column")
+    return [row[name] for row in images.rows]
+
+
+def check_scorable(
+    images: ImageList, column: str, cells: Sequence[str], tested: Sequence[str], remedy: str
+) -> None:
+    """Say how many images of each test have no other of their class.
+
+    Raises ValueError where none has, if there is a remedy.
+    """
+    for value in tested:
+        labels = [label for label, cell in zip(images.labels, cells, strict=True) if cell == value]
+        lonely = count_lonely(labels)
+        if remedy and lonely == len(labels) and value in cells:
+            raise ValueError(
+                f"{column} {value} would hold one image of each of its {lonely} classes, so that "
+                f"no query has anything to find: give {remedy}"
+            )
+        if lonely:
+            print(
+                f"{column} {value}: {lonely:,} of {len(labels):,} images have no other of their "
+                "class there: retrieval leaves them out as queries"
+            )
+
+
+def read_list(file: Path) -> ImageList:
+    """Read a list, and say what was read as the same."""
+    images = read_image_list(file)
+    for what, count in images.unified.items():
+        print(f"read as the same: {what} ({count})")
+    return images
 
 
 def read_whole_images(file: Path, column: str) -> ImageList:
     """Read a list that is to get a column; ValueError where it has it, or has broken images."""
-    images = read_image_list(file)
+    images = read_list(file)
     if column in images.columns:
         raise ValueError(f"{file} has a column {column} already: start from a file without it")
     for i, row in enumerate(images.rows):
@@ -106,19 +201,12 @@ def add_column(output: Path, images: ImageList, name: str, cells: Sequence[str])
             f"{cell or 'none'}: {len(labels[cell]):,} images of {len(sizes):,} classes, "
             f"{min(sizes):,} to {max(sizes):,} of each"
         )
-    print("\n".join(section(f"values of the column {name}", lines)))
+    show("\n".join(section(f"values of the column {name}", lines)))
     rows = [row | {name: cell} for row, cell in zip(images.rows, cells, strict=True)]
     write_rows(output, (*images.columns, name), rows)
 
 
 def write_rows(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Write a CSV file and say so."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as opened:
-            writer = csv.DictWriter(opened, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(file, write)
-    print(f"wrote {file}, {len(rows):,} images of {len({row['label'] for row in rows}):,} classes")
+    write_csv(file, columns, rows)
+    show(f"wrote {file}, {len(rows):,} images of {len({row['label'] for row in rows}):,} classes")

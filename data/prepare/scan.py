@@ -11,29 +11,30 @@ from metric_learning.reader.sets import folders
 from metric_learning.reader.sets.csv_files import Row
 from metric_learning.reader.sets.image_files import map_files, read_content
 from metric_learning.reader.sets.image_set import MAX_PIXELS, Decoding
+from metric_learning.reader.sets.left_out import LeftOut, join_left_out
+
+SCAN_COLUMNS = ("path", "label", "width", "height", "hash", "broken")
 
 
-def scan_tree(tree: Path, num_workers: int, max_pixels: int = MAX_PIXELS) -> list[Row]:
+def scan_tree(
+    tree: Path, class_levels: int, num_workers: int, max_pixels: int = MAX_PIXELS
+) -> tuple[list[Row], LeftOut]:
     """Read every image below a folder of classes, those of up to so many million pixels.
 
-    The label of an image is the path of its folder. In a tree divided into train/ and test/ it is
-    the path below these, and they go to the column split.
+    The label of an image is the top folder that it lies in, or a path of so many `class_levels`
+    (0: of all). In a tree divided into train/, val/ and test/ it is that below these, and they go
+    to the column split.
 
     Returns:
         Columns path (relative to the tree, with /), label, width and height in pixels, hash (16
         hexadecimal digits, see `perceptual_hash`), broken (the reason, else empty), and split in a
-        divided tree.
+        divided tree; and what is left out.
 
     Raises FileNotFoundError where there is no folder, ValueError where it has no class folders.
     """
     if not tree.is_dir():
         raise FileNotFoundError(f"no folder {tree}")
-    places = [
-        (path, label, split)
-        for split, folder in _parts(tree).items()
-        for label, files in folders.list_classes(folder, levels=None).items()
-        for path in files
-    ]
+    places, left_out = _list_places(tree, class_levels)
     if not places:
         raise ValueError(f"no images in folders of {tree}: expected one folder per class")
 
@@ -46,7 +47,24 @@ def scan_tree(tree: Path, num_workers: int, max_pixels: int = MAX_PIXELS) -> lis
         if row["path"] != name:
             row["broken"] = "the name is not UTF-8"
         rows.append(row | ({"split": split} if split else {}))
-    return rows
+    return rows, left_out
+
+
+def _list_places(tree: Path, class_levels: int) -> tuple[list[tuple[str, str, str]], LeftOut]:
+    """List path, label and split ("" in an undivided tree) of all images, and what is left out."""
+    divided = folders.find_divided(tree)
+    if divided is None:
+        parts = {"": folders.list_classes(tree, class_levels)}
+    else:
+        splits = folders.splits_of_folder(tree)
+        parts = {split: divided.read(split, class_levels) for split in splits}
+    places = [
+        (path, label, split)
+        for split, (classes, _) in parts.items()
+        for label, files in classes.items()
+        for path in files
+    ]
+    return places, join_left_out([account for _, account in parts.values()], str(tree))
 
 
 def scan_file(path: str, decoding: Decoding) -> Row:
@@ -57,25 +75,6 @@ def scan_file(path: str, decoding: Decoding) -> Row:
     height, width = content.pixels.shape[:2]
     code = f"{perceptual_hash(content.pixels):0{HASH_BITS // 4}x}"
     return {"width": str(width), "height": str(height), "hash": code, "broken": ""}
-
-
-def list_ignored(tree: Path) -> list[str]:
-    """Names of what `scan_tree` leaves out: images in no class folder, folders beside train/."""
-    parts = _parts(tree)
-    loose = [
-        os.path.relpath(path, tree)
-        for folder in dict.fromkeys((tree, *parts.values()))
-        for path in folders.walk_images(folder, levels=0).get("", [])
-    ]
-    if "" in parts:
-        return loose
-    beside = sorted(f for f in tree.iterdir() if f.is_dir() and f not in parts.values())
-    return loose + [f"{folder.name}/" for folder in beside if not folder.name.startswith(".")]
-
-
-def _parts(tree: Path) -> dict[str, Path]:
-    """Split -> folder of a divided tree, else "" -> the tree."""
-    return folders.split_folders(tree) if folders.has_train_test(tree) else {"": tree}
 
 
 def _printable(name: str) -> str:

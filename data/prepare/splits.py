@@ -1,16 +1,20 @@
-"""Divides the images of a list: classes into train and test by their size, images into folds."""
+"""Divides the images of a list into train, val and test, or into folds; by class or within."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
-from metric_learning.reader.sets.csv_files import ImageList
+from metric_learning.reader.sets.csv_files import SPLIT_WORDS, ImageList
+from metric_learning.reader.sets.table import SPLITS
+
+NO_GROUP = "none"  # as --group: images of one group may be divided
 
 
-def split_classes(labels: list[str], min_n_samples: int, max_n_samples: int) -> list[str]:
+def split_by_size(labels: list[str], min_n_samples: int, max_n_samples: int) -> list[str]:
     """Give each image its split, train if its class has a number of images in the range, or test.
 
     The largest number may be 0: no limit. Raises ValueError where all classes are on one side.
@@ -28,8 +32,110 @@ def split_classes(labels: list[str], min_n_samples: int, max_n_samples: int) -> 
     return ["train" if is_train[label] else "test" for label in labels]
 
 
-def closed_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
+def split_by_share(
+    labels: list[str],
+    groups: list[str] | None,
+    test_share: float,
+    val_share: float,
+    is_closed: bool,
+    seed: int,
+) -> list[str]:
+    """Give each image its split by shares: of the classes, or of the images of each class.
+
+    Args:
+        labels: N class names.
+        groups: N names of groups, "" for an image of its own; a group is not divided, nor, in an
+            open set, the classes that it joins. None: there are none.
+        test_share: share of the test, above 0; with val_share below 1.
+        val_share: share of the validation; 0: none.
+        is_closed: whether each class is divided (closed set) or whole classes are (open set).
+        seed: another one, another division.
+
+    Raises:
+        ValueError: a split stays empty.
+    """
+    shares = {"train": 1 - test_share - val_share, "val": val_share, "test": test_share}
+    names = [name for name, share in shares.items() if share > 0]
+    units = _groups_of(groups, len(labels)) if is_closed else _classes_of(labels, groups)
+    weighed = labels if is_closed else [""] * len(labels)
+    firsts = None if is_closed else np.unique(labels, return_index=True)[1]
+    sides = _deal(units, weighed, firsts, [shares[name] for name in names], seed)
+
+    empty = [name for number, name in enumerate(names) if number not in sides]
+    if empty:
+        what = "images of each class" if is_closed else "classes"
+        joined = "" if groups is None else f", or divide groups with --group={NO_GROUP}"
+        raise ValueError(
+            f"nothing is left for {empty[0]}: give it a larger share of the {what} "
+            f"({len(set(units.tolist())):,} parts that stay together){joined}"
+        )
+    return [names[side] for side in sides]
+
+
+def _groups_of(groups: list[str] | None, num_images: int) -> np.ndarray:
+    """Number the parts of a closed set that stay together, (N,) int64: groups, or single images."""
+    if groups is None:
+        return np.arange(num_images)
+    keys = [f"group {group}" if group else f"image {i}" for i, group in enumerate(groups)]
+    return np.unique(keys, return_inverse=True)[1]
+
+
+def _classes_of(labels: list[str], groups: list[str] | None) -> np.ndarray:
+    """Number the parts of an open set that stay together, (N,) int64: classes, joined by groups."""
+    numbers = np.unique(labels, return_inverse=True)[1]
+    if groups is None:
+        return numbers
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    keys = _groups_of(groups, len(labels))
+    num_classes = int(numbers.max()) + 1
+    size = num_classes + int(keys.max()) + 1
+    links = coo_matrix((np.ones(len(labels)), (numbers, num_classes + keys)), (size, size))
+    return connected_components(links, directed=False)[1][numbers]
+
+
+def _deal(
+    units: np.ndarray,
+    labels: list[str],
+    counted: np.ndarray | None,
+    shares: Sequence[float],
+    seed: int,
+) -> np.ndarray:
+    """Deal units out so that each side gets its share of each label, as far as units allow.
+
+    The largest unit comes first, to the side that lacks most of what it holds; the seed decides
+    among units of one size. Of the N images those `counted` have weight, None: all. Returns the
+    side of each image, (N,) int64.
+    """
+    rows = np.arange(len(units)) if counted is None else counted
+    label_numbers = np.unique(labels, return_inverse=True)[1]
+    lacking = np.outer(shares, np.bincount(label_numbers[rows]))  # sides x labels
+    rng = np.random.default_rng(seed)
+    num_units = int(units.max()) + 1
+    order = rng.permutation(num_units)
+    sizes = np.bincount(units[rows], minlength=num_units)
+    order = order[np.argsort(-sizes[order], kind="stable")]
+
+    by_unit = rows[np.argsort(units[rows], kind="stable")]
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    side_of = np.zeros(num_units, dtype=np.int64)
+    for unit in order:
+        found = label_numbers[by_unit[bounds[unit] : bounds[unit + 1]]]
+        side_of[unit] = lacking[:, found].sum(1).argmax()
+        np.subtract.at(lacking[side_of[unit]], found, 1)
+    return side_of[units]
+
+
+def closed_folds(labels: list[str], groups: list[str] | None, k: int, seed: int) -> np.ndarray:
     """Divide images into k folds with the same share of every class: (N,) int64; or ValueError."""
+    if groups is not None:
+        units = _groups_of(groups, len(labels))
+        num_units = len(np.unique(units))
+        if num_units < k:
+            raise ValueError(f"--k={k}, but there are {num_units} groups: lower --k")
+        return _deal(units, labels, None, [1 / k] * k, seed)
+
     small = {label: size for label, size in Counter(labels).items() if size < k}
     if small:
         label = min(small, key=lambda name: (small[name], name))
@@ -45,17 +151,20 @@ def closed_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
     return folds
 
 
-def open_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
+def open_folds(labels: list[str], groups: list[str] | None, k: int, seed: int) -> np.ndarray:
     """Divide classes into k folds with about the same number of images: (N,) int64; or ValueError.
 
     The largest classes are dealt out first, each to the fold with the fewest images; the seed
-    decides among classes of one size.
+    decides among classes of one size. Classes that a group joins stay together.
     """
-    names, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    if len(names) < k:
-        raise ValueError(f"--k={k}, but there are {len(names)} classes: lower --k")
-    shuffled = np.random.default_rng(seed).permutation(len(names))
-    fold_of = np.empty(len(names), dtype=np.int64)
+    _, numbers, sizes = np.unique(
+        _classes_of(labels, groups), return_inverse=True, return_counts=True
+    )
+    if len(sizes) < k:
+        what = "classes" if groups is None else "parts of classes that groups join"
+        raise ValueError(f"--k={k}, but there are {len(sizes)} {what}: lower --k")
+    shuffled = np.random.default_rng(seed).permutation(len(sizes))
+    fold_of = np.empty(len(sizes), dtype=np.int64)
     filled = np.zeros(k, dtype=np.int64)
     for number in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
         fold_of[number] = filled.argmin()
@@ -63,14 +172,29 @@ def open_folds(labels: list[str], k: int, seed: int) -> np.ndarray:
     return fold_of[numbers]
 
 
-def fold_column(images: ImageList, k: int, open_set: bool, seed: int) -> list[str]:
-    """Fold of each image as text; test images of the column split, where it is there, have none."""
-    in_train = [row.get("split", "train") == "train" for row in images.rows]
+def fold_column(
+    images: ImageList, groups: list[str] | None, k: int, open_set: bool, seed: int
+) -> list[str]:
+    """Fold of each image as text; other images than those of the training split have none."""
+    in_train = [is_training(row.get("split", "train")) for row in images.rows]
     rows = np.flatnonzero(in_train)
     if len(rows) == 0:
         raise ValueError(f"{images.file} has no training images to divide into folds")
-    divide = open_folds if open_set else closed_folds
+    divide: Callable[..., np.ndarray] = open_folds if open_set else closed_folds
+    some = None if groups is None else [groups[row] for row in rows]
+    folds = divide(images.select(rows).labels, some, k, seed)
+
     column = [""] * len(images.rows)
-    for row, fold in zip(rows, divide(images.select(rows).labels, k, seed), strict=True):
+    for row, fold in zip(rows, folds, strict=True):
         column[row] = str(fold)
     return column
+
+
+def is_training(split: str) -> bool:
+    """Whether a cell of the column split means the training split."""
+    return SPLIT_WORDS.get(split.lower()) == SPLITS[0]
+
+
+def count_lonely(labels: Sequence[str]) -> int:
+    """Count the images that have no other of their class, so that no retrieval scores them."""
+    return sum(size == 1 for size in Counter(labels).values())

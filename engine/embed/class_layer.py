@@ -40,7 +40,7 @@ def _layer_of_training(path: str, meta: Mapping[str, Any], embedding_size: int) 
     if form == "safetensors":  # weights of the network alone
         return None
     is_joint = meta["loss"] not in ELEM_LOSSES
-    if is_joint and not meta["flags"].get("alpha"):
+    if is_joint and not meta.get("flags", {}).get("alpha"):
         return None
 
     prefix = "class_layer." if is_joint else ""
@@ -50,9 +50,9 @@ def _layer_of_training(path: str, meta: Mapping[str, Any], embedding_size: int) 
         if is_joint:
             layer: nn.Module = SoftmaxLoss(meta["flags"]["class_dim"], embedding_size)
         else:
-            layer = build_loss(meta["loss"], **meta["loss_options"])
+            layer = build_loss(meta["loss"], **meta.get("loss_options", {}))
         layer.load_state_dict(state)
-    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0][:120]
         raise ValueError(
             f"{path}: its class layer is not what the file says of it ({reason}): choose another "

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from metric_learning.common.outputs import prepare_output
 from metric_learning.engine.embed.class_layer import load_class_layer
-from metric_learning.engine.embed.embedding import embed_images
+from metric_learning.engine.embed.embedding import embed_images, readable_rows
 from metric_learning.engine.embed.features import FeatureFile
 from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.options.evaluation import EmbeddingOptions
 from metric_learning.engine.parallel.devices import place
 from metric_learning.models import EmbeddingModel, changed_options, load_weights
 from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
-from metric_learning.reader import ImageSet
+from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.plain_images import image_set_of, is_one_image
 
@@ -70,7 +71,24 @@ class Embedder:
             return np.empty((0, self.model.embedding_size), np.float32)
         return np.asarray(self.embed(image_set_of(listed, self.preprocessing.decoding)))
 
-    def embed(self, image_set: ImageSet, features: FeatureFile | None = None) -> np.ndarray:
+    def embed_readable(
+        self, image_set: ImageSet, on_bad_image: str
+    ) -> tuple[np.ndarray, ImageSet, dict[str, str]]:
+        """Embed the images that can be read: (M, D) float32, these images, path -> error of others.
+
+        An unreadable image is left out with `on_bad_image` "skip", otherwise an ImageError.
+        """
+        broken: dict[str, str] = {}
+        embeddings = self.embed(image_set, broken=broken if on_bad_image == "skip" else None)
+        rows = readable_rows(image_set, broken)
+        return embeddings[rows], image_set.select(rows), broken
+
+    def embed(
+        self,
+        image_set: ImageSet,
+        features: FeatureFile | None = None,
+        broken: dict[str, str] | None = None,
+    ) -> np.ndarray:
         """Embed images as the options say, see `embed_images`: (N, D) float32."""
         return embed_images(
             self.model,
@@ -81,6 +99,7 @@ class Embedder:
             features=features,
             log=self.work.say,
             log_every=self.work.display_iter_step,
+            broken=broken,
         )
 
 
@@ -104,6 +123,8 @@ def load_embedder(work: EmbeddingOptions) -> Embedder:
     class_layer = load_class_layer(path, work.meta, model, work.class_dim)
     if class_layer is not None:
         class_layer.to(work.machine.device)
+    if {"mean", "std"} <= set(work.meta):
+        model.mean, model.std = tuple(work.meta["mean"]), tuple(work.meta["std"])
     preprocessing = preprocessing_of(work.model, model, work.machine.max_pixels)
     place(model, work.machine.device)
     return Embedder(work, model.eval(), preprocessing, class_layer, source)
@@ -113,18 +134,28 @@ def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
     """Load the model and list its images, and say what they are."""
     embedder = load_embedder(work)
     work.say(embedder.source)
+    return embedder, open_images(work)
+
+
+def open_images(
+    work: EmbeddingOptions, may_miss: bool = False, may_repeat: bool = False
+) -> ImageSet:
+    """List the images of the split, say what they are, and require them, see `require_whole`."""
     image_set = work.data.load(work.split)
-    what = f"{len(image_set)} images of {image_set.num_classes} classes"
-    work.say(f"{image_set.split}: {image_set.name}, {what}")
-    return embedder, image_set
+    for line in describe_sets([image_set]):
+        work.say(line)
+
+    other = {"train": "test", "test": "train"}.get(work.split)
+    if other and getattr(work.data, f"{other}_classes"):
+        with contextlib.suppress(FileNotFoundError):  # it may lie on another machine
+            names = set(work.data.load(other).class_names.values())
+            shared = names.intersection(image_set.class_names.values())
+            work.say(f"{len(shared)} of these classes are among the {len(names)} of {other}")
+    return image_set.require_whole(may_miss, may_repeat)
 
 
 def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> FeatureFile:
-    """Return the file of --features for the embeddings of images; ValueError where it cannot be."""
-    path = prepare_output("features", file)
-    if path.suffix != ".npy":
-        raise ValueError(f"--features={path}: expected a name that ends in .npy")
-
+    """Return the file of --features for the embeddings of images."""
     work, model, preprocessing = embedder.work, embedder.model, embedder.preprocessing
     changed = changed_options(model.options)
     paths = hashlib.sha256("\n".join(image_set.paths).encode()).hexdigest()
@@ -138,4 +169,4 @@ def open_features(file: str, embedder: Embedder, image_set: ImageSet) -> Feature
         ),
         "precision": str(work.machine.amp_dtype or torch.float32),
     }
-    return FeatureFile(path, about, (len(image_set), model.embedding_size))
+    return FeatureFile(Path(file), about, (len(image_set), model.embedding_size))

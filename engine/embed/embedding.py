@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from metric_learning.common.log import log as log_line
+from metric_learning.common.names import to_line
 from metric_learning.engine.embed.features import FeatureFile, FeatureWriter
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import decide_on_main, gather_rows, wait_for_all
@@ -18,7 +20,7 @@ from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.lines import duration
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.models import EmbeddingModel
-from metric_learning.reader import ImageSet
+from metric_learning.reader import ImageError, ImageSet
 from metric_learning.reader.batches.loader import ImageLoader, eval_loader, to_inputs
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.retrieval.inputs import first_not_finite
@@ -47,13 +49,15 @@ def embed_images(
     log: Callable[[str], object] | None = None,
     log_every: int = 10,
     stop: StopRequest | None = None,
+    broken: dict[str, str] | None = None,
 ) -> np.ndarray:
     """Embed every image once, shared among all ranks: (N, D) float32 in the order of the set.
 
     Rows that the file `features` holds are not computed again, and the result is mapped from it.
     `log` receives the line `testbatch N, time S sec, eta H:MM:SS` every `log_every` batches, if not
     0. `stop` breaks off, with Stopped on all ranks, where the training that this is part of is to
-    stop.
+    stop. An unreadable image is an error or, where one process is alone, noted in `broken`, path ->
+    error; its row means nothing.
 
     Raises ValueError where there is no image, or an embedding is not finite.
     """
@@ -64,7 +68,8 @@ def embed_images(
     world = machine.world
     missing = np.arange(len(image_set)) if features is None else missing_rows(features, world, log)
     own = missing[world.rank :: world.size]
-    loader = load_images(image_set, preprocessing, machine, batch_size, own)
+    on_bad_image = "error" if broken is None else "skip"
+    loader = load_images(image_set, preprocessing, machine, batch_size, own, on_bad_image)
     work = logged(model, loader, preprocessing, machine, log, log_every)
     if features is None:
         with stop.agreement() if stop else contextlib.nullcontext():
@@ -72,11 +77,35 @@ def embed_images(
         embeddings = gather_rows(rows, world, machine.device)
     else:
         embeddings = keep_rows(work, features, own, world)
+    if broken is not None:
+        broken.update(loader.broken)
+    refuse_not_finite(embeddings, image_set.paths)
+    return embeddings
+
+
+def refuse_not_finite(embeddings: np.ndarray, paths: Sequence[str]) -> None:
+    """Raise ValueError, which names the first image, where an embedding (N, D) is not finite."""
     wrong = first_not_finite(embeddings)
     if wrong is not None:
-        path = image_set.paths[wrong]
-        raise ValueError(f"the embedding of {path} holds NaN or infinity: the model diverged")
-    return embeddings
+        raise ValueError(
+            f"the embedding of {to_line(paths[wrong])} holds NaN or infinity: the model diverged"
+        )
+
+
+def readable_rows(image_set: ImageSet, broken: Mapping[str, str]) -> np.ndarray:
+    """Return the rows of the images that are not broken, path -> error, and list those that are.
+
+    Raises ImageError where none is left.
+    """
+    for error in broken.values():
+        log_line(f"{error}: left out")
+    rows = np.array([n for n, path in enumerate(image_set.paths) if path not in broken], np.int64)
+    if broken:
+        num_broken = len(image_set) - len(rows)
+        log_line(f"warning: {num_broken} of {len(image_set)} images are unreadable and left out")
+    if len(rows) == 0:
+        raise ImageError(f"none of the {len(image_set)} images can be read")
+    return rows
 
 
 def missing_rows(
@@ -96,8 +125,9 @@ def load_images(
     machine: MachineOptions,
     batch_size: int,
     rows: np.ndarray | None = None,
+    on_bad_image: str = "error",
 ) -> ImageLoader:
-    """Return the batches of an image set, or of some of its rows, in order."""
+    """Return the batches of an image set, or of some of its rows, in order; see `eval_loader`."""
     count = len(image_set) if rows is None else len(rows)
     return eval_loader(
         image_set,
@@ -106,6 +136,7 @@ def load_images(
         num_workers=min(machine.num_workers, count // batch_size),
         pin_memory=machine.device.type == "cuda",
         indices=rows,
+        on_bad_image=on_bad_image,
     )
 
 

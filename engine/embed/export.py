@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.nn import functional
 from metric_learning.common.atomic import write_atomically
 from metric_learning.common.log import log, versions
 from metric_learning.common.optional import import_optional
-from metric_learning.common.outputs import prepare_output
+from metric_learning.common.outputs import kind_of_file, prepare_output
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.models import save_weights
@@ -31,6 +32,8 @@ TRACED_BATCH = 2  # images that the network is recorded with; it takes any numbe
 COMPARED_BATCHES = (1, 5)
 TOLERANCE = 1e-4  # of the embeddings' values, as a fraction of the largest
 SMALLEST = 1e-30  # stands for the largest value where all are zero
+DESCRIPTION_BYTES = 2**22
+DESCRIPTION = ("preprocessing", "fingerprint")  # what only an export tells
 # What a checkpoint says of its training and nobody needs to use the model; it may hold paths.
 TRAINING_FACTS = ("flags", "loss_options", "versions")
 
@@ -83,10 +86,25 @@ def check_output(form: str, output: str | None, weights: str) -> Path:
         raise ValueError(f"--export={form} needs a file to write: --output=NAME{suffix}")
     if Path(output).suffix != suffix:  # others may be a checkpoint's
         raise ValueError(f"--output={output}: expected a name that ends in {suffix}")
-    file = prepare_output("output", output)
-    if file.exists() and weights != RANDOM and file.samefile(identify(weights)[0]):
-        raise ValueError(f"--output={file} is what is exported: choose another name")
-    return file
+    if Path(output).exists() and weights != RANDOM and Path(output).samefile(identify(weights)[0]):
+        raise ValueError(f"--output={output} is what is exported: choose another name")
+    return prepare_output("output", output, kind_of_file(f"an export as {form}", is_export))
+
+
+def is_export(file: Path) -> bool:
+    """Whether a file was written by --export, by the description that every form holds.
+
+    Its bytes lie at the beginning of safetensors, elsewhere near the end or uncompressed in a zip.
+    """
+    with file.open("rb") as opened:
+        head = opened.read(DESCRIPTION_BYTES)
+        opened.seek(max(0, file.stat().st_size - DESCRIPTION_BYTES))
+        ends = head + opened.read()
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            extra = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
+            ends = b"".join(archive.read(name) for name in extra)
+    return all(f'"{name}'.encode() in ends.replace(b"\\", b"") for name in DESCRIPTION)
 
 
 def describe(embedder: Embedder, is_normalized: bool) -> dict[str, Any]:

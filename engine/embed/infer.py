@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from metric_learning.common.log import log
-from metric_learning.common.outputs import prepare_output
-from metric_learning.engine.embed.dump import dump_features
-from metric_learning.engine.embed.embedder import load_embedder
+from metric_learning.common.outputs import prepare_folder, prepare_output
+from metric_learning.engine.embed.dump import DUMP, dump_features
+from metric_learning.engine.embed.embedder import load_embedder, open_images
 from metric_learning.engine.embed.export import export_model
-from metric_learning.engine.embed.search import IndexKind, make_index, prepare_index, search
+from metric_learning.engine.embed.search import ANSWERS, INDEX, IndexKind, make_index, search
 from metric_learning.engine.options.evaluation import InferenceOptions
+from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.sets.plain_images import list_plain_images
 
 
@@ -21,17 +22,32 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
     if options.export is not None:
         return export_model(work, options.export, options.output, options.normalize)
     if options.search_index is not None:
-        queries = list_plain_images(options.query) if options.query else options.query_text
-        file = prepare_output("json", options.json) if options.json else None
-        return search(work, options.search_index, queries, options.topk, file)
+        queries = open_plain_images(options.query) if options.query else options.query_text
+        file = prepare_output("json", options.json, ANSWERS) if options.json else None
+        return search(work, options.search_index, queries, options.topk, file, options.on_bad_image)
 
     if options.index is not None:
-        prepare_index(options.index)
+        prepare_output("index", options.index, INDEX)
+    else:
+        prepare_folder("output_dir", options.output_dir, DUMP)
     embedder = load_embedder(work)
     log(embedder.source)
-    images = list_plain_images(options.images) if options.images else work.data.load(work.split)
+    may_miss = options.on_bad_image == "skip"
+    images = (
+        open_plain_images(options.images)
+        if options.images
+        else open_images(work, may_miss, may_repeat=True)
+    )
     if options.index is None:
-        return dump_features(Path(options.output_dir), embedder, images)
+        return dump_features(Path(options.output_dir), embedder, images, options.on_bad_image)
     kind = IndexKind(options.index_type, options.index_options)
     what = options.images or f"{work.data.dataset}, {work.split}"
-    return make_index(Path(options.index), kind, embedder, images, what)
+    return make_index(Path(options.index), kind, embedder, images, what, options.on_bad_image)
+
+
+def open_plain_images(path: str) -> ImageSet:
+    """List an image or all below a folder, and say how many, and what is left out."""
+    images = list_plain_images(path)
+    for line in describe_sets([images]):
+        log(line)
+    return images

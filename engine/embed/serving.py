@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -10,6 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from metric_learning.common.arrays import open_array
+from metric_learning.common.names import from_line
+from metric_learning.common.schema import LARGEST_JSON, Field, check_fields, is_object, read_json
+from metric_learning.common.text_files import read_text
+from metric_learning.engine.embed.dump import FEATURES, LABELS, META, PATHS
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.embed.search import find_neighbours
 from metric_learning.engine.options import evaluation
@@ -18,6 +22,11 @@ from metric_learning.engine.parallel.world import World
 from metric_learning.reader.sets.image_set import MAX_PIXELS
 from metric_learning.reader.sets.plain_images import is_one_image
 from metric_learning.retrieval.indexes import SearchIndex
+
+META_FIELDS = (
+    Field("flags", "flags by name", is_object, is_needed=False),
+    Field("checkpoint", "an object", is_object, is_needed=False),
+)
 
 
 def load(
@@ -111,17 +120,20 @@ def open_features(folder: str | PathLike[str]) -> Features:
     folder = Path(folder)
     labels = None
     try:
-        embeddings = np.load(folder / "features.npy", mmap_mode="r")
-        paths = (folder / "paths.txt").read_text(encoding="utf-8").splitlines()
-        if (folder / "labels.txt").is_file():
-            labels = np.array((folder / "labels.txt").read_text("utf-8").split(), dtype=np.int64)
-        meta_file = folder / "meta.json"
-        meta = json.loads(meta_file.read_text(encoding="utf-8")) if meta_file.is_file() else {}
-    except (ValueError, EOFError) as error:
+        embeddings = open_array(folder / FEATURES, FEATURES)
+        text = read_text(folder / PATHS, PATHS, LARGEST_JSON, errors="surrogateescape")
+        paths = [from_line(line) for line in text.removesuffix("\n").split("\n") if text]
+        if (folder / LABELS).exists():
+            lines = read_text(folder / LABELS, LABELS, LARGEST_JSON).split()
+            labels = np.array([int(line) for line in lines], dtype=np.int64)
+        meta = {}
+        if (folder / META).exists():
+            meta = check_fields(read_json(folder / META, META), META_FIELDS, META)
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{folder}: a file is damaged ({error}): run infer.py again") from error
 
     num_labels = len(paths) if labels is None else len(labels)
-    if embeddings.ndim != 2 or not len(embeddings) == len(paths) == num_labels:
+    if not len(embeddings) == len(paths) == num_labels:
         raise ValueError(
             f"{folder}: expected as many rows in features.npy as labels and paths, found features "
             f"of shape {embeddings.shape}, {num_labels} labels, {len(paths)} paths: run infer.py "

@@ -46,7 +46,7 @@ def few_queries(images: Roles) -> list[str]:
 
 def large_ks(images: Roles, ks: Sequence[int]) -> list[str]:
     """Warn of Recall@K that looks at half of all images or more."""
-    size = count_positives(*labels_by_role(images))[1]
+    size = int(count_positives(*labels_by_role(images))[1].max(initial=0))
     large = [k for k in ks if k > 1 and 2 * k >= size]
     if not large:
         return []

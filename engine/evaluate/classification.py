@@ -26,7 +26,7 @@ def class_numbers(
     if class_names is None:
         # Training labels are counted anew from 0, so some of the classes would get wrong numbers.
         is_known = (
-            max(names) < num_classes if image_set.split == "test" else len(names) == num_classes
+            len(names) == num_classes if image_set.split == "train" else max(names) < num_classes
         )
         return image_set.labels if is_known else None
     number_of = {name: number for number, name in enumerate(class_names)}

@@ -16,7 +16,7 @@ from metric_learning.engine.options.evaluation import (
     MetricOptions,
 )
 from metric_learning.engine.parallel.world import leave_world
-from metric_learning.retrieval.tables import class_table, write_csv
+from metric_learning.retrieval.tables import class_table, write_table
 
 
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
@@ -26,10 +26,10 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
         result = compare_checkpoints(works, metrics)
     else:
         result = evaluate_checkpoint(works[0], metrics, options.features, options.class_table)
-    leave_world()
     result["evaluated"]["versions"] = versions()
     if options.json and works[0].machine.world.is_main:
         write_json(Path(options.json), result)
+    leave_world()
     return result
 
 
@@ -62,7 +62,7 @@ def evaluate_checkpoint(
     if table and work.machine.world.is_main:
         labels = image_set.labels[image_set.is_query]
         rows = class_table(scores, image_set.class_names, image_set.super_classes, labels)
-        write_csv(rows, Path(table))
+        write_table(rows, Path(table))
     result["super_classes"] = measures.log_super_classes(image_set, scores, work.say)
     work.say(f"End test {len(image_set)}, test_recall {found['recall@1']:.5f}")
     return found | result | {"evaluated": {"images": len(image_set), "flags": dict(work.flags)}}

@@ -11,14 +11,20 @@ import numpy as np
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.classification import class_numbers, classify
-from metric_learning.engine.evaluate.scoring import by_role, chances, score_images, with_float64
+from metric_learning.engine.evaluate.scoring import (
+    by_role,
+    chances,
+    check_scorable,
+    score_images,
+    with_float64,
+)
 from metric_learning.engine.options.evaluation import EmbeddingOptions, MetricOptions
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import share_of
 from metric_learning.reader import ImageSet
 from metric_learning.retrieval.clustering import cluster_scores
 from metric_learning.retrieval.metrics import default_ks, summarise
-from metric_learning.retrieval.rerank import parse_rerank
+from metric_learning.retrieval.rerank import check_rerank, parse_rerank
 from metric_learning.retrieval.scores import QueryScores
 from metric_learning.retrieval.significance import MIN_CLASSES, class_interval
 from metric_learning.retrieval.tables import format_table, super_class_table
@@ -28,9 +34,24 @@ from metric_learning.retrieval.whitening import fit_whitening
 
 def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
     """Raise ValueError, before the work, where more is asked for than the gallery holds."""
-    if metrics.verification and image_set.num_classes < 2:
+    check_scorable(image_set)
+    labels = image_set.labels[image_set.is_query | image_set.is_gallery]
+    if metrics.verification and len(np.unique(labels)) < 2:
         raise ValueError("--verification needs images of two classes, found one: leave it out")
+    is_both = image_set.is_query & image_set.is_gallery
+    if is_both.any() and not image_set.is_self_retrieval:
+        for name in ("rerank", "verification"):
+            if getattr(metrics, name):
+                raise ValueError(
+                    f"--{name} needs queries and gallery that are the same images or share none, "
+                    f"found {is_both.sum()} images that are both: leave it out"
+                )
+
     gallery_size = int(image_set.is_gallery.sum())
+    if metrics.rerank is not None:
+        num_queries = int(image_set.is_query.sum())
+        searched = None if image_set.is_self_retrieval else gallery_size
+        check_rerank(parse_rerank(metrics.rerank), num_queries, searched)
     for name in ("ks", "precision_ks"):
         largest = max(getattr(metrics, name), default=1)
         if largest > gallery_size:
@@ -57,7 +78,7 @@ def warn_of_weights(embedder: Embedder) -> None:
 def whiten(embedder: Embedder, embeddings: np.ndarray, dim: int | None) -> np.ndarray:
     """Whiten embeddings (N, D) by what the training split teaches, to `dim` dimensions or all."""
     work = embedder.work
-    train = work.data.load("train")
+    train = work.data.load("train").require_whole()
     work.say(f"whitening is learned on {len(train)} training images")
     whitened = fit_whitening(embedder.embed(train), dim).apply(embeddings)
     work.say(f"whitened from {embeddings.shape[1]} to {whitened.shape[1]} dimensions")

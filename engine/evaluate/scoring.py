@@ -11,6 +11,7 @@ import torch
 from metric_learning.engine.parallel.collectives import share_of
 from metric_learning.engine.parallel.world import World
 from metric_learning.reader import ImageSet
+from metric_learning.retrieval.inputs import find_own_rows
 from metric_learning.retrieval.metrics import (
     chance_recall,
     default_ks,
@@ -19,6 +20,24 @@ from metric_learning.retrieval.metrics import (
 )
 from metric_learning.retrieval.rerank import Rerank, reranked_similarities
 from metric_learning.retrieval.scores import QueryScores
+
+
+def check_scorable(image_set: ImageSet) -> None:
+    """Raise ValueError, before the work, where no query could find another image of its class."""
+    what = f"the {image_set.split} split of {image_set.name} cannot be scored"
+    remedy = "choose other images, or let a training test nothing (--test_iter_step=0)"
+    for role, members in (("queries", image_set.is_query), ("gallery", image_set.is_gallery)):
+        if not members.any():
+            raise ValueError(f"{what}: it has no image among its {role}; {remedy}")
+
+    classes, sizes = np.unique(image_set.labels[image_set.is_gallery], return_counts=True)
+    least = 2 if image_set.is_self_retrieval else 1  # the query itself does not count
+    asked = image_set.labels[image_set.is_query]
+    if not np.isin(asked, classes[sizes >= least]).any():
+        raise ValueError(
+            f"{what}: none of its {len(asked)} queries has another image of its class in the "
+            f"gallery of {int(sizes.sum())}; {remedy}"
+        )
 
 
 def score_images(
@@ -57,11 +76,13 @@ def by_role(image_set: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:
     """Return the arguments of `retrieval.score_queries` that say who searches what."""
     if image_set.is_self_retrieval:
         return {"embeddings": embeddings, "labels": image_set.labels}
+    own_rows = find_own_rows(image_set.is_query, image_set.is_gallery)
     return {
         "embeddings": embeddings[image_set.is_query],
         "labels": image_set.labels[image_set.is_query],
         "gallery_embeddings": embeddings[image_set.is_gallery],
         "gallery_labels": image_set.labels[image_set.is_gallery],
+        **({} if own_rows is None else {"own_rows": own_rows}),
     }
 
 
@@ -85,17 +106,22 @@ class Roles(Protocol):
         """Whether every image searches all others."""
 
 
-def labels_by_role(images: Roles) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the labels of the queries, and of the gallery if that is another."""
-    gallery = None if images.is_self_retrieval else images.labels[images.is_gallery]
-    return images.labels[images.is_query], gallery
+def labels_by_role(images: Roles) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Return the labels of the queries and, if some are not searched or do not search, the gallery.
+
+    That is its labels, and which queries it holds too.
+    """
+    labels, is_query, is_gallery = images.labels, images.is_query, images.is_gallery
+    if images.is_self_retrieval:
+        return labels, None, None
+    return labels[is_query], labels[is_gallery], is_gallery[is_query]
 
 
 def chances(images: Roles, metrics: Iterable[str]) -> dict[str, float]:
     """Return `recall@K_chance`, see `chance_recall`, of each `recall@K` among some metrics."""
-    queries, gallery = labels_by_role(images)
+    queries, gallery, is_in_gallery = labels_by_role(images)
     ks = [int(name.removeprefix("recall@")) for name in metrics if name.startswith("recall@")]
-    return chance_recall(queries, ks, gallery)
+    return chance_recall(queries, ks, gallery, is_in_gallery)
 
 
 def with_float64(device: torch.device) -> torch.device:

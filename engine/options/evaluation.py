@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log
-from metric_learning.common.outputs import prepare_output
+from metric_learning.common.outputs import (
+    Kind,
+    csv_kind,
+    json_kind,
+    prepare_output,
+    refuse_same,
+)
 from metric_learning.engine.options.parts import DataOptions, MachineOptions, ModelOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import (
@@ -23,8 +30,17 @@ from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM, fingerprint
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
 from metric_learning.retrieval.rerank import parse_rerank
+from metric_learning.retrieval.tables import COLUMNS
 
 DATA_NAMES = tuple(DataOptions.__dataclass_fields__)
+# What eval.py writes, by the flags that name the files.
+RESULTS = {
+    "json": json_kind("a result of eval.py", "evaluated"),
+    "class_table": csv_kind("a table of classes", COLUMNS),
+}
+# Whether kept features are ours, and those of this model, the file beside them tells later.
+KEPT_FEATURES = Kind("features", lambda path: None)
+ABOUT_FEATURES = json_kind("what tells of features", "weights", "images")
 # What embeddings depend on beside the weights; a query has to be embedded as its index was.
 EMBEDDING_NAMES = (
     *("model", "embedding_size", "pooling", "last_stride", "feature_norm"),
@@ -102,6 +118,7 @@ class InferenceOptions:
     work: EmbeddingOptions
     search_index: SearchIndex | None
     images: str | None
+    on_bad_image: str
     output_dir: str
     index: str | None
     index_type: str
@@ -135,7 +152,7 @@ def default_flags(**values: Any) -> Flags:
     """Return the flags of a model, its data and the machine, all as by default but some."""
     table = (*MODEL_FLAGS, *DATA_FLAGS, *MACHINE_FLAGS)
     defaults = {flag.name: flag.default for flag in table} | {"split": "test", "amp": "off"}
-    return Flags(defaults | values, frozenset(values))
+    return Flags(defaults | values, frozenset(values), {flag.name: flag for flag in table})
 
 
 def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> EmbeddingOptions:
@@ -144,7 +161,7 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
     Raises ValueError where no weights were named, or they contradict the flags.
     """
     path = flags.pretrained_model
-    if path is None:
+    if not path:  # a program may give an empty name, which would be the working directory
         raise ValueError(
             "expected --pretrained_model=CHECKPOINT (or --pretrained_model=random for untrained "
             "weights)"
@@ -182,18 +199,19 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
 
 def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
     """Settle what eval.py does; ValueError where a flag is wrong, or nothing would use it."""
-    if flags.split == "train":
-        flags.refuse(("test_classes", "test_list"), "with --split=train")
-    elif flags.whiten is None:
-        flags.refuse(("train_classes", "train_list"), "with --split=test")
+    if flags.split == "all":
+        flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
     if flags.compare:
         alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
         flags.refuse((*alone, "class_dim"), "with --compare")
     if flags.rerank is not None:
         parse_rerank(flags.rerank)
-    for name in ("json", "class_table"):
-        if getattr(flags, name):
-            prepare_output(name, getattr(flags, name))
+    refuse_same(**{name: getattr(flags, name) for name in (*RESULTS, "features")})
+    for name, kind in RESULTS.items():
+        if getattr(flags, name) is not None:
+            prepare_output(name, getattr(flags, name), kind)
+    if flags.features is not None:
+        check_features(flags.features)
 
     files = flags.compare or [flags.pretrained_model]
     works = [settle_embedding(flags.replaced(pretrained_model=file), world) for file in files]
@@ -203,6 +221,15 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
         works=tuple(work.of_data(works[0]) for work in works),
         metrics=pick(MetricOptions, flags),
     )
+
+
+def check_features(file: str) -> None:
+    """Raise ValueError, before the work, where features cannot be kept in a file and beside it."""
+    if not file.endswith(".npy"):
+        raise ValueError(f"--features={file}: expected a name that ends in .npy")
+    prepare_output("features", file, KEPT_FEATURES)
+    if not Path(file).exists():
+        prepare_output("features", f"{file}.json", ABOUT_FEATURES)
 
 
 QUERY_NAMES = ("query", "query_text")
@@ -229,8 +256,8 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         others = ("images", *SOURCE_NAMES, "output_dir", "index_type", "index_options", "class_dim")
         flags.refuse(others, f"--{queries[0]} searches the images of --index")
         if flags.query is None:
-            others = ("batch_size", "num_workers", "amp", "max_pixels")
-            flags.refuse(others, f"--{queries[0]} reads no images")
+            reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
+            flags.refuse(reading, f"--{queries[0]} reads no images")
     elif flags.export is None:
         flags.refuse(("topk", "json"), "without --query or --query_text")
         if flags.index is None:
@@ -247,10 +274,15 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         made = MODEL_OPTIONS | found if found else {}
         made = {name: plain(made[name]) for name in EMBEDDING_NAMES if name in made}
         flags = flags.adopted(flags.index, made).giving(made)
+    if flags.split == "all":
+        flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
+    builds_index = flags.index is not None and not queries
+    on_bad_image = flags.on_bad_image or ("skip" if builds_index else "error")
+    flags = flags.replaced(on_bad_image=on_bad_image, query_text=tuple(flags.query_text))
     work = settle_embedding(flags, World(), is_quiet=True)
     return pick(
         InferenceOptions,
-        flags.replaced(query_text=tuple(flags.query_text)),
+        flags,
         work=work,
         search_index=search_index,
     )

@@ -11,7 +11,7 @@ import torch
 from metric_learning.common.flags import Flags
 from metric_learning.engine.parallel.world import World
 from metric_learning.models import MODEL_OPTIONS
-from metric_learning.reader import ImageSet, load_image_set
+from metric_learning.reader import ImageSet, load_image_set, splits_of
 from metric_learning.reader.batches.loader import Reading
 from metric_learning.reader.sets.image_set import MAX_PIXELS
 
@@ -56,8 +56,13 @@ class DataOptions:
     fold: int | None
 
     def load(self, split: str) -> ImageSet:
-        """Load the images of a split."""
+        """List the images of a split."""
         return load_image_set(split=split, **vars(self))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Which of train, val and test there are."""
+        return splits_of(**vars(self))
 
 
 @dataclass(frozen=True)

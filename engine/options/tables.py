@@ -6,6 +6,8 @@ written out for that reason; a test holds it against the tables of models, reade
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from metric_learning.common.flags import (
     Flag,
     amp,
@@ -35,7 +37,7 @@ LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 PLACES = ("workers", "device")
 BAD_IMAGE_POLICIES = ("error", "skip")
 ON_COLLAPSE = ("warn", "stop")
-SPLITS = ("test", "train")
+SPLITS = ("train", "val", "test", "all")
 INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
 EXPORT_FORMS = ("onnx", "torchscript", "safetensors")
 
@@ -205,3 +207,20 @@ EXPORT_FLAGS = grouped(
     Flag("output", path, None, "file that --export writes"),
     Flag("normalize", boolean, False, "the exported network's embeddings have length 1"),
 )
+
+
+# Flags that a script lacks and others have: name -> what has it. Those of a loss are left out.
+TRAINING_LACKS: Mapping[str, str] = {
+    **{flag.name: "eval.py" for flag in METRIC_FLAGS},
+    **dict.fromkeys(("compare", "features", "split"), "eval.py"),
+    **{flag.name: "infer.py" for flag in EXPORT_FLAGS},
+    **dict.fromkeys(("images", "output_dir", "index", "query", "query_text", "topk"), "infer.py"),
+}
+_TRAINING_FLAGS = (
+    *(*READING_FLAGS, *BATCH_NORM_FLAGS, *SHARD_FLAGS, *PAIR_FLAGS),
+    *(*OPTIMIZER_FLAGS, *SCHEDULE_FLAGS, *RUN_FLAGS, *TRAINING_MACHINE_FLAGS),
+)
+OTHERS_LACK: Mapping[str, str] = {
+    **{flag.name: "the training scripts" for flag in _TRAINING_FLAGS},
+    **dict.fromkeys(("loss_name", "samples_each_class"), "the training scripts"),
+}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from metric_learning.common.config import read_config
 from metric_learning.common.flags import (
     Flag,
     Flags,
@@ -14,8 +15,8 @@ from metric_learning.common.flags import (
     integers,
     non_negative,
     parse_flags,
+    path,
     positive,
-    read_config,
     with_defaults,
     words_of,
 )
@@ -100,10 +101,11 @@ def parse_training(
     --help, those of other losses than the named one are left out.
     """
     words = words_of(table, argv)
-    loss_name = _last(words, "--loss_name")
-    config = _last(words, "--config")
+    loss_name = _value_of(words, "--loss_name")
+    config = _value_of(words, "--config")
     if loss_name is None and config is not None:
-        loss_name = read_config(config).get("loss_name")
+        named = read_config(path(config)).get("loss_name")
+        loss_name = named if isinstance(named, str) else None
         if loss_name is not None and is_own(loss_name):
             raise ValueError(
                 f"config {config} names {loss_name}, a module of your own: give --loss_name on the "
@@ -120,21 +122,20 @@ def parse_training(
         used = {*options_of(places[loss_name]), "samples_each_class"}
         others = {flag.name for flag in loss_flags(_all_options(stage))} - used
         table = [flag for flag in table if flag.name not in others]
-    return parse_flags(description, table, words)
+    return parse_flags(description, table, words, elsewhere=tables.TRAINING_LACKS)
 
 
 def _all_options(stage: str) -> dict[str, dict[str, Option]]:
     return {name: options_of(place) for name, place in losses_of_table(stage).items()}
 
 
-def _last(words: Sequence[str], flag: str) -> str | None:
-    """Return the value of a flag on a command line, the last where it is given several times."""
-    found = None
+def _value_of(words: Sequence[str], flag: str) -> str | None:
+    """Return the value of a flag on a command line, None where it is not given."""
     for word, following in zip(words, [*words[1:], None], strict=False):
         name, sign, value = word.partition("=")
         if name == flag:
-            found = value if sign else following
-    return found
+            return value if sign else following
+    return None
 
 
 def is_own(loss_name: str) -> bool:

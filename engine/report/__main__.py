@@ -13,7 +13,15 @@ from pathlib import Path
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, parse_flags, path, positive, with_defaults
-from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
+from metric_learning.common.outputs import prepare_folder
+from metric_learning.engine.options.tables import (
+    DATA_FLAGS,
+    MACHINE_FLAGS,
+    MODEL_FLAGS,
+    OTHERS_LACK,
+    SPLITS,
+)
+from metric_learning.engine.report.files import REPORT
 
 SOURCE = Flag(
     "run_or_checkpoint", path, None, "a run folder (its best.pt, else last.pt) or weights"
@@ -21,7 +29,7 @@ SOURCE = Flag(
 FLAGS = (
     Flag("features", path, None, "folder of features that infer.py wrote, instead of a model"),
     Flag("report_dir", path, None, "folder for index.html; default: report/ in the run folder"),
-    Flag("split", str, "test", "images to evaluate", ("test", "train")),
+    Flag("split", str, "test", "images to evaluate; all: every image once", SPLITS),
     Flag("batch_size", positive, 50, "images per batch"),
     Flag("display_iter_step", positive, 10, "batches between log lines"),
     *(flag for flag in MODEL_FLAGS if flag.name != "pretrained_model"),
@@ -34,17 +42,15 @@ FEATURES_USE = ("features", "report_dir", "use_gpu", "device", "seed", "config")
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the report and return its file."""
     with user_errors():
-        flags = parse_flags(__doc__, FLAGS, argv, SOURCE)
+        flags = parse_flags(__doc__, FLAGS, argv, SOURCE, elsewhere=OTHERS_LACK)
         if flags.features:
             unused = [flag.name for flag in FLAGS if flag.name not in FEATURES_USE]
             flags.refuse(unused, "--features holds what they would choose")
-        other_split = "train" if flags.split == "test" else "test"
-        unused = [f"{other_split}_classes", f"{other_split}_list"]
-        flags.refuse(unused, f"with --split={flags.split}")
+        if flags.split == "all":
+            flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
         source = find_source(flags.run_or_checkpoint, flags.features)
         home = source if flags.features else source.parent
-        folder = Path(flags.report_dir or home / "report")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = prepare_folder("report_dir", flags.report_dir or home / "report", REPORT)
 
         # torch and all else, only now
         from metric_learning.engine.options.evaluation import settle_embedding

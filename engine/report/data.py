@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from metric_learning.engine.evaluate.scoring import labels_by_role
+from metric_learning.retrieval.inputs import find_own_rows
 from metric_learning.retrieval.metrics import (
     DEFAULT_KS,
     chance_recall,
@@ -76,7 +77,7 @@ class Found:
         rows: (Q,) int64, their rows in the subject.
         neighbours, cosines: (Q, k) int64 rows of their nearest gallery images, and (Q, k) float32.
         num_findable: gallery images that a query can find: all but itself.
-        roles: labels of all that search and, if that is another set, of all that is searched.
+        roles: labels of all that search and of the gallery, see `labels_by_role`.
     """
 
     scores: QueryScores
@@ -84,14 +85,15 @@ class Found:
     neighbours: np.ndarray
     cosines: np.ndarray
     num_findable: int
-    roles: tuple[np.ndarray, np.ndarray | None]
+    roles: tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 
 
 def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
     """Score every query of a subject and look up its first neighbours, or raise ValueError."""
     queries, gallery = subject.query_rows, subject.gallery_rows
     is_self = subject.is_self_retrieval
-    num_findable = len(gallery) - is_self
+    own_rows = find_own_rows(subject.is_query, subject.is_gallery)
+    num_findable = len(gallery) - (own_rows is not None)
     scores = score_queries(
         subject.embeddings[queries],
         subject.labels[queries],
@@ -99,6 +101,7 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
         gallery_embeddings=None if is_self else subject.embeddings[gallery],
         gallery_labels=None if is_self else subject.labels[gallery],
         device=device,
+        own_rows=own_rows,
     )
 
     rows = queries[scores.rows]
@@ -106,7 +109,7 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
         subject.embeddings[rows],
         subject.embeddings[gallery],
         min(NUM_NEIGHBOURS, num_findable),
-        own_rows=rows if is_self else None,
+        own_rows=None if own_rows is None else own_rows[scores.rows],
         device=device,
     )
     return Found(scores, rows, gallery[neighbours], cosines, num_findable, labels_by_role(subject))
@@ -138,8 +141,8 @@ def recall_curve(found: Found, seed: int = 0) -> RecallCurve:
     low = high = None
     if len(np.unique(found.scores.labels)) >= MIN_CLASSES:
         low, high = class_interval(is_found, found.scores.labels, seed=seed)
-    labels, gallery_labels = found.roles
-    chances = np.array([*chance_recall(labels, ks.tolist(), gallery_labels).values()])
+    labels, *gallery = found.roles
+    chances = np.array([*chance_recall(labels, ks.tolist(), *gallery).values()])
     return RecallCurve(ks, is_found.mean(0), chances, low, high)
 
 
@@ -158,9 +161,9 @@ def sample_pairs(
     starts = np.searchsorted(partner_labels, subject.labels[queries], side="left")
     sizes = np.searchsorted(partner_labels, subject.labels[queries], side="right") - starts
 
-    own = np.full(len(queries), len(partners))  # place of the query itself among the partners
-    if subject.is_self_retrieval:
-        own[order] = np.arange(len(order))
+    place_of = np.full(len(subject.labels), len(partners))  # among the partners
+    place_of[partners] = np.arange(len(partners))
+    own = place_of[queries]  # the query itself
     has_own = own < len(partners)
     choices = sizes - has_own if is_positive else len(partners) - sizes
     if choices.sum() == 0:

@@ -18,9 +18,11 @@ from PIL import Image
 
 from metric_learning.common.atomic import write_text
 from metric_learning.common.log import log
+from metric_learning.common.outputs import replaced_folder
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.scoring import with_float64
 from metric_learning.engine.report import data, embedding_map, figures
+from metric_learning.engine.report.files import MAP, PAGE, PICTURES
 from metric_learning.engine.report.plots import plot_map
 from metric_learning.retrieval.metrics import DEFAULT_KS, default_ks, summarise
 from metric_learning.retrieval.significance import MIN_CLASSES
@@ -49,16 +51,17 @@ METRIC_NAMES = {
 
 
 def write_report(subject: data.Subject, folder: Path, device: torch.device, seed: int) -> Path:
-    """Write index.html and map.png into a folder, and return the page."""
+    """Write a folder of index.html and map.png as a whole, and return the page."""
     log(f"{len(subject.labels)} embeddings; now the queries, the classes and the map")
     for line in _caveats(subject):
         log(line)
-    picture = folder / "map.png"
-    picture.unlink(missing_ok=True)  # of an earlier report
-    file = folder / "index.html"
-    write_text(file, render(subject, with_float64(device), seed, picture))
-    if picture.is_file():
-        log(f"map of the embeddings: {picture}")
+    with replaced_folder(folder, keep=PICTURES) as new:
+        text = render(subject, with_float64(device), seed, new / MAP)
+        write_text(new / PAGE, text, errors="backslashreplace")
+
+    file = folder / PAGE
+    if (folder / MAP).is_file():
+        log(f"map of the embeddings: {folder / MAP}")
     log(f"report: {file}, {file.stat().st_size / 1e6:.1f} MB, opens in any browser")
     return file
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 
+from metric_learning.common.atomic import write_atomically
+from metric_learning.common.schema import is_finite
+from metric_learning.engine.report.files import GENERATOR
 from metric_learning.engine.run.records import read_records
 from metric_learning.reader.sets.image_set import Decoding, decode_image, read_file
 from metric_learning.retrieval.search import nearest
@@ -21,6 +24,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+
+from metric_learning.engine.report.lettering import letter, letter_legend  # noqa: E402
 
 MAX_NAMED = 20  # classes that a picture names; of more the colours cannot be told apart
 RIGHT, WRONG, NEUTRAL = "#1a7f37", "#cf222e", "#57606a"
@@ -36,7 +41,8 @@ def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
             (recall_axis, "test", "recall@1"),
         ):
             axis.plot(*curve_of(records, kind, name), marker=".")
-            axis.set(title=f"{folder.name}: {name}", xlabel="step")
+            letter(axis.set_title(""), f"{folder.name}: {name}")
+            axis.set(xlabel="step")
             axis.set_ylim(bottom=0, top=1 if kind == "test" else None)
             axis.grid(alpha=0.3)
     _save(figure, picture)
@@ -45,11 +51,11 @@ def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
 def curve_of(
     records: Sequence[dict[str, Any]], kind: str, name: str
 ) -> tuple[list[int], list[float]]:
-    """Return the steps, ascending, and the values `name` of the records of a kind that have it."""
+    """Return the steps, ascending, and the finite values `name` of the records of a kind."""
     points = {
         record["step"]: record[name]
         for record in records
-        if record["kind"] == kind and name in record
+        if record["kind"] == kind and is_finite(record.get(name))
     }  # of a resumed run the later record counts
     steps = sorted(points)
     return steps, [points[step] for step in steps]
@@ -99,13 +105,17 @@ def plot_map(
     for number, label in enumerate(present.tolist()):
         x, y = layout.centres[numbers == number].T
         colour = colours(number % colours.N)
-        axis.scatter(x, y, s=12, color=colour, linewidths=0, label=class_names[label])
+        axis.scatter(x, y, s=12, color=colour, linewidths=0, label=str(label))
+
     axis.invert_yaxis()  # y counts from the top
     axis.set_aspect("equal")
     axis.set_axis_off()
     axis.set_title(f"{layout.method} of {len(layout.rows)} embeddings")
     if len(present) <= MAX_NAMED:
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
+        legend = axis.legend(
+            loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2
+        )
+        letter_legend(legend, [class_names[label] for label in present.tolist()])
     _save(figure, picture)
 
 
@@ -118,7 +128,11 @@ def _draw(axis: Axes, path: str, title: str, colour: str) -> None:
 
 
 def _save(figure: Figure, picture: Path) -> None:
-    picture.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(picture, dpi=100)
-    plt.close(figure)
+    software = {"Software": GENERATOR}
+    try:
+        write_atomically(
+            picture, lambda file: figure.savefig(file, format="png", dpi=100, metadata=software)
+        )
+    finally:
+        plt.close(figure)

@@ -10,13 +10,19 @@ from typing import Any
 import numpy as np
 
 from metric_learning.common.log import versions
+from metric_learning.common.names import to_line
+from metric_learning.common.schema import shown
+from metric_learning.engine.embed.dump import META
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.embed.serving import open_features
 from metric_learning.engine.evaluate.measures import warn_of_weights
-from metric_learning.engine.options.evaluation import DATA_NAMES, EmbeddingOptions
-from metric_learning.engine.options.parts import DataOptions
+from metric_learning.engine.evaluate.scoring import check_scorable
+from metric_learning.engine.options.evaluation import EmbeddingOptions, default_flags
+from metric_learning.engine.options.parts import DataOptions, pick
+from metric_learning.engine.options.tables import SPLITS
 from metric_learning.engine.report.data import Subject
 from metric_learning.engine.run.records import read_records
+from metric_learning.models.weights.metadata import own_metadata
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.image_set import MAX_PIXELS, Decoding
 from metric_learning.reader.transforms import TRANSFORMS
@@ -26,6 +32,7 @@ def of_checkpoint(work: EmbeddingOptions) -> Subject:
     """Embed the split with the model of a checkpoint; a run's records lie beside it."""
     embedder, image_set = open_split(work)
     warn_of_weights(embedder)
+    check_scorable(image_set)
     embeddings = embedder.embed(image_set)
     stats = Path(work.weights).parent / "stats.jsonl"
     records = read_records(stats) if stats.is_file() else []
@@ -43,10 +50,15 @@ def of_features(folder: Path) -> Subject:
     found = open_features(folder)
     labels = found.labels
     assert labels is not None
-    flags = found.meta.get("flags", {})
-    if flags:
-        data = DataOptions(**{name: flags.get(name) for name in DATA_NAMES})
-        image_set = data.load(flags["split"])
+    made_with: Mapping[str, Any] = {}
+    if flags := found.meta.get("flags"):
+        adopted = default_flags().adopted(str(folder / META), {}, flags)
+        split = flags.get("split")
+        if split not in SPLITS:
+            raise ValueError(f"{folder / META} is damaged: its split is {shown(split)}")
+        whole, broken = pick(DataOptions, adopted).load(split), found.meta.get("broken", {})
+        image_set = whole.select(np.flatnonzero([path not in broken for path in whole.paths]))
+        made_with = adopted.values
     else:
         image_set = plain_image_set(found.paths, labels)
 
@@ -55,8 +67,8 @@ def of_features(folder: Path) -> Subject:
             f"{folder}: the images are no longer those of the data set {image_set.name}: run "
             "infer.py again"
         )
-    meta = found.meta.get("checkpoint", {})
-    return build_subject(image_set, found.embeddings, flags, meta, [])
+    meta = own_metadata(found.meta.get("checkpoint"), folder / META) or {}
+    return build_subject(image_set, found.embeddings, made_with, meta, [])
 
 
 def plain_image_set(paths: list[str], labels: np.ndarray) -> ImageSet:
@@ -81,13 +93,15 @@ def build_subject(
     model = made_with.get("model", "unknown model")
     loss = meta.get("loss")  # converted weights have none
     facts = facts_of_images(image_set, embeddings.shape[1], made_with)
-    if made_with:
+    if made_with and made_with.get("image_shape"):
         size = "{1} × {2} px".format(*made_with["image_shape"])
         facts += [("Weights", str(made_with["pretrained_model"])), ("Network input", size)]
     if loss:
-        options = ", ".join(f"{name} {value}" for name, value in meta["loss_options"].items())
-        facts.append(("Loss", f"{loss} ({options})" if options else loss))
-        facts.append(("Trained on", f"{meta['dataset']}, {meta['step']:,} steps"))
+        options = meta.get("loss_options", {})  # which exported weights do not have
+        listed = ", ".join(f"{name} {value}" for name, value in options.items())
+        facts.append(("Loss", f"{loss} ({listed})" if listed else loss))
+        trained_on = meta.get("dataset", "unknown images")
+        facts.append(("Trained on", f"{trained_on}, {meta.get('step', 0):,} steps"))
     facts.append(("Versions", ", ".join(f"{name} {text}" for name, text in versions().items())))
 
     return Subject(
@@ -97,11 +111,13 @@ def build_subject(
         records=records,
         embeddings=embeddings,
         labels=image_set.labels,
-        class_names=image_set.class_names,
+        class_names={label: to_line(name) for label, name in image_set.class_names.items()},
         is_query=image_set.is_query,
         is_gallery=image_set.is_gallery,
         read_image=partial(image_set.read_image, decoding=decoding_of(made_with)),
-        super_classes=image_set.super_classes or {},
+        super_classes={
+            label: to_line(name) for label, name in (image_set.super_classes or {}).items()
+        },
     )
 
 

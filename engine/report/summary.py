@@ -6,13 +6,15 @@ python -m retrieval.summary output/demo untrained arcmargin eml
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from metric_learning.common.cli import user_errors
+from metric_learning.common.flags import words_of
+from metric_learning.common.outputs import prepare_output
+from metric_learning.common.schema import Field, check_fields, is_number, read_json
+from metric_learning.engine.embed.serving import open_features
+from metric_learning.engine.report.files import PAGE, PICTURE, PICTURES
 from metric_learning.engine.report.plots import plot_curves, plot_neighbours
 
 
@@ -21,29 +23,31 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="holds NAME.json of eval.py, runs and features/")
     parser.add_argument("names", nargs="+", help="evaluations, in the order of the columns")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words_of((), argv))
     with user_errors():
+        curves, neighbours = (
+            prepare_output(None, args.folder / "report" / name, PICTURE) for name in PICTURES
+        )
         table = recall_table(args.folder, args.names)
         runs = [args.folder / name for name in args.names if (args.folder / name).is_dir()]
-        report = args.folder / "report"
-        plot_curves(runs, report / "curves.png")
         dump = args.folder / "features"
-        plot_neighbours(
-            np.load(dump / "features.npy"),
-            np.loadtxt(dump / "labels.txt", dtype=np.int64),
-            (dump / "paths.txt").read_text(encoding="utf-8").splitlines(),
-            report / "neighbours.png",
-        )
+        features = open_features(dump)
+        if features.labels is None:
+            raise ValueError(f"{dump} holds no labels.txt: expected features of a --dataset")
 
-        print(f"\n{table}\n")
+        if runs:
+            plot_curves(runs, curves)
+        plot_neighbours(features.embeddings, features.labels, features.paths, neighbours)
         places: dict[str, str | Path] = {
             "run folders": ", ".join(map(str, runs)),
             "features": dump,
-            "loss curves": report / "curves.png",
-            "first neighbours": report / "neighbours.png",
+            "loss curves": curves if runs else "none",
+            "first neighbours": neighbours,
         }
-        if (report / "index.html").is_file():  # of python -m retrieval.report
-            places["report"] = report / "index.html"
+        if (page := curves.with_name(PAGE)).is_file():  # of python -m retrieval.report
+            places["report"] = page
+
+        print(f"\n{table}\n")
         for what, place in places.items():
             print(f"{what + ':':18}{place}")
         return table
@@ -51,9 +55,15 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 def recall_table(folder: Path, names: Sequence[str]) -> str:
     """Return a text table: a row per metric in percent, a column per evaluation."""
-    results = [json.loads((folder / f"{name}.json").read_text("utf-8")) for name in names]
-    numbers = [name for name, value in results[0].items() if isinstance(value, int | float)]
-    metrics = [name for name in numbers if "@" in name]
+    results = []
+    for name in names:
+        file = folder / f"{name}.json"
+        results.append(check_fields(read_json(file, str(file)), (), str(file)))
+    metrics = [name for name, value in results[0].items() if "@" in name and is_number(value)]
+    fields = [Field(name, "a number", is_number) for name in metrics]
+    for name, result in zip(names, results, strict=True):
+        check_fields(result, fields, str(folder / f"{name}.json"))
+
     metrics.sort(key=lambda name: name.endswith("_chance"))  # below the others
     width = max(12, *(len(name) + 2 for name in names))
     label_width = max([13, *(len(name) + 2 for name in metrics)])

@@ -15,12 +15,12 @@ import torch
 
 from metric_learning.common.atomic import write_atomically
 from metric_learning.common.inert_pickle import describe_strangers
+from metric_learning.common.schema import Field, check_fields, is_count, is_number, is_object
 from metric_learning.models.weights.torch_file import read_torch
 
 PARTS = ("model", "criterion", "optimizer", "step", "best", "meta")
 # Checkpoints of earlier versions lack them.
 OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch", "start")
-META_DICTS = ("flags", "loss_options")  # of what a checkpoint says of its training
 FORMER_PARTS = ("random_state",)  # checkpoints of earlier versions have them; not used
 
 
@@ -75,22 +75,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path} holds {', '.join(sorted(unknown))}, which this version does not "
             "know: resume it with the version that wrote it"
         )
-    wrong = [name for name in PARTS if not _is_part(name, checkpoint[name])]
-    if wrong:
-        raise DamagedError(
-            f"checkpoint {path} was not written by this project ({', '.join(wrong)} is of another "
-            "kind): choose another one of the run"
-        )
-    return checkpoint
+    try:
+        return check_fields(checkpoint, FIELDS, f"checkpoint {path}")
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
 
 
-def _is_part(name: str, value: Any) -> bool:
-    """Tell whether a part of a checkpoint has the form that it is read with."""
-    if name == "step":
-        return type(value) is int and value >= 0
-    if not isinstance(value, dict):
-        return False
-    return name != "meta" or all(isinstance(value.get(one, {}), dict) for one in META_DICTS)
+def _is_meta(value: Any) -> bool:
+    return is_object(value) and all(
+        is_object(value.get(name, {})) for name in ("flags", "loss_options")
+    )
+
+
+FIELDS = (
+    *(Field(name, "a state", lambda value: isinstance(value, dict)) for name in PARTS[:3]),
+    Field("step", "a number of steps", is_count),
+    Field("best", "numbers by name", lambda value: is_object(value, is_number)),
+    Field("meta", "what tells of the run", _is_meta),
+)
 
 
 @dataclass(frozen=True)

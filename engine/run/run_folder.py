@@ -16,11 +16,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from metric_learning.common.atomic import remove_leftovers, write_json, write_text
 from metric_learning.common.log import log, timestamped, versions
+from metric_learning.common.schema import Field, check_fields, is_list_of, is_object, read_json
 from metric_learning.engine.options.parts import RunOptions
 from metric_learning.engine.run.records import read_records
 
 # What a run writes atomically.
 FILES = re.compile(r"(last|best|step_\d+)\.(pt|safetensors)|args\.json|stats\.jsonl")
+
+
+RESUMED = Field("resumed", "a list of calls", is_list_of(is_object), is_needed=False)
 
 
 def own_folder(run: RunOptions) -> Path:
@@ -66,11 +70,11 @@ def _describe_call(path: Path, settled: Mapping[str, Any]) -> None:
 
     if path.exists():
         try:
-            first = json.loads(path.read_text(encoding="utf-8"))
+            first = check_fields(read_json(path, str(path)), [RESUMED], str(path))
             described = first | {"resumed": [*first.get("resumed", []), described]}
-        except (ValueError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(
-                f"{path} is damaged ({error}): delete it, checkpoints know their flags themselves"
+                f"{error}; delete it, checkpoints know their flags themselves"
             ) from error
     write_json(path, described)
 
@@ -112,7 +116,9 @@ class RunFolder:
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._log_file = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
+            self._log_file = (folder / "log.txt").open(
+                "a", encoding="utf-8", errors="backslashreplace", buffering=1
+            )
             if _lock(self._log_file):
                 remove_leftovers(folder, FILES)
             is_undescribed = not (folder / "args.json").exists() and _holds_run(folder)

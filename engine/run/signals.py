@@ -1,9 +1,12 @@
-"""SIGTERM and SIGINT stop a training between two steps, all its ranks between the same two."""
+"""Signals stop a training between two steps, all its ranks between the same two."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -14,7 +17,8 @@ from metric_learning.engine.parallel.world import World
 from metric_learning.reader import ImageError, WorkerError
 from metric_learning.reader.batches.loader import Batch, ImageLoader
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+GRACE = 2.0  # seconds in which a process that is interrupted twice may end by itself
 FAILURE = 1000  # above the number of every signal
 
 
@@ -76,30 +80,80 @@ class StopRequest:
 
 
 def acting_signals() -> contextlib.AbstractContextManager[None]:
-    """Let SIGTERM and SIGINT end the process at once in the body, which can be done again."""
-    return _handled_by(signal.SIG_DFL, signal.default_int_handler)
+    """Let signals to stop end the process at once in the body, which can be done again."""
+    return _handled_by(signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def noted_signals(world: World) -> Iterator[StopRequest]:
-    """Note SIGTERM and SIGINT in the body; only the main thread can, in others nothing changes."""
+    """Note signals to stop in the body; only the main thread can, in others nothing changes."""
     request = StopRequest(world)
-    with _handled_by(request.receive, request.receive):
+    with _handled_by(*[request.receive] * len(SIGNALS)), _ended_by_second_interrupt():
         yield request
 
 
 @contextlib.contextmanager
 def _handled_by(*handlers: Any) -> Iterator[None]:
-    """Let a handler per signal of SIGNALS handle it in the body; in the main thread alone."""
+    """Let a handler per signal of SIGNALS handle it in the body; in the main thread alone.
+
+    SIGHUP stays ignored where it is, as by nohup: what is started so outlives its terminal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {
         number: signal.signal(number, handler)
         for number, handler in zip(SIGNALS, handlers, strict=True)
+        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN)
     }
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _ended_by_second_interrupt() -> Iterator[None]:
+    """End the process at a second SIGINT in the body, wherever it stands; in the main thread alone.
+
+    Python's handlers wait until the main thread comes back to a line of Python, and take all that
+    came meanwhile for one: a second Ctrl-C within a long backward pass would be lost. What the
+    system itself writes for every signal is not, and another thread reads it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_end_at_second_interrupt, args=(reader,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.send(b"\0")  # closing is not enough, since processes that were forked have it too
+        thread.join()
+        reader.close()
+        writer.close()
+
+
+def _end_at_second_interrupt(reader: socket.socket) -> None:
+    """Read numbers of signals, until 0; after a second SIGINT end within GRACE, at a third now."""
+    count = 0
+    while count < 3:
+        try:
+            received = reader.recv(64)
+        except TimeoutError:
+            break
+        if 0 in received:
+            return
+        count += received.count(signal.SIGINT)
+        if count == 2:
+            reader.settimeout(GRACE)
+
+    with contextlib.suppress(OSError):
+        print("interrupted", file=sys.stderr, flush=True)
+    os._exit(128 + signal.SIGINT)

@@ -23,6 +23,7 @@ class Learner:
         loss_options: those that the loss was built with.
         scaler: of the loss, against underflow in float16; does nothing with other types.
         ema: moving average of the network, or None.
+        is_whole: whether the weights are those of a number of whole steps; not within an update.
     """
 
     model: EmbeddingModel
@@ -31,6 +32,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
+    is_whole: bool = True
 
     @property
     def tested_model(self) -> EmbeddingModel:

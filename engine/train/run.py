@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,13 @@ from metric_learning.retrieval.metrics import summarise
 
 # Of the figures of training steps and tests, those in the line of an epoch, and their names there.
 EPOCH_NAMES = {"acc1": "acc", "recall": "recall", "recall@1": "recall", "loss": "loss"}
+# Errors that all ranks raise alike, between two steps, so that they can save together.
+SHARED_ERRORS = (ImageError, WorkerError, CollapseError)
 MOST_SKIPPED = 20  # steps in a row, after which no scale of float16 will help
+
+
+class Diverged(ValueError):
+    """The loss, gradients or weights of a run are not finite; such weights are not saved."""
 
 
 @dataclass
@@ -70,16 +78,22 @@ class TrainingRun:
     meter: Meter
     epoch: Meter
     watch: Watch
-    pace: Pace
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     tested: int = -1
     num_skipped: int = 0
+    pace: Pace = field(init=False)
     folder: RunFolder = field(init=False)  # from `kept` on
     _saved: tuple[int, int] = (-1, -1)  # step and last test in the last.pt that was written
 
     def __post_init__(self) -> None:
         self.broken = BrokenImages(self.train_set, self.say)
+        schedule, run = self.options.schedule, self.options.run
+        # Tests are those of --test_iter_step, or one an epoch.
+        epoch = math.ceil(schedule.epoch_size / self.options.batches.train_batch_size)
+        self.pace = Pace(
+            schedule.total_iter_num, run.test_iter_step or (epoch if run.log_epochs else 0)
+        )
 
     @property
     def machine(self) -> MachineOptions:
@@ -105,10 +119,7 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Write to the run folder, and leave a last.pt that resumes where the body is stopped."""
-        last = self.path / "last.pt"
-        resume = "the same command" if self.start.is_auto else f"--checkpoint={last}"
-
+        """Write to the run folder, and leave a last.pt that resumes however the body ends."""
         flags, is_main = self.options.flags, self.machine.world.is_main
         with RunFolder(self.path, flags, is_main, self.step, self.tested) as self.folder:
             self.best = decide_on_main(
@@ -116,13 +127,51 @@ class TrainingRun:
             )
             try:
                 yield
+
             except Stopped as request:
                 self.save_last()
-                self.say(f"stopped by {request} after step {self.step}: {resume} resumes")
-            except (ImageError, WorkerError, CollapseError):
+                self.say(f"stopped by {request} after step {self.step}: {self.advice} resumes")
+            except SHARED_ERRORS as error:
+                clear_frames(error.__traceback__)
                 self.save_last()
-                self.say(f"stopped after step {self.step}: {resume} resumes")
+                self.say(f"stopped after step {self.step}: {self.advice} resumes")
                 raise
+            except Diverged:
+                raise
+            except Exception as error:
+                clear_frames(error.__traceback__)  # with the memory and the files that they hold
+                self.rescue()
+                raise
+
+    @property
+    def advice(self) -> str:
+        """How the run is resumed."""
+        return "the same command" if self.start.is_auto else f"--checkpoint={self.path / 'last.pt'}"
+
+    def rescue(self) -> None:
+        """Save what there is after an error that the other ranks may know nothing of; say so.
+
+        Rank 0 writes it alone, where it has all of it: not where the class layer is split, or the
+        ranks have means of an epoch each. Between the first changed weight and the count of its
+        step there is nothing to save: the checkpoint from before stays. So does one from before a
+        test, which is repeated then. Nothing is raised.
+        """
+        if not self.machine.world.is_main:
+            return
+        is_lone = self.machine.world.size == 1
+        is_here = is_lone or not (self.learner.split_parameters() or self.epoch.num_steps)
+        with contextlib.suppress(OSError):  # of the log: its disk may be full
+            try:
+                if is_here and self.learner.is_whole and self._saved[0] != self.step:
+                    self.save("last", is_alone=True)
+            except Exception as error:
+                self.say(f"step {self.step} cannot be saved: {' '.join(str(error).split())}")
+
+        with contextlib.suppress(OSError):
+            if self._saved[0] == self.step:
+                self.say(f"stopped after step {self.step}: {self.advice} resumes")
+            elif (self.path / "last.pt").exists():
+                self.say(f"stopped after step {self.step}: {self.advice} resumes from before it")
 
     def batches(self) -> Iterable[Batch]:
         """Return this process's batches from the present step on; ranks agree to take each."""
@@ -200,12 +249,12 @@ class TrainingRun:
         write_text(path, "".join(f"{self.train_set.paths[i]}\n" for i in images))
         return f"its images: {path}; "
 
-    def diverged(self, step: int, images: str = "") -> ValueError:
+    def diverged(self, step: int, images: str = "") -> Diverged:
         """Return the error of a run whose loss, gradients or weights are not finite at a step."""
         last = self.path / "last.pt"
         advice = f"; --checkpoint={last} is from before" if last.exists() else ""
         rate = self.options.schedule.lr
-        return ValueError(
+        return Diverged(
             f"the training diverged at step {step}: the loss, a gradient or a weight is NaN or "
             f"infinite; {images}lower --lr (it was {rate:g}) or give --clip_grad_norm{advice}"
         )
@@ -306,18 +355,21 @@ class TrainingRun:
             "meta": {**self.meta, "loss_options": loss_options, "step": self.step, "flags": flags},
         }
 
-    def save(self, *names: str) -> None:
+    def save(self, *names: str, is_alone: bool = False) -> None:
         """Save checkpoints NAME.pt and, of the best and the last, the bare NAME.safetensors.
 
-        All ranks call it together. Raises ValueError where the weights are not finite, OSError
-        where a file cannot be written; what was there still is.
+        All ranks call it together, or rank 0 `is_alone`. Raises Diverged where the weights are not
+        finite, OSError where a file cannot be written; what was there still is.
         """
         if not self.learner.is_finite():
             raise self.diverged(self.step)
+        checkpoint = self.checkpoint()
+        if is_alone:
+            self._write(checkpoint, names)
+        else:
+            decide_on_main(self.machine.world, lambda: self._write(checkpoint, names))
         if "last" in names:
             self._saved = self.step, self.tested
-        checkpoint = self.checkpoint()
-        decide_on_main(self.machine.world, lambda: self._write(checkpoint, names))
 
     def _write(self, checkpoint: dict[str, Any], names: tuple[str, ...]) -> None:
         try:

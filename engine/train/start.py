@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,6 @@ from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import (
     adopt_checkpoint,
     adopt_v1,
-    facts_of_model,
     notes_on_weights,
     settle,
 )
@@ -28,13 +26,12 @@ from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.devices import keep_freed_memory, place
 from metric_learning.engine.parallel.world import World
-from metric_learning.engine.run.resume import AUTO, find_start, load_start
+from metric_learning.engine.run.resume import find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.engine.train.criterion import build_criterion, complete_options
 from metric_learning.engine.train.images import open_training_images
 from metric_learning.engine.train.learner import Learner
-from metric_learning.engine.train.needs import Pace
 from metric_learning.engine.train.optimizers import build_optimizer
 from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
@@ -42,8 +39,7 @@ from metric_learning.engine.train.step import Meter
 from metric_learning.engine.train.watch import Watch
 from metric_learning.losses import stage_of
 from metric_learning.models import EmbeddingModel, load_weights, read_metadata
-from metric_learning.reader import ImageSet
-from metric_learning.reader.preprocessing import Preprocessing
+from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.retrieval.metrics import default_ks
 
 
@@ -63,25 +59,26 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         start = replace(start, notes=[*start.notes, *notes])
     else:
         flags = adopt_checkpoint(flags, str(start.checkpoint), checkpoint["meta"])
-    data = parts.pick(parts.DataOptions, flags)
-    train_set = data.load("train")
-    test_set = data.load("test") if flags.test_iter_step or flags.log_epochs else None
+    is_tested = bool(flags.test_iter_step or flags.log_epochs)
+    data, may_miss = parts.pick(parts.DataOptions, flags), flags.on_bad_image == "skip"
+    train_set, test_set = load_splits(data, is_tested, may_miss)
     options = settle(flags, train_set, world)
 
     # The weights are drawn in this order: those of the network, then those of the loss.
-    torch.manual_seed(options.machine.seed)
-    sampler = stage.make_sampler(train_set.labels, options.batches, options.machine.seed, world)
-    model = prepare_network(options.model, options.optimizer, options.machine, checkpoint is None)
+    reading, machine = options.reading, options.machine
+    torch.manual_seed(machine.seed)
+    sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world)
+    model = prepare_network(options.model, options.optimizer, machine, checkpoint is None)
     if checkpoint is not None:
         model.take_norm(checkpoint["meta"])
-    machine = options.machine
     learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
-    preprocessing = prepare_images(options.model, options.machine, options.reading, model)
+    augmentation = reading.min_crop_area, reading.horizontal_flip
+    preprocessing = preprocessing_of(options.model, model, machine.max_pixels, *augmentation)
     is_named = bool(flags.given & {"model_save_dir", "run_name"})
     run = TrainingRun(
         options=options,
         learner=learner,
-        train_set=open_training_images(train_set, options.reading, preprocessing.decoding),
+        train_set=open_training_images(train_set, reading, preprocessing.decoding),
         test_set=test_set,
         sampler=sampler,
         preprocessing=preprocessing,
@@ -92,7 +89,6 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         meter=Meter(world),
         epoch=Meter(world),
         watch=build_watch(stage, options.watch, options.loss),
-        pace=build_pace(options.schedule, options.run, options.batches),
     )
     if checkpoint is not None:
         run.restore(checkpoint)
@@ -106,17 +102,6 @@ def check_stage(loss_name: str, stage: Stage) -> None:
         raise ValueError(f"{loss_name} is a loss of the other stage: train it with {script}")
 
 
-def prepare_images(
-    options: parts.ModelOptions,
-    machine: parts.MachineOptions,
-    reading: parts.ReadingOptions,
-    model: EmbeddingModel,
-) -> Preprocessing:
-    """Build the image pipeline of a training."""
-    augmentation = reading.min_crop_area, reading.horizontal_flip
-    return preprocessing_of(options, model, machine.max_pixels, *augmentation)
-
-
 def build_watch(stage: Stage, options: parts.WatchOptions, loss: parts.LossOptions) -> Watch:
     """Build what watches over the start of stage 2."""
     return Watch(
@@ -124,30 +109,6 @@ def build_watch(stage: Stage, options: parts.WatchOptions, loss: parts.LossOptio
         stops=options.on_collapse == "stop",
         chooses_scale=loss.normalize_embeddings and loss.embedding_scale is None,
     )
-
-
-def build_pace(
-    schedule: parts.ScheduleOptions,
-    run: parts.RunOptions,
-    batches: parts.BatchOptions,
-) -> Pace:
-    """Build what tells when the run ends; tests are those of --test_iter_step, or one an epoch."""
-    epoch = math.ceil(schedule.epoch_size / batches.train_batch_size) if run.log_epochs else 0
-    return Pace(schedule.total_iter_num, run.test_iter_step or epoch)
-
-
-def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
-    """Return what the weights that a training starts from say of their model, if anything.
-
-    A run that is resumed does not need them any more, so that they may be gone.
-    """
-    if weights is None or checkpoint not in (None, AUTO):
-        return {}
-    try:
-        meta = read_metadata(weights)
-        return {} if meta is None else facts_of_model(meta)
-    except FileNotFoundError:
-        return {}
 
 
 def describe(
@@ -247,10 +208,10 @@ def synchronise_batch_norm(module: nn.Module, world: World, device: torch.device
 def announce(run: TrainingRun) -> None:
     """Log what is about to be trained, on what."""
     learner, world = run.learner, run.machine.world
-    for split in (run.train_set, run.test_set):
-        if split is not None:
-            what = f"{len(split)} images of {split.num_classes} classes"
-            run.say(f"{split.split}: {f'{split.name}, ' if split is run.train_set else ''}{what}")
+    for line in describe_sets([split for split in (run.train_set, run.test_set) if split]):
+        run.say(line)
+    if run.test_set is not None and run.test_set.split == "val":
+        run.say("the val split is tested here and chooses best.pt; eval.py tests on the test split")
     if run.sampler.note:
         run.say(run.sampler.note)
 

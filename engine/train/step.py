@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -62,8 +62,9 @@ class Step:
         if machine.compile:
             self.network = compiled(self.network, device)
 
-        # What overflows in float16 would stay in the statistics of batch norm for good.
-        self.at_risk = list(learner.model.buffers()) if learner.scaler.is_enabled() else []
+        # Both change before the weights do: statistics of batch norm, and what a loss remembers.
+        self.statistics = KeptBuffers(learner.model)
+        self.memories = KeptBuffers(learner.criterion)
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
         """Update the weights by a batch of this process, after `step` completed updates.
@@ -73,26 +74,26 @@ class Step:
             device; None where the loss or a gradient is not finite: no weight was changed.
         """
         num_parts = self.batches.accumulation_steps
-        before = [buffer.clone() for buffer in self.at_risk]
         found = []
 
         self.learner.optimizer.zero_grad()
-        for part, images in enumerate(batch.split(num_parts)):
-            labels = images.labels.to(self.machine.device, non_blocking=True)  # B
-            with self.averaging(part == num_parts - 1):
-                if 0 < self.batches.chunk_size < len(labels):
-                    embeddings, loss, figures = self.backward_in_chunks(images, labels, step, part)
-                else:
-                    embeddings = self.embed(images, step, part)  # BxD, float32
-                    loss, figures = self.stage_loss(self.criterion, embeddings, labels)
-                    self.differentiate(self.scaled(loss))
-            found.append({"loss": loss.detach(), **figures, "spread": spread_of(embeddings)})
+        with self.undone_by_errors():
+            for part, images in enumerate(batch.split(num_parts)):
+                labels = images.labels.to(self.machine.device, non_blocking=True)  # B
+                with self.averaging(part == num_parts - 1):
+                    if 0 < self.batches.chunk_size < len(labels):
+                        embeddings, loss, figures = self.backward_in_chunks(
+                            images, labels, step, part
+                        )
+                    else:
+                        embeddings = self.embed(images, step, part)  # BxD, float32
+                        loss, figures = self.stage_loss(self.criterion, embeddings, labels)
+                        self.differentiate(self.scaled(loss))
+                found.append({"loss": loss.detach(), **figures, "spread": spread_of(embeddings)})
 
-        means = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
-        if self.apply_gradients(means["loss"], step):
-            return means
-        copy_all(before, self.at_risk)
-        return None
+            means = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
+            is_done = self.apply_gradients(means["loss"], step)
+        return means if is_done else None
 
     def embed(self, batch: Batch, step: int, part: int, chunk: int = 0) -> Tensor:
         """Return the embeddings (B, D) of images, float32 whatever the type of the forward pass."""
@@ -156,10 +157,12 @@ class Step:
                 # Not by what scaler.step finds on this rank alone: all ranks have to scale alike.
                 scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
                 scaler.load_state_dict(scaler.state_dict() | {"_growth_tracker": 0})
+                self.statistics.give_back()  # what overflows would stay in them for good
             return False
 
         if self.clip_grad_norm:
             clip_grads_with_norm_(self.shared + self.split, self.clip_grad_norm, norm)
+        learner.is_whole = False  # until the step is counted
         scaler.step(learner.optimizer)
         scaler.update()
         if learner.ema is not None:
@@ -172,6 +175,18 @@ class Step:
         if self.machine.world.size > 1:
             own = collectives.total(own, self.machine.world)
         return (norm_of(self.shared).square() + own).sqrt()
+
+    @contextlib.contextmanager
+    def undone_by_errors(self) -> Iterator[None]:
+        """Let a step that fails leave no trace: the run can be saved as it was before it."""
+        self.statistics.keep()
+        self.memories.keep()
+        try:
+            yield
+        except Exception:
+            self.statistics.give_back()
+            self.memories.give_back()
+            raise
 
     @contextlib.contextmanager
     def averaging(self, is_last: bool) -> Iterator[None]:
@@ -250,21 +265,39 @@ def seed_draws(*key: int) -> None:
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
+class KeptBuffers:
+    """The buffers of a module, and what they held when they were kept."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.buffers = list(module.buffers())
+        self.values = [torch.empty_like(buffer) for buffer in self.buffers]
+
+    def keep(self) -> None:
+        """Take down what the buffers hold."""
+        copy_all(self.buffers, self.values)
+
+    def give_back(self) -> None:
+        """Let the buffers hold what was taken down."""
+        copy_all(self.values, self.buffers)
+
+
 @contextlib.contextmanager
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     """Give a module its buffers back: batch norm counts a batch once, however often it is seen."""
-    buffers = list(module.buffers())
-    values = [buffer.clone() for buffer in buffers]
+    kept = KeptBuffers(module)
+    kept.keep()
     try:
         yield
     finally:
-        copy_all(values, buffers)
+        kept.give_back()
 
 
-def copy_all(values: Iterable[Tensor], buffers: Iterable[Tensor]) -> None:
-    """Copy values into as many buffers, in place."""
-    for buffer, value in zip(buffers, values, strict=True):
-        buffer.copy_(value)
+@torch.no_grad()
+def copy_all(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Copy tensors into as many others, in place; on a GPU with one kernel per type."""
+    for dtype in {source.dtype for source in sources}:
+        places = [n for n, source in enumerate(sources) if source.dtype == dtype]
+        torch._foreach_copy_([targets[n] for n in places], [sources[n] for n in places])
 
 
 def norm_of(parameters: Iterable[nn.Parameter]) -> Tensor:

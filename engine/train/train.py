@@ -98,12 +98,14 @@ def count(run: TrainingRun, figures: dict[str, Tensor] | None) -> None:
         if run.options.run.log_epochs:
             run.epoch.add(figures)
     run.step += 1
+    run.learner.is_whole = True
     if run.meter.num_steps == TELLING and not run.pace.step_seconds:
         run.foresee(run.meter.last_seconds)
 
 
 def test(run: TrainingRun) -> None:
     """Test the network as it stands; write the epoch that ends here, and keep the best network."""
+    run.save_last()  # before what may fail
     metrics = run.test()
     if ends_epoch(run):
         run.write_epoch(metrics)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from dataclasses import dataclass, field
 from os import PathLike
@@ -13,9 +12,11 @@ import numpy as np
 from safetensors import safe_open
 
 from metric_learning.common.inert_pickle import describe_strangers
+from metric_learning.common.schema import parse_json
 from metric_learning.models.weights import paddle
 from metric_learning.models.weights.checksum import check_file
 from metric_learning.models.weights.groups import Group, find_groups
+from metric_learning.models.weights.metadata import own_metadata
 from metric_learning.models.weights.torch_file import LEGACY, ZIP, read_torch
 
 PART = "::"  # FILE::PART: one of several networks in a file
@@ -84,10 +85,9 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, Any] | None:
     """Return the facts that this project wrote beside the weights; None for files of others."""
     path, source = identify(path)
     if source == "safetensors":
-        return _metadata_of(_open_safetensors(path)[1])
-    return (
-        _own_metadata(_meta(read_torch(path, whole=False).content)) if source == "torch" else None
-    )
+        return _metadata_of(_open_safetensors(path)[1], path)
+    is_torch = source == "torch"
+    return own_metadata(_meta(read_torch(path, whole=False).content), path) if is_torch else None
 
 
 def _split(path: str | PathLike[str]) -> tuple[Path, str]:
@@ -166,7 +166,7 @@ def _describe(head: bytes) -> str:
 def _read_safetensors(path: Path, part: str) -> WeightsFile:
     check_file(path)
     tensors, entries = _open_safetensors(path, with_tensors=True)
-    return WeightsFile(path, "safetensors", {"": tensors}, {}, _metadata_of(entries), part)
+    return WeightsFile(path, "safetensors", {"": tensors}, {}, _metadata_of(entries, path), part)
 
 
 def _open_safetensors(path: Path, with_tensors: bool = False) -> tuple[Group, dict[str, str]]:
@@ -184,23 +184,18 @@ def _open_safetensors(path: Path, with_tensors: bool = False) -> tuple[Group, di
         ) from error
 
 
-def _metadata_of(entries: dict[str, str]) -> dict[str, Any] | None:
+def _metadata_of(entries: dict[str, str], path: Path) -> dict[str, Any] | None:
     try:
-        return _own_metadata(json.loads(entries.get("metadata", "null")))
-    except (ValueError, RecursionError):
+        found = parse_json(entries.get("metadata", "null"), str(path))
+    except ValueError:  # of another project
         return None
-
-
-def _own_metadata(found: Any) -> dict[str, Any] | None:
-    """Return metadata if this project wrote it; other projects write dicts of other content."""
-    is_own = isinstance(found, dict) and {"model", "embedding_size"} <= set(found)
-    return found if is_own else None
+    return own_metadata(found, path)
 
 
 def _read_torch(path: Path, part: str) -> WeightsFile:
     file = read_torch(path)
     groups, oddities = find_groups(file.content)
-    metadata = _own_metadata(_meta(file.content))
+    metadata = own_metadata(_meta(file.content), path)
     if metadata is not None and not part:
         groups = {place: group for place, group in groups.items() if place == OWN_GROUP}
     if not groups:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from metric_learning.reader.batches.cache import CacheError
+from metric_learning.reader.batches.workers import (
+    LOST_WORKER,
+    check_descriptors,
+    init_worker,
+    no_resources,
+    start_workers,
+)
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.image_set import ImageError, ImageSet, WorkerError
 from metric_learning.reader.transforms import TRANSFORMS, random_crop, scale_and_shift
@@ -38,7 +42,8 @@ class Batch(NamedTuple):
     # images, to be cropped on the device
     images: torch.Tensor | WholeImages
     labels: torch.Tensor  # (B,) int64
-    broken: dict[str, str]  # path -> error of the unreadable images that others were drawn for
+    # path -> error of the unreadable images: others were drawn for them, in a test they are black
+    broken: dict[str, str]
 
     def split(self, num_parts: int) -> list[Batch]:
         """Cut the batch into parts of equal size, to within one image."""
@@ -109,13 +114,17 @@ def eval_loader(
     num_workers: int,
     pin_memory: bool,
     indices: Sequence[int] | np.ndarray | None = None,
+    on_bad_image: str = "error",
 ) -> ImageLoader:
-    """Return all images, or those of `indices`, once each and in order; the last batch is short."""
+    """Return all images, or those of `indices`, once each and in order; the last batch is short.
+
+    With `on_bad_image` "skip" unreadable ones are black, and their batches name them.
+    """
     if batch_size < 1:
         raise ValueError(f"expected a batch size of 1 or more, got {batch_size}")
     _warm_up(preprocessing)
     chosen = np.arange(len(image_set)) if indices is None else np.asarray(indices, dtype=np.int64)
-    batches = EvalBatches(image_set, preprocessing, chosen, batch_size)
+    batches = EvalBatches(image_set, preprocessing, chosen, batch_size, on_bad_image)
     numbers = range(-(-len(chosen) // batch_size))
     return ImageLoader(batches, numbers, num_workers, pin_memory)
 
@@ -185,15 +194,15 @@ class TrainBatches(Dataset):
     seed: int
     reading: Reading
 
-    def __getitem__(self, step: int) -> Batch | ImageError:
+    def __getitem__(self, step: int) -> Batch | ImageError | WorkerError:
+        return _or_its_error(lambda: self.read(step))
+
+    def read(self, step: int) -> Batch:
+        """Return the batch of a step, or raise ImageError or WorkerError."""
         indices = self.sampler.batch(step)
         first = step * self.sampler.batch_size + self.sampler.rank * len(indices)
         broken: dict[str, str] = {}
-        try:
-            samples = [self._sample(int(i), first + n, broken) for n, i in enumerate(indices)]
-        except ImageError as error:  # raised in a worker, it would arrive as a traceback
-            return error
-
+        samples = [self._sample(int(i), first + n, broken) for n, i in enumerate(indices)]
         if self.reading.hand_over == "crops":
             images: torch.Tensor | WholeImages = stack(samples)
         else:
@@ -249,23 +258,39 @@ class TrainBatches(Dataset):
 
 @dataclass(frozen=True, eq=False)
 class EvalBatches(Dataset):
-    """Batches of the test images `indices` by number; that of an unreadable image is its error."""
+    """Batches of the test images `indices` by number; that of an unreadable image is its error.
+
+    With `on_bad_image` "skip" such an image is black, and the batch names it.
+    """
 
     image_set: ImageSet
     preprocessing: Preprocessing
     indices: np.ndarray
     batch_size: int
+    on_bad_image: str = "error"
 
-    def __getitem__(self, number: int) -> Batch | ImageError:
+    def __getitem__(self, number: int) -> Batch | ImageError | WorkerError:
+        return _or_its_error(lambda: self.read(number))
+
+    def read(self, number: int) -> Batch:
+        """Return a batch, or raise ImageError or WorkerError."""
         start = number * self.batch_size
         indices = self.indices[start : start + self.batch_size]
-        crop = TRANSFORMS[self.preprocessing.transform].test
+        broken: dict[str, str] = {}
+        crops = stack([self._crop(int(i), broken) for i in indices])
+        return Batch(crops, torch.from_numpy(self.image_set.labels[indices]), broken)
+
+    def _crop(self, i: int, broken: dict[str, str]) -> np.ndarray:
+        """Read and crop image i, (S, S, 3) uint8; note it where it is unreadable and may be."""
         size, decoding = self.preprocessing.crop_size, self.preprocessing.decoding
         try:
-            crops = [crop(self.image_set.read_image(int(i), decoding), size) for i in indices]
+            image = self.image_set.read_image(i, decoding)
         except ImageError as error:
-            return error
-        return Batch(stack(crops), torch.from_numpy(self.image_set.labels[indices]), {})
+            if self.on_bad_image == "error":
+                raise
+            broken[self.image_set.paths[i]] = str(error)
+            return np.zeros((size, size, 3), np.uint8)
+        return TRANSFORMS[self.preprocessing.transform].test(image, size)
 
 
 def stack(crops: Sequence[np.ndarray]) -> torch.Tensor:
@@ -288,10 +313,12 @@ class ImageLoader:
     """Iterable of the batches of these numbers, in order; its length is their number.
 
     It is made for one pass: workers live as long as that, in a training as long as the run.
+    `broken` has the unreadable images of the batches so far, path -> error.
 
     Raises:
         ImageError: on iteration, at the batch that holds an unreadable image.
-        WorkerError: on iteration, where a worker process was killed.
+        WorkerError: on iteration, where a worker process cannot be started, was killed, or lacks
+            memory or descriptors.
     """
 
     def __init__(
@@ -302,6 +329,7 @@ class ImageLoader:
         pin_memory: bool,
         prefetch: int = 2,
     ) -> None:
+        self.broken: dict[str, str] = {}
         self._loader: DataLoader = DataLoader(
             batches,
             sampler=numbers,
@@ -309,7 +337,7 @@ class ImageLoader:
             num_workers=num_workers,
             collate_fn=_hand_over,
             pin_memory=pin_memory,
-            worker_init_fn=_init_worker,
+            worker_init_fn=init_worker,
             prefetch_factor=prefetch if num_workers else None,
             # A generator of its own leaves torch's global random state as it is.
             generator=torch.Generator(),
@@ -320,45 +348,26 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            for batch in _start(self._loader):
+            for batch in start_workers(self._loader):
                 if isinstance(batch, ImageError | WorkerError):
                     raise batch
+                self.broken.update(batch.broken)
                 yield batch
-        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            # The last three: it was killed after it had said that a batch is there.
+
+        except WorkerError:
+            raise
+        except (RuntimeError, OSError, EOFError) as error:
+            # The last two: it was killed after it had said that a batch is there.
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            if isinstance(error, RuntimeError) and not reason.startswith("DataLoader worker (pid"):
+            is_ours = isinstance(error, RuntimeError) and not reason.startswith(LOST_WORKER)
+            if is_ours or self._loader.num_workers == 0:
                 raise
+            if "open files" in reason or "ancdata" in reason:
+                raise no_resources("batches of processes that read cannot be received") from error
             raise WorkerError(
                 f"a process that reads images was killed ({reason}), perhaps for lack of memory: "
                 "lower --num_workers or the batch size"
             ) from error
-
-
-def _start(loader: DataLoader) -> Iterator[Any]:
-    """Start the workers of a loader, and keep the handler of SIGCHLD that there was.
-
-    PyTorch's would raise the error of a killed worker wherever the main process stands, such as
-    in the middle of an update. Without it the loader finds out within 5 seconds of waiting for a
-    batch.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return iter(loader)
-    handler = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
-    signal.signal(signal.SIGCHLD, handler)
-    return batches
-
-
-def _init_worker(worker: int) -> None:
-    """Keep the worker on one thread: thread pools do not survive a fork and would compete.
-
-    Signals to stop often reach all processes of a run; the main one decides, and ends its workers.
-    """
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _hand_over(batch: Any) -> Any:
@@ -369,12 +378,27 @@ def _hand_over(batch: Any) -> Any:
     """
     if get_worker_info() is not None and isinstance(batch, Batch):
         try:
+            check_descriptors()
             batch.images.share_memory_()
             batch.labels.share_memory_()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
+            if "open files" in reason:
+                return no_resources(f"a batch of images cannot be handed over ({reason})")
             return WorkerError(
                 f"no shared memory for a batch of images ({reason}): lower --num_workers or the "
                 "batch size, or give /dev/shm more (docker run --shm-size)"
             )
     return batch
+
+
+def _or_its_error(read: Callable[[], Batch]) -> Batch | ImageError | WorkerError:
+    """Read a batch, or return why it cannot be: raised in a worker, it would be a traceback."""
+    try:
+        return read()
+    except (ImageError, WorkerError) as error:
+        return error
+    except MemoryError:
+        return WorkerError("no memory to decode images: lower --num_workers or the batch size")
+    except OSError as error:
+        return WorkerError(f"images cannot be read ({error})")

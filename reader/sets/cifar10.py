@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from metric_learning.common.array_pickle import load_array_pickle
-from metric_learning.reader.sets.folders import has_train_test, read_train_test
+from metric_learning.reader.sets.folders import find_divided, read_divided
 from metric_learning.reader.sets.table import Table
 
 CLASS_NAMES = (
@@ -22,9 +22,10 @@ def read_cifar10(data_dir: Path, split: str) -> Table:
     for folder in (data_dir, data_dir / "cifar-10-batches-py"):
         if (folder / BATCHES[split][0]).is_file():
             return read_batches(folder, split)
-    if not has_train_test(data_dir):
+    tree = find_divided(data_dir)
+    if tree is None or split not in tree.walks:
         raise FileNotFoundError(f"no train/ and test/ folders or data_batch_1 in {data_dir}")
-    return read_train_test(data_dir, split)
+    return read_divided(tree, split)
 
 
 def read_batches(folder: Path, split: str) -> Table:

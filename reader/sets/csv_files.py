@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from metric_learning.reader.sets.image_set import ImageError
-from metric_learning.reader.sets.table import SPLITS, Table
+from metric_learning.reader.sets.left_out import NO_FOLD, NO_ROLE, LeftOut
+from metric_learning.reader.sets.table import (
+    ALL,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VAL,
+    Table,
+    sort_names,
+    take,
+)
+from metric_learning.reader.sets.text import read_text, strip, unify_integers, unify_labels
 
 NEEDED_COLUMNS = ("path", "label")
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation"), VAL),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
+ROLES = ("is_query", "is_gallery")
+TRUE_WORDS = ("true", "1", "yes")
+FALSE_WORDS = ("false", "0", "no", "", "nan", "none")
+BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")  # of open-metric-learning; they tell images apart
 
 Row = dict[str, str]
 
@@ -25,13 +45,19 @@ class ImageList:
 
     file: Path  # where it was read
     columns: tuple[str, ...]  # names of the columns
-    rows: list[Row]  # N images, column -> text
+    rows: list[Row]  # N images, column -> text, without spaces around it but in paths
     lines: list[int]  # N numbers of the first line of each row, from 1
+    unified: Mapping[str, int] = field(default_factory=dict)  # what was read as the same -> times
 
     @property
     def labels(self) -> list[str]:
         """N class names."""
         return [row["label"] for row in self.rows]
+
+    @property
+    def places(self) -> list[str]:
+        """N times FILE:LINE."""
+        return [f"{self.file}:{line}" for line in self.lines]
 
     def parse(self, column: str, parse: Callable[[str], int], expected: str) -> np.ndarray:
         """Read a column as (N,) int64; `parse` reads a cell, or raises ValueError.
@@ -57,7 +83,7 @@ class ImageList:
         """The rows of these numbers."""
         numbers = [int(i) for i in chosen]
         rows = [self.rows[i] for i in numbers]
-        return ImageList(self.file, self.columns, rows, [self.lines[i] for i in numbers])
+        return replace(self, rows=rows, lines=[self.lines[i] for i in numbers])
 
 
 def natural(text: str) -> int:
@@ -65,6 +91,24 @@ def natural(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
         raise ValueError(f"expected an integer of at least 0, found {text!r}")
     return int(text)
+
+
+def boolean(text: str) -> int:
+    """Read a cell of yes or no as 1 or 0, nothing is no; ValueError if it holds something else."""
+    word = unify_integers(text.lower())
+    if word not in (*TRUE_WORDS, *FALSE_WORDS):
+        raise ValueError(f"expected True or False, found {text!r}")
+    return int(word in TRUE_WORDS)
+
+
+def fold_number(text: str) -> int:
+    """Read a cell of the column fold: a number, -1 for nothing; or ValueError."""
+    return natural(unify_integers(text)) if text else -1
+
+
+def split_number(text: str) -> int:
+    """Read a cell of the column split as its place in SPLITS; or ValueError."""
+    return SPLITS.index(SPLIT_WORDS.get(text.lower(), ""))
 
 
 def read_image_list(file: Path) -> ImageList:
@@ -80,25 +124,26 @@ def read_image_list(file: Path) -> ImageList:
 
     rows: list[Row] = []
     lines: list[int] = []
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        reader = csv.reader(opened, strict=True)
-        try:
-            columns = tuple(next(reader, []))
-            _check_columns(file, columns)
-            last = reader.line_num
-            for cells in reader:
-                line, last = last + 1, reader.line_num
-                if cells:
-                    rows.append(_read_row(file, line, columns, cells))
-                    lines.append(line)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: expected a UTF-8 CSV file") from error
-        except csv.Error as error:
-            raise ValueError(f"{file}:{reader.line_num}: expected CSV, found: {error}") from error
+    text = read_text(file, "a UTF-8 CSV file")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = tuple(strip(name) for name in next(reader, []))
+        _check_columns(file, columns)
+        last = reader.line_num
+        for cells in reader:
+            line, last = last + 1, reader.line_num
+            if cells:
+                rows.append(_read_row(file, line, columns, cells))
+                lines.append(line)
+    except csv.Error as error:
+        raise ValueError(f"{file}:{reader.line_num}: expected CSV, found: {error}") from error
 
     if not rows:
         raise ValueError(f"{file}: expected images, found only the names of the columns")
-    return ImageList(file, columns, rows, lines)
+    labels, unified = unify_labels([row["label"] for row in rows])
+    for row, label in zip(rows, labels, strict=True):
+        row["label"] = label
+    return ImageList(file, columns, rows, lines, unified)
 
 
 def _check_columns(file: Path, columns: Sequence[str]) -> None:
@@ -118,62 +163,122 @@ def _read_row(file: Path, line: int, columns: Sequence[str], cells: Sequence[str
             f"{file}:{line}: expected {len(columns)} columns ({','.join(columns)}), found "
             f"{len(cells)}: '{','.join(cells)[:120]}'"
         )
-    row = dict(zip(columns, cells, strict=True))
+    row = {
+        name: cell if name in NEEDED_COLUMNS else strip(cell)
+        for name, cell in zip(columns, cells, strict=True)
+    }
     for name in NEEDED_COLUMNS:
-        if not row[name]:
+        if not strip(row[name]):
             raise ValueError(f"{file}:{line}: expected a {name}, found an empty cell")
     return row
 
 
 def read_csv(file: Path, data_dir: Path, split: str, fold: int | None) -> Table:
-    """Read one split of a CSV file; classes are all labels of the file in sorted order.
+    """Read one split of a CSV file; classes are all labels of the file, see `sort_names`.
 
-    Its columns are path, relative to data_dir, label and split (train or test) or fold (a number or
-    empty: in no fold). A given fold is the test split and the others are the train split; without
-    one the column split decides.
+    Its columns are path, relative to data_dir, label and split (train, val or test), fold (a number
+    or empty: in no fold) or is_query and is_gallery (True or False). A given fold is the test
+    split and the others are the train split; without one the column split decides, and without
+    that the roles: what has none is for training. Where nothing is for the test, val is.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: the first image of the split is not there.
         ValueError: a line is broken, or the file has no such split or fold.
     """
     images = read_image_list(file)
-    names = sorted(set(images.labels))
+    names = sort_names(images.labels)
     number_of = {name: number for number, name in enumerate(names)}
-    in_split = _rows_of_split(images, split) if fold is None else _rows_of_fold(images, split, fold)
-    chosen = images.select(in_split)
-    paths = [os.path.join(data_dir, row["path"]) for row in chosen.rows]
-    if paths and not os.path.isfile(paths[0]):
-        raise ImageError(
-            f"{file}:{chosen.lines[0]}: no image {paths[0]}: give the folder that the paths are "
-            "relative to as --data_dir"
-        )
-    classes = np.array([number_of[label] for label in chosen.labels], dtype=np.int64)
-    return Table(paths, classes, dict(enumerate(names)))
+    roles = _read_roles(images)
+    whole = Table(
+        [os.path.join(data_dir, row["path"]) for row in images.rows],
+        np.array([number_of[label] for label in images.labels], dtype=np.int64),
+        dict(enumerate(names)),
+        is_query=roles and roles[0],
+        is_gallery=roles and roles[1],
+        places=images.places,
+        boxes=_read_boxes(images),
+        unified=images.unified,
+    )
+    if split == ALL:
+        return whole
+
+    split_of = _read_splits(images, fold)
+    notes: tuple[str, ...] = ()
+    if split == TEST and fold is None and TEST not in split_of and VAL in split_of:
+        split, notes = VAL, (f"val is the test split: {file} has no test",)
+    return _take_split(whole, split, split_of, file, notes)
 
 
-def _rows_of_split(images: ImageList, split: str) -> np.ndarray:
-    if "split" not in images.columns:
-        remedy = (
-            "choose the fold to test on with --fold"
-            if "fold" in images.columns
-            else f"add it with 'python -m data.prepare split {images.file}', or folds"
-        )
-        raise ValueError(f"{images.file} has no column split: {remedy}")
-    numbers = images.parse("split", SPLITS.index, "train or test")
-    return np.flatnonzero(numbers == SPLITS.index(split))
+def _take_split(
+    whole: Table, split: str, split_of: np.ndarray, file: Path, notes: tuple[str, ...]
+) -> Table:
+    """Take a split, and account for rows that no split has use for."""
+    is_chosen, places = split_of == split, whole.places or []
+    items = {NO_FOLD: [places[i] for i in np.flatnonzero(split_of == "")]}
+    if split == TRAIN:
+        whole = replace(whole, is_query=None, is_gallery=None)
+    elif whole.is_query is not None and whole.is_gallery is not None:
+        is_useless = is_chosen & ~whole.is_query & ~whole.is_gallery
+        items[NO_ROLE] = [places[i] for i in np.flatnonzero(is_useless)]
+        is_chosen &= ~is_useless
+    chosen = take(whole, np.flatnonzero(is_chosen))
+    return replace(chosen, left_out=LeftOut(str(file), items), notes=notes)
 
 
-def _rows_of_fold(images: ImageList, split: str, fold: int) -> np.ndarray:
+def splits_of_csv(file: Path, fold: int | None) -> tuple[str, ...]:
+    """Return which splits a CSV file has; ValueError where it says nothing of any."""
+    found = set(_read_splits(read_image_list(file), fold).tolist())
+    if TEST not in found and VAL in found:
+        found = {TEST} | found - {VAL}
+    return tuple(split for split in SPLITS if split in found)
+
+
+def _read_splits(images: ImageList, fold: int | None) -> np.ndarray:
+    """Return the split of each row, (N,) of str; "" is in no fold."""
+    if fold is not None:
+        return _splits_of_fold(images, fold)
+    if "split" in images.columns:
+        return np.array(SPLITS)[images.parse("split", split_number, "train, val or test")]
+    roles = _read_roles(images)
+    if roles is not None and "fold" not in images.columns:
+        return np.where(roles[0] | roles[1], TEST, TRAIN)
+    remedy = f"add it with 'python -m data.prepare split {images.file}', or folds"
+    if "fold" in images.columns:
+        found = np.unique(images.parse("fold", fold_number, "a number or nothing"))
+        numbers = ", ".join(str(number) for number in found if number >= 0)
+        remedy = f"choose the fold to test on with --fold=NUMBER ({numbers})"
+    raise ValueError(f"{images.file} has no column split: {remedy}")
+
+
+def _splits_of_fold(images: ImageList, fold: int) -> np.ndarray:
     if "fold" not in images.columns:
         raise ValueError(
             f"{images.file} has no column fold, which --fold={fold} needs: add it with "
             f"'python -m data.prepare folds {images.file}'"
         )
-    folds = images.parse("fold", lambda text: natural(text) if text else -1, "a number or nothing")
+    folds = images.parse("fold", fold_number, "a number or nothing")
     present = np.unique(folds[folds >= 0])
     if fold not in present:
         raise ValueError(
             f"--fold={fold}: {images.file} has folds {', '.join(map(str, present)) or 'none'}"
         )
-    return np.flatnonzero(folds == fold if split == "test" else (folds >= 0) & (folds != fold))
+    return np.where(folds < 0, "", np.where(folds == fold, TEST, TRAIN))
+
+
+def _read_roles(images: ImageList) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return which rows are queries and which are in the gallery, (N,) bool; None: nothing said."""
+    if not set(ROLES) & set(images.columns):
+        return None
+    is_query, is_gallery = (
+        images.parse(name, boolean, "True or False").astype(bool)
+        if name in images.columns
+        else np.ones(len(images.rows), dtype=bool)
+        for name in ROLES
+    )
+    return is_query, is_gallery
+
+
+def _read_boxes(images: ImageList) -> list[tuple[str, ...]] | None:
+    if not set(BOX_COLUMNS) <= set(images.columns):
+        return None
+    return [tuple(row[name] for name in BOX_COLUMNS) for row in images.rows]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,29 @@ import numpy as np
 
 from metric_learning.common.places import data_root
 from metric_learning.reader.sets.cifar10 import read_cifar10
-from metric_learning.reader.sets.csv_files import read_csv
+from metric_learning.reader.sets.csv_files import read_csv, splits_of_csv
 from metric_learning.reader.sets.cub_cars import read_cars196, read_cub200_2010, read_cub200_2011
-from metric_learning.reader.sets.folders import FOLDER_LAYOUT, read_folder, read_omniglot
+from metric_learning.reader.sets.folders import (
+    FOLDER_LAYOUT,
+    read_folder,
+    read_omniglot,
+    splits_of_folder,
+)
 from metric_learning.reader.sets.image_set import ImageSet
 from metric_learning.reader.sets.lists import read_inshop, read_list, read_sop
-from metric_learning.reader.sets.table import SPLITS, Table, choose_rows
+from metric_learning.reader.sets.locate import locate_files
+from metric_learning.reader.sets.table import (
+    ALL,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VAL,
+    Table,
+    choose_rows,
+    image_keys,
+    join_tables,
+    take,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,7 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 # Options that one data set alone uses.
+WITH_VAL = ("folder", "csv")
 OWN_OPTIONS = {"train_list": "list", "test_list": "list", "csv": "csv", "fold": "csv"}
 
 
@@ -76,9 +95,11 @@ def load_image_set(
     Args:
         dataset: a name of DATASETS.
         data_dir: the data set's folder; None: its default folder under data/.
-        split: "train" or "test".
+        split: "train", "val" (of "folder" and "csv" alone), "test", or "all", every image once and
+            without regard to chosen classes and folds. An image set tells what is missing or
+            listed twice, see `ImageSet.require_whole`.
         train_classes: classes of the train split, e.g. "1-25" or "1-10,15", counted from 1 in the
-            data set's class order; None: the data set's own split.
+            data set's class order, numbers by their value; None: the data set's own split.
         test_classes: the same for the test split.
         train_list: file of `path label` lines, for "list" alone.
         test_list: the same for the test split.
@@ -91,29 +112,53 @@ def load_image_set(
         FileNotFoundError: the data is not there.
     """
     options = {"train_list": train_list, "test_list": test_list, "csv": csv, "fold": fold}
-    check_options(dataset, split, options)
-    try:
-        table = read_table(dataset, data_dir, split, options)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{dataset}: {error}; {DATASETS[dataset].to_get}") from error
+    check_options(dataset, options)
+    if split not in (*SPLITS, ALL):
+        raise ValueError(f"unknown split '{split}'; expected one of {', '.join((*SPLITS, ALL))}")
+    ranges = {TRAIN: train_classes, TEST: test_classes}
 
-    ranges = {"train": train_classes, "test": test_classes}
+    with _telling_how_to_get(dataset):
+        if split == ALL:
+            return build_image_set(dataset, split, read_all(dataset, data_dir, options), data_dir)
+        table = read_table(dataset, data_dir, split, options)
     try:
-        rows = choose_rows(table, split, ranges[split])
+        rows, notes = choose_rows(table, split, ranges.get(split))
     except ValueError as error:
         raise ValueError(f"{dataset}: {error}") from error
-    return build_image_set(dataset, split, table, rows)
+    told = tuple(f"{split}: {note}" for note in notes)
+    chosen = replace(take(table, rows), notes=(*table.notes, *told))
+    return build_image_set(dataset, split, chosen, data_dir)
 
 
 load_index = load_image_set  # its former name
 
 
-def check_options(dataset: str, split: str, options: dict[str, Any]) -> None:
-    """Raise ValueError for an unknown data set or split, or an option that it does not use."""
+def splits_of(dataset: str, data_dir: str | Path | None, **options: Any) -> tuple[str, ...]:
+    """Return which of train, val and test a data set has; arguments as of `load_image_set`."""
+    own = {name: options.get(name) for name in OWN_OPTIONS}
+    check_options(dataset, own)
+    if dataset == "list":
+        return tuple(split for split in (TRAIN, TEST) if own[f"{split}_list"])
+    with _telling_how_to_get(dataset):
+        if dataset == "csv" and own["csv"]:
+            return splits_of_csv(Path(own["csv"]), own["fold"])
+        if dataset == "folder" and data_dir:
+            return splits_of_folder(existing(data_dir))
+    return TRAIN, TEST
+
+
+@contextlib.contextmanager
+def _telling_how_to_get(dataset: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{dataset}: {error}; {DATASETS[dataset].to_get}") from error
+
+
+def check_options(dataset: str, options: dict[str, Any]) -> None:
+    """Raise ValueError for an unknown data set, or an option that it does not use."""
     if dataset not in DATASETS:
         raise ValueError(f"unknown dataset '{dataset}'; expected one of {', '.join(DATASETS)}")
-    if split not in SPLITS:
-        raise ValueError(f"unknown split '{split}'; expected train or test")
     for name, user in OWN_OPTIONS.items():
         if options[name] not in (None, "") and dataset != user:
             raise ValueError(
@@ -121,11 +166,32 @@ def check_options(dataset: str, split: str, options: dict[str, Any]) -> None:
             )
 
 
+def read_all(dataset: str, data_dir: str | Path | None, options: dict[str, Any]) -> Table:
+    """Read all splits of a data set as one, each image once and under the set's own numbers."""
+    if dataset == "csv":
+        return read_table(dataset, data_dir, ALL, options)
+    tables = []
+    for split in splits_of(dataset, data_dir, **options):
+        table = read_table(dataset, data_dir, split, options)
+        tables.append(take(table, choose_rows(table, split, None)[0]))
+    if not tables:  # a list that was not given
+        read_table(dataset, data_dir, TRAIN, options)
+    return join_tables(tables)
+
+
 def read_table(
     dataset: str, data_dir: str | Path | None, split: str, options: dict[str, Any]
 ) -> Table:
-    """Read what a data set holds for a split; `options` are those of OWN_OPTIONS."""
+    """Read what a data set holds for a split; `options` are those of OWN_OPTIONS.
+
+    Raises ValueError for a val split where there is none.
+    """
     spec = DATASETS[dataset]
+    if split == VAL and dataset not in WITH_VAL:
+        raise ValueError(
+            f"--dataset={dataset} has no val split: a CSV file has one (rows whose split is val), "
+            "and a folder (val/ beside train/ and test/)"
+        )
     if spec.read is not None:
         if not data_dir and spec.folder is None:
             raise ValueError(f"--dataset={dataset} needs --data_dir; {spec.to_get}")
@@ -139,7 +205,8 @@ def read_table(
     folder = existing(data_dir or file.parent)
     if dataset == "csv":
         return read_csv(file, folder, split, options["fold"])
-    return read_list(file, folder)
+    lists = [Path(options[other]) for other in ("train_list", "test_list") if options[other]]
+    return read_list(file, folder, lists)
 
 
 def existing(folder: str | Path) -> Path:
@@ -149,28 +216,66 @@ def existing(folder: str | Path) -> Path:
     return Path(folder)
 
 
-def build_image_set(dataset: str, split: str, table: Table, rows: np.ndarray) -> ImageSet:
-    """Take rows of a table as a split; training labels become 0..C-1 in class order."""
-    present, contiguous = np.unique(table.classes[rows], return_inverse=True)
-    is_train = split == "train"
+def build_image_set(
+    dataset: str, split: str, table: Table, data_dir: str | Path | None
+) -> ImageSet:
+    """Take a table as a split; training labels become 0..C-1 in class order.
+
+    Listed images are looked for, and what is listed twice is noted.
+    """
+    present, contiguous = np.unique(table.classes, return_inverse=True)
+    is_train = split == TRAIN
     numbers = dict(enumerate(present.tolist())) if is_train else {n: n for n in present.tolist()}
     super_classes = table.super_classes
 
+    table, missing = locate(table, data_dir)
     everything = np.ones(len(table.paths), dtype=bool)
     is_query = everything if table.is_query is None else table.is_query
     is_gallery = everything if table.is_gallery is None else table.is_gallery
-    is_whole = len(rows) == len(table.paths)
-    images = table.images
+    changes = ", ".join(f"{what} ({count})" for what, count in table.unified.items())
 
     return ImageSet(
         name=dataset,
         split=split,
-        paths=table.paths if is_whole else [table.paths[i] for i in rows],
-        labels=(contiguous if is_train else table.classes[rows]).astype(np.int64),
+        paths=table.paths,
+        labels=(contiguous if is_train else table.classes).astype(np.int64),
         class_names={label: table.class_names[number] for label, number in numbers.items()},
-        is_query=is_query[rows],
-        is_gallery=is_gallery[rows],
-        images=images if images is None or is_whole else images[rows],
+        is_query=is_query,
+        is_gallery=is_gallery,
+        images=table.images,
         super_classes=super_classes
         and {label: super_classes[number] for label, number in numbers.items()},
+        left_out=table.left_out,
+        notes=(*table.notes, *([f"read as the same: {changes}"] if changes else [])),
+        missing=missing,
+        repeated=find_repeated(table),
     )
+
+
+def locate(table: Table, data_dir: str | Path | None) -> tuple[Table, tuple[str, ...]]:
+    """Look for listed images, see `locate_files`; return a line for each that is not there."""
+    if table.places is None or table.images is not None:
+        return table, ()
+    paths, missing, unified = locate_files(table.paths, str(data_dir or ""))
+    lines = [f"{table.places[i]}: no image {paths[i]}" for i in missing]
+    if len(missing) == len(paths) and paths:
+        hint = ": give the folder that the paths are relative to as --data_dir"
+        lines = [line + hint for line in lines]
+    unified.update(table.unified)
+    return replace(table, paths=paths, unified=unified), tuple(lines)
+
+
+def find_repeated(table: Table) -> tuple[str, ...]:
+    """Return a line for each image that was listed before."""
+    if table.places is None:
+        return ()
+    keys = image_keys(table)
+    if len(set(keys)) == len(keys):
+        return ()
+    firsts: dict[Any, int] = {}
+    lines = []
+    for i, key in enumerate(keys):
+        first = firsts.setdefault(key, i)
+        if first != i:
+            lines.append(f"{table.places[i]}: {key[0]} is listed in {table.places[first]} already")
+    return tuple(lines)

@@ -1,55 +1,61 @@
-"""Folders of images, and data sets of one folder per class: any such tree, and Omniglot."""
+"""Data sets of one folder per class: any such tree, divided or not, and Omniglot."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from metric_learning.reader.sets.formats import image_suffixes
-from metric_learning.reader.sets.table import Table, first_classes
+from metric_learning.reader.sets import left_out
+from metric_learning.reader.sets.left_out import LeftOut, join_left_out
+from metric_learning.reader.sets.table import (
+    SPLITS,
+    TEST,
+    TRAIN,
+    VAL,
+    Table,
+    first_classes,
+    sort_names,
+)
+from metric_learning.reader.sets.walk import FOLDER, IMAGE, Walk, list_folder, walk_images
 
-IMAGE_SUFFIXES = image_suffixes()
-FOLDER_LAYOUT = "train/CLASS/* and test/CLASS/*, or CLASS/*"
+FOLDER_LAYOUT = "train/CLASS/* and test/CLASS/* (or val, valid, validation), or CLASS/*"
+# What the folders of the splits are called, in any case; the first that holds classes is taken.
+SPLIT_NAMES = {
+    TRAIN: ("train", "training"),
+    TEST: ("test", "testing"),
+    VAL: ("val", "valid", "validation"),
+}
+NUM_SHOWN = 8  # folders that an error names
 NUM_OMNIGLOT_TRAIN_ALPHABETS = 20
 
 
-def walk_images(root: str | Path, levels: int | None = None) -> dict[str, list[str]]:
-    """List the images below a folder, by the folder that they lie in.
+def list_classes(root: Path, levels: int = 1) -> tuple[dict[str, list[str]], LeftOut]:
+    """Return class name -> image paths, in order, and what is left out of a tree of classes."""
+    return group_classes(walk_images(root), levels)
 
-    Hidden files and folders are left out; links to folders are followed, `levels` deep: 0: only
-    what lies in the folder itself; None: all.
 
-    Returns:
-        Path of a folder that holds images, relative to root and with / ("" is root itself) -> paths
-        of its images, both sorted.
+def group_classes(walk: Walk, levels: int = 1) -> tuple[dict[str, list[str]], LeftOut]:
+    """Group the images of a walk by class, as `list_classes` returns them.
+
+    A class is a folder so many `levels` below the root, with all images in it and below, or a
+    folder of any level (0): "cat", or "Greek/character01". Images that lie higher are in no class.
     """
-    images_in: dict[str, list[str]] = {}
-    for folder, below, files in os.walk(root, onerror=_raise, followlinks=True):
-        name = os.path.relpath(folder, root).replace(os.sep, "/")
-        name = "" if name == "." else name
-        depth = name.count("/") + 1 if name else 0
-        below[:] = [f for f in below if not f.startswith(".") and depth != levels]
+    found: dict[str, list[str]] = {}
+    loose: list[str] = []
+    for folder, files in walk.images.items():
+        parts = folder.split("/") if folder else []
+        if len(parts) >= max(levels, 1):
+            found.setdefault("/".join(parts[: levels or None]), []).extend(files)
+        else:
+            loose += [os.path.relpath(file, walk.left_out.root) for file in files]
 
-        images = [f for f in files if f.lower().endswith(IMAGE_SUFFIXES) and not f.startswith(".")]
-        if images:
-            images_in[name] = [os.path.join(folder, file) for file in sorted(images)]
-    return dict(sorted(images_in.items(), key=lambda item: item[0].split("/")))
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def list_classes(root: Path, levels: int | None = 1) -> dict[str, list[str]]:
-    """Class name -> image paths, both sorted: the folders below root, of so many levels.
-
-    The name of a class is the path of its folder: "cat", or "Greek/character01" deeper down.
-    """
-    classes = walk_images(root, levels)
-    classes.pop("", None)
-    return classes
+    used = {name.partition("/")[0] for name in (*found, *(name for name in walk.images if name))}
+    empty = [name for name in walk.folders if name not in used]
+    items = {**walk.left_out.items, left_out.LOOSE: loose, left_out.EMPTY: empty}
+    return {name: found[name] for name in sort_names(found)}, replace(walk.left_out, items=items)
 
 
 def flatten(
@@ -62,41 +68,106 @@ def flatten(
     return paths, np.repeat(np.array(numbers, dtype=np.int64), counts)
 
 
-def read_train_test(data_dir: Path, split: str) -> Table:
-    """Read train/CLASS/* and test/CLASS/*; classes are the sorted union of both."""
-    files_of = {name: list_classes(folder) for name, folder in split_folders(data_dir).items()}
-    names = sorted({*files_of["train"], *files_of["test"]})
-    number_of = {name: number for number, name in enumerate(names)}
-    paths, classes = flatten(files_of[split], number_of)
-    return Table(paths, classes, dict(enumerate(names)))
+@dataclass(frozen=True)
+class DividedTree:
+    """A tree that has a folder of classes for each split, as far as they are there.
+
+    Attributes:
+        walks: split -> what lies in its folder. Where there is no test/, as in ImageNet, val/ is
+            the test too.
+        beside: what is left out beside these folders.
+        notes: a line where val/ is the test.
+    """
+
+    walks: dict[str, Walk]
+    beside: LeftOut
+    notes: tuple[str, ...]
+
+    def read(self, split: str, levels: int = 1) -> tuple[dict[str, list[str]], LeftOut]:
+        """Return class name -> image paths of a split, and what is left out of the tree."""
+        classes, rest = group_classes(self.walks[split], levels)
+        inner = rest.below(Path(self.walks[split].left_out.root).name)
+        return classes, join_left_out([inner, self.beside], self.beside.root)
 
 
-def split_folders(data_dir: Path) -> dict[str, Path]:
-    """Return the folders of a divided tree: train/, and test/ or, as ImageNet calls it, val/."""
-    test = data_dir / "test"
-    return {"train": data_dir / "train", "test": test if test.is_dir() else data_dir / "val"}
+def find_divided(data_dir: Path) -> DividedTree | None:
+    """Return a folder as a divided tree, None if it is none.
+
+    A folder that is called like a split counts where it holds class folders with images. One split
+    alone makes a divided tree if no images lie in other folders: it could be a class.
+    """
+    kinds = list_folder(data_dir)
+    named: dict[str, Walk] = {}
+    found: dict[str, str] = {}
+    for split, wanted in SPLIT_NAMES.items():
+        called = [name for word in wanted for name in kinds[FOLDER] if name.lower() == word]
+        named |= {name: walk_images(data_dir / name) for name in called}
+        usable = [name for name in called if named[name].has_classes]
+        if usable:
+            found[split] = usable[0]
+
+    others = [name for name in kinds[FOLDER] if name not in named]
+    notes: tuple[str, ...] = ()
+    if TEST not in found and VAL in found:
+        found[TEST] = found[VAL]
+        notes = (f"{found[TEST]}/ is the test split: no test/ holds class folders",)
+    taken = set(found.values())
+    if not found or (len(taken) == 1 and any(walk_images(data_dir / o).images for o in others)):
+        return None
+    unused = [walk for name, walk in named.items() if name not in taken]
+    walks = {split: named[name] for split, name in found.items()}
+    return DividedTree(walks, _account_beside(data_dir, kinds, others, unused), notes)
 
 
-def has_train_test(data_dir: Path) -> bool:
-    """Whether a folder is divided into train/ and test/ (or val/)."""
-    return all(folder.is_dir() for folder in split_folders(data_dir).values())
+def _account_beside(
+    data_dir: Path, kinds: dict[str, list[str]], others: list[str], unused: list[Walk]
+) -> LeftOut:
+    """Account for what lies in a divided tree beside its splits; `unused` are called like one."""
+    items = {reason: names for reason, names in kinds.items() if reason in left_out.REASONS}
+    loose = kinds[IMAGE] + [
+        os.path.relpath(file, data_dir)
+        for walk in unused
+        for files in walk.images.values()
+        for file in files
+    ]
+    items |= {left_out.LOOSE: loose, left_out.BESIDE: [f"{name}/" for name in others]}
+    return LeftOut(str(data_dir), items)
+
+
+def read_divided(tree: DividedTree, split: str) -> Table:
+    """Read a split of a divided tree; classes are those of all splits in order."""
+    found = {name: tree.read(name) for name in tree.walks}
+    names = sort_names(name for classes, _ in found.values() for name in classes)
+    files_of, rest = found[split]
+    paths, classes = flatten(files_of, {name: number for number, name in enumerate(names)})
+    return Table(paths, classes, dict(enumerate(names)), left_out=rest, notes=tree.notes)
 
 
 def read_folder(data_dir: Path, split: str) -> Table:
-    """Read train/ and test/ trees, or one tree whose first half of classes is for training.
+    """Read a divided tree, or a tree of classes whose first half is for training."""
+    tree = find_divided(data_dir)
+    if tree is None:
+        files_of, rest = list_classes(data_dir)
+        if files_of and split != VAL:
+            table = table_by_class(files_of, (len(files_of) + 1) // 2, split)
+            return replace(table, left_out=rest)
+    elif split in tree.walks:
+        return read_divided(tree, split)
 
-    For tests the test tree is enough.
-    """
-    if has_train_test(data_dir):
-        return read_train_test(data_dir, split)
-    files_of = list_classes(data_dir)
-    num_train_classes = (len(files_of) + 1) // 2
-    tests = split_folders(data_dir)["test"]
-    if not files_of and split == "test" and tests.is_dir():
-        files_of = list_classes(tests)  # none of them for training
-    if not files_of:
-        raise FileNotFoundError(f"no class folders with images in {data_dir}")
-    return table_by_class(files_of, num_train_classes, split)
+    kinds = list_folder(data_dir)
+    folders = ", ".join(f"{name}/" for name in kinds[FOLDER][:NUM_SHOWN]) or "no folder"
+    what = f"no class folders with images for the {split} split in {data_dir}"
+    hint = " (--test_iter_step=0 trains without a test)" if tree and split == TEST else ""
+    raise FileNotFoundError(f"{what}, which holds {folders}{hint}")
+
+
+def splits_of_folder(data_dir: Path) -> tuple[str, ...]:
+    """Return which splits a folder has."""
+    tree = find_divided(data_dir)
+    if tree is None:
+        return TRAIN, TEST
+    own_val = tree.walks.get(VAL) is not tree.walks.get(TEST)
+    return tuple(split for split in SPLITS if split in tree.walks and (own_val or split != VAL))
 
 
 def table_by_class(files_of: dict[str, list[str]], num_train_classes: int, split: str) -> Table:
@@ -115,10 +186,11 @@ def read_omniglot(data_dir: Path, split: str) -> Table:
     """Read ALPHABET/character/*.png; the first 20 alphabets are for training."""
     nested = (data_dir / "images_background", data_dir / "omniglot-py" / "images_background")
     root = next((folder for folder in nested if folder.is_dir()), data_dir)
-    files_of = {name: files for name, files in list_classes(root, 2).items() if "/" in name}
+    files_of, rest = list_classes(root, levels=2)
     if not files_of:
         raise FileNotFoundError(f"no images_background/ALPHABET/character/*.png in {data_dir}")
 
     alphabets = [name.partition("/")[0] for name in files_of]
-    for_training = sorted(set(alphabets))[:NUM_OMNIGLOT_TRAIN_ALPHABETS]
-    return table_by_class(files_of, sum(a in for_training for a in alphabets), split)
+    for_training = sort_names(alphabets)[:NUM_OMNIGLOT_TRAIN_ALPHABETS]
+    table = table_by_class(files_of, sum(a in for_training for a in alphabets), split)
+    return replace(table, left_out=rest)

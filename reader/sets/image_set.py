@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -22,6 +22,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from metric_learning.reader.sets.exif import TURNS, exif_orientation, orient, oriented_shape
 from metric_learning.reader.sets.formats import pillow_formats, why_unknown
 from metric_learning.reader.sets.jpeg_head import JPEG_END, JPEG_START, read_jpeg_head
+from metric_learning.reader.sets.left_out import LeftOut
 
 # The way in which files become pixels. What is kept of pixels (caches, features) names it: another
 # number, other pixels of some files. 1 knew neither orientation nor what is transparent.
@@ -63,9 +64,9 @@ class ImageSet:
     """Images of one split of a data set, in data-set order."""
 
     name: str  # data set name, e.g. "sop"
-    split: str  # "train" or "test"
+    split: str  # "train", "val", "test" or "all"
     paths: list[str]  # N file paths, or names such as "data_batch_1:0042" of images held in memory
-    # (N,) int64; 0..C-1 in the train split, the data set's own numbers in the test split
+    # (N,) int64; 0..C-1 in the train split, the data set's own numbers in all others
     labels: np.ndarray
     class_names: dict[int, str]  # label -> name, in label order
     is_query: np.ndarray  # (N,) bool, images that search in the evaluation
@@ -73,6 +74,10 @@ class ImageSet:
     # N times (H, W, 3) uint8 RGB for images held in memory, else None
     images: Sequence[np.ndarray] | np.ndarray | None = None
     super_classes: dict[int, str] | None = None  # label -> name of its super class, else None
+    left_out: LeftOut = LeftOut()  # what of the data set nobody reads
+    notes: tuple[str, ...] = ()  # lines for the log: classes chosen, texts read as the same
+    missing: tuple[str, ...] = ()  # a line for each listed image that is not there
+    repeated: tuple[str, ...] = ()  # a line for each image that was listed before
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == np.int64
@@ -90,6 +95,33 @@ class ImageSet:
     def is_self_retrieval(self) -> bool:
         """Whether every image is both query and gallery."""
         return bool(self.is_query.all() and self.is_gallery.all())
+
+    def require_whole(self, may_miss: bool = False, may_repeat: bool = False) -> ImageSet:
+        """Return the set if each image is there and listed once, as trainings and scores need it.
+
+        With `may_miss` some may not be there, as --on_bad_image=skip allows; with `may_repeat` some
+        may be listed again, as features of them may. Raises ImageError.
+        """
+        for is_allowed, faults, what in (
+            (may_repeat, self.repeated, "are listed again"),
+            (may_miss, self.missing, "are not there"),
+        ):
+            if faults and not is_allowed:
+                count = f"{len(faults):,} of {len(self):,} images of the {self.split} split {what}"
+                raise ImageError(f"{faults[0]} ({count})")
+        return self
+
+    def select(self, rows: np.ndarray) -> ImageSet:
+        """Return the set of some images, `rows` (M,) int64."""
+        images = self.images
+        return replace(
+            self,
+            paths=[self.paths[row] for row in rows],
+            labels=self.labels[rows],
+            is_query=self.is_query[rows],
+            is_gallery=self.is_gallery[rows],
+            images=None if images is None else [images[row] for row in rows],
+        )
 
     def read_image(self, i: int, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
         """Decode image i to (H, W, 3) uint8 RGB; ImageError if its file is missing or broken."""
@@ -117,7 +149,7 @@ class ImageSet:
         return shape
 
     def read_bytes(self, i: int, decoding: Decoding = AS_REFERENCE) -> bytes:
-        """Read the file of image i; ImageError if it cannot be read."""
+        """Read the file of image i; ImageError if it cannot be, WorkerError if nothing can be."""
         return read_file(self.paths[i], decoding.max_pixels)
 
 
@@ -127,6 +159,7 @@ def read_file(path: str, max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> by
     Raises:
         ImageError: it cannot be read, is no regular file (a pipe, a device), or is longer than any
             image of so many million pixels.
+        WorkerError: no file can be opened any more.
     """
     try:
         # A pipe that nobody writes to would keep others waiting for ever. Calls of the system alone
@@ -145,6 +178,12 @@ def read_file(path: str, max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> by
         finally:
             os.close(file)
     except (OSError, MemoryError, ValueError) as error:  # the last: a zero byte in the path
+        number = getattr(error, "errno", None)
+        if number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise WorkerError(  # not the image's fault
+                f"cannot read images ({os.strerror(number)}): lower --num_workers, or allow "
+                "more open files (ulimit -n)"
+            ) from error
         reason = getattr(error, "strerror", None) or str(error) or "out of memory"
         raise ImageError(f"cannot read image {path}: {reason}") from error
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,26 +12,31 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from metric_learning.reader.sets.folders import walk_images
 from metric_learning.reader.sets.image_set import AS_REFERENCE, Decoding, ImageSet, upright_rgb
+from metric_learning.reader.sets.walk import walk_images
 
 
 def list_plain_images(path: str | Path) -> ImageSet:
     """List one image, or all images below a folder in sorted order; labels are -1.
 
-    Hidden files and folders are left out. A ValueError if the folder holds no image, a
+    See `walk_images` for what is left out. A ValueError if the folder holds no image, a
     FileNotFoundError if there is nothing at that path.
     """
     root = Path(path)
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such image or folder of images")
-    files = [root]
-    if root.is_dir():
-        files = sorted(Path(file) for found in walk_images(root).values() for file in found)
-    if not files:
-        raise ValueError(f"no images below {root}: expected files such as .jpg or .png")
+    if not root.is_dir():
+        return unlabelled([str(root)])
 
-    return unlabelled([str(file) for file in files])
+    walk = walk_images(root)
+    files = sorted(
+        (file for found in walk.images.values() for file in found),
+        key=lambda file: file.split(os.sep),
+    )
+    if not files:
+        found = f"; {walk.left_out.describe()}" if walk.left_out else ""
+        raise ValueError(f"no images below {root}: expected files such as .jpg or .png{found}")
+    return replace(unlabelled(files), left_out=walk.left_out)
 
 
 def unlabelled(names: list[str], images: Sequence[np.ndarray] | None = None) -> ImageSet:

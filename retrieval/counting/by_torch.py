@@ -56,11 +56,7 @@ class TorchCounter:
             for start in starts[share.rank :: share.size]:
                 self._count_block(start, min(start + TILE_ROWS, query_range[1]), thresholds, counts)
         ahead, level = share.add(counts[0]), share.add(counts[1])
-        own = None
-        if self.is_self_retrieval:
-            every, own = np.arange(*query_range), np.zeros(len(self.queries))
-            own[every] = self.pair_cosines(every, every)
-        positives_ahead, positives_level = thresholds.positives(own)
+        positives_ahead, positives_level = thresholds.positives(self.pair_cosines)
         return ahead - positives_ahead, level - positives_level
 
     @torch.inference_mode()

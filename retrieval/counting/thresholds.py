@@ -25,6 +25,7 @@ class Thresholds(NamedTuple):
     order: np.ndarray
     firsts: np.ndarray  # (Q,) int64, as are the lasts
     lasts: np.ndarray
+    own_rows: np.ndarray  # (Q,) int64, the gallery row that is the query itself; -1: none is
 
     def of(self, is_asked: np.ndarray) -> Thresholds:
         """Return those of some queries (Q,) bool; the others have none."""
@@ -32,10 +33,12 @@ class Thresholds(NamedTuple):
         offsets = np.concatenate([[0], np.cumsum(sizes * is_asked)])
         return self._replace(offsets=offsets, cosines=self.cosines[np.repeat(is_asked, sizes)])
 
-    def positives(self, own: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def positives(
+        self, pair_cosines: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Count, per threshold, the images of the query's class ahead of it and level with it.
 
-        The query itself counts by its similarity to itself, `own` (Q,), if it is in the gallery.
+        The query itself counts, by its similarity to itself, if it is in the gallery.
         """
         queries = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         ahead = np.arange(len(self.cosines)) - self.offsets[queries]
@@ -48,9 +51,11 @@ class Thresholds(NamedTuple):
             ahead[part] = len(ascending) - np.searchsorted(ascending, bounds[0], side="right")
             reached[part] = len(ascending) - np.searchsorted(ascending, bounds[1], side="left")
 
-        if own is not None:
-            ahead += own[queries] > self.cosines + self.tolerance
-            reached += own[queries] >= self.cosines - self.tolerance
+        own, asked = np.full(len(self.own_rows), -np.inf), np.flatnonzero(np.diff(self.offsets))
+        inside = asked[self.own_rows[asked] >= 0]
+        own[inside] = pair_cosines(inside, self.own_rows[inside])
+        ahead += own[queries] > self.cosines + self.tolerance
+        reached += own[queries] >= self.cosines - self.tolerance
         return ahead, reached - ahead
 
 

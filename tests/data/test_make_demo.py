@@ -136,7 +136,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
 def test_something_else_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     assert _fails(f"--dir={tmp_path}", *SMALL)
-    assert "choose another --dir" in capsys.readouterr().err
+    assert "choose another name" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "precious"
     assert _fails(f"--dir={tmp_path / 'mine.txt'}", *SMALL)
 

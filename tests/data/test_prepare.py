@@ -154,6 +154,24 @@ def test_open_folds_hold_whole_classes(filtered, tmp_path):
     assert len({fold for label, fold in fold_of if label in CLASSES[:3]}) == 3
 
 
+@pytest.mark.parametrize(
+    ("sizes", "flags", "words"),
+    [
+        ([2, 3], ["--k=2"], "in fold [01] every class has one image.*--open_set=True"),
+        ([5, 6], ["--k=5"], "lower --k to 3 or less, or give --open_set=True"),
+        ([3, 1], ["--k=2", "--open_set=True"], "in fold [01] .*set classes of one image aside"),
+    ],
+)
+def test_folds_that_could_not_be_tested_are_refused(tmp_path, capsys, sizes, flags, words):
+    """Their trainings would end in the first test, for no query had anything to find."""
+    lines = [f"{n}_{m}.png,class {n}" for n, size in enumerate(sizes) for m in range(size)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines, ""]))
+    with pytest.raises(SystemExit) as stop:
+        run("folds", tmp_path / "list.csv", *flags)
+    assert stop.value.code == 2 and re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "folds.csv").exists()
+
+
 def test_the_seed_decides_the_folds(filtered, tmp_path):
     written = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -188,11 +206,15 @@ def test_a_validation_folder_is_the_test_split(tmp_path, capsys):
     assert "  extra/\n" in capsys.readouterr().out
 
 
-def test_deeper_folders_give_longer_labels(tmp_path):
+@pytest.mark.parametrize(
+    ("levels", "labels"),
+    [((), ["Greek", "Greek"]), ((0,), ["Greek", "Greek/alpha"]), ((2,), ["Greek/alpha"])],
+)
+def test_deeper_folders_are_their_top_class_or_give_longer_labels(tmp_path, levels, labels):
     save(tmp_path / "Greek" / "alpha" / "1.png", 1)
     save(tmp_path / "Greek" / "0.png", 2)
-    run("scan", tmp_path, "--num_workers=0")
-    assert [row["label"] for row in read(tmp_path / "scanned.csv")] == ["Greek", "Greek/alpha"]
+    run("scan", tmp_path, "--num_workers=0", *(f"--class_levels={level}" for level in levels))
+    assert [row["label"] for row in read(tmp_path / "scanned.csv")] == labels
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")
@@ -232,7 +254,7 @@ def test_wrong_input_is_one_line(error_of, filtered, troubled, tmp_path):
     assert "leave no image" in error_of("filter", filtered, "--min_size=9", "--max_size=8")
     assert "--threshold=40" in error_of("filter", filtered, "--threshold=40")
     assert "is left" in error_of("filter", filtered, "--min_size=1000")
-    assert "another file than" in error_of("filter", filtered, "--output=a", "--report=a")
+    assert "name one file" in error_of("filter", filtered, "--output=a", "--report=a")
     assert "is above" in error_of("split", filtered, "--min_n_samples=9", "--max_n_samples=8")
     assert "no class has 40 to 50" in error_of("split", filtered, "--min_n_samples=40")
     assert "every class has 1 to 50" in error_of("split", filtered, "--min_n_samples=1")
@@ -281,3 +303,125 @@ def test_it_runs_as_a_module(tmp_path, troubled, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "data.prepare", raising=False)
     runpy.run_module("data.prepare", run_name="__main__")
     assert capsys.readouterr().out.endswith("scanned.csv, 9 images of 1 classes\n")
+
+
+def write_list(folder: Path, rows, columns="path,label") -> Path:
+    """Write a list of images that need not be there."""
+    file = folder / "photos.csv"
+    file.write_text("\n".join([columns, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return file
+
+
+def split_of(file: Path, column="split") -> dict[str, Counter]:
+    """Label -> how many of its images have which value."""
+    found: dict[str, Counter] = {}
+    for row in read(file):
+        found.setdefault(row["label"], Counter())[row[column]] += 1
+    return found
+
+
+def test_split_divides_the_classes_by_shares(tmp_path, capsys):
+    rows = [(f"{c}/{i}.jpg", f"class {c}") for c in range(40) for i in range(3 + c)]
+    file = write_list(tmp_path, rows)
+    run("split", file, "--test_share=0.3", "--val_share=0.1", f"--output={tmp_path / 'a'}")
+    of_class = split_of(tmp_path / "a")
+    assert all(len(sides) == 1 for sides in of_class.values())
+    counts = Counter(side for sides in of_class.values() for side in sides)
+    assert counts == {"train": 24, "val": 4, "test": 12}
+    assert "test: " in capsys.readouterr().out
+    for name, seed in (("b", 0), ("c", 1)):
+        seeded = (f"--random_seed={seed}", f"--output={tmp_path / name}")
+        run("split", file, "--test_share=0.3", "--val_share=0.1", *seeded)
+    written = [(tmp_path / name).read_bytes() for name in "abc"]
+    assert written[0] == written[1] != written[2]
+
+
+def test_split_alone_leaves_enough_for_the_test(tmp_path):
+    """Classes of a few dozen images, as photos have, once went to one side by their sizes."""
+    rows = [(f"{c}/{i}.jpg", c) for c in range(29) for i in range(29)]
+    run("split", write_list(tmp_path, rows), f"--output={tmp_path / 's'}")
+    tested = [label for label, sides in split_of(tmp_path / "s").items() if "test" in sides]
+    assert len(tested) == 9
+
+
+def test_a_closed_split_takes_a_share_of_every_class(tmp_path, capsys):
+    rows = [(f"{c}/{i}.jpg", c) for c in range(5) for i in range(10)]
+    rows += [("a", "one"), ("b", "two"), ("c", "two")]
+    shares = ("--closed=True", "--test_share=0.3", "--val_share=0.2")
+    run("split", write_list(tmp_path, rows), *shares, f"--output={tmp_path / 's'}")
+    of_class = split_of(tmp_path / "s")
+    assert all(of_class[str(c)] == {"train": 5, "val": 2, "test": 3} for c in range(5))
+    assert of_class["one"] == {"train": 1} and of_class["two"] == {"train": 1, "test": 1}
+    assert "split test: 1 of 16 images have no other of their class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_group_stays_on_one_side(tmp_path, closed, error_of):
+    rows = [(f"{c}/{i}.jpg", c, f"{c // 2}-{i // 4}") for c in range(20) for i in range(16)]
+    file = write_list(tmp_path, rows, "path,label,group")
+    run("split", file, f"--closed={closed}", "--val_share=0.2", f"--output={tmp_path / 's'}")
+    sides: dict[str, set] = {}
+    for row in read(tmp_path / "s"):
+        sides.setdefault(row["group"], set()).add(row["split"])
+    assert all(len(found) == 1 for found in sides.values())
+    assert {side for found in sides.values() for side in found} == {"train", "val", "test"}
+    if closed:
+        assert all("test" in found for found in split_of(tmp_path / "s").values())
+    run("folds", file, f"--open_set={not closed}", "--k=2", f"--output={tmp_path / 'f'}")
+    folds = {(row["group"], row["fold"]) for row in read(tmp_path / "f")}
+    assert len(folds) == len(sides)
+
+    other = file.read_text().replace("group", "camera")
+    file.write_text(other)
+    run("split", file, "--group=camera", f"--output={tmp_path / 's'}")
+    assert "has no such column" in error_of("split", file, "--group=person")
+
+
+def test_groups_that_join_all_classes_cannot_be_kept_in_an_open_set(tmp_path, error_of):
+    rows = [(f"{c}/{i}.jpg", c, f"camera {i}") for c in range(4) for i in range(3)]
+    file = write_list(tmp_path, rows, "path,label,group")
+    assert "(1 parts that stay together), or divide groups with --group=none" in error_of(
+        "split", file
+    )
+    run("split", file, "--group=none", f"--output={tmp_path / 's'}")
+    assert {side for sides in split_of(tmp_path / "s").values() for side in sides} == {
+        "train", "test"
+    }  # fmt: skip
+
+
+def test_tests_that_cannot_be_scored_are_not_made(tmp_path, error_of, capsys):
+    file = write_list(tmp_path, [(f"{c}/{i}.jpg", c) for c in range(6) for i in range(5)])
+    error = error_of("folds", file, "--k=5")
+    assert "fold 0 would hold one image of each of its 6 classes" in error
+    assert "a lower --k or --open_set=True" in error
+    run("folds", file, "--k=2")
+    assert "fold 0: " not in capsys.readouterr().out
+    lonely = write_list(tmp_path, [(f"{c}/0.jpg", c) for c in range(6)])
+    assert "no query has anything to find" in error_of("folds", lonely, "--k=2", "--open_set=True")
+    assert "another --random_seed" in error_of("split", lonely)
+
+
+def test_ways_to_split_are_not_mixed(tmp_path, error_of):
+    file = write_list(tmp_path, [(f"{c}/{i}.jpg", c) for c in range(6) for i in range(5)])
+    mixed = error_of("split", file, "--min_n_samples=2", "--test_share=0.5")
+    assert "leave the ones or the others out" in mixed
+    assert "expected a share for the test" in error_of("split", file, "--test_share=0")
+    whole = ("--test_share=0.5", "--val_share=0.5")
+    assert "less than 1 together" in error_of("split", file, *whole)
+    assert "nothing is left for val" in error_of("split", file, "--val_share=0.01")
+
+
+def test_labels_that_mean_the_same_are_written_the_same(tmp_path, capsys):
+    file = write_list(tmp_path, [("a.jpg", "1.0"), ("b.jpg", "1 "), ("c.jpg", 2), ("d.jpg", 2)])
+    run("folds", file, "--k=2", "--open_set=True", f"--output={tmp_path / 'f'}")
+    assert {row["label"] for row in read(tmp_path / "f")} == {"1", "2"}
+    out = capsys.readouterr().out
+    assert "read as the same: spaces around labels (1)" in out and ".0 behind labels (1)" in out
+
+
+def test_a_tree_with_a_validation_folder_of_its_own_is_scanned_with_it(tmp_path):
+    for seed, split in enumerate(("Train", "valid", "TEST")):
+        save(tmp_path / split / "cat" / "0.png", seed)
+    run("scan", tmp_path, "--num_workers=0")
+    rows = {row["path"].partition("/")[0]: row["split"] for row in read(tmp_path / "scanned.csv")}
+    assert rows == {"Train": "train", "valid": "val", "TEST": "test"}

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from processes import TINY, TrainingProcess
 
+from metric_learning.common.flags import last_of_each
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -23,7 +25,7 @@ def launch(command, num_processes=2, num_nodes=1):
         launchers = [[*nodes, f"--node_rank={node}", processes] for node in range(num_nodes)]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *launcher, *map(str, command)],
+            [sys.executable, "-m", "torch.distributed.run", *launcher, *last_of_each(command)],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,

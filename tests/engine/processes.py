@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from metric_learning.common.flags import last_of_each
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 120  # seconds until a test gives up
 # A network of 0.4 million weights: its checkpoints are written in no time.
@@ -26,11 +28,9 @@ class TrainingProcess:
     """A process that runs a training script; its output is that of stdout and stderr."""
 
     def __init__(self, script, flags, output, max_file_size=resource.RLIM_INFINITY):
-        _start_server()
         self.output_file = output
-        context = multiprocessing.get_context("forkserver")
-        self._process = context.Process(
-            target=_run, args=(script, [*map(str, flags)], str(output), max_file_size)
+        self._process = context().Process(
+            target=_run, args=(script, last_of_each(flags), str(output), max_file_size)
         )
         self._process.start()
 
@@ -45,6 +45,9 @@ class TrainingProcess:
     def wait_for(self, text, count=1):
         """Return when the output holds the text so many times, or the process has ended."""
         wait_until(lambda: self.output.count(text) >= count or not self._process.is_alive())
+
+    def is_alive(self):
+        return self._process.is_alive()
 
     def signal(self, number):
         os.kill(self.pid, number)
@@ -71,13 +74,14 @@ def children_of(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _start_server():
-    """Start the server with the scripts imported; once it runs, this does nothing."""
+def context():
+    """Return what makes processes that are forked from the server; start it if it is not there."""
     multiprocessing.set_forkserver_preload(["train_elem", "train_pair"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # the server's, before Python 3.12 finds it itself
         patch.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
 
 
 def _run(script, flags, output, max_file_size):

@@ -20,7 +20,8 @@ from metric_learning.engine.run.checkpoints import (
 
 
 def checkpoint():
-    return {part: {"value": torch.arange(3)} for part in PARTS} | {"step": 3}
+    states = {part: {"value": torch.arange(3)} for part in PARTS[:3]}
+    return {**states, "step": 3, "best": {}, "meta": {"flags": {}, "loss_options": {}}}
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -93,7 +94,7 @@ def test_parts_of_other_versions(tmp_path, lacks):
 @pytest.mark.parametrize("part", [{"step": "4"}, {"step": -1}, {"meta": [1]}, {"model": None}])
 def test_parts_of_another_kind_are_an_error(tmp_path, part):
     torch.save(checkpoint() | part, tmp_path / "last.pt")
-    with pytest.raises(DamagedError, match=f"{next(iter(part))} is of another kind"):
+    with pytest.raises(DamagedError, match=f"expected {next(iter(part))} to be"):
         load_checkpoint(tmp_path / "last.pt")
 
 

@@ -1,16 +1,23 @@
 """Parsing of flags: the reference's names and defaults, booleans, config files, wrong ones."""
 
+import os
+
 import pytest
 
 import eval as eval_script
 import infer
 import train_elem
 import train_pair
-from metric_learning.common.flags import Flag, parse_flags, positive
+from metric_learning.common import flags as common_flags
+from metric_learning.common.flags import Flag, last_of_each, parse_flags, positive
+from metric_learning.data.prepare import __main__ as prepare
 from metric_learning.engine.options.training import settle
+from metric_learning.engine.options.training_table import PAIR, parse_training
 from metric_learning.engine.parallel.world import World
+from metric_learning.engine.report import __main__ as report
 from metric_learning.reader import load_image_set
 
+REFUSE_REPEATED = common_flags._refuse_repeated  # which a fixture puts aside for other tests
 SCRIPTS = {"elem": train_elem, "pair": train_pair, "eval": eval_script, "infer": infer}
 
 
@@ -165,16 +172,106 @@ def test_the_command_line_replaces_the_alternative_of_a_config(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rate: 3", "unknown flag learning_rate"),
+        ("learning_rate: 3", "unknown flag learning_rate: did you mean --lr?"),
+        ("images: photos", "unknown flag images: it belongs to infer.py"),
         ("- lr", "expected lines of `flag: value`"),
+        ("", "expected lines of `flag: value`"),
         ("lr: [", "is not YAML"),
+        ("lr: 1\nseed: 2\nlr: 2", "recipe.yaml:3: lr is given twice"),
+        ("batch_size: 2\ntrain_batch_size: 2", "batch_size are the same flag"),
+        ("model: ''", "model has an empty value"),
+        ("lr:", "lr has an empty value"),
+        ("lr_steps: []", "lr_steps has an empty value"),
+        ("seed: &a 1\nlr: *a", "recipe.yaml:1: anchors, aliases and tags"),
+        ("seed: !!python/object/apply:os.getpid []", "expected a text|empty value"),
+        ("seed: !!int 3", "anchors, aliases and tags"),
+        ("lr: {a: 1}", "recipe.yaml:1: expected a text, a number or a list"),
+        ("lr: " + 3000 * "[" + 3000 * "]", "expected a text, a number or a list"),
+        ("lr: 1\n---\nlr: 2", "recipe.yaml:2: a second document"),
+        ("lr: 1" + 2**20 * " ", "at most 1,048,576 bytes"),
+        ("run_name: \udcff", "expected UTF-8 text"),
     ],
 )
 def test_a_wrong_config_is_an_error(tmp_path, text, message):
     config = tmp_path / "recipe.yaml"
-    config.write_text(text)
+    config.write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
+        parse_training("", PAIR, train_pair.FLAGS, [f"--config={config}"])
+
+
+def test_a_config_s_values_are_read_as_the_flags_themselves(tmp_path):
+    config = tmp_path / "recipe.yaml"
+    config.write_text("run_name: no\nseed: 010\nlr: 1e-4\ntrain_classes: 0123\nmodel: ~\n")
+    flags = parse("pair", f"--config={config}")
+    found = flags.run_name, flags.seed, flags.lr, flags.train_classes, flags.model
+    assert found == ("no", 10, 1e-4, "0123", "ResNet50")
+    config.write_text("run_name: 'null'\nseed: 0x10")
+    with pytest.raises(SystemExit):
         parse("pair", f"--config={config}")
+
+
+def test_a_config_that_is_no_file_is_an_error(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for name in (tmp_path, tmp_path / "fifo", "/dev/zero"):
+        with pytest.raises(ValueError, match="expected a regular file"):
+            parse("eval", f"--config={name}")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_empty_value_is_refused_at_every_flag(script, capsys):
+    for flag in (*SCRIPTS[script].FLAGS, Flag("config", str, None, "")):
+        for words in ([f"--{flag.name}="], [f"--{flag.name}= "], [f"--{flag.name}", ""]):
+            with pytest.raises(SystemExit) as stop:
+                parse(script, *words)
+            error = capsys.readouterr().err
+            assert stop.value.code == 2 and f"--{flag.name} has an empty value" in error, words
+
+
+def test_an_empty_argument_is_refused(error_of):
+    assert "an argument is empty" in error_of(report.main, [""])
+    assert "--compare has an empty value" in error_of(eval_script.main, ["--compare", "a.pt", ""])
+    assert "--threshold has an empty value" in error_of(
+        prepare.main, ["filter", "--threshold=", "a"]
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--batch_size=1", "--batch_size=2"),
+        ("--batch_size", "1", "--batch_size=1"),
+        ("--use_gpu", "--use_gpu=False"),
+        ("--config=a.yaml", "--config=b.yaml"),
+    ],
+)
+def test_a_flag_that_is_given_twice_is_refused(words, capsys, monkeypatch):
+    monkeypatch.setattr(common_flags, "_refuse_repeated", REFUSE_REPEATED)
+    for script in ("eval", "infer"):
+        with pytest.raises(SystemExit) as stop:
+            parse(script, *words)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and "expected the flag once, found it twice" in error
+    with pytest.raises(SystemExit):
+        parse("pair", "--train_batch_size=8", "--batch_size=8")  # two names of one flag
+    assert parse("infer", "--query_text=a", "--query_text=b").query_text == ["a", "b"]
+    assert last_of_each(["a", "--x=1", "--y=2", "--x=3"]) == ["a", "--y=2", "--x=3"]
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "words"),
+    [
+        ("elem", "--learning_rate=1", "did you mean --lr?"),
+        ("pair", "--weights=a.pt", "did you mean --pretrained_model?"),
+        ("pair", "--num-epochs=3", "did you mean --num_epochs?"),
+        ("eval", "--lr=1", "--lr: it belongs to the training scripts, leave it out;"),
+        ("infer", "--horizontal_flip", "it belongs to the training scripts"),
+        ("elem", "--ks=1", "it belongs to eval.py"),
+    ],
+)
+def test_a_flag_of_others_is_answered_by_its_name_here(script, flag, words, capsys):
+    with pytest.raises(SystemExit):
+        SCRIPTS[script].main([flag])
+    assert words in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -220,3 +317,29 @@ def test_a_flag_that_repeats_lists_its_values(tmp_path):
         ([f"--config={tmp_path / 'two.yaml'}", "--word=d"], ["d"]),
     ):
         assert parse_flags(None, flags, argv).word == expected
+
+
+def test_values_of_files_are_parsed_as_the_flags_themselves():
+    flags = parse("eval", "--batch_size=3")
+    found = {"image_shape": [3, 32, 32], "fold": None, "no_flag": 1, "use_gpu": False}
+    adopted = flags.adopted("last.pt", {"embedding_size": 8}, found)
+    assert (adopted.image_shape, adopted.embedding_size, adopted.use_gpu) == ((3, 32, 32), 8, False)
+    assert "no_flag" not in adopted.values
+    for name, value in (
+        ("image_shape", [3, -1, 5]),
+        ("embedding_size", "x"),
+        ("dataset", "mine"),
+        ("use_gpu", {}),
+        ("seed", 1.5),
+    ):
+        with pytest.raises(ValueError, match=f"last.pt is damaged, its {name}: expected"):
+            flags.adopted("last.pt", {name: value})
+
+
+def test_a_layer_that_no_memory_holds_is_named(error_of):
+    words = ["--pretrained_model=random", "--model=test_resnet", "--use_gpu=False"]
+    for size in (10**9, 10**13):
+        error = error_of(eval_script.main, [*words, f"--embedding_size={size}"])
+        assert f"--embedding_size={size} needs" in error and "GB of memory" in error
+    image = "--image_shape=3,9999999,9999999"
+    assert "--image_shape" in error_of(eval_script.main, [*words, image])

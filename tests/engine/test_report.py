@@ -219,7 +219,7 @@ def test_damaged_features_are_one_line(tmp_path, spoil, message, capsys):
         (["nowhere"], "nowhere does not exist"),
         (["."], "holds no best.pt and no last.pt"),
         (["--features=.", "--batch_size=3"], "--batch_size is not used"),
-        ([".", "--train_classes=1-2"], "--train_classes is not used"),
+        ([".", "--train_classes=1-2", "--split=all"], "--train_classes is not used"),
     ],
 )
 def test_wrong_arguments_are_one_line(argv, message, tmp_path, monkeypatch, capsys):

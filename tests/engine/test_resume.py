@@ -13,6 +13,7 @@ from processes import PATIENCE, ROOT, children_of, wait_until
 from test_fit import parts_equal
 
 import train_elem
+from metric_learning.common.flags import last_of_each
 from metric_learning.engine.run.checkpoints import load_checkpoint
 
 STEPS = ["--test_iter_step=0", "--save_iter_step=1"]
@@ -164,7 +165,7 @@ def test_two_ranks_stop_together_and_one_goes_on(train, flags, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     with (tmp_path / "output.txt").open("w+") as output:
         agent = subprocess.Popen(
-            [*launcher, ROOT / "train_elem.py", *flags, "--total_iter_num=100000"],
+            [*launcher, *last_of_each([ROOT / "train_elem.py", *flags, "--total_iter_num=100000"])],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=output,

@@ -1,18 +1,29 @@
 """SIGTERM and SIGINT between two steps, in a test, before the first step, and twice."""
 
+import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import threading
+import time
 
 import pytest
+from processes import context
 from test_fit import parts_equal
 
 import train_elem
 from metric_learning.engine.embed import embedding
 from metric_learning.engine.parallel.world import World
+from metric_learning.engine.run import signals
 from metric_learning.engine.run.checkpoints import load_checkpoint
-from metric_learning.engine.run.signals import SIGNALS, Stopped, StopRequest, noted_signals
+from metric_learning.engine.run.signals import (
+    SIGNALS,
+    Stopped,
+    StopRequest,
+    acting_signals,
+    noted_signals,
+)
 from metric_learning.engine.train import stages
 
 
@@ -116,11 +127,51 @@ def test_without_auto_the_line_names_the_checkpoint(tiny_flags, monkeypatch):
 
 
 def test_a_second_interrupt_stops_at_once(train, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(signals, "GRACE", 100.0)  # of this process
     interrupt(monkeypatch, "loss", signal.SIGINT, signal.SIGINT)
     with pytest.raises(SystemExit) as stop:
         train("run")
     assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
     assert not list(tmp_path.glob("run/*.pt")) and not list(tmp_path.glob("run/.*"))
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_hangup_that_is_ignored_from_the_start_stays_so(handler):
+    """As nohup does it; otherwise it is noted."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with noted_signals(World()) as request:
+            kill_self(signal.SIGHUP)
+            assert request.received == (0 if handler == signal.SIG_IGN else signal.SIGHUP)
+            with acting_signals():
+                assert signal.getsignal(signal.SIGHUP) == handler
+        assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def compute_for_long(ready):
+    """Stay for minutes in one call that is no Python, as a long backward pass does."""
+    with noted_signals(World()):
+        ready.send(os.getpid())
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+
+
+@pytest.mark.parametrize(("numbers", "status"), [("ii", 130), ("itt", None)])
+def test_a_second_interrupt_ends_a_long_computation(numbers, status):
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = context().Process(target=compute_for_long, args=(sender,))
+    process.start()
+    pid = receiver.recv()
+    time.sleep(0.3)
+    for number in numbers:
+        os.kill(pid, signal.SIGINT if number == "i" else signal.SIGTERM)
+        time.sleep(0.1)
+    process.join(3 if status is None else 30)
+    found = process.exitcode
+    process.kill()
+    process.join()
+    assert found == status
 
 
 def test_in_another_thread_the_handlers_stay():

@@ -202,3 +202,11 @@ def test_chance_of_many_images_is_that_of_random_embeddings():
     assert chance_recall(np.arange(4), (1,)) == {"recall@1_chance": 0.0}
     products = np.repeat(np.arange(11_000), 6)
     assert chance_recall(products, (1,))["recall@1_chance"] == pytest.approx(5 / 65_999, rel=1e-9)
+
+
+def test_chance_leaves_a_query_out_of_its_own_gallery():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    queries, gallery = slice(0, 4), slice(1, 6)  # three of the four queries are searched too
+    is_in_gallery = np.array([False, True, True, True])
+    found = chance_recall(labels[queries], [1], labels[gallery], is_in_gallery)
+    assert found["recall@1_chance"] == pytest.approx(np.mean([2 / 5, 1 / 4, 1 / 4, 1 / 4]))

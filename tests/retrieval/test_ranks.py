@@ -10,6 +10,7 @@ from metric_learning.retrieval.counting import by_torch, choose
 from metric_learning.retrieval.counting.cpu import compiled, kernels, tiles, vectors
 from metric_learning.retrieval.counting.cpu.products import FLOAT32, FLOAT64, SCREENS
 from metric_learning.retrieval.counting.thresholds import Share, Thresholds
+from metric_learning.retrieval.inputs import find_own_rows
 
 KINDS = [
     "random",
@@ -196,9 +197,9 @@ def test_the_undecided_share_is_estimated_from_some_rows():
     values = np.random.default_rng(0).standard_normal((40, 48)).astype(np.float32)
     embedded = vectors.Vectors(values, np.ones(40), np.arange(40))
     tile = vectors.Tile(values.reshape(-1), 0.1, 48, 40, 48, 0, 0)
-    rows_of_classes = np.arange(40), np.arange(40), np.arange(1, 41)
+    places = np.arange(40), np.arange(40), np.arange(1, 41), np.arange(40)
     cosines = values[:, 0].astype(np.float64)
-    thresholds = Thresholds(np.arange(41), cosines, 1e-9, *rows_of_classes)
+    thresholds = Thresholds(np.arange(41), cosines, 1e-9, *places)
     rows = range(0, 40, 40 // kernels.SAMPLED_ROWS)
     near = [np.abs(values[r] - values[r, 0]) <= 0.1 for r in rows]
     found = kernels.undecided_share(tile, embedded, thresholds)
@@ -253,3 +254,27 @@ def test_the_new_precision_switch_is_kept(monkeypatch):
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("kind", ["clustered", "tied", "duplicated"])
+def test_queries_that_the_gallery_holds_leave_themselves_out(kind, device):
+    rows, labels = make(kind, 60, 8)
+    is_query, is_gallery = np.arange(60) % 2 == 0, np.arange(60) % 3 > 0
+    own_rows = find_own_rows(is_query, is_gallery)
+    found = found_ranks(
+        rows[is_query],
+        labels[is_query],
+        rows[is_gallery],
+        labels[is_gallery],
+        device=device,
+        own_rows=own_rows,
+    )
+    expected = {}
+    for query, row in enumerate(np.flatnonzero(is_query)):
+        kept = is_gallery.copy()
+        kept[row] = False
+        one = oracle_ranks(rows[[row]], labels[[row]], rows[kept], labels[kept])
+        if one:
+            expected[query] = one[0]
+    assert found == expected and (own_rows >= 0).sum() == 20
+    assert find_own_rows(is_query, ~is_query) is None

@@ -17,7 +17,7 @@ from metric_learning.retrieval.tables import (
     confusions,
     format_table,
     super_class_table,
-    write_csv,
+    write_table,
 )
 
 NAMES = {3: "bicycle", 5: "chair, with arms", 8: 'sofa "Nord"', 9: "tür"}
@@ -155,7 +155,7 @@ def test_text_has_every_column(scores):
 
 def test_csv_holds_every_cell(scores, labels, tmp_path):
     rows = class_table(scores, NAMES, SUPER_CLASSES, query_labels=labels)
-    write_csv(rows, tmp_path / "classes.csv")
+    write_table(rows, tmp_path / "classes.csv")
     with (tmp_path / "classes.csv").open(encoding="utf-8", newline="") as file:
         read = list(csv.DictReader(file))
     assert list(read[0]) == list(COLUMNS)

@@ -151,7 +151,9 @@ def test_eval_refuses_flags_that_contradict_the_checkpoint(fails, checkpoint):
     assert "was made with --model=ResNet18" in fails("eval", weights, "--model=ResNet50")
     assert "--embedding_size=64" in fails("eval", weights, "--embedding_size=64")
     assert "--pretrained_model=CHECKPOINT" in fails("eval")
-    assert "--train_classes is not used" in fails("eval", weights, "--train_classes=1-2")
+    assert "--train_classes is not used" in fails(
+        "eval", weights, "--train_classes=1-2", "--split=all"
+    )
 
 
 def test_resume_refuses_another_run_s_checkpoint(fails, checkpoint, tmp_path):

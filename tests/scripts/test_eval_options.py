@@ -279,7 +279,8 @@ def test_unseen_classes_have_no_accuracy(runs, capsys):
         (["--whiten=400"], ["1 to 23", "400"]),
         (["--ties=lucky"], ["pessimistic", "lucky"]),
         (["--class_table=/proc/no/table.csv"], ["--class_table"]),
-        (["--train_classes=1-2"], ["--train_classes", "--split=test"]),
+        (["--train_classes=1-2", "--split=all"], ["--train_classes", "--split=all takes all"]),
+        (["--split=val"], ["no class folders with images for the val split", "train/"]),
     ],
 )
 def test_wrong_options_are_one_line(runs, fails, flags, words):

@@ -160,7 +160,7 @@ def test_an_index_is_replaced_but_no_other_file(fails, weights, toy_flags, tmp_p
         infer.main([*flags, f"--index={tmp_path / 'a.index'}"])
     text = tmp_path / "notes.txt"
     text.write_text("keep me")
-    assert "notes.txt exists and is no search index" in fails(*flags, f"--index={text}")
+    assert "notes.txt exists and is not a search index" in fails(*flags, f"--index={text}")
     assert text.read_text() == "keep me"
     assert "found a folder" in fails(*flags, f"--index={tmp_path}")
     assert "--index=/proc/a/b cannot be written" in fails(*flags, "--index=/proc/a/b")

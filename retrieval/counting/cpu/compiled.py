@@ -97,18 +97,10 @@ class CpuCounter:
             np.sum(each, axis=0, dtype=np.int64) for each in zip(*all_counts, strict=True)
         )
         if share.rank == 0:  # once for all processes
-            positives_ahead, positives_level = thresholds.positives(self._own(query_range))
+            positives_ahead, positives_level = thresholds.positives(self.pair_cosines)
             ahead -= positives_ahead
             level -= positives_level
         return ahead, level
-
-    def _own(self, query_range: tuple[int, int]) -> np.ndarray | None:
-        """Return the cosines of queries of a range with themselves, if they are in the gallery."""
-        if not self.is_self_retrieval:
-            return None
-        every, own = np.arange(*query_range), np.zeros(len(self.queries.rows))
-        own[every] = self.pair_cosines(every, every)
-        return own
 
     def _count_many(
         self, rows: np.ndarray, thresholds: Thresholds, share: Share, counts: Counts

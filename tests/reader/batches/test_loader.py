@@ -1,7 +1,9 @@
 """Loaders: order, labels, independence of workers, ranks and resume, broken images."""
 
+import errno
 import multiprocessing
 import os
+import resource
 import signal
 from dataclasses import replace
 
@@ -261,9 +263,9 @@ def test_a_worker_killed_before_its_batch_is_taken_is_an_error(image_set, monkey
         yield from ()
         raise error
 
-    monkeypatch.setattr(loader_module, "_start", hand_nothing_over)
+    monkeypatch.setattr(loader_module, "start_workers", hand_nothing_over)
     with pytest.raises(WorkerError, match="was killed .*(refused|EOFError)"):
-        _eval(image_set)
+        _eval(image_set, workers=1)
 
 
 def test_workers_leave_signals_to_stop_to_the_main_process(workers_of, image_set):
@@ -283,3 +285,29 @@ def test_no_shared_memory_is_an_error_and_no_endless_wait(image_set, monkeypatch
     with pytest.raises(WorkerError, match="No space left on device.*/dev/shm"):
         _eval(image_set, workers=1)
     assert len(_eval(image_set)) == 5
+
+
+def test_no_descriptor_is_an_error_and_no_endless_wait(image_set, monkeypatch):
+    """A batch that a worker cannot hand over would be lost in a thread of its own."""
+
+    def lower(worker):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 2,) * 2)
+
+    monkeypatch.setattr(loader_module, "init_worker", lower)
+    with pytest.raises(WorkerError, match="Too many open files.*ulimit -n"):
+        _eval(image_set, workers=1)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_what_the_machine_lacks_is_no_broken_image(image_set, monkeypatch, number):
+    """An image is not to be skipped because there is no descriptor to read it with."""
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(WorkerError, match="cannot read images .*ulimit -n"),
+    ):
+        patch.setattr(os, "open", fail)
+        image_set.read_image(0)

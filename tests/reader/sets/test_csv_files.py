@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metric_learning.reader import ImageError, load_image_set
+from metric_learning.reader import ImageError, load_image_set, splits_of
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def test_closed_set(write, tmp_path):
         load_image_set("csv", None, split, csv=write(CLOSED)) for split in ("train", "test")
     )
     assert train.paths == [str(tmp_path / "a.png"), str(tmp_path / "c.png")]
-    assert train.class_names == test.class_names == {0: "10", 1: "9"}
-    assert train.labels.tolist() == [0, 1] and test.labels.tolist() == [1, 0]
+    assert train.class_names == test.class_names == {0: "9", 1: "10"}  # numbers by their value
+    assert train.labels.tolist() == [1, 0] and test.labels.tolist() == [0, 1]
     assert train.labels.dtype == np.int64 and test.is_self_retrieval
     assert (train.name, train.read_image(0).shape) == ("csv", (6, 8, 3))
 
@@ -83,12 +83,11 @@ def test_data_dir_is_where_the_paths_start(write, tmp_path, draw):
         (CLOSED + "e.png,9\n", ":6: expected 3 columns (path,label,split), found 2: 'e.png,9'"),
         (CLOSED + "\n,9,test\n", ":7: expected a path, found an empty cell"),
         (CLOSED + "e.png,,test\n", ":6: expected a label, found an empty cell"),
-        (CLOSED + "e.png,9,val\n", ":6: expected train or test as split, found 'val'"),
+        (CLOSED + "e.png,9,dev\n", ":6: expected train, val or test as split, found 'dev'"),
         (CLOSED + '"e.png"x,9,test\n', ":6: expected CSV, found"),
-        ('path,label,split\n"a\n.png",x,train\nb.png,x,no\n', ":4: expected train or test"),
+        ('path,label,split\n"a\n.png",x,train\nb.png,x,no\n', ":4: expected train, val or test"),
         ("path,label\na.png,x\n", " has no column split: add it with 'python -m data.prepare"),
         (FOLDS, " has no column split: choose the fold to test on with --fold"),
-        (CLOSED.replace("a.png", "z.png"), ":2: no image "),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(write, text, message):
@@ -103,7 +102,7 @@ def test_a_broken_file_is_named_with_its_line(write, text, message):
     [
         (CLOSED, "has no column fold, which --fold=3 needs"),
         (FOLDS, "--fold=3: .* has folds 0, 1, 2"),
-        (FOLDS.replace(",1,", ",1.0,"), ":3: expected a number or nothing as fold, found '1.0'"),
+        (FOLDS.replace(",1,", ",1.5,"), ":3: expected a number or nothing as fold, found '1.5'"),
     ],
 )
 def test_a_wrong_fold_is_an_error(write, text, message):
@@ -135,6 +134,99 @@ def test_the_options_belong_to_the_data_set(write, tmp_path):
         load_image_set("csv", None, "train", csv=write(CLOSED), train_list="x.txt")
 
 
-def test_a_missing_first_image_names_the_folder_flag(write):
-    with pytest.raises(ImageError, match="relative to as --data_dir"):
-        load_image_set("csv", None, "test", csv=write(CLOSED.replace("b.png", "z.png")))
+def test_all_images_are_looked_for_and_where_all_are_missing_the_folder_flag_is_named(write):
+    some = load_image_set("csv", None, "test", csv=write(CLOSED.replace("d.png", "z.png")))
+    with pytest.raises(ImageError, match=r":5: no image .*z.png \(1 of 2 images of the test split"):
+        some.require_whole()
+    assert some.require_whole(may_miss=True) is some
+    text = CLOSED.replace("b.png", "y.png").replace("d.png", "z.png")
+    every = load_image_set("csv", None, "test", csv=write(text))
+    with pytest.raises(ImageError, match=":3: no image .* relative to as --data_dir"):
+        every.require_whole()
+
+
+VAL = "path,label,split\na.png,1,train\nb.png,2,train\nc.png,3,val\nd.png,10,test\n"
+
+
+def test_a_val_split_is_one_of_its_own_and_all_is_everything(write, tmp_path):
+    file = write(VAL)
+    assert splits_of("csv", None, csv=file) == ("train", "val", "test")
+    assert load_image_set("csv", None, "val", csv=file).class_names == {2: "3"}
+    everything = load_image_set("csv", None, "all", csv=file)
+    assert everything.labels.tolist() == [0, 1, 2, 3] and len(everything) == 4
+    assert load_image_set("csv", None, "all", csv=write(FOLDS), fold=0).num_classes == 3
+
+
+def test_val_is_the_test_where_there_is_no_other(write):
+    file = write(VAL.replace("test", "Validation"))
+    test = load_image_set("csv", None, "test", csv=file)
+    assert test.class_names == {2: "3", 3: "10"} and splits_of("csv", None, csv=file) == (
+        "train",
+        "test",
+    )
+    assert test.notes == (f"val is the test split: {file} has no test",)
+    assert load_image_set("csv", None, "val", csv=file).paths == test.paths
+    with pytest.raises(ValueError, match="no images in the val split"):
+        load_image_set("csv", None, "val", csv=write(CLOSED))
+
+
+def test_classes_of_numbers_are_chosen_by_their_value_and_said(write):
+    text = "path,label,split\n" + "".join(
+        f"{p}.png,{n},train\n" for p, n in zip("abcd", (1, 2, 3, 10), strict=True)
+    )
+    train = load_image_set("csv", None, "train", csv=write(text), train_classes="1-2")
+    assert train.class_names == {0: "1", 1: "2"}
+    assert train.notes == ("train: classes 1-2 of 4: 1 to 2",)
+    names = load_image_set("csv", None, "train", csv=write(text), train_classes="4,1")
+    assert names.notes == ("train: classes 1,4 of 4: 1 to 10",)
+
+
+def test_labels_and_folds_that_mean_the_same_are_read_as_the_same(write):
+    rows = ["a.png,cat,0.0", "b.png,cat ,1.0", "c.png,3.0,0", "d.png,3,1", "e.png,e\u0301,"]
+    file = write("path,label,fold\n" + "\n".join([*rows, "f.png,\u00e9,0"]) + "\n", "utf-8-sig")
+    test = load_image_set("csv", None, "test", csv=file, fold=0)
+    assert list(test.class_names.values()) == ["3", "cat", "\u00e9"]
+    assert load_image_set("csv", None, "train", csv=file, fold=0).class_names == {0: "3", 1: "cat"}
+    assert test.notes == (
+        "read as the same: spaces around labels (1), composed characters in labels (1), "
+        ".0 behind labels (1)",
+    )
+    assert test.left_out.describe() == f"left out of {file}: 1 row in no fold"
+    versions = write("path,label,split\na.png,1.0,test\nb.png,1.5,test\n")
+    assert load_image_set("csv", None, "test", csv=versions).class_names == {0: "1.0", 1: "1.5"}
+
+
+ROLES = """path,label,split,is_query,is_gallery
+a.png,1,train,,
+b.png,2,validation,True,False
+c.png,2,validation,False,True
+d.png,2,validation,1.0,1
+e.png,2,validation,nan,0
+"""
+
+
+@pytest.mark.parametrize("with_split", [True, False])
+def test_queries_and_gallery_are_those_of_open_metric_learning(write, with_split):
+    text = ROLES if with_split else ROLES.replace(",split", "").replace(",validation", "")
+    file = write(text if with_split else text.replace(",train", ""))
+    test = load_image_set("csv", None, "test", csv=file)
+    assert test.is_query.tolist() == [True, False, True]
+    assert test.is_gallery.tolist() == [False, True, True]
+    train = load_image_set("csv", None, "train", csv=file)
+    assert train.is_self_retrieval and len(train) == (1 if with_split else 2)
+    if with_split:
+        assert "1 row that is neither query nor gallery" in test.left_out.describe()
+    with pytest.raises(ValueError, match="expected True or False as is_query, found 'maybe'"):
+        load_image_set("csv", None, "test", csv=write(ROLES.replace("1.0", "maybe")))
+
+
+def test_the_same_path_twice_is_refused_but_another_box_is_another_image(write):
+    rows = "a.png,1,test{}\nb.png,1,test{}\n./a.png,2,test{}\n"
+    twice = load_image_set(
+        "csv", None, "test", csv=write("path,label,split\n" + rows.format("", "", ""))
+    )
+    with pytest.raises(ImageError, match=r":4: .*a.png is listed in .*list.csv:2 already"):
+        twice.require_whole()
+    boxes = rows.format(",0,0,9,9", ",0,0,9,9", ",5,5,9,9")
+    text = "path,label,split,x_1,y_1,x_2,y_2\n" + boxes
+    assert len(load_image_set("csv", None, "test", csv=write(text)).require_whole()) == 3

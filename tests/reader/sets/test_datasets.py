@@ -46,7 +46,9 @@ def test_split_without_images_is_an_error(tmp_path):
 def test_unknown_names_and_unused_options_are_errors(make_sop, tmp_path):
     with pytest.raises(ValueError, match="unknown dataset 'cub'; expected one of sop, demo"):
         load_image_set("cub", None, "train")
-    with pytest.raises(ValueError, match="unknown split 'val'"):
+    with pytest.raises(ValueError, match="unknown split 'dev'; expected one of train, val"):
+        load_image_set("sop", make_sop(), "dev")
+    with pytest.raises(ValueError, match="--dataset=sop has no val split: a CSV file has one"):
         load_image_set("sop", make_sop(), "val")
     with pytest.raises(ValueError, match="--test_list is for --dataset=list"):
         load_image_set("sop", make_sop(), "train", test_list=tmp_path / "a.txt")

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from metric_learning.reader import load_image_set
+from metric_learning.reader import ImageError, load_image_set
 
 
 def names(image_set):
@@ -94,12 +94,71 @@ def test_list_paths_labels_and_folders(tmp_path, draw):
     assert elsewhere.paths[2] == str(tmp_path / "images" / "images" / "c.png")
 
 
-@pytest.mark.parametrize("line", ["a.png", "a.png -1", "a.png dog", "a.png 1.0", "a b"])
-def test_list_bad_line_is_named(tmp_path, line):
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a.png", "'path label'"),
+        ("a.png -1", "as a label a number from 0 or a name"),
+        ("a.png 1.5", "as a label a number from 0 or a name"),
+        ("a.png dog", "a number as a label, as in line 1"),
+        ("a b", "a number as a label, as in line 1"),
+    ],
+)
+def test_list_bad_line_is_named(tmp_path, line, expected):
     (tmp_path / "l.txt").write_text(f"ok.png 0\n{line}\n")
     with pytest.raises(ValueError) as caught:
         load_image_set("list", None, "test", test_list=tmp_path / "l.txt")
-    assert str(caught.value) == f"{tmp_path / 'l.txt'}:2: expected 'path label', found '{line}'"
+    assert str(caught.value) == f"{tmp_path / 'l.txt'}:2: expected {expected}, found '{line}'"
+
+
+def test_list_labels_may_be_names_which_are_the_same_classes_in_both_lists(tmp_path, draw):
+    for seed, name in enumerate("abcd"):
+        draw(tmp_path / f"{name}.png", seed)
+    (tmp_path / "train.txt").write_text("a.png zebra\nb.png cat\n")
+    (tmp_path / "test.txt").write_text("c.png zebra\nd.png 10\n".replace("10", "ant"))
+    lists = {"train_list": tmp_path / "train.txt", "test_list": tmp_path / "test.txt"}
+    train, test, both = (load_image_set("list", None, s, **lists) for s in ("train", "test", "all"))
+    assert train.class_names == {0: "cat", 1: "zebra"} and train.labels.tolist() == [1, 0]
+    assert test.class_names == {0: "ant", 2: "zebra"} and test.labels.tolist() == [2, 0]
+    assert both.labels.tolist() == [2, 1, 2, 0] and both.class_names[1] == "cat"
+
+
+def test_list_labels_are_integers_however_they_are_written(tmp_path):
+    (tmp_path / "l.txt").write_bytes("\ufeffa.png 3\r\nb.png 3.0\r\nc.png 0.0 \r\n".encode())
+    image_set = load_image_set("list", None, "test", test_list=tmp_path / "l.txt")
+    assert image_set.labels.tolist() == [3, 3, 0]
+    assert image_set.notes == ("read as the same: .0 behind labels (2)",)
+    (tmp_path / "l.txt").write_text("a.jpg\nmy picture.png\n")
+    with pytest.raises(ValueError, match="l.txt:1: expected 'path label', found 'a.jpg'"):
+        load_image_set("list", None, "test", test_list=tmp_path / "l.txt")
+    (tmp_path / "l.txt").write_text("my picture.png\n")
+    with pytest.raises(ValueError, match="found 'my picture.png': no label behind it"):
+        load_image_set("list", None, "test", test_list=tmp_path / "l.txt")
+
+
+def test_a_list_of_utf16_with_its_mark_is_read(tmp_path):
+    (tmp_path / "l.txt").write_bytes("a.png 1\r\n".encode("utf-16"))
+    assert load_image_set("list", None, "test", test_list=tmp_path / "l.txt").labels == [1]
+
+
+def test_class_numbers_may_be_large(tmp_path):
+    (tmp_path / "l.txt").write_text(f"a.png {10**17}\nb.png 5\n")
+    options = {"train_list": tmp_path / "l.txt", "test_list": tmp_path / "l.txt"}
+    assert load_image_set("list", None, "train", **options).labels.tolist() == [1, 0]
+    chosen = load_image_set("list", None, "test", test_classes="2", **options)
+    assert chosen.labels.tolist() == [10**17]
+    with pytest.raises(ValueError, match=f"no class {10**17}; there are classes 1-2"):
+        load_image_set("list", None, "test", test_classes=f"1-{10**17}", **options)
+
+
+def test_every_line_doubled_is_refused_where_images_are_scored_and_the_line_named(make_sop):
+    folder = make_sop()
+    lines = (folder / "Ebay_test.txt").read_text().splitlines()
+    (folder / "Ebay_test.txt").write_text("\n".join([*lines, *lines[1:]]))
+    image_set = load_image_set("sop", folder, "test")
+    message = r"Ebay_test.txt:8: .*4 view 0.png is listed in .*:2 already \(6 of 12 images of the"
+    with pytest.raises(ImageError, match=message):
+        image_set.require_whole()
 
 
 def test_list_needs_its_file(tmp_path):

@@ -1,0 +1,32 @@
+"""Names of files and classes on lines of text: one line each, whatever they hold."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+# Control characters, and the separators of lines and paragraphs, of which no line may have one.
+BREAKING = ("Cc", "Zl", "Zp")
+QUOTE = '"'
+
+
+def to_line(name: str) -> str:
+    """Write a name as one line that `from_line` reads back.
+
+    It is the name itself, unless it holds a line end, another control character or a backslash, or
+    begins with a quotation mark: then it is a JSON string, in ASCII. Bytes that are not UTF-8
+    stay as Python has them in file names (surrogateescape).
+    """
+    is_breaking = any(unicodedata.category(character) in BREAKING for character in name)
+    return json.dumps(name) if is_breaking or "\\" in name or name[:1] == QUOTE else name
+
+
+def from_line(line: str) -> str:
+    """Read a name that `to_line` wrote; of an older file, the line is the name."""
+    if line[:1] != QUOTE:
+        return line
+    try:
+        name = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    return name if isinstance(name, str) else line

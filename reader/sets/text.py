@@ -1,0 +1,70 @@
+"""Text from outside: files in whatever encoding has a mark, and cells that mean the same."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+INTEGRAL = re.compile(r"([+-]?[0-9]+)\.0*")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# What was read as the same, in the line that says so.
+SPACES, NORMAL, INTEGERS = "spaces around", "composed characters in", ".0 behind"
+
+
+def read_text(path: Path, expected: str) -> str:
+    """Read a UTF-8 text file, or one of UTF-16 with a byte order mark; ValueError for others.
+
+    Line ends stay as they are.
+    """
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith(BYTE_ORDER_MARKS) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected {expected}, found other bytes") from error
+
+
+def strip(text: str) -> str:
+    """Remove white space and byte order marks around a text."""
+    return text.strip().strip("\ufeff").strip()
+
+
+def unify_integers(text: str) -> str:
+    """Write an integral number without its point: 3 for 3.0; other texts stay."""
+    match = INTEGRAL.fullmatch(text)
+    return match[1] if match else text
+
+
+def unify_labels(labels: list[str]) -> tuple[list[str], Counter[str]]:
+    """Write labels that mean the same class in the same way.
+
+    Spaces around them go, characters are composed (NFC), and 3.0 is 3, unless a label is a number
+    that is not integral: then they are no numbers of classes.
+
+    Returns:
+        The labels, and what was changed -> how often.
+    """
+    changed: Counter[str] = Counter()
+    whole = _replaced(labels, [strip(label) for label in labels], SPACES, changed)
+    whole = _replaced(
+        whole,
+        [label if label.isascii() else unicodedata.normalize("NFC", label) for label in whole],
+        NORMAL,
+        changed,
+    )
+    numbers = [label for label in set(whole) if NUMBER.fullmatch(label) and "." in label]
+    if all(INTEGRAL.fullmatch(number) for number in numbers):
+        whole = _replaced(whole, [unify_integers(label) for label in whole], INTEGERS, changed)
+    return whole, changed
+
+
+def _replaced(before: list[str], after: list[str], what: str, changed: Counter[str]) -> list[str]:
+    """Count the texts that change, and return what they change to."""
+    count = sum(old != new for old, new in zip(before, after, strict=True))
+    if count:
+        changed[f"{what} labels"] += count
+    return after
