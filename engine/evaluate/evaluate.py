@@ -45,6 +45,8 @@ def evaluate_checkpoint(
     """
     embedder, image_set = open_split(work)
     measures.check_sizes(metrics, image_set)
+    measures.warn_of_images(metrics, work, image_set)
+    measures.warn_of_weights(embedder)
     file = open_features(features, embedder, image_set) if features else None
     embeddings = embedder.embed(image_set, file)
 

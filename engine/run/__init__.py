@@ -5,4 +5,5 @@ records.py      the records of a run, read again
 checkpoints.py  whole and checked files that a run resumes from
 resume.py       where a training begins
 signals.py      how signals stop it between two steps
+lines.py        lines of its log
 """

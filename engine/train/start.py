@@ -14,12 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
-from metric_learning.engine.evaluate.scoring import check_scorable
+from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import (
     adopt_checkpoint,
     adopt_v1,
-    facts_of_model,
     notes_on_weights,
     settle,
 )
@@ -27,7 +26,7 @@ from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.devices import keep_freed_memory, place
 from metric_learning.engine.parallel.world import World
-from metric_learning.engine.run.resume import AUTO, find_start, load_start
+from metric_learning.engine.run.resume import find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.engine.train.criterion import build_criterion, complete_options
@@ -37,9 +36,11 @@ from metric_learning.engine.train.optimizers import build_optimizer
 from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.step import Meter
+from metric_learning.engine.train.watch import Watch
 from metric_learning.losses import stage_of
 from metric_learning.models import EmbeddingModel, load_weights, read_metadata
 from metric_learning.reader import ImageSet, describe_sets
+from metric_learning.retrieval.metrics import default_ks
 
 
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
@@ -87,24 +88,11 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         meta=describe(options.model, options.data, options.loss, learner, train_set),
         meter=Meter(world),
         epoch=Meter(world),
+        watch=build_watch(stage, options.watch, options.loss),
     )
     if checkpoint is not None:
         run.restore(checkpoint)
     return run
-
-
-def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
-    """Return what the weights that a training starts from say of their model, if anything.
-
-    A run that is resumed does not need them any more, so that they may be gone.
-    """
-    if weights is None or checkpoint not in (None, AUTO):
-        return {}
-    try:
-        meta = read_metadata(weights)
-        return {} if meta is None else facts_of_model(meta)
-    except FileNotFoundError:
-        return {}
 
 
 def check_stage(loss_name: str, stage: Stage) -> None:
@@ -114,20 +102,13 @@ def check_stage(loss_name: str, stage: Stage) -> None:
         raise ValueError(f"{loss_name} is a loss of the other stage: train it with {script}")
 
 
-def load_splits(
-    data: parts.DataOptions, is_tested: bool, may_miss: bool
-) -> tuple[ImageSet, ImageSet | None]:
-    """Load the training images and, if there are tests, theirs: of the val split, else the test.
-
-    Raises ImageError where images are not there, of the training ones unless they `may_miss`, or
-    ValueError where the test could not be scored.
-    """
-    train_set = data.load("train").require_whole(may_miss)
-    if not is_tested:
-        return train_set, None
-    test_set = data.load("val" if "val" in data.splits else "test").require_whole()
-    check_scorable(test_set)
-    return train_set, test_set
+def build_watch(stage: Stage, options: parts.WatchOptions, loss: parts.LossOptions) -> Watch:
+    """Build what watches over the start of stage 2."""
+    return Watch(
+        is_pair=stage.number == 2,
+        stops=options.on_collapse == "stop",
+        chooses_scale=loss.normalize_embeddings and loss.embedding_scale is None,
+    )
 
 
 def describe(
@@ -242,5 +223,20 @@ def announce(run: TrainingRun) -> None:
     )
     for note in run.start.notes:
         run.say(note)
+    run.say_all(caveats_of(run))
     if run.start.checkpoint:
         run.say(f"resuming {run.start.checkpoint} after step {run.step}")
+
+
+def caveats_of(run: TrainingRun) -> list[str]:
+    """Warn where the tests of a run will say little, or its weights are none or do not fit."""
+    lines, model, path = [], run.learner.model, run.options.model.pretrained_model
+    if run.test_set is not None:
+        lines += caveats.of_split(run.test_set, default_ks(int(run.test_set.is_gallery.sum())))
+    if run.start.checkpoint:
+        return lines
+    if path:
+        meta = read_metadata(path) or {}
+        return lines + caveats.other_inputs(run.options.model, meta, model.mean, model.std)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return lines + caveats.no_weights(run.options.model.model, size, len(run.train_set))
