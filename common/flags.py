@@ -183,6 +183,16 @@ def whitening(text: str) -> int:
         ) from None
 
 
+def scale(text: str) -> float | None:
+    """Parse a number above 0; None for `auto`."""
+    if text.strip().lower() == "auto":
+        return None
+    number = non_negative(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 or auto, found {text!r}")
+    return number
+
+
 def amp(text: str) -> str:
     """Parse the precision of the forward pass; True is bfloat16, False is off."""
     word = text.strip().lower()
@@ -208,6 +218,7 @@ METAVARS: dict[Callable[[str], Any], str] = {
     image_shape: "3,S,S",
     integers: "INT,...",
     whitening: "INT|all",
+    scale: "NUMBER|auto",
     amp: "|".join(AMP_CHOICES),
 }
 

@@ -3,9 +3,9 @@
 Begin at table: the losses by name, their options, and how one is built.
 
 - NAMEloss: a loss each, or two that are variants of one another; v1losses: the three of the
-  reference's first version. Apart from them, jointloss adds
-  stage 1's class layer to a loss of stage 2, pmlloss has the losses of pytorch-metric-learning,
-  and ownloss finds those of the user's own modules.
+  reference's first version. Apart from them, jointloss adds stage 1's class layer to a loss of
+  stage 2, scaledloss gives what such a loss reads one length, pmlloss has the losses of
+  pytorch-metric-learning, and ownloss finds those of the user's own modules.
 - classes: base classes of the losses of stage 1 that are computed from cosines to class weights.
 - pairs: pairs by label, for the losses of stage 2 that look at labels and not at positions. mining
   chooses triples among such pairs, memory compares a batch with the batches before it.
@@ -23,6 +23,7 @@ from metric_learning.losses.table import (
     is_pml,
     layout_of,
     loss_options,
+    reads_raw,
     stage_of,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "is_pml",
     "layout_of",
     "loss_options",
+    "reads_raw",
     "stage_of",
 ]

@@ -47,6 +47,8 @@ class EmlLoss(nn.Module):
     Differs from the reference: not at all.
     """
 
+    reads_raw = True
+
     def __init__(self, samples_each_class: int = 2) -> None:
         super().__init__()
         check_samples_each_class(samples_each_class)

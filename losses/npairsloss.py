@@ -38,6 +38,8 @@ class NpairsLoss(nn.Module):
     (`functional.cross_entropy`).
     """
 
+    reads_raw = True
+
     def __init__(self, npairs_reg_lambda: float = 0.01, samples_each_class: int = 2) -> None:
         super().__init__()
         if samples_each_class != 2:

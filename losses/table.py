@@ -138,6 +138,11 @@ def layout_of(name: str) -> str:
     return layout
 
 
+def reads_raw(name: str) -> bool:
+    """Whether a loss, found as by `find_loss`, reads embeddings as they are, not normalised."""
+    return bool(getattr(find_loss(name), "reads_raw", False))
+
+
 @runtime_checkable
 class SplittableLoss(Protocol):
     """A stage-1 loss that can be built for a part of the classes, as `--shard_head` does.

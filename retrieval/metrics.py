@@ -54,6 +54,63 @@ def summarise(scores: QueryScores) -> dict[str, float | int]:
     }
 
 
+def chance_recall(
+    labels: np.ndarray,
+    ks: Sequence[int],
+    gallery_labels: np.ndarray | None = None,
+    is_in_gallery: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Compute the Recall@K that random embeddings have on average, exactly, from labels alone.
+
+    A query with P positives among the G images that it can find misses them all in its first K
+    with probability C(G - P, K) / C(G, K).
+
+    Args:
+        labels: (N,) integer, of the queries.
+        ks: the K, each 1 or more.
+        gallery_labels: (G,) integer; None where every query searches all others.
+        is_in_gallery: (N,) bool, which queries the gallery holds too; they do not find themselves.
+
+    Returns:
+        `recall@K_chance` per K, the mean over the queries that have a positive; 0 of none.
+    """
+    counts = np.stack(count_positives(labels, gallery_labels, is_in_gallery), axis=1)
+    pairs, weights = np.unique(counts[counts[:, 0] > 0], axis=0, return_counts=True)
+
+    chances = {}
+    for k in ks:
+        missed = [_chance_of_none(int(positives), k, int(size)) for positives, size in pairs]
+        found = np.average(1 - np.array(missed), weights=weights) if missed else 0.0
+        chances[f"recall@{k}_chance"] = float(found)
+    return chances
+
+
+def count_positives(
+    labels: np.ndarray,
+    gallery_labels: np.ndarray | None = None,
+    is_in_gallery: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count each query's positives, and all images that it can find: (N,) int64 each.
+
+    The arguments are those of `chance_recall`.
+    """
+    searched = labels if gallery_labels is None else gallery_labels
+    if is_in_gallery is None:
+        is_in_gallery = np.full(len(labels), gallery_labels is None)
+    classes, counts = np.unique(searched, return_counts=True)
+    places = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    num_positives = np.where(classes[places] == labels, counts[places] - is_in_gallery, 0)
+    return num_positives, len(searched) - is_in_gallery.astype(np.int64)
+
+
+def _chance_of_none(num_positives: int, k: int, size: int) -> float:
+    """Probability that none of the positives is among `k` images drawn of `size`."""
+    fewer, more = sorted((num_positives, k))  # it is the same with both exchanged
+    if fewer + more > size:
+        return 0.0
+    return float(np.prod(1 - more / (size - np.arange(fewer))))
+
+
 def score_queries(
     embeddings: Tensor | np.ndarray,
     labels: Tensor | np.ndarray,

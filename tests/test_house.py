@@ -226,7 +226,7 @@ def note(frame, event, argument):
         steps.append(set())
     if steps:
         steps[-1].add(place)
-    if place.startswith("losses/") and frame.f_code.co_name == "forward" and not stack:
+    if steps and place.startswith("losses/") and frame.f_code.co_name == "forward" and not stack:
         while frame is not None:
             if place_of(frame) and frame.f_code.co_name != "<module>":
                 stack.append(f"{place_of(frame)}:{frame.f_code.co_name}")

@@ -17,6 +17,7 @@ from metric_learning.engine.embed.features import FeatureFile, FeatureWriter
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import decide_on_main, gather_rows, wait_for_all
 from metric_learning.engine.parallel.world import World
+from metric_learning.engine.run.lines import duration
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.models import EmbeddingModel
 from metric_learning.reader import ImageError, ImageSet
@@ -53,9 +54,9 @@ def embed_images(
     """Embed every image once, shared among all ranks: (N, D) float32 in the order of the set.
 
     Rows that the file `features` holds are not computed again, and the result is mapped from it.
-    `log` receives the line `testbatch N, time S sec` every `log_every` batches, if not 0. `stop`
-    breaks off, with Stopped on all ranks, where the training that this is part of is to stop.
-    An unreadable image is an error or, where one process is alone, noted in `broken`, path ->
+    `log` receives the line `testbatch N, time S sec, eta H:MM:SS` every `log_every` batches, if not
+    0. `stop` breaks off, with Stopped on all ranks, where the training that this is part of is to
+    stop. An unreadable image is an error or, where one process is alone, noted in `broken`, path ->
     error; its row means nothing.
 
     Raises ValueError where there is no image, or an embedding is not finite.
@@ -167,7 +168,7 @@ def logged(
     log_every: int,
 ) -> Iterator[np.ndarray]:
     """Yield embeddings (B, D) in CPU memory, with a progress bar and the reference's log lines."""
-    started = time.perf_counter()
+    begun = started = time.perf_counter()
     with evaluation_mode(model):
         batches = iterate_embeddings(model, loader, preprocessing, machine)
         progress = tqdm(batches, total=len(loader), disable=None, unit="batch", leave=False)
@@ -175,7 +176,9 @@ def logged(
             yield embeddings.cpu().numpy()
             if log is not None and log_every and number % log_every == 0:
                 now = time.perf_counter()
-                log(f"testbatch {number}, time {(now - started) / log_every:.2f} sec")
+                left = (len(loader) - number) * (now - begun) / number
+                seconds = (now - started) / log_every
+                log(f"testbatch {number}, time {seconds:.2f} sec, eta {duration(left)}")
                 started = now
 
 

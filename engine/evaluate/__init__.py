@@ -5,5 +5,6 @@ measures.py        what is measured, and how it is said
 scoring.py         a score for every query
 classification.py  accuracy where a class layer knows the classes
 compare.py         whether one checkpoint beats another
+caveats.py         warnings about figures that mean little
 origin.py          what a result depends on
 """

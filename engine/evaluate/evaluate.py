@@ -58,6 +58,8 @@ def evaluate_checkpoint(
     """
     embedder, image_set = open_split(work)
     measures.check_sizes(metrics, image_set)
+    measures.warn_of_images(metrics, work, image_set)
+    measures.warn_of_weights(embedder)
     file = open_features(features, embedder, image_set, verify) if features else None
     origin = describe_origin(embedder, image_set) if is_kept and file is None else {}
     embeddings = embedder.embed(image_set, file)

@@ -9,22 +9,24 @@ from typing import Any
 import numpy as np
 
 from metric_learning.engine.embed.embedder import Embedder
+from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.classification import class_numbers, classify
 from metric_learning.engine.evaluate.scoring import (
     by_role,
+    chances,
     check_scorable,
     score_images,
     with_float64,
 )
-from metric_learning.engine.options.evaluation import MetricOptions
+from metric_learning.engine.options.evaluation import EmbeddingOptions, MetricOptions
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import share_of
 from metric_learning.reader import ImageSet
 from metric_learning.retrieval.clustering import cluster_scores
-from metric_learning.retrieval.metrics import summarise
+from metric_learning.retrieval.metrics import default_ks, summarise
 from metric_learning.retrieval.rerank import check_rerank, parse_rerank
 from metric_learning.retrieval.scores import QueryScores
-from metric_learning.retrieval.significance import bootstrap_interval
+from metric_learning.retrieval.significance import MIN_CLASSES, class_interval
 from metric_learning.retrieval.tables import format_table, super_class_table
 from metric_learning.retrieval.verification import verification_scores
 from metric_learning.retrieval.whitening import fit_whitening
@@ -57,6 +59,20 @@ def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
                 f"--{name}={largest}: the gallery holds {gallery_size} images, give 1 to "
                 f"{gallery_size}"
             )
+
+
+def warn_of_images(metrics: MetricOptions, work: EmbeddingOptions, image_set: ImageSet) -> None:
+    """Log what makes figures of an image set mean little, whatever the model."""
+    ks = sorted({*metrics.ks, *default_ks(int(image_set.is_gallery.sum()))})
+    for line in caveats.of_split(image_set, ks):
+        work.say(line)
+
+
+def warn_of_weights(embedder: Embedder) -> None:
+    """Log where images are prepared otherwise than those that the weights were trained on."""
+    work, model = embedder.work, embedder.model
+    for line in caveats.other_inputs(work.model, work.meta, model.mean, model.std):
+        work.say(line)
 
 
 def whiten(embedder: Embedder, embeddings: np.ndarray, dim: int | None) -> np.ndarray:
@@ -94,13 +110,16 @@ def measure(
 ) -> dict[str, Any]:
     """Average the scores, and compute what else the options ask for.
 
-    Returns the dict of `retrieval.evaluate`, with `recall@1_interval` (95 %, resampling classes)
-    where there are two classes, and the results of --verification and --clustering.
+    Returns the dict of `retrieval.evaluate`, with `recall@K_chance` (`chance_recall`), the number
+    of `query_classes`, `recall@1_interval` (`class_interval`) where there can be one, and the
+    results of --verification and --clustering.
     """
     metrics: dict[str, Any] = summarise(scores)
-    if len(np.unique(scores.labels)) > 1:
-        interval = bootstrap_interval(scores.columns["recall@1"], scores.labels, seed=machine.seed)
-        metrics["recall@1_interval"] = list(interval)
+    metrics |= chances(image_set, metrics)
+    metrics["query_classes"] = len(np.unique(scores.labels))
+    if metrics["query_classes"] >= MIN_CLASSES:
+        low, high = class_interval(scores.columns["recall@1"], scores.labels, seed=machine.seed)
+        metrics |= {"recall@1_interval": [low, high]} if low < high else {}
     if options.verification:
         share = share_of(machine.world, machine.device)
         sets = by_role(image_set, embeddings)
@@ -120,9 +139,17 @@ def log_metrics(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
 
     per_k = re.compile(r"(recall|precision)@\d+")
     say_all(name for name in metrics if per_k.fullmatch(name))
+    say_all(name for name in metrics if name.endswith("_chance"))
     if "recall@1_interval" in metrics:
         low, high = metrics["recall@1_interval"]
         say(f"recall@1 95 % interval over classes {low:.5f} .. {high:.5f}")
+    elif metrics["query_classes"] < MIN_CLASSES:
+        found = metrics["query_classes"]
+        say(
+            f"recall@1 has no interval: it takes {MIN_CLASSES} classes of queries, here are {found}"
+        )
+    else:
+        say("recall@1 has no interval: it is the same in all classes")
     say_all(("map@r", "r_precision", "map", "mrr", "minp"))
     say(f"queries {metrics['queries']}, without a positive {metrics['queries_without_positive']}")
     say_all(("auc", "eer", *(name for name in metrics if name.startswith("tar@"))))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,12 @@ from metric_learning.engine.parallel.collectives import share_of
 from metric_learning.engine.parallel.world import World
 from metric_learning.reader import ImageSet
 from metric_learning.retrieval.inputs import find_own_rows
-from metric_learning.retrieval.metrics import default_ks, score_queries, score_similarities
+from metric_learning.retrieval.metrics import (
+    chance_recall,
+    default_ks,
+    score_queries,
+    score_similarities,
+)
 from metric_learning.retrieval.rerank import Rerank, reranked_similarities
 from metric_learning.retrieval.scores import QueryScores
 
@@ -79,6 +84,44 @@ def by_role(image_set: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:
         "gallery_labels": image_set.labels[image_set.is_gallery],
         **({} if own_rows is None else {"own_rows": own_rows}),
     }
+
+
+class Roles(Protocol):
+    """Images of which some search and some are searched: an image set, or what a report is on."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes, (N,) int64."""
+
+    @property
+    def is_query(self) -> np.ndarray:
+        """Which images search, (N,) bool."""
+
+    @property
+    def is_gallery(self) -> np.ndarray:
+        """Which images are searched, (N,) bool."""
+
+    @property
+    def is_self_retrieval(self) -> bool:
+        """Whether every image searches all others."""
+
+
+def labels_by_role(images: Roles) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Return the labels of the queries and, if some are not searched or do not search, the gallery.
+
+    That is its labels, and which queries it holds too.
+    """
+    labels, is_query, is_gallery = images.labels, images.is_query, images.is_gallery
+    if images.is_self_retrieval:
+        return labels, None, None
+    return labels[is_query], labels[is_gallery], is_gallery[is_query]
+
+
+def chances(images: Roles, metrics: Iterable[str]) -> dict[str, float]:
+    """Return `recall@K_chance`, see `chance_recall`, of each `recall@K` among some metrics."""
+    queries, gallery, is_in_gallery = labels_by_role(images)
+    ks = [int(name.removeprefix("recall@")) for name in metrics if name.startswith("recall@")]
+    return chance_recall(queries, ks, gallery, is_in_gallery)
 
 
 def with_float64(device: torch.device) -> torch.device:

@@ -110,7 +110,8 @@ class LossOptions:
     """What a loss is, see `losses.build_loss`, and what lies around it.
 
     The `options` are its own, without those derived from data and model; `class_dim` is the number
-    of training classes. For the others see the flags of these names.
+    of training classes. Without an `embedding_scale` the start chooses it. For the others see the
+    flags of these names.
     """
 
     loss_name: str
@@ -121,6 +122,8 @@ class LossOptions:
     xbm_size: int
     xbm_start: int
     shard_head: bool
+    normalize_embeddings: bool = False
+    embedding_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,14 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
+class WatchOptions:
+    """Whether stage 2 tests the weights that it starts from, and stops where it ruins them."""
+
+    test_start: bool = False
+    on_collapse: str = "warn"
+
+
+@dataclass(frozen=True)
 class MachineOptions:
     """Where and in which precision a run computes; without `amp_dtype` in float32.
 
@@ -204,6 +215,7 @@ class Options:
     optimizer: OptimizerOptions
     schedule: ScheduleOptions
     run: RunOptions
+    watch: WatchOptions
     machine: MachineOptions
     flags: Mapping[str, Any]
 

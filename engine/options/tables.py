@@ -21,6 +21,7 @@ from metric_learning.common.flags import (
     path,
     positive,
     run_file,
+    scale,
     whitening,
 )
 
@@ -37,6 +38,7 @@ LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 PLACES = ("workers", "device")
 BAD_IMAGE_POLICIES = ("error", "skip")
 CHANGED_DATA_POLICIES = ("error", "accept")
+ON_COLLAPSE = ("warn", "stop")
 SPLITS = ("train", "val", "test", "all")
 INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
 EXPORT_FORMS = ("onnx", "torchscript", "safetensors")
@@ -130,6 +132,10 @@ PAIR_FLAGS = grouped(
     ),
     Flag("xbm_size", natural, 0, "past embeddings that a batch is compared with too; 0: none"),
     Flag("xbm_start", natural, 0, "steps before the memory of --xbm_size is filled and used"),
+    Flag("normalize_embeddings", boolean, False, "eml, npairs: of embeddings of one length"),
+    Flag("embedding_scale", scale, None, "that length; default: auto, chosen at the start"),
+    Flag("on_collapse", str, "warn", "embeddings shrink to one point: warn, or stop", ON_COLLAPSE),
+    Flag("test_start", boolean, True, "test --pretrained_model first, to compare with the end"),
     Flag("loss_options", str, None, "numbers for a pml: loss, e.g. pos_eps=0.01,neg_eps=0.01"),
 )
 OPTIMIZER_FLAGS = grouped(

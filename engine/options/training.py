@@ -27,6 +27,7 @@ from metric_learning.losses import (
     is_pml,
     layout_of,
     loss_options,
+    reads_raw,
     stage_of,
 )
 from metric_learning.losses.classes import fixed_scale
@@ -47,6 +48,7 @@ FIXED_FLAGS = (
     *("model", "embedding_size", *MODEL_OPTIONS, "loss_name", "class_dim"),
     *("optimizer", "decay_norm_and_bias"),
     *("alpha", "xbm_size", "loss_options"),
+    *("normalize_embeddings", "embedding_scale"),
 )
 LENGTHS = {"num_epochs", "total_iter_num"}
 OF_THE_CALL = {"verify", "on_changed_data"}  # are given again where they are meant again
@@ -114,7 +116,9 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
     The options of its loss count as given. Raises ValueError where a given flag contradicts it, or
     it belongs to the other stage.
     """
-    found = MODEL_OPTIONS | meta["flags"]  # checkpoints of earlier versions lack some
+    found = (
+        MODEL_OPTIONS | {"normalize_embeddings": False} | meta["flags"]
+    )  # checkpoints of earlier versions lack some
     name = found["loss_name"]
     if is_own(name) and "loss_name" not in flags.given:
         raise ValueError(
@@ -163,6 +167,7 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
         optimizer=parts.pick(parts.OptimizerOptions, flags),
         schedule=parts.pick(parts.ScheduleOptions, flags, epoch_size=epoch_size),
         run=parts.pick(parts.RunOptions, flags),
+        watch=_watch_options(flags.values) if is_pair else parts.WatchOptions(),
         machine=parts.pick(
             parts.MachineOptions,
             flags,
@@ -195,6 +200,14 @@ def _derive(flags: Flags, loss: parts.LossOptions, epoch_size: int) -> Flags:
     )
 
 
+def _watch_options(values: Mapping[str, Any]) -> parts.WatchOptions:
+    """Return what stage 2 does about its start; only weights can be tested before it."""
+    is_tested = bool(values["test_iter_step"] or values["log_epochs"])
+    starts_from_weights = values["pretrained_model"] is not None
+    test_start = values["test_start"] and is_tested and starts_from_weights
+    return parts.WatchOptions(test_start, values["on_collapse"])
+
+
 def _refuse_unused(flags: Flags) -> None:
     """Raise ValueError where a flag was given that others leave without use."""
     if flags.lr_strategy != "piecewise_decay":
@@ -212,6 +225,11 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["prefetch"], "--num_workers=0 reads nothing ahead")
     if flags.decode_on == "device" and flags.augment_on == "workers":
         flags.refuse(["augment_on"], "--decode_on=device augments there too")
+
+    if not (flags.test_iter_step or flags.log_epochs):
+        flags.refuse(["test_start"], "nothing is tested")
+    elif flags.pretrained_model is None:
+        flags.refuse(["test_start"], "without --pretrained_model")
     if flags.given >= LENGTHS:
         raise ValueError("expected --num_epochs or --total_iter_num, found both")
 
@@ -273,8 +291,12 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOption
         flags.refuse(["xbm_start"], "without --xbm_size")
     options |= parse_pml_options(name, flags.loss_options or "") if is_pml(name) else {}
     check_memory(name, flags.xbm_size, is_shared=world.size == 1 or flags.gather)
+    check_scale(name, flags.normalize_embeddings)
+    if not flags.normalize_embeddings:
+        flags.refuse(["embedding_scale"], "without --normalize_embeddings=True")
     memory = flags.xbm_size, flags.xbm_start
-    return parts.LossOptions(name, options, class_dim, flags.alpha, dropout, *memory, False)
+    scale = flags.normalize_embeddings, flags.embedding_scale
+    return parts.LossOptions(name, options, class_dim, flags.alpha, dropout, *memory, False, *scale)
 
 
 def scale_of_classes(loss_name: str, class_dim: int, world: World) -> dict[str, float]:
@@ -291,6 +313,16 @@ def scale_of_classes(loss_name: str, class_dim: int, world: World) -> dict[str, 
             f"{loss_options(loss_name)['scale'].default:g} is for tens of thousands"
         )
     return {"scale": scale}
+
+
+def check_scale(loss_name: str, normalize_embeddings: bool) -> None:
+    """Raise ValueError where a loss has no use for embeddings of one length."""
+    if normalize_embeddings and not reads_raw(loss_name):
+        able = ", ".join(name for name in PAIR_LOSSES if reads_raw(name))
+        raise ValueError(
+            f"--normalize_embeddings is not used by --loss_name={loss_name}, which normalises them "
+            f"itself; it is for losses that read them as they are, {able}: leave it out"
+        )
 
 
 def check_memory(loss_name: str, xbm_size: int, is_shared: bool) -> None:

@@ -10,11 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from metric_learning.engine.evaluate.scoring import labels_by_role
 from metric_learning.retrieval.inputs import find_own_rows
-from metric_learning.retrieval.metrics import DEFAULT_KS, default_ks, score_queries
+from metric_learning.retrieval.metrics import (
+    DEFAULT_KS,
+    chance_recall,
+    default_ks,
+    score_queries,
+)
 from metric_learning.retrieval.scores import QueryScores
 from metric_learning.retrieval.search import nearest
-from metric_learning.retrieval.significance import bootstrap_interval
+from metric_learning.retrieval.significance import MIN_CLASSES, class_interval
 from metric_learning.retrieval.unit import unit_rows
 
 CURVE_POINTS = 48
@@ -71,6 +77,7 @@ class Found:
         rows: (Q,) int64, their rows in the subject.
         neighbours, cosines: (Q, k) int64 rows of their nearest gallery images, and (Q, k) float32.
         num_findable: gallery images that a query can find: all but itself.
+        roles: labels of all that search and of the gallery, see `labels_by_role`.
     """
 
     scores: QueryScores
@@ -78,6 +85,7 @@ class Found:
     neighbours: np.ndarray
     cosines: np.ndarray
     num_findable: int
+    roles: tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 
 
 def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
@@ -104,7 +112,7 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
         own_rows=None if own_rows is None else own_rows[scores.rows],
         device=device,
     )
-    return Found(scores, rows, gallery[neighbours], cosines, num_findable)
+    return Found(scores, rows, gallery[neighbours], cosines, num_findable, labels_by_role(subject))
 
 
 @dataclass(frozen=True)
@@ -114,24 +122,28 @@ class RecallCurve:
     Attributes:
         ks: (K,) int64 ascending, 1 to the number of images that can be found.
         recalls: (K,) float64 fractions.
-        low, high: (K,) float64, ends of the 95 % interval; None where there is one class only.
+        chances: (K,) float64, Recall@K of random embeddings.
+        low, high: (K,) float64, ends of the 95 % interval; None of fewer than 6 classes.
     """
 
     ks: np.ndarray
     recalls: np.ndarray
+    chances: np.ndarray
     low: np.ndarray | None
     high: np.ndarray | None
 
 
 def recall_curve(found: Found, seed: int = 0) -> RecallCurve:
-    """Compute Recall@K for about 50 values of K, with 95 % intervals by bootstrap over classes."""
+    """Compute Recall@K for about 50 values of K, with chance and 95 % intervals over classes."""
     steps = np.geomspace(1, found.num_findable, CURVE_POINTS).round()
     ks = np.union1d(steps, [k for k in DEFAULT_KS if k <= found.num_findable]).astype(np.int64)
     is_found = found.scores.first_rank[:, None] <= ks  # QxK
     low = high = None
-    if len(np.unique(found.scores.labels)) > 1:
-        low, high = bootstrap_interval(is_found, found.scores.labels, seed=seed)
-    return RecallCurve(ks, is_found.mean(0), low, high)
+    if len(np.unique(found.scores.labels)) >= MIN_CLASSES:
+        low, high = class_interval(is_found, found.scores.labels, seed=seed)
+    labels, *gallery = found.roles
+    chances = np.array([*chance_recall(labels, ks.tolist(), *gallery).values()])
+    return RecallCurve(ks, is_found.mean(0), chances, low, high)
 
 
 def sample_pairs(

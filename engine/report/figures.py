@@ -54,6 +54,7 @@ def draw_recall(curve: RecallCurve) -> str:
             )
 
         axes.plot(curve.ks, 100 * curve.recalls, color=FIRST, label="Recall@K")
+        axes.plot(curve.ks, 100 * curve.chances, color=MUTED, linestyle=":", label="chance")
         axes.set(xlabel="K, images looked at", ylabel="Recall@K, %")
         lowest = curve.recalls if curve.low is None else curve.low
         axes.set_ylim(max(0.0, min(50.0, 100 * lowest[0] - 5)), 101)

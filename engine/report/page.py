@@ -19,11 +19,13 @@ from PIL import Image
 from metric_learning.common.atomic import write_text
 from metric_learning.common.log import log
 from metric_learning.common.outputs import replaced_folder
+from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.scoring import with_float64
 from metric_learning.engine.report import data, embedding_map, figures
 from metric_learning.engine.report.files import MAP, PAGE, PICTURES
 from metric_learning.engine.report.plots import plot_map
-from metric_learning.retrieval.metrics import DEFAULT_KS, summarise
+from metric_learning.retrieval.metrics import DEFAULT_KS, default_ks, summarise
+from metric_learning.retrieval.significance import MIN_CLASSES
 from metric_learning.retrieval.tables import class_table, confusions, worst_first
 
 Thumbnail = Callable[[int, int], str]  # row, pixels of the longer side -> data URI
@@ -51,6 +53,8 @@ METRIC_NAMES = {
 def write_report(subject: data.Subject, folder: Path, device: torch.device, seed: int) -> Path:
     """Write a folder of index.html and map.png as a whole, and return the page."""
     log(f"{len(subject.labels)} embeddings; now the queries, the classes and the map")
+    for line in _caveats(subject):
+        log(line)
     with replaced_folder(folder, keep=PICTURES) as new:
         text = render(subject, with_float64(device), seed, new / MAP)
         write_text(new / PAGE, text, errors="backslashreplace")
@@ -93,6 +97,7 @@ def render(
     return environment.get_template("report.html").render(
         subject=subject,
         found=found,
+        caveats=_caveats(subject),
         tiles=_tiles(found, curve),
         loss_chart=figures.draw_loss(subject.records),
         tests_chart=figures.draw_tests(subject.records),
@@ -107,6 +112,10 @@ def render(
         confused=_confused(subject, found, thumbnail),
         map=None if layout is None else _map(subject, layout, thumbnail),
     )
+
+
+def _caveats(subject: data.Subject) -> list[str]:
+    return caveats.of_split(subject, default_ks(len(subject.gallery_rows)))
 
 
 def _breakable(name: str) -> Markup:
@@ -131,12 +140,18 @@ def _thumbnails(read_image: Callable[[int], np.ndarray]) -> Thumbnail:
 def _tiles(found: data.Found, curve: data.RecallCurve) -> list[dict[str, str]]:
     """Name, value and explanation of the key numbers."""
     metrics = summarise(found.scores)
-    interval = "one class: no interval"
+    interval = f"fewer than {MIN_CLASSES} classes: no interval"
     if curve.low is not None and curve.high is not None:
         interval = f"95 % interval {100 * curve.low[0]:.1f} to {100 * curve.high[0]:.1f}"
 
+    chance = dict(zip(curve.ks.tolist(), curve.chances.tolist(), strict=True))
     found_in = [
-        (name.capitalize(), value, interval if name == "recall@1" else "")
+        (
+            name.capitalize(),
+            value,
+            f"{f'{interval}; ' if name == 'recall@1' else ''}"
+            f"chance {100 * chance[int(name.removeprefix('recall@'))]:.2f} %",
+        )
         for name, value in metrics.items()
         if name.startswith("recall@")
     ]
@@ -153,11 +168,12 @@ def _tiles(found: data.Found, curve: data.RecallCurve) -> list[dict[str, str]]:
 
 
 def _recall_rows(curve: data.RecallCurve) -> list[Row]:
-    """K, Recall@K and interval at the powers of ten and at the end of the curve."""
+    """K, Recall@K, chance and interval at the powers of ten and at the end of the curve."""
     return [
         {
             "k": int(curve.ks[place]),
             "recall": curve.recalls[place],
+            "chance": curve.chances[place],
             "low": None if curve.low is None else curve.low[place],
             "high": None if curve.high is None else curve.high[place],
         }

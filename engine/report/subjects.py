@@ -15,6 +15,7 @@ from metric_learning.common.schema import shown
 from metric_learning.engine.embed.dump import META
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.embed.serving import open_features
+from metric_learning.engine.evaluate.measures import warn_of_weights
 from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options.evaluation import EmbeddingOptions, default_flags
 from metric_learning.engine.options.parts import DataOptions, pick
@@ -31,6 +32,7 @@ from metric_learning.reader.transforms import TRANSFORMS
 def of_checkpoint(work: EmbeddingOptions) -> Subject:
     """Embed the split with the model of a checkpoint; a run's records lie beside it."""
     embedder, image_set = open_split(work)
+    warn_of_weights(embedder)
     check_scorable(image_set)
     embeddings = embedder.embed(image_set)
     stats = Path(work.weights).parent / "stats.jsonl"

@@ -65,11 +65,14 @@ def recall_table(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> 
     fields = [Field(name, "a number", is_number) for name in metrics]
     for name, result in zip(names, results, strict=True):
         check_fields(result, fields, name)
+
+    metrics.sort(key=lambda name: name.endswith("_chance"))  # below the others
     width = max(12, *(len(name) + 2 for name in names))
-    lines = [" " * 13 + "".join(f"{name:>{width}}" for name in names)]
+    label_width = max([13, *(len(name) + 2 for name in metrics)])
+    lines = [" " * label_width + "".join(f"{name:>{width}}" for name in names)]
     for metric in metrics:
         values = "".join(f"{100 * result[metric]:>{width}.2f}" for result in results)
-        lines.append(f"{metric:13}{values}")
+        lines.append(f"{metric:{label_width}}{values}")
     return "\n".join(lines)
 
 

@@ -6,4 +6,5 @@ checkpoints.py  whole and checked files that a run resumes from
 resume.py       where a training begins
 identity.py     what a run is, so that no other command takes it up
 signals.py      how signals stop it between two steps
+lines.py        lines of its log
 """

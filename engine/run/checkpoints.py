@@ -20,7 +20,7 @@ from metric_learning.models.weights.torch_file import read_torch
 
 PARTS = ("model", "criterion", "optimizer", "step", "best", "meta")
 # Checkpoints of earlier versions lack them.
-OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch")
+OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch", "start")
 FORMER_PARTS = ("random_state",)  # checkpoints of earlier versions have them; not used
 
 

@@ -8,5 +8,7 @@ run.py         a run, and what happens between its steps: log lines, tests, chec
 learner.py     what is trained: network, loss, optimizer
 criterion.py   the loss, with what lies around it
 optimizers.py  the optimizers
+watch.py       what stage 2 starts from, and whether it ruins that
+needs.py       what a run needs of its machine: memory and time
 images.py      the cache of decoded images, and images that cannot be read
 """

@@ -1,4 +1,4 @@
-"""The loss of a run, with what lies around it in stage 2: a memory, a class layer."""
+"""The loss of a run, with what lies around it in stage 2: a scale, a memory, a class layer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from metric_learning.losses import build_loss, loss_options
 from metric_learning.losses.jointloss import JointLoss
 from metric_learning.losses.memory import CrossBatchMemory
 from metric_learning.losses.pairs import LabelLoss
+from metric_learning.losses.scaledloss import ScaledLoss
 
 
 def complete_options(loss: LossOptions, embedding_size: int) -> dict[str, Any]:
@@ -29,12 +30,14 @@ def complete_options(loss: LossOptions, embedding_size: int) -> dict[str, Any]:
 def build_criterion(
     loss: LossOptions, embedding_size: int, accumulation_steps: int, world: World
 ) -> nn.Module:
-    """Build a loss; in stage 2 with its memory and class layer, if any, or ValueError."""
+    """Build a loss; in stage 2 with what lies around it, if any, or ValueError."""
     options = complete_options(loss, embedding_size)
     if loss.shard_head:
         return build_sharded_loss(world, loss.loss_name, **options)
 
     criterion = build_loss(loss.loss_name, **options)
+    if loss.normalize_embeddings:
+        criterion = ScaledLoss(criterion, loss.embedding_scale or 1.0)
     if loss.xbm_size:
         assert isinstance(criterion, LabelLoss)
         start = loss.xbm_start * accumulation_steps
@@ -44,3 +47,16 @@ def build_criterion(
             criterion, loss.class_dim, embedding_size, loss.alpha, loss.class_dropout
         )
     return criterion
+
+
+def scaled_loss_of(criterion: nn.Module) -> ScaledLoss | None:
+    """Return the loss of --normalize_embeddings within a criterion, if any."""
+    return next((part for part in criterion.modules() if isinstance(part, ScaledLoss)), None)
+
+
+def scale_options(criterion: nn.Module) -> dict[str, Any]:
+    """Return the flags that a scaled loss within a criterion stands for, if any."""
+    loss = scaled_loss_of(criterion)
+    if loss is None:
+        return {}
+    return {"normalize_embeddings": True, "embedding_scale": float(f"{float(loss.scale):.6g}")}

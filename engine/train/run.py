@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,16 +17,20 @@ from tqdm import tqdm
 from metric_learning.common.atomic import write_text
 from metric_learning.engine.embed.embedding import embed_images, evaluation_mode
 from metric_learning.engine.evaluate.classification import class_layer_of, class_numbers, classify
-from metric_learning.engine.evaluate.scoring import score_images
+from metric_learning.engine.evaluate.scoring import chances, score_images
 from metric_learning.engine.options.parts import MachineOptions, Options
 from metric_learning.engine.parallel.collectives import decide_on_main, share_buffers
 from metric_learning.engine.run.checkpoints import prune, save_checkpoint
+from metric_learning.engine.run.lines import progress, training_line
 from metric_learning.engine.run.resume import Start, best_so_far
 from metric_learning.engine.run.run_folder import RunFolder
 from metric_learning.engine.run.signals import Stopped, StopRequest
+from metric_learning.engine.train.criterion import scale_options
 from metric_learning.engine.train.images import BrokenImages
 from metric_learning.engine.train.learner import Learner
+from metric_learning.engine.train.needs import Pace
 from metric_learning.engine.train.step import Meter
+from metric_learning.engine.train.watch import CollapseError, Watch
 from metric_learning.models import save_weights
 from metric_learning.reader import ImageError, ImageSet, WorkerError
 from metric_learning.reader.batches.loader import Batch, Sampler, train_loader
@@ -34,8 +40,7 @@ from metric_learning.retrieval.metrics import summarise
 # Of the figures of training steps and tests, those in the line of an epoch, and their names there.
 EPOCH_NAMES = {"acc1": "acc", "recall": "recall", "recall@1": "recall", "loss": "loss"}
 # Errors that all ranks raise alike, between two steps, so that they can save together.
-SHARED_ERRORS = (ImageError, WorkerError)
-COLLAPSED = 1e-4  # spread of the embeddings below which they are all but one point
+SHARED_ERRORS = (ImageError, WorkerError, CollapseError)
 MOST_SKIPPED = 20  # steps in a row, after which no scale of float16 will help
 
 
@@ -56,6 +61,8 @@ class TrainingRun:
         best: Recall@1 and step of the best test so far; empty before the first.
         tested: the last step that was tested; -1 before the first test.
         num_skipped: steps in a row that were not finite.
+        watch: what stage 2 started from, and whether it ruins that.
+        pace: how fast it is.
     """
 
     options: Options
@@ -70,20 +77,33 @@ class TrainingRun:
     meta: Mapping[str, Any]
     meter: Meter
     epoch: Meter
+    watch: Watch
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     tested: int = -1
     num_skipped: int = 0
+    pace: Pace = field(init=False)
     folder: RunFolder = field(init=False)  # from `kept` on
     _saved: tuple[int, int] = (-1, -1)  # step and last test in the last.pt that was written
 
     def __post_init__(self) -> None:
         self.broken = BrokenImages(self.train_set, self.say)
+        schedule, run = self.options.schedule, self.options.run
+        # Tests are those of --test_iter_step, or one an epoch.
+        epoch = math.ceil(schedule.epoch_size / self.options.batches.train_batch_size)
+        self.pace = Pace(
+            schedule.total_iter_num, run.test_iter_step or (epoch if run.log_epochs else 0)
+        )
 
     @property
     def machine(self) -> MachineOptions:
         """Where it computes."""
         return self.options.machine
+
+    @property
+    def num_steps_left(self) -> int:
+        """How many steps are to come."""
+        return max(0, self.options.schedule.total_iter_num - self.step)
 
     def say(self, line: str) -> None:
         """Print a line and write it to log.txt."""
@@ -95,6 +115,7 @@ class TrainingRun:
         self.step, self.best = checkpoint["step"], checkpoint["best"]
         self.tested = checkpoint.get("tested", self.step)
         self.epoch.restore(checkpoint.get("epoch", {}), self.machine.device)
+        self.watch.restore(checkpoint.get("start", {}))
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -185,24 +206,29 @@ class TrainingRun:
 
     def write_line(self, rate: float) -> None:
         """Write the reference's training line, and warn where the embeddings have collapsed."""
+        num_images = self.meter.num_steps * self.options.batches.train_batch_size
         means, seconds = self.meter.flush()
         spread = means.pop("spread")
-        # v1's line has the parts of a joint loss instead of the loss.
-        hidden = {"loss"} if "loss_metric" in means else set()
-        figures = ", ".join(
-            f"{name} {value:.{6 if name.startswith('loss') else 4}f}"
-            for name, value in means.items()
-            if name not in hidden
-        )
-
-        self.say(f"trainbatch {self.step}, lr {rate:.6f}, {figures}, time {seconds:.2f} sec")
+        self.foresee(seconds)
+        self.say(training_line(self.step, rate, means, seconds, self.progress()))
         per_second = {"images_per_second": self.options.batches.train_batch_size / seconds}
         self.folder.record("train", self.step, lr=rate, **means, spread=spread, **per_second)
-        if spread < COLLAPSED:
-            self.say(
-                f"the embeddings have collapsed: all but one point (spread {spread:.1e}); they "
-                "seldom recover: lower --lr, or start from the end of stage 1"
-            )
+        self.say_all(self.watch.judge(means, spread, num_images))
+
+    def foresee(self, seconds: float) -> None:
+        """Take the seconds of a step for its pace, and warn, once, where the end is days away."""
+        self.pace.step_seconds = seconds
+        self.say_all(self.pace.caveats(self.step))
+
+    def progress(self) -> str:
+        """Say how far the run is, and when it ends."""
+        total = self.options.schedule.total_iter_num
+        return progress(self.step, total, self.pace.seconds_left(self.step))
+
+    def say_all(self, lines: Iterable[str]) -> None:
+        """Say some lines, if any."""
+        for line in lines:
+            self.say(line)
 
     def skip_or_stop(self) -> None:
         """Go on after a step that was not finite if the scale of float16 may be why, or raise."""
@@ -242,6 +268,7 @@ class TrainingRun:
         model = self.learner.tested_model
         machine = replace(self.machine, amp_dtype=None)  # tests compute in float32
         share_buffers(model, machine.world)
+        started = time.perf_counter()
         embeddings = embed_images(
             model,
             self.test_set,
@@ -258,10 +285,17 @@ class TrainingRun:
         )
 
         self.tested = self.step
+        self.watch.note_test(scores, is_start=self.step == 0 and self.options.watch.test_start)
+        self.pace.test_seconds = time.perf_counter() - started
         recall = metrics["recall@1"]
         num_images = len(self.test_set)
         self.say(f"test_img_num {num_images}, trainbatch {self.step}, test_recall {recall:.5f}")
-        self.folder.record("test", self.step, **metrics)
+        chance = chances(self.test_set, metrics)
+        self.say(
+            f"recall@1_chance {chance['recall@1_chance']:.5f}, "
+            f"time {self.pace.test_seconds:.2f} sec, {self.progress()}"
+        )
+        self.folder.record("test", self.step, **metrics, **chance)
         return metrics
 
     def score_classes(self, embeddings: np.ndarray) -> dict[str, float]:
@@ -299,6 +333,8 @@ class TrainingRun:
         }
 
         epoch = self.num_epochs(self.step)
+        if "test recall" in figures and self.test_set is not None:
+            figures["chance"] = chances(self.test_set, ["recall@1"])["recall@1_chance"]
         line = ", ".join(f"{name}: {round(value, 6):<8}" for name, value in figures.items())
         self.say(f"epoch: {epoch:>3}, {line}")
         named = {name.replace(" ", "_"): value for name, value in figures.items()}
@@ -306,13 +342,17 @@ class TrainingRun:
 
     def checkpoint(self) -> dict[str, Any]:
         """Return all that a resumed run needs, whole on rank 0; all ranks call it."""
+        loss_options = self.meta["loss_options"] | scale_options(self.learner.criterion)
+        flags = dict(self.options.flags)
+
         return {
             **self.learner.state(),
             "step": self.step,
             "best": self.best,
             "tested": self.tested,
             "epoch": self.epoch.state(),
-            "meta": {**self.meta, "step": self.step, "flags": dict(self.options.flags)},
+            "start": self.watch.state(),
+            "meta": {**self.meta, "loss_options": loss_options, "step": self.step, "flags": flags},
         }
 
     def save(self, *names: str, is_alone: bool = False) -> None:
@@ -357,4 +397,9 @@ class TrainingRun:
         if self.best:
             step = self.best["step"]
             self.say(f"best test_recall {self.best['recall@1']:.5f} at step {step}")
+        if self.step > 0:
+            lines, record = self.watch.outcome(self.machine.seed)
+            self.say_all(lines)
+            if record:
+                self.folder.record("comparison", self.step, **record)
         self.say(f"run folder: {self.path}")

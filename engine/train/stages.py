@@ -14,7 +14,7 @@ from metric_learning.engine.options.parts import BatchOptions
 from metric_learning.engine.parallel.collectives import StageLoss
 from metric_learning.engine.parallel.sharded_head import ShardedHead
 from metric_learning.engine.parallel.world import World
-from metric_learning.losses.functional import accuracies, classes_ahead
+from metric_learning.losses.functional import accuracies, classes_ahead, mean_where
 from metric_learning.reader.batches import samplers
 from metric_learning.reader.batches.loader import Sampler
 
@@ -52,17 +52,43 @@ def draw_groups(labels: np.ndarray, batches: BatchOptions, seed: int, world: Wor
 def pair_loss(
     criterion: nn.Module, embeddings: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the loss, and Recall@1 inside the batch by cosine; with --alpha v1's figures."""
+    """Compute the loss, and Recall@1 inside the batch by cosine; with --alpha v1's figures.
+
+    Beside them the `norm` of the embeddings and squared distances, see `geometry`.
+    """
     loss = criterion(embeddings, labels)
+    similarities, figures = geometry(embeddings.detach(), labels)
     if isinstance(loss, tuple):
         loss, (metric, cross_entropy, logits) = loss
         parts = {"loss_metric": metric.detach(), "loss_cls": cross_entropy.detach()}
-        return loss, {**parts, **accuracies(classes_ahead(logits.detach(), labels))}
+        return loss, {**parts, **accuracies(classes_ahead(logits.detach(), labels)), **figures}
 
-    unit = F.normalize(embeddings.detach())
-    similarities = (unit @ unit.T).fill_diagonal_(-torch.inf)  # BxB
     recall = (labels[similarities.argmax(1)] == labels).float().mean()
-    return loss, {"recall": recall}
+    return loss, {"recall": recall, **figures}
+
+
+def geometry(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return cosines (B, B), -inf of an image with itself, and how far images lie apart.
+
+    The figures are the mean `norm` of raw embeddings (B, D) and the mean squared distances of pairs
+    of one class, `d2_pos`, and of each image to the nearest of another class, `d2_neg`, () each.
+    """
+    norms = torch.linalg.vector_norm(embeddings, dim=1)  # B
+    unit = F.normalize(embeddings)
+    cosines = unit @ unit.T  # BxB
+    squares = norms.square()
+    distances = squares[:, None] + squares - 2 * norms[:, None] * norms * cosines
+    distances = distances.clamp(min=0.0)
+
+    is_positive = (labels[:, None] == labels).fill_diagonal_(False)
+    is_negative = labels[:, None] != labels
+    nearest = distances.masked_fill(~is_negative, torch.inf).amin(1)
+    figures = {
+        "norm": norms.mean(),
+        "d2_pos": mean_where(distances, is_positive),
+        "d2_neg": mean_where(nearest, nearest.isfinite()),
+    }
+    return cosines.fill_diagonal_(-torch.inf), figures
 
 
 class Stage(NamedTuple):

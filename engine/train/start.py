@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
+from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import (
@@ -47,9 +48,11 @@ from metric_learning.engine.train.optimizers import build_optimizer
 from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.step import Meter
+from metric_learning.engine.train.watch import Watch
 from metric_learning.losses import stage_of
 from metric_learning.models import EmbeddingModel, load_weights, read_metadata
 from metric_learning.reader import ImageSet, describe_sets
+from metric_learning.retrieval.metrics import default_ks
 
 
 def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> TrainingRun:
@@ -94,24 +97,11 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         | start.describe(given),
         meter=Meter(world),
         epoch=Meter(world),
+        watch=build_watch(stage, options.watch, options.loss),
     )
     if start.state is not None:
         run.restore(start.state)
     return run
-
-
-def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
-    """Return what the weights that a training starts from say of their model, if anything.
-
-    A run that is resumed does not need them any more, so that they may be gone.
-    """
-    if weights is None or checkpoint not in (None, AUTO):
-        return {}
-    try:
-        meta = read_metadata(weights)
-        return {} if meta is None else facts_of_model(meta)
-    except FileNotFoundError:
-        return {}
 
 
 def check_stage(loss_name: str, stage: Stage) -> None:
@@ -144,6 +134,20 @@ def begin(flags: Flags, world: World) -> tuple[Flags, Start]:
     if start.is_auto:
         decide_on_main(world, lambda: check_flags(values, given, path, start.meta))
     return adopt_checkpoint(flags, path, start.meta), start
+
+
+def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
+    """Return what the weights that a training starts from say of their model, if anything.
+
+    A run that is resumed does not need them any more, so that they may be gone.
+    """
+    if weights is None or checkpoint not in (None, AUTO):
+        return {}
+    try:
+        meta = read_metadata(weights)
+        return {} if meta is None else facts_of_model(meta)
+    except FileNotFoundError:
+        return {}
 
 
 def choose_path(run: parts.RunOptions, given: Set[str], world: World) -> Path:
@@ -191,6 +195,15 @@ def compare(
     if start.state is not None:
         notes += check_length(schedule, str(start.checkpoint), start.state)
     return replace(start, notes=[*start.notes, *notes], origin=origin)
+
+
+def build_watch(stage: Stage, options: parts.WatchOptions, loss: parts.LossOptions) -> Watch:
+    """Build what watches over the start of stage 2."""
+    return Watch(
+        is_pair=stage.number == 2,
+        stops=options.on_collapse == "stop",
+        chooses_scale=loss.normalize_embeddings and loss.embedding_scale is None,
+    )
 
 
 def describe(
@@ -307,5 +320,20 @@ def announce(run: TrainingRun) -> None:
     )
     for note in run.start.notes:
         run.say(note)
+    run.say_all(caveats_of(run))
     if run.start.checkpoint:
         run.say(f"resuming {run.start.checkpoint} after step {run.step}")
+
+
+def caveats_of(run: TrainingRun) -> list[str]:
+    """Warn where the tests of a run will say little, or its weights are none or do not fit."""
+    lines, model, path = [], run.learner.model, run.options.model.pretrained_model
+    if run.test_set is not None:
+        lines += caveats.of_split(run.test_set, default_ks(int(run.test_set.is_gallery.sum())))
+    if run.start.checkpoint:
+        return lines
+    if path:
+        meta = read_metadata(path) or {}
+        return lines + caveats.other_inputs(run.options.model, meta, model.mean, model.std)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return lines + caveats.no_weights(run.options.model.model, size, len(run.train_set))

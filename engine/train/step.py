@@ -204,6 +204,7 @@ class Meter:
         self._world = world
         self._sums: dict[str, Tensor] = {}
         self.num_steps = 0
+        self.last_seconds = 0.0  # of the last step
         self._seconds = 0.0
         self._mark = time.perf_counter()
 
@@ -216,7 +217,8 @@ class Meter:
 
     def _count_time(self) -> None:
         now = time.perf_counter()
-        self._seconds += now - self._mark
+        self.last_seconds = now - self._mark
+        self._seconds += self.last_seconds
         self._mark = now
 
     def restart_clock(self) -> None:

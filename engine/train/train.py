@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,12 +16,15 @@ from metric_learning.engine.options.parts import ScheduleOptions
 from metric_learning.engine.parallel.world import join_world, leave_world
 from metric_learning.engine.run.run_folder import link_latest
 from metric_learning.engine.run.signals import Stopped, noted_signals
+from metric_learning.engine.train.needs import memory_caveats
 from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.start import announce, start_run
 from metric_learning.engine.train.step import Step
 from metric_learning.models import EmbeddingModel
 from metric_learning.reader.batches.loader import Batch
+
+TELLING = 3  # the step that tells how long the run will take; the ones before it warm up
 
 
 def train(flags: Flags, stage: Stage) -> Path:
@@ -33,18 +37,20 @@ def train(flags: Flags, stage: Stage) -> Path:
             leave_world()
             return run.path
 
+        clip, every = options.optimizer.clip_grad_norm, options.run
+        step = Step(learner, stage.loss, run.preprocessing, options.batches, options.machine, clip)
+        set_train_mode(learner.model, options.optimizer.freeze_bn)
+        caveats = memory_caveats(step, options.model.image_shape[1], run.num_steps_left)
         with run.kept():
             announce(run)
-            clip, every = options.optimizer.clip_grad_norm, options.run
-            step = Step(
-                learner, stage.loss, run.preprocessing, options.batches, options.machine, clip
-            )
-            set_train_mode(learner.model, options.optimizer.freeze_bn)
-            if is_test_due(run):  # the run was stopped in this test, or there is no step to do
+            run.say_all(caveats)
+            batches = begin(run, step)
+            if is_test_due(run):  # the start, the run was stopped in this test, or no step is to do
                 test(run)
 
+            run.meter.restart_clock()
             bar = run.progress_bar()
-            for batch in run.batches():
+            for batch in batches:
                 take(run, batch)
                 rate = rate_at(options.schedule, run.step)
                 set_rate(learner.optimizer, rate)
@@ -63,6 +69,15 @@ def train(flags: Flags, stage: Stage) -> Path:
             run.finish()
     leave_world()
     return run.path
+
+
+def begin(run: TrainingRun, step: Step) -> Iterable[Batch]:
+    """Return the batches to come; on the first of them stage 2 measures its start, and says it."""
+    if run.step > 0 or run.num_steps_left == 0:
+        return run.batches()
+    batches = run.watch.begin(step, run.batches(), run.num_steps_left)
+    run.say_all(run.watch.describe_start())
+    return batches
 
 
 def take(run: TrainingRun, batch: Batch) -> None:
@@ -85,6 +100,8 @@ def count(run: TrainingRun, figures: dict[str, Tensor] | None) -> None:
             run.epoch.add(figures)
     run.step += 1
     run.learner.is_whole = True
+    if run.meter.num_steps == TELLING and not run.pace.step_seconds:
+        run.foresee(run.meter.last_seconds)
 
 
 def test(run: TrainingRun) -> None:
@@ -113,6 +130,7 @@ def is_test_due(run: TrainingRun) -> bool:
     """Whether the step that is done is to be tested, as the last is, and has not been."""
     every, is_end = run.options.run.test_iter_step, run.step >= run.options.schedule.total_iter_num
     is_one = (bool(every) and is_end) or is_due(run.step, every) or ends_epoch(run)
+    is_one = is_one or (run.options.watch.test_start and run.step == 0)
     return run.tested < run.step and is_one
 
 

@@ -71,7 +71,8 @@ def test_an_epoch_that_is_interrupted_has_the_means_of_all_its_steps(closed_flag
 
 def test_of_unseen_classes_an_epoch_has_the_recall(tiny_flags):
     folder = train_elem.main([*tiny_flags, *SHORT, "--num_epochs=1"])
-    form = rf"epoch:   1, train acc: {NUMBER}, train loss: {NUMBER}, test recall: {NUMBER}$"
+    form = rf"epoch:   1, train acc: {NUMBER}, train loss: {NUMBER}, test recall: {NUMBER}, "
+    form += rf"chance: {NUMBER}$"
     assert re.search(form, (folder / "log.txt").read_text(), re.M)
 
 
@@ -79,7 +80,7 @@ def test_of_unseen_classes_an_epoch_has_the_recall(tiny_flags):
     ("flags", "names"),
     [
         (["--alpha=0.5"], ["train_acc", "train_loss", "test_acc", "test_loss"]),
-        ([], ["train_recall", "train_loss", "test_recall"]),
+        ([], ["train_recall", "train_loss", "test_recall", "chance"]),
     ],
     ids=["alpha", "plain"],
 )

@@ -99,8 +99,10 @@ def test_run_folder_tells_the_whole_story(toy_flags, tmp_path, capsys):
     stamp = r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] "
     for form in (
         r"trainbatch 2, lr 0\.010000, loss \d+\.\d{6}, acc1 0\.\d{4}, acc5 [01]\.\d{4}, "
-        r"time \d+\.\d\d sec$",
+        r"time \d+\.\d\d sec, step 2/4, eta \d+:\d\d:\d\d$",
         r"test_img_num 16, trainbatch 4, test_recall [01]\.\d{5}$",
+        r"recall@1_chance 0\.20000, time \d+\.\d\d sec, step 4/4, eta 0:00:00$",
+        r"warning: 4 test classes: .*",
     ):
         assert re.search(stamp + form, lines, re.MULTILINE), form
     records = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
@@ -120,7 +122,10 @@ def test_pair_line_has_the_batch_recall(toy_flags, tmp_path):
     folder = script.main(
         [*toy_flags, *flags, *QUIET, "--total_iter_num=1", f"--model_save_dir={tmp_path}"]
     )
-    form = r"trainbatch 1, lr 0\.001000, loss \d+\.\d{6}, recall [01]\.\d{4}, time \d+\.\d\d sec$"
+    form = (
+        r"trainbatch 1, lr 0\.001000, loss \d+\.\d{6}, recall [01]\.\d{4}, time \d+\.\d\d sec, "
+        r"norm \S+, d2_pos \S+, d2_neg \S+, step 1/1, eta \d+:\d\d:\d\d$"
+    )
     assert re.search(form, (folder / "log.txt").read_text(), re.MULTILINE)
 
 
@@ -129,6 +134,11 @@ def test_batch_recall_is_that_of_the_nearest_other_row():
     criterion = build_loss("eml")
     figures = pair_loss(criterion, embeddings, torch.tensor([0, 0, 1, 1]))[1]
     assert figures["recall"].item() == 0.5
+    distances = torch.cdist(embeddings, embeddings).square()
+    assert figures["norm"].item() == pytest.approx(embeddings.norm(dim=1).mean().item())
+    assert figures["d2_pos"].item() == pytest.approx((distances[0, 1] + distances[2, 3]).item() / 2)
+    nearest = torch.cat([distances[:2, 2:].amin(1), distances[2:, :2].amin(1)]).mean()
+    assert figures["d2_neg"].item() == pytest.approx(nearest.item(), rel=1e-5)
 
 
 def test_accuracy_is_taken_from_the_margined_logits():

@@ -55,7 +55,8 @@ def test_the_page_says_everything_in_order(subject):
     metrics = evaluate(subject.embeddings[queries], subject.labels[queries], (1, 10), **own)
     for name in ("recall@1", "recall@10", "map@r", "r_precision", "map", "mrr"):
         assert f"{100 * metrics[name]:.2f} %" in page.text
-    assert "95 % interval" in page.text and "--lr_steps" not in page.text
+    assert "95 % interval" in page.text and "chance" in page.text
+    assert "Warning: 8 test classes" in page.text and "--lr_steps" not in page.text
 
 
 def test_the_page_needs_nothing_else():
@@ -111,7 +112,10 @@ def test_a_small_or_collapsed_set_has_a_report(num_images):
     collapsed = replace(subject, embeddings=np.ones_like(subject.embeddings), records=[])
     text = Page(render(collapsed)).text
     assert "it takes at least ten images" in text and "no training run" in text
-    assert "No query has a wrong first neighbour" in text and "one class: no interval" in text
+    assert (
+        "No query has a wrong first neighbour" in text
+        and "fewer than 6 classes: no interval" in text
+    )
 
 
 def test_text_has_the_contrast_of_wcag_aa():

@@ -66,7 +66,7 @@ def test_neighbours_and_curve_are_those_of_a_full_sort(subject):
     expected = [np.mean([any(is_right[:k]) for is_right in hits]) for k in curve.ks]
     np.testing.assert_allclose(curve.recalls, expected)
     assert curve.ks[0] == 1 and curve.ks[-1] == found.num_findable and curve.recalls[-1] == 1
-    assert (np.diff(curve.ks) > 0).all()
+    assert (np.diff(curve.ks) > 0).all() and (np.diff(curve.chances) > 0).all()
     assert curve.low is not None and (curve.low <= curve.recalls).all()
     assert curve.high is not None and (curve.recalls <= curve.high).all()
 

@@ -14,7 +14,13 @@ def folder(tmp_path, toy_tree):
     for name, recall in (("untrained", 0.25), ("eml", 0.875)):
         depends_on = {"weights": f"sha256:{name}", "images": "16 images, sha256:1"}
         about = {"depends_on": depends_on, "flags": {}}
-        result = {"recall@1": recall, "map@r": 0.5, "queries": 16, "evaluated": about}
+        result = {
+            "recall@1": recall,
+            "recall@1_chance": 0.2,
+            "map@r": 0.5,
+            "queries": 16,
+            "evaluated": about,
+        }
         result["recall@1_interval"] = [0.1, 0.9]
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     (tmp_path / "eml").mkdir()
@@ -38,9 +44,10 @@ def folder(tmp_path, toy_tree):
 def test_table_and_pictures(folder, capsys):
     table = summary.main([str(folder), "untrained", "eml"])
     assert table.splitlines() == [
-        "                untrained         eml",
-        "recall@1            25.00       87.50",
-        "map@r               50.00       50.00",
+        "                    untrained         eml",
+        "recall@1                25.00       87.50",
+        "map@r                   50.00       50.00",
+        "recall@1_chance         20.00       20.00",
     ]
     out = capsys.readouterr().out
     for name in ("curves.png", "neighbours.png"):

@@ -1,5 +1,6 @@
 """Exact retrieval metrics against brute force in float64, and against the reference."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from oracle import make, oracle_ranks
 
 from metric_learning.retrieval import evaluate
+from metric_learning.retrieval.metrics import chance_recall
 
 FIXTURES = sorted((Path(__file__).parent.parent / "fixtures").glob("recall_*.npz"))
 
@@ -164,3 +166,47 @@ def test_wrong_arguments_are_errors():
         evaluate(rows, labels, gallery_embeddings=rows)
     with pytest.raises(ValueError, match="4 dimensions, the gallery 3"):
         evaluate(rows, labels, gallery_embeddings=rows[:, :3], gallery_labels=labels)
+
+
+def brute_chance(labels, k, gallery=None):
+    """Recall@K over all sets of K images that a query can find."""
+    rows = []
+    for row, label in enumerate(labels):
+        others = [n for n, other in enumerate(labels if gallery is None else gallery)]
+        if gallery is None:
+            others.remove(row)
+        is_right = [(labels if gallery is None else gallery)[n] == label for n in others]
+        if any(is_right):
+            draws = list(combinations(is_right, k))
+            rows.append(np.mean([any(draw) for draw in draws]))
+    return np.mean(rows)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 6])
+def test_chance_is_the_mean_over_all_draws(k):
+    labels = np.array([3, 3, 3, 5, 5, 9, 1])
+    found = chance_recall(labels, [k])
+    assert found == {f"recall@{k}_chance": pytest.approx(brute_chance(labels, k), rel=1e-12)}
+    gallery = np.array([5, 3, 5, 7, 7, 5])
+    found = chance_recall(labels, [k], gallery)[f"recall@{k}_chance"]
+    assert found == pytest.approx(brute_chance(labels, k, gallery), rel=1e-12)
+
+
+def test_chance_of_many_images_is_that_of_random_embeddings():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 40, 1500)
+    found = evaluate(rng.normal(size=(1500, 8)), labels, (1, 10))
+    chance = chance_recall(labels, (1, 10))
+    for name in ("recall@1", "recall@10"):
+        assert chance[f"{name}_chance"] == pytest.approx(found[name], abs=0.03)
+    assert chance_recall(np.arange(4), (1,)) == {"recall@1_chance": 0.0}
+    products = np.repeat(np.arange(11_000), 6)
+    assert chance_recall(products, (1,))["recall@1_chance"] == pytest.approx(5 / 65_999, rel=1e-9)
+
+
+def test_chance_leaves_a_query_out_of_its_own_gallery():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    queries, gallery = slice(0, 4), slice(1, 6)  # three of the four queries are searched too
+    is_in_gallery = np.array([False, True, True, True])
+    found = chance_recall(labels[queries], [1], labels[gallery], is_in_gallery)
+    assert found["recall@1_chance"] == pytest.approx(np.mean([2 / 5, 1 / 4, 1 / 4, 1 / 4]))

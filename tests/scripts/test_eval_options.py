@@ -20,7 +20,7 @@ from metric_learning.retrieval import evaluate, score_queries
 from metric_learning.retrieval.clustering import cluster_scores
 from metric_learning.retrieval.metrics import score_similarities, summarise
 from metric_learning.retrieval.rerank import parse_rerank, reranked_similarities
-from metric_learning.retrieval.significance import bootstrap_interval
+from metric_learning.retrieval.significance import class_interval
 from metric_learning.retrieval.verification import verification_scores
 from metric_learning.retrieval.whitening import fit_whitening
 
@@ -77,7 +77,8 @@ def test_all_metrics_are_those_of_the_library(runs, embedded, capsys):
     for words in (
         "recall@2",
         "precision@3",
-        "95 % interval over classes",
+        "recall@1 has no interval: it takes 6 classes of queries, here are 4",
+        "recall@1_chance",
         "minp",
         "auc",
         "eer",
@@ -86,11 +87,30 @@ def test_all_metrics_are_those_of_the_library(runs, embedded, capsys):
         assert words in log
 
 
-def test_the_interval_resamples_classes(runs, embedded):
-    features, index = embedded["test"]
-    scores = score_queries(features, index.labels, (1,))
-    expected = bootstrap_interval(scores.columns["recall@1"], scores.labels)
-    assert run(runs[0])["recall@1_interval"] == list(expected)
+def test_interval_and_chance_stand_beside_the_recall(runs, embedded, capsys):
+    features, index = embedded["train"]  # of six classes
+    scores = score_queries(features, index.labels, (1,)).columns["recall@1"]
+    result = run(runs[0], "--split=train")
+    assert result["query_classes"] == 6 and result["recall@1_chance"] == pytest.approx(3 / 23)
+    low, high = class_interval(scores, index.labels)
+    assert result.get("recall@1_interval", [low, high]) == [low, high]
+    assert ("recall@1_interval" in result) == (low < high)
+    log = capsys.readouterr().out
+    assert "recall@1_chance 0.13043, recall@10_chance" in log
+
+
+def test_what_makes_figures_mean_little_is_warned_about(runs, capsys):
+    run(runs[0], "--image_shape=3,40,40")
+    log = capsys.readouterr().out
+    for words in (
+        "warning: 4 test classes: with fewer than 10 every figure is high",
+        "warning: 16 queries with a positive: one of them is 6.2% of a figure",
+        "warning: K is half of the 15 images of the gallery or more; chance has recall@10 0.97802",
+        "was trained on other inputs: size 32 px there, 40 px here",
+    ):
+        assert words in log
+    run(runs[0])
+    assert "other inputs" not in capsys.readouterr().out
 
 
 def test_expected_ties(runs, embedded):
