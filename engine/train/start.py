@@ -15,10 +15,12 @@ from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
 from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.evaluate import caveats
+from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.training import (
     adopt_checkpoint,
     adopt_v1,
+    facts_of_model,
     notes_on_weights,
     settle,
 )
@@ -26,7 +28,7 @@ from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.devices import keep_freed_memory, place
 from metric_learning.engine.parallel.world import World
-from metric_learning.engine.run.resume import find_start, load_start
+from metric_learning.engine.run.resume import AUTO, find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.engine.train.criterion import build_criterion, complete_options
@@ -109,6 +111,36 @@ def build_watch(stage: Stage, options: parts.WatchOptions, loss: parts.LossOptio
         stops=options.on_collapse == "stop",
         chooses_scale=loss.normalize_embeddings and loss.embedding_scale is None,
     )
+
+
+def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
+    """Return what the weights that a training starts from say of their model, if anything.
+
+    A run that is resumed does not need them any more, so that they may be gone.
+    """
+    if weights is None or checkpoint not in (None, AUTO):
+        return {}
+    try:
+        meta = read_metadata(weights)
+        return {} if meta is None else facts_of_model(meta)
+    except FileNotFoundError:
+        return {}
+
+
+def load_splits(
+    data: parts.DataOptions, is_tested: bool, may_miss: bool
+) -> tuple[ImageSet, ImageSet | None]:
+    """Load the training images and, if there are tests, theirs: of the val split, else the test.
+
+    Raises ImageError where images are not there, of the training ones unless they `may_miss`, or
+    ValueError where the test could not be scored.
+    """
+    train_set = data.load("train").require_whole(may_miss)
+    if not is_tested:
+        return train_set, None
+    test_set = data.load("val" if "val" in data.splits else "test").require_whole()
+    check_scorable(test_set)
+    return train_set, test_set
 
 
 def describe(
