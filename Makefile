@@ -15,8 +15,9 @@ $(VENV)/.installed: requirements-base.txt requirements.txt requirements-dev.txt 
 	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --no-deps --editable .
 	touch $@
 
+# Two processes with a thread each take half of the time of one.
 test: setup
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist=loadfile
 
 # What takes minutes, such as the check of a GPU on tiny sizes and the CPU.
 slow: setup

@@ -77,9 +77,11 @@ def _text(path: str, event: yaml.Event) -> str:
 
 
 def _is_nothing(event: yaml.Event) -> bool:
-    is_plain = isinstance(event, yaml.ScalarEvent) and event.style is None
-    return is_plain and event.value in NOTHING and not event.anchor
+    if not isinstance(event, yaml.ScalarEvent):
+        return False
+    return event.style is None and event.value in NOTHING and not event.anchor
 
 
 def _refuse(path: str, event: yaml.Event, reason: str) -> NoReturn:
+    assert event.start_mark is not None
     raise ValueError(f"config {path}:{event.start_mark.line + 1}: {reason}")

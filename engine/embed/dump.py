@@ -70,10 +70,10 @@ def dump_features(folder: Path, embedder: Embedder, image_set: ImageSet, on_bad_
     features = np.empty((len(image_set), model.embedding_size), np.float32)
     done = num_shown = 0
     for embeddings in iterate_embeddings(model, loader, preprocessing, work.machine):
-        rows = slice(done, done + len(embeddings))
-        features[rows] = embeddings.cpu().numpy()
-        paths = image_set.paths[rows]
-        refuse_not_finite(features[rows], paths)
+        part = slice(done, done + len(embeddings))
+        features[part] = embeddings.cpu().numpy()
+        paths = image_set.paths[part]
+        refuse_not_finite(features[part], paths)
         is_read = torch.tensor([path not in loader.broken for path in paths])
         print_lines(embedder, embeddings[is_read.to(embeddings.device)], num_shown)
         done, num_shown = done + len(embeddings), num_shown + int(is_read.sum())

@@ -9,8 +9,6 @@ from matplotlib import font_manager, rcParams
 from matplotlib.ft2font import FT2Font
 from matplotlib.legend import Legend
 
-from metric_learning.common.names import to_line
-
 # Fonts of many scripts that are often installed, and the words that others have in their names.
 MANY_SCRIPTS = ("noto sans", "cjk", "unifont", "arial unicode", "wenquanyi", "takao", "ipagothic")
 
@@ -18,13 +16,13 @@ BOXES = "last resort"  # a font of boxes, which matplotlib brings along
 
 
 def plain_text(name: str) -> tuple[str, list[str]]:
-    """Return a name in one line, and the font families that have its letters between them.
+    """Return a name, and the font families that have its letters between them.
 
     Letters that no font has become escapes, for they would be boxes.
     """
-    text = to_line(name).encode("utf-8", "backslashreplace").decode("utf-8")
+    text = name.encode("utf-8", "backslashreplace").decode("utf-8")
     families = [str(family) for family in rcParams["font.family"]]
-    usual = font_manager.findfont(font_manager.FontProperties(families))
+    usual = font_manager.findfont(font_manager.FontProperties(family=families))
     lacking = {ord(letter) for letter in text} - letters_of(usual)
     for family, file in _other_fonts() if lacking else ():
         found = lacking & letters_of(file)

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 
 from metric_learning.common.atomic import write_atomically
+from metric_learning.common.names import to_line
 from metric_learning.common.schema import is_finite
 from metric_learning.engine.report.files import GENERATOR
 from metric_learning.engine.run.records import read_records
@@ -41,7 +42,7 @@ def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
             (recall_axis, "test", "recall@1"),
         ):
             axis.plot(*curve_of(records, kind, name), marker=".")
-            letter(axis.set_title(""), f"{folder.name}: {name}")
+            letter(axis.set_title(""), f"{to_line(folder.name)}: {name}")
             axis.set(xlabel="step")
             axis.set_ylim(bottom=0, top=1 if kind == "test" else None)
             axis.grid(alpha=0.3)

@@ -85,7 +85,7 @@ def test_parts_of_other_versions(tmp_path, lacks):
         with pytest.raises(ValueError, match="no training state"):
             load_checkpoint(tmp_path / "last.pt")
     else:
-        assert load_checkpoint(tmp_path / "last.pt")["best"]["value"].tolist() == [0, 1, 2]
+        assert load_checkpoint(tmp_path / "last.pt")["model"]["value"].tolist() == [0, 1, 2]
     torch.save(checkpoint() | {"later": 1}, tmp_path / "last.pt")
     with pytest.raises(ValueError, match="holds later, which this version does not know"):
         load_checkpoint(tmp_path / "last.pt")

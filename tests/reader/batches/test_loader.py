@@ -213,7 +213,7 @@ def test_a_broken_image_is_one_line_in_the_main_process(image_set, workers, dama
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"transform": "fancy"}, "reference, standard, got fancy"),
+        ({"transform": "fancy"}, "reference, standard, v1, got fancy"),
         ({"crop_size": 0}, "got 0"),
         ({"min_crop_area": 0.0}, "got 0.0"),
         ({"min_crop_area": 1.5}, "got 1.5"),
