@@ -35,6 +35,7 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
             verify=options.verify,
             is_kept=is_kept,
         )
+
     result["evaluated"]["versions"] = versions()
     if options.json and works[0].machine.world.is_main:
         write_json(Path(options.json), result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,16 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     # Where it begins decides what the flags mean, and so do the training images.
     flags = adopt_v1(flags, world)
     check_stage(flags.loss_name, stage)
-    given = flags.given
-    flags, start = begin(flags, world)
-    path = start.folder or choose_path(parts.pick(parts.RunOptions, flags), given, world)
-    if world.is_main:
-        log(f"run folder: {path}")
+    given, weights = flags.given, flags.pretrained_model
+    facts = read_facts(weights, flags.checkpoint)
+    notes = notes_on_weights(weights, facts, flags.values, given)
+    flags = flags.adopted(str(weights), {}, facts)
+    start = begin(parts.pick(parts.RunOptions, flags), flags.values, given, notes, world)
+    flags = flags.replaced(checkpoint=start.checkpoint)
+    if start.checkpoint is not None:
+        flags = adopt_checkpoint(flags, start.checkpoint, start.meta)
+
+    path = choose_path(start, parts.pick(parts.RunOptions, flags), given, world)
     is_tested = bool(flags.test_iter_step or flags.log_epochs)
     data, may_miss = parts.pick(parts.DataOptions, flags), flags.on_bad_image == "skip"
     sets = load_splits(data, is_tested, may_miss)
@@ -77,9 +82,7 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     # The weights are drawn in this order: those of the network, then those of the loss.
     torch.manual_seed(machine.seed)
     sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world)
-    model = prepare_network(options.model, options.optimizer, machine, start.state is None)
-    if start.state is not None:
-        model.take_norm(start.meta)
+    model = prepare_network(options.model, options.optimizer, machine, start.meta)
     learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
     augmentation = reading.min_crop_area, reading.horizontal_flip
     preprocessing = preprocessing_of(options.model, model, machine.max_pixels, *augmentation)
@@ -111,35 +114,33 @@ def check_stage(loss_name: str, stage: Stage) -> None:
         raise ValueError(f"{loss_name} is a loss of the other stage: train it with {script}")
 
 
-def begin(flags: Flags, world: World) -> tuple[Flags, Start]:
-    """Find where a run begins, and read its checkpoint, if any.
+def begin(
+    run: parts.RunOptions,
+    values: Mapping[str, Any],
+    given: Set[str],
+    notes: Sequence[str],
+    world: World,
+) -> Start:
+    """Find where a run begins, and read its checkpoint, if any; without one, `notes` are told.
 
-    Returns flags with what the checkpoint, or else the weights that the training starts from, say
-    in place of what was not given. Raises ValueError where --checkpoint=auto finds the run of
-    another command.
+    Raises ValueError where --checkpoint=auto finds the run of another command than this one, whose
+    flags have `values`, some of them `given`.
     """
-    given, weights = flags.given, flags.pretrained_model
-    facts = read_facts(weights, flags.checkpoint)
-    notes = notes_on_weights(weights, facts, flags.values, given)
-    # The run folder is named after the model, which the weights may settle.
-    flags = flags.adopted(str(weights), {}, facts)
-    run, values = parts.pick(parts.RunOptions, flags), flags.values
     start = decide_on_main(world, lambda: find_start(run))
     path = start.checkpoint
-    flags = flags.replaced(checkpoint=path)
     if path is None:
-        return flags, replace(start, notes=[*start.notes, *notes])
-
+        return replace(start, notes=[*start.notes, *notes])
     start = replace(start, state=load_start(path))
     if start.is_auto:
         decide_on_main(world, lambda: check_flags(values, given, path, start.meta))
-    return adopt_checkpoint(flags, path, start.meta), start
+    return start
 
 
 def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
     """Return what the weights that a training starts from say of their model, if anything.
 
-    A run that is resumed does not need them any more, so that they may be gone.
+    The run folder is named after the model, which they may settle. A run that is resumed does not
+    need them any more, so that they may be gone.
     """
     if weights is None or checkpoint not in (None, AUTO):
         return {}
@@ -150,10 +151,13 @@ def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
         return {}
 
 
-def choose_path(run: parts.RunOptions, given: Set[str], world: World) -> Path:
-    """Choose the run folder, see `choose_folder`."""
+def choose_path(start: Start, run: parts.RunOptions, given: Set[str], world: World) -> Path:
+    """Choose the run folder, see `choose_folder`, where it is not settled yet, and say it."""
     is_named = bool(given & {"model_save_dir", "run_name"})
-    return decide_on_main(world, lambda: choose_folder(run, is_named))
+    path = start.folder or decide_on_main(world, lambda: choose_folder(run, is_named))
+    if world.is_main:
+        log(f"run folder: {path}")
+    return path
 
 
 def load_splits(data: parts.DataOptions, is_tested: bool, may_miss: bool) -> dict[str, ImageSet]:
@@ -255,13 +259,17 @@ def prepare_network(
     options: parts.ModelOptions,
     optimizer: parts.OptimizerOptions,
     machine: parts.MachineOptions,
-    is_new: bool,
+    resumed: Mapping[str, Any],
 ) -> EmbeddingModel:
-    """Build a network on its device, with --pretrained_model if the run `is_new`, or ValueError."""
+    """Build a network on its device; ValueError where an option does not fit it.
+
+    It has the weights of --pretrained_model, or the mean and std that a `resumed` checkpoint, if
+    it is not empty, says.
+    """
     if machine.device.type == "cpu":
         keep_freed_memory()
     model = build_network(options)
-    if options.pretrained_model and is_new:
+    if options.pretrained_model and not resumed:
         report = load_weights(model, options.pretrained_model)
         if machine.world.is_main:
             log(f"weights: {report.source}, {len(report.loaded)} tensors loaded{report.remarks}")
@@ -277,6 +285,8 @@ def prepare_network(
     if machine.sync_bn:
         synchronise_batch_norm(model, machine.world, machine.device)
     place(model, machine.device)
+    if resumed:
+        model.take_norm(resumed)
     return model
 
 

@@ -100,14 +100,19 @@ def open_cache(
                 builder.build()
 
     cached = CachedImages(folder, about, len(image_set))
-    broken = cached.broken()
-    if on_bad_image == "error" and len(broken):
+    if on_bad_image == "error":
+        _refuse_broken(cached.broken(), image_set, folder)
+    return CachedImageSet.of(image_set, cached)
+
+
+def _refuse_broken(broken: np.ndarray, image_set: ImageSet, folder: Path) -> None:
+    """Raise ImageError where a cache has images, by their numbers, that are broken."""
+    if len(broken):
         raise ImageError(
             f"cannot read image {image_set.paths[broken[0]]} ({len(broken)} broken of "
             f"{len(image_set)} in --cache={folder}): repair the data set or give "
             "--on_bad_image=skip"
         )
-    return CachedImageSet.of(image_set, cached)
 
 
 def _take_snapshot(

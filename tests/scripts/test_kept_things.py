@@ -71,7 +71,7 @@ def test_features_of_other_images_or_an_earlier_version_are_refused(
     ask = [*photos.flags, f"--features={tmp_path / 'a.npy'}"]
     eval_script.main(ask)
     monkeypatch.setattr(embedder, "DECODER", 99)
-    assert "features of other decoder (1, not 99)" in error_of(eval_script.main, ask)
+    assert "features of other decoder (2, not 99)" in error_of(eval_script.main, ask)
     monkeypatch.undo()
     photos.paths[3].unlink()
     error = error_of(eval_script.main, ask)

@@ -262,7 +262,7 @@ def test_a_cache_of_something_else_is_refused(images, folder, monkeypatch):
     with pytest.raises(ImageError, match="other cache_size \\(40, not 50\\)"):
         build(image_set, folder, short_side=50)
     monkeypatch.setattr(cache, "DECODER", 99)
-    with pytest.raises(ImageError, match="other decoder \\(1, not 99\\)"):
+    with pytest.raises(ImageError, match="other decoder \\(2, not 99\\)"):
         build(image_set, folder)
     monkeypatch.undo()
     os.remove(image_set.paths[3])
