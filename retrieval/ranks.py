@@ -128,6 +128,7 @@ def _rank_queries(
     offsets = np.clip(positives.offsets, first, last) - first
     cosines = counter.pair_cosines(rows, columns)
     counter.sort_descending(offsets, cosines)
+
     thresholds = Thresholds(
         offsets,
         cosines,
@@ -158,6 +159,7 @@ def ranks_of_similarities(
         rows, columns = positives.pairs(chunk.start, chunk.stop)
         offsets = positives.offsets[chunk.start : chunk.stop + 1] - positives.offsets[chunk.start]
         ahead, level = (np.empty(len(rows), np.int64) for _ in range(2))
+
         for i, row in enumerate(similarities):
             part = slice(offsets[i], offsets[i + 1])
             is_negative = np.ones(len(row), bool)

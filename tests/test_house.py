@@ -202,6 +202,7 @@ def test_long_bodies_have_paragraphs():
 
 TRACED = """
 import sys
+from functools import cache
 from pathlib import Path
 
 import train_pair
@@ -210,8 +211,9 @@ ROOT = Path.cwd()
 steps, stack = [], []
 
 
-def place_of(frame):
-    file = Path(frame.f_code.co_filename)
+@cache
+def place_of(name):
+    file = Path(name)
     if "site-packages" in file.parts or not file.is_file():
         return None
     file = file.resolve()
@@ -219,7 +221,7 @@ def place_of(frame):
 
 
 def note(frame, event, argument):
-    place = place_of(frame) if event == "call" else None
+    place = place_of(frame.f_code.co_filename) if event == "call" else None
     if place is None or ".venv" in place:
         return
     if frame.f_code.co_name == "set_rate":
@@ -228,8 +230,9 @@ def note(frame, event, argument):
         steps[-1].add(place)
     if steps and place.startswith("losses/") and frame.f_code.co_name == "forward" and not stack:
         while frame is not None:
-            if place_of(frame) and frame.f_code.co_name != "<module>":
-                stack.append(f"{place_of(frame)}:{frame.f_code.co_name}")
+            place = place_of(frame.f_code.co_filename)
+            if place and frame.f_code.co_name != "<module>":
+                stack.append(f"{place}:{frame.f_code.co_name}")
             frame = frame.f_back
 
 

@@ -14,7 +14,7 @@ import eval as eval_script
 import train_elem
 import train_pair
 from metric_learning.engine.embed.embedding import embed_images
-from metric_learning.engine.run.checkpoints import load_checkpoint
+from metric_learning.engine.run.checkpoints import load_checkpoint, save_checkpoint
 from metric_learning.engine.train import run
 from metric_learning.engine.train.stages import elem_loss, pair_loss
 from metric_learning.losses import build_loss
@@ -269,7 +269,7 @@ def test_a_best_checkpoint_survives_a_resume_from_before_it(toy_flags, tmp_path)
     )
     best = load_checkpoint(folder / "best.pt")
     best["best"] = {"recall@1": 1.0, "step": 2}
-    torch.save(best, folder / "best.pt")
+    save_checkpoint(folder / "best.pt", best)
     resumed_run(script, flags, folder / "step_1.pt", 3)
     assert load_checkpoint(folder / "best.pt")["best"]["recall@1"] == 1.0
     assert load_checkpoint(folder / "last.pt")["best"] == {"recall@1": 1.0, "step": 2}

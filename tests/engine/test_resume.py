@@ -128,11 +128,13 @@ def test_going_back_leaves_the_later_steps_behind(train, tmp_path):
     assert steps == [1, 2, 3]
 
 
-def test_a_checkpoint_of_an_earlier_version_resumes(train):
+def test_a_checkpoint_of_an_earlier_version_resumes(train, tmp_path):
     folder = train("--total_iter_num=1")
     checkpoint = load_checkpoint(folder / "last.pt")
     del checkpoint["tested"]
-    torch.save(checkpoint | {"random_state": {"cpu": torch.get_rng_state()}}, folder / "last.pt")
+    former = checkpoint | {"random_state": {"cpu": torch.get_rng_state()}}
+    torch.save(former, tmp_path / "former.pt")  # not over the file that its tensors lie in
+    (tmp_path / "former.pt").replace(folder / "last.pt")
     (folder / "step_1.pt").unlink()
     train("--total_iter_num=2", "--test_iter_step=1")
     assert step_of(folder) == 2

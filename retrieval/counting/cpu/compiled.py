@@ -93,8 +93,8 @@ class CpuCounter:
 
         columns = None if is_symmetric else gallery
         for_each_tile(queries, columns, query_range, make_visitor, share, ladder)
-        ahead = np.sum([counts.ahead for counts in all_counts], axis=0, dtype=np.int64)
-        level = np.sum([counts.level for counts in all_counts], axis=0, dtype=np.int64)
+        ahead = np.array([counts.ahead for counts in all_counts]).sum(0, np.int64)
+        level = np.array([counts.level for counts in all_counts]).sum(0, np.int64)
         if share.rank == 0:  # once for all processes
             positives_ahead, positives_level = thresholds.positives(self.pair_cosines)
             ahead -= positives_ahead

@@ -79,23 +79,19 @@ def for_each_tile(
     """
     shape = shape or square()
     columns = queries if gallery is None else gallery
-    start, stop = query_range
     cores = max(1, min(num_cores(), len(columns.rows) // (2 * TILE)))
     # All processes have to cut the queries alike, however many threads each of them has.
-    workers = share.size * max(1, min(share.threads or cores, len(columns.rows) // (2 * TILE)))
-    unit = LEAST_ROWS if gallery is not None else shape.rows
-    height = -(-(stop - start) // (workers * (1 if gallery is not None else 4)))
-    height = min(shape.block, -(-height // unit) * unit)
-    blocks = [(row, min(row + height, stop)) for row in range(start, stop, height)]
+    fewest = max(1, min(share.threads or cores, len(columns.rows) // (2 * TILE)))
+    blocks = cut(query_range, share.size * fewest, shape, is_symmetric=gallery is None)
+    shape = shape._replace(block=blocks[0][1] - blocks[0][0] if blocks else shape.block)
+
     tasks: SimpleQueue[tuple[int, int]] = SimpleQueue()
     for block in blocks[share.rank :: share.size]:  # those with most tiles first
         tasks.put(block)
     has_stopped = Event()
 
     def work() -> None:
-        workspace = Workspace(
-            queries, columns, gallery is None, shape._replace(block=height), products, has_stopped
-        )
+        workspace = Workspace(queries, columns, gallery is None, shape, products, has_stopped)
         visitor = make_visitor()
         while not has_stopped.is_set():
             try:
@@ -113,6 +109,17 @@ def for_each_tile(
             except BaseException:  # an error of one thread, or Ctrl-C
                 has_stopped.set()
                 raise
+
+
+def cut(
+    query_range: tuple[int, int], num_workers: int, shape: Shape, is_symmetric: bool
+) -> list[tuple[int, int]]:
+    """Cut queries into blocks, each the first and the one behind the last, for several workers."""
+    start, stop = query_range
+    unit = shape.rows if is_symmetric else LEAST_ROWS
+    height = -(-(stop - start) // (num_workers * (4 if is_symmetric else 1)))
+    height = min(shape.block, -(-height // unit) * unit)
+    return [(row, min(row + height, stop)) for row in range(start, stop, height)]
 
 
 class Workspace:
