@@ -17,8 +17,8 @@ def read_result(file: Path) -> dict[str, Any]:
     """Read what eval.py --json wrote; ValueError where it does not say what it is a result of."""
     result = check_fields(read_json(file, str(file)), (), str(file))
     about = result.get("evaluated")
-    is_told = is_object(about) and is_object(about.get("depends_on"), _is_fact)
-    if not is_told or not is_object(about.get("flags")):
+    about = about if isinstance(about, dict) else {}
+    if not is_object(about.get("depends_on"), _is_fact) or not is_object(about.get("flags")):
         raise ValueError(
             f"{file} does not say what it is a result of, as those of earlier versions and of "
             "--compare do not: evaluate again, eval.py --json writes it"

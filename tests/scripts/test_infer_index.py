@@ -111,7 +111,7 @@ def test_a_folder_of_queries_is_answered_in_order(built, weights, toy_tree):
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("ivf", "nlist=4,nprobe=1"), ("hnsw", ""), ("hnsw", "ef_search=7")],
+    [("ivf", "nlist=4,nprobe=1"), ("hnsw", "m=32"), ("hnsw", "ef_search=7")],
 )
 def test_approximate_indexes_report_their_recall(
     weights, toy_tree, tmp_path, capsys, kind, options
@@ -178,7 +178,7 @@ def test_a_query_that_cannot_be_answered_is_one_line(fails, built, weights, toy_
     base = [f"--pretrained_model={weights / '0.pth'}", f"--query={toy_tree / 'test'}"]
     ask = [*base, f"--index={built}"]
     assert "--query searches an index" in fails(*base)
-    assert "behind --query=, found nothing" in fails(*ask, "--query=")
+    assert "--query has an empty value" in fails(*ask, "--query=")
     assert "nowhere.index" in fails(*base, "--index=nowhere.index")
     assert "no search index" in fails(*base, f"--index={weights / '0.pth'}")
     assert "--topk=17" in fails(*ask, "--topk=17")

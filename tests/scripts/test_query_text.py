@@ -102,7 +102,7 @@ def test_an_index_answers_only_to_the_weights_that_built_it(fails, ask, weights)
         (["--query=a.jpg"], "expected --query or --query_text, found both"),
         (["--batch_size=2"], "--batch_size is not used (--query_text reads no images)"),
         (["--images=photos"], "--images is not used (--query_text searches the images of --index)"),
-        (["--query_text= "], "expected words behind --query_text=, found nothing"),
+        (["--query_text= "], "--query_text has an empty value"),
         (["--topk=41"], "--topk=41"),
         ([f"--query_text={'word ' * 99}"], "reads at most 14: shorten"),
     ],
