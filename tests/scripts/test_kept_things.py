@@ -15,6 +15,7 @@ import infer
 import metric_learning
 from metric_learning.engine.embed import embedder
 from metric_learning.engine.report import __main__ as report
+from metric_learning.engine.report.subjects import of_features
 from metric_learning.models import build_model
 
 MACHINE = ["--use_gpu=False", "--num_workers=0", "--batch_size=16"]
@@ -36,7 +37,7 @@ def photos(toy_tree, weights, tmp_path):
     flags = [*MACHINE, "--dataset=folder", f"--data_dir={root}", f"--pretrained_model={weights}"]
     flags += ["--model=test_resnet", "--image_shape=3,32,32"]
     paths = sorted((root / "test").glob("*/*.png"))
-    return SimpleNamespace(root=root, flags=flags, paths=paths)
+    return SimpleNamespace(root=root, flags=flags, paths=paths, weights=weights)
 
 
 def make_noise(paths):
@@ -162,3 +163,19 @@ def test_a_result_says_what_it_is_of(photos, tmp_path):
     result = tmp_path / "d.json"
     eval_script.main([*photos.flags, f"--json={result}"])
     assert json.loads(result.read_text())["evaluated"]["depends_on"]["images"] != kept[0]["images"]
+
+
+def test_kept_things_without_broken_images_are_taken_up(photos, tmp_path):
+    """An index without its broken images is searched; a dump without them is reported on."""
+    for path in photos.paths[:4]:  # all of a class, and so of a folder
+        path.write_text("hello")
+    index, dump = tmp_path / "a.index", tmp_path / "dump"
+    infer.main([*photos.flags, f"--index={index}"])
+    ask = [*MACHINE, f"--pretrained_model={photos.weights}", f"--index={index}"]
+    [answer] = infer.main([*ask, f"--query={photos.paths[5]}", "--topk=1"])
+    assert answer["neighbours"][0]["path"] == str(photos.paths[5])
+    infer.main([*photos.flags, f"--output_dir={dump}", "--on_bad_image=skip"])
+    assert len(of_features(dump).labels) == 12
+    make_noise(photos.paths[:1])
+    with pytest.raises(ValueError, match="images or their classes have changed since"):
+        of_features(dump)
