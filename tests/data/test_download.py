@@ -359,7 +359,11 @@ def test_folder_of_something_else_is_left_alone(tmp_path, capsys, offer):
 
 
 def test_no_name_is_an_error(tmp_path, capsys):
-    assert "no data set named; expected one of sop" in run(tmp_path, capsys, "")[2]
+    assert "an argument is empty" in run(tmp_path, capsys, "")[2]
+    with pytest.raises(SystemExit) as stop:
+        download.main([f"--dir={tmp_path}"])
+    assert stop.value.code == 2
+    assert "no data set named; expected one of sop" in capsys.readouterr().err
 
 
 def test_unknown_name_is_an_error(tmp_path, capsys):
