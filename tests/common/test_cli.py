@@ -37,7 +37,7 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("CUDA out of memory"), "the GPU has too little memory: lower"),
         (RuntimeError("CUDA error: out of memory"), "the GPU has too little memory: lower"),
         (RuntimeError("cuDNN error: CUDNN_STATUS\nmore"), "failed (cuDNN error: CUDNN_STATUS)"),
-        (MemoryError(), "there is too little memory: lower"),
+        (MemoryError(), "this machine has too little memory: lower"),
         (RuntimeError("[..] DefaultCPUAllocator: can't allocate memory: you"), "too little memory"),
         (RuntimeError("can't start new thread"), "no further thread"),
         (RuntimeError("NCCL error: remote process exited"), "another process of this run ended"),

@@ -74,7 +74,7 @@ def test_fetch_of_torchvision_weights(weights, folder, offer, capsys):
 def test_damaged_torchvision_weights(folder, offer, capsys):
     offer("f37072fd")
     assert "arrived damaged" in failed(capsys, ["--model=ResNet18"])
-    assert not folder.exists()
+    assert not any(folder.glob("*"))
 
 
 @pytest.mark.parametrize("error", [URLError("no route"), TimeoutError("timed out")])
@@ -88,7 +88,7 @@ def test_failed_download(error, folder, monkeypatch, capsys):
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     assert "check the network" in failed(capsys, ["--model=ResNet18"])
     assert [url.rpartition("/")[2] for url in asked] == ["resnet18-f37072fd.pth"]
-    assert not folder.exists()
+    assert not any(folder.glob("*"))
 
 
 def test_fetch_of_timm_weights(folder, monkeypatch, capsys):
@@ -171,7 +171,7 @@ def test_user_errors(weights, folder, tmp_path, capsys):
     )
     assert "for --convert" in failed(capsys, ["--model=resnet14t", "--sha256=00"])
     assert "no pretrained weights" in failed(capsys, ["--model=ese_vovnet19b_slim"])
-    assert not folder.exists()
+    assert not any(folder.glob("*"))
 
 
 def test_script_runs_from_any_folder(tmp_path):
