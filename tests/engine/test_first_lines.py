@@ -33,7 +33,7 @@ def announced(data):
     lines = []
     run = SimpleNamespace(
         train_set=data.load("train"),
-        test_set=start.load_test_set(data),
+        test_set=[*start.load_splits(data, True, False).values()][1],
         say=lines.append,
         sampler=SimpleNamespace(note=""),
         machine=SimpleNamespace(world=SimpleNamespace(size=1), device="cpu"),
@@ -66,7 +66,7 @@ def photos(tmp_path):
 
 def test_the_val_split_is_tested_in_training_and_said(photos):
     data = data_of(dataset="csv", csv=str(photos))
-    assert start.load_test_set(data).class_names == {6: "7", 7: "8"}
+    assert start.load_splits(data, True, False)["val"].class_names == {6: "7", 7: "8"}
     lines = announced(data)
     assert lines[:4] == [
         "train: csv, 12 images of 6 classes",
@@ -102,7 +102,7 @@ def test_both_doors_refuse_what_is_missing_or_listed_twice(photos):
     (photos.parent / "71.png").unlink()
     data = data_of(dataset="csv", csv=str(photos))
     with pytest.raises(ImageError, match=r"photos.csv:15: no image .*71.png \(1 of 4 images of"):
-        start.load_test_set(data)
+        start.load_splits(data, True, False)
     photos.write_text(text + text.splitlines()[-1])
     with pytest.raises(ImageError, match=r"photos.csv:22: .*101.png is listed in .*:21 already"):
         lines_of(data)
