@@ -23,6 +23,9 @@ PATIENCE = 120  # seconds until a test gives up
 TINY = ["--model=test_resnet", "--loss_name=arcmargin", "--train_batch_size=8", "--lr=0.01"]
 TINY += ["--display_iter_step=1"]
 
+# What trainings import is imported once; the scripts alone import it only when they train.
+PRELOADED = ["train_elem", "train_pair", "metric_learning.engine.train.train"]
+
 
 class TrainingProcess:
     """A process that runs a training script; its output is that of stdout and stderr."""
@@ -76,7 +79,7 @@ def children_of(pid):
 
 def context():
     """Return what makes processes that are forked from the server; start it if it is not there."""
-    multiprocessing.set_forkserver_preload(["train_elem", "train_pair"])
+    multiprocessing.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # the server's, before Python 3.12 finds it itself
         patch.setenv("OMP_NUM_THREADS", "1")
