@@ -36,14 +36,14 @@ def announced(data):
         test_set=[*start.load_splits(data, True, False).values()][1],
         say=lines.append,
         sampler=SimpleNamespace(note=""),
-        machine=SimpleNamespace(world=SimpleNamespace(size=1), device="cpu"),
+        machine=SimpleNamespace(world=SimpleNamespace(size=1, is_main=True), device="cpu"),
         learner=SimpleNamespace(model=SimpleNamespace(parameters=list, embedding_size=8)),
         options=SimpleNamespace(
             model=SimpleNamespace(model="net"),
             loss=SimpleNamespace(loss_name="eml"),
             schedule=SimpleNamespace(lr=0.1),
         ),
-        start=SimpleNamespace(notes=[], checkpoint=None),
+        start=SimpleNamespace(notes=[], checkpoint=None, origin=None),
     )
     start.announce(run)
     return lines
