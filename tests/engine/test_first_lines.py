@@ -35,6 +35,7 @@ def announced(data):
         train_set=data.load("train"),
         test_set=[*start.load_splits(data, True, False).values()][1],
         say=lines.append,
+        say_all=lines.extend,
         sampler=SimpleNamespace(note=""),
         machine=SimpleNamespace(world=SimpleNamespace(size=1, is_main=True), device="cpu"),
         learner=SimpleNamespace(model=SimpleNamespace(parameters=list, embedding_size=8)),
@@ -45,7 +46,9 @@ def announced(data):
         ),
         start=SimpleNamespace(notes=[], checkpoint=None, origin=None),
     )
-    start.announce(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "caveats_of", lambda run: [])
+        start.announce(run)
     return lines
 
 
