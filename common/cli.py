@@ -118,6 +118,7 @@ def fail(message: str) -> NoReturn:
     if rank:
         time.sleep(OTHER_RANKS_WAIT)
         message = f"rank {rank}: {message}"
+    message = message.replace("\n", "\\n")  # of an argument or a name: the error is one line
     with contextlib.suppress(OSError):  # its terminal may be gone
         print(f"error: {message}", file=sys.stderr)
     try:

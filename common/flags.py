@@ -311,7 +311,7 @@ class _Parser(argparse.ArgumentParser):
             names = [option for action in self._actions for option in action.option_strings]
             hint = _hint(wrong[2:], names, self.elsewhere)
             message = f"unknown flag {wrong}: {hint}{' ' if hint else ''}--help lists all"
-        fail((self.source + message).replace("\n", "\\n"))  # arguments may hold line ends
+        fail(self.source + message)
 
 
 def _hint(wrong: str, options: Sequence[str], elsewhere: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from metric_learning.reader.sets.left_out import NO_FOLD, NO_ROLE, LeftOut
 from metric_learning.reader.sets.table import (
     ALL,
+    SPLIT_NAMES,
     SPLITS,
     TEST,
     TRAIN,
@@ -26,11 +27,7 @@ from metric_learning.reader.sets.table import (
 from metric_learning.reader.sets.text import read_text, strip, unify_integers, unify_labels
 
 NEEDED_COLUMNS = ("path", "label")
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation"), VAL),
-    **dict.fromkeys(("test", "testing"), TEST),
-}
+SPLIT_WORDS = {word: split for split, words in SPLIT_NAMES.items() for word in words}
 ROLES = ("is_query", "is_gallery")
 TRUE_WORDS = ("true", "1", "yes")
 FALSE_WORDS = ("false", "0", "no", "", "nan", "none")

@@ -11,6 +11,7 @@ import numpy as np
 from metric_learning.reader.sets import left_out
 from metric_learning.reader.sets.left_out import LeftOut, join_left_out
 from metric_learning.reader.sets.table import (
+    SPLIT_NAMES,
     SPLITS,
     TEST,
     TRAIN,
@@ -22,12 +23,6 @@ from metric_learning.reader.sets.table import (
 from metric_learning.reader.sets.walk import FOLDER, IMAGE, Walk, list_folder, walk_images
 
 FOLDER_LAYOUT = "train/CLASS/* and test/CLASS/* (or val, valid, validation), or CLASS/*"
-# What the folders of the splits are called, in any case; the first that holds classes is taken.
-SPLIT_NAMES = {
-    TRAIN: ("train", "training"),
-    TEST: ("test", "testing"),
-    VAL: ("val", "valid", "validation"),
-}
 NUM_SHOWN = 8  # folders that an error names
 NUM_OMNIGLOT_TRAIN_ALPHABETS = 20
 

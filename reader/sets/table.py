@@ -15,6 +15,13 @@ from metric_learning.reader.sets.left_out import LeftOut, join_left_out
 
 TRAIN, VAL, TEST, ALL = "train", "val", "test", "all"
 SPLITS = (TRAIN, VAL, TEST)
+# What folders and cells of the splits are called, in any case; of folders, the first that holds
+# classes is taken.
+SPLIT_NAMES = {
+    TRAIN: ("train", "training"),
+    TEST: ("test", "testing"),
+    VAL: ("val", "valid", "validation"),
+}
 NUM_RANGES = 4  # of class numbers that a line shows
 
 Box = tuple[str, ...]
