@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +81,11 @@ def score_histograms(histograms: SimilarityHistograms) -> dict[str, float | int]
     false_accepts = np.concatenate([[0], np.cumsum(negatives[::-1])])
     tar, far = true_accepts / num_positives, false_accepts / num_negatives
 
+    # In whole numbers, so that a pair in another bin moves it only where it changes the order.
+    widths, heights = np.diff(false_accepts), true_accepts[1:] + true_accepts[:-1]
+    twice_area = sum(map(operator.mul, widths.tolist(), heights.tolist()))
     scores: dict[str, float | int] = {
-        "auc": float(np.diff(far) @ (tar[1:] + tar[:-1]) / 2),
+        "auc": twice_area / (2 * num_positives * num_negatives),
         "eer": float(np.interp(0.0, far - (1 - tar), far)),
     }
     for exponent in EXPONENTS:

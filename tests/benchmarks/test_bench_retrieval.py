@@ -68,7 +68,6 @@ def test_only_the_time_of_the_search_is_scaled(monkeypatch):
     assert found["cpu_seconds"] == 1 + 2 * 10 and found["wall_seconds"] == 2 + 4 * 10
 
 
-@pytest.mark.slow
 def test_memory_is_the_peak_of_the_measured_search():
     def prepare(embeddings, labels):
         def search(num_queries):

@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from multiprocessing import forkserver
@@ -92,5 +93,6 @@ def _run(script, flags, output, max_file_size):
     for stream in (sys.stdout, sys.stderr):
         os.dup2(file, stream.fileno())
     multiprocessing.set_start_method("fork", force=True)  # as where no server was
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # though the tests may run under nohup
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, resource.RLIM_INFINITY))
     importlib.import_module(script).main(flags)

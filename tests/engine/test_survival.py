@@ -186,7 +186,6 @@ def test_a_full_disk_below_stdout_ends_no_training(tiny_flags, tmp_path):
     assert "trainbatch 2, " in lines and "run folder: " in lines
 
 
-@pytest.mark.slow
 def test_a_terminal_that_goes_away_stops_a_training_with_everything_saved(
     start, tiny_flags, tmp_path
 ):

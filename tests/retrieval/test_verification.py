@@ -203,6 +203,18 @@ def test_separated_classes_are_perfect(device):
     assert (found["auc"], found["eer"], found["tar@far=0.01"]) == (1, 0, 1)
 
 
+def test_auc_depends_on_the_order_alone():
+    """A BLAS that rounds otherwise moves pairs to a neighbouring bin: not a digit may move."""
+    counts, edges = np.random.default_rng(0).integers(1, 99, (2, 99)), np.linspace(-1, 1, 100)
+    bins = np.arange(99) % 3
+    positives, negatives = counts[0] * (bins == 0), counts[1] * (bins == 1)
+    moved = negatives // 2
+    beside = negatives - moved + np.roll(moved, 1)
+    scores = score_histograms(SimilarityHistograms(edges, positives, negatives))
+    assert score_histograms(SimilarityHistograms(edges, positives, beside)) == scores
+    assert 0.4 < scores["auc"] < 0.6
+
+
 @pytest.mark.parametrize(("negatives", "is_given"), [(999, False), (1000, True)])
 def test_rates_need_ten_accepted_pairs(negatives, is_given):
     counts = np.array([[0, 3, 0], [negatives - 10, 10, 0]])

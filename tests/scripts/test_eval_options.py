@@ -296,7 +296,7 @@ def test_compare_needs_two_checkpoints_and_nothing_else(runs, fails, tmp_path):
     assert "missing.pt" in fails("--compare", runs[0], tmp_path / "missing.pt")
 
 
-@pytest.mark.parametrize("keeps_features", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("keeps_features", [False, True])
 def test_two_processes_find_the_same_digits(runs, tmp_path, keeps_features):
     results = []
     for num_processes in (1, 2):
