@@ -71,9 +71,13 @@ class AdaFaceLoss(CosineLoss):
     def margined(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the logits (B, C); in training mode, after an update of the statistics."""
         norms = row_norms(embeddings.detach()).clamp(LOWEST_NORM, self.ada_norm_limit)  # Bx1
-        if self.training and len(norms) > 1 and bool(norms.isfinite().all()):
-            self.running_mean.lerp_(norms.mean().to(self.running_mean), self.ada_momentum)
-            self.running_std.lerp_(norms.std().to(self.running_std), self.ada_momentum)
+        if self.training and len(norms) > 1:
+            is_finite = norms.isfinite().all()  # where they are not, nothing moves
+            for running, value in (
+                (self.running_mean, norms.mean()),
+                (self.running_std, norms.std()),
+            ):
+                running.lerp_(torch.where(is_finite, value.to(running), running), self.ada_momentum)
         quality = (norms - self.running_mean) / (self.running_std + 1e-3)
         quality = (self.ada_concentration * quality).clamp(-1.0, 1.0)
 

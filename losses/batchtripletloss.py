@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metric_learning.losses.functional import euclidean, mean_or_zero, mean_where
+from metric_learning.losses.functional import euclidean, mean_where
 from metric_learning.losses.mining import MINERS
 from metric_learning.losses.pairs import LabelLoss, Pairs
 
@@ -53,7 +54,9 @@ class BatchTripletLoss(LabelLoss):
     def compare(self, pairs: Pairs) -> Tensor:
         """Return the mean cost of the mined triples."""
         to_positive, to_negative = MINERS[self.mining](pairs.complete())
+        is_triple = to_negative != torch.inf
         if self.soft_margin:
-            return mean_or_zero(F.softplus(euclidean(to_positive) - euclidean(to_negative)))
+            costs = F.softplus(euclidean(to_positive) - euclidean(to_negative))
+            return mean_where(costs, is_triple)
         costs = F.relu(to_positive - to_negative + self.margin)
-        return mean_where(costs, costs > 0) if self.mining == "all" else mean_or_zero(costs)
+        return mean_where(costs, costs > 0 if self.mining == "all" else is_triple)

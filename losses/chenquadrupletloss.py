@@ -45,11 +45,11 @@ class ChenQuadrupletLoss(nn.Module):
         own = torch.arange(len(labels), device=labels.device)
         pairs = pairs_with(embeddings, labels, embeddings, labels, own)
         distances = pairs.squared_distances  # BxB
-        rows, columns = pairs.is_positive.nonzero(as_tuple=True)
+        rows, columns = pairs.positions(pairs.host_positive)
         gaps = distances[rows, columns][:, None] - distances[rows]  # TxB
         triplets = mean_where(F.relu(gaps + self.margin), pairs.is_negative[rows])
-        i, j = pairs.is_positive.triu().nonzero(as_tuple=True)
-        k, l = pairs.is_negative.triu().nonzero(as_tuple=True)  # noqa: E741
+        i, j = pairs.positions(pairs.host_positive.triu())
+        k, l = pairs.positions(pairs.host_negative.triu())  # noqa: E741
         gaps = distances[i, j][:, None] - distances[k, l][None, :]
         is_apart = pairs.is_negative[i][:, k] & pairs.is_negative[i][:, l]
         return triplets + mean_where(F.relu(gaps + self.weak_margin), is_apart)

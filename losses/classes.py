@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from metric_learning.losses.functional import (
     change_targets,
-    check_batch,
-    check_classes,
+    checked_classes,
     cross_entropy,
     normalised,
 )
@@ -75,8 +74,7 @@ class CosineLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss and the logits (B, C) that it compares."""
-        check_batch(embeddings, labels)
-        check_classes(labels, len(self.weight))
+        labels = checked_classes(embeddings, labels, len(self.weight))
         logits = self.margined(embeddings, labels)
         return cross_entropy(logits, labels, floor=self.logit_floor), logits
 

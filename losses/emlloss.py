@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metric_learning.losses.functional import (
-    block_pairs,
+    block_columns,
     check_batch,
     check_blocks,
     check_samples_each_class,
@@ -58,30 +58,28 @@ class EmlLoss(nn.Module):
         """Return the mean penalty over all anchors."""
         check_batch(embeddings, labels)
         check_blocks(labels, self.samples_each_class)
-        num_images = len(labels)
         distances = squared_distances(full_precision(embeddings))  # BxB
-        is_positive, is_negative = block_pairs(
-            num_images, self.samples_each_class, distances.device
+        positives, negatives = block_columns(
+            len(labels), self.samples_each_class, distances.device
         )
-        to_positives = self.to_positives(distances, is_positive)  # Bx(K-1)
-        to_negatives = distances[is_negative].view(num_images, -1)  # Bx(B-K)
+        to_positives = self.to_positives(distances.gather(1, positives))  # Bx(K-1)
+        to_negatives = distances.gather(1, negatives)  # Bx(B-K)
         farthest = tied_max(to_positives, 1)  # Bx1
         closest = tied_min(to_negatives, 1)  # Bx1
         theta = (to_positives - farthest).exp().mean(1) * (closest - to_negatives).exp().mean(1)
         gap = (farthest - closest).squeeze(1)
         return _penalty(gap, theta).mean()
 
-    def to_positives(self, distances: Tensor, is_positive: Tensor) -> Tensor:
-        """Return squared distances of each anchor to its positives: (B, B), (B, B) -> (B, K-1)."""
-        return distances[is_positive].view(len(distances), -1)
+    def to_positives(self, distances: Tensor) -> Tensor:
+        """Return the squared distances (B, K-1) of each anchor that count as to positives."""
+        return distances
 
 
 def _penalty(gap: Tensor, theta: Tensor) -> Tensor:
     """The piecewise penalty per anchor: gap, theta (B,) -> (B,)."""
 
-    def smooth(values: Tensor | float) -> Tensor:
-        exponentials = torch.exp(torch.as_tensor(values, dtype=theta.dtype, device=theta.device))
-        return torch.log1p(BETA * theta * exponentials) / math.log1p(BETA)
+    def smooth(values: Tensor) -> Tensor:
+        return torch.log1p(BETA * theta * values.exp()) / math.log1p(BETA)
 
     linear = (theta.log() + gap.clamp(min=LINEAR_FROM) + math.log(BETA)) / math.log1p(BETA)
-    return smooth(gap.clamp(max=LINEAR_FROM)) + linear - smooth(LINEAR_FROM)
+    return smooth(gap.clamp(max=LINEAR_FROM)) + linear - smooth(theta.new_full((), LINEAR_FROM))

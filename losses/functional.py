@@ -1,4 +1,8 @@
-"""Functions that several losses share: precision, scores, distances and checks of a batch."""
+"""Functions that several losses share: precision, scores, distances and checks of a batch.
+
+Labels may lie in the host's memory while embeddings lie on a GPU: what is asked of labels (checks,
+positions of pairs) is asked where they lie, and so nothing in a training step waits for the GPU.
+"""
 
 from __future__ import annotations
 
@@ -142,13 +146,26 @@ def check_batch(embeddings: Tensor, labels: Tensor) -> None:
         )
 
 
-def check_classes(labels: Tensor, class_dim: int) -> None:
-    """Raise ValueError unless all labels are class numbers in 0..class_dim-1."""
+def checked_classes(embeddings: Tensor, labels: Tensor, class_dim: int) -> Tensor:
+    """Return the labels of a batch on the embeddings' device, see `sent`.
+
+    Raises ValueError unless embeddings are (B, D) floats and labels (B,) class numbers in
+    0..class_dim-1.
+    """
+    check_batch(embeddings, labels)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= class_dim:
         raise ValueError(
             f"expected labels in 0..{class_dim - 1} (class_dim {class_dim}), found {low}..{high}"
         )
+    return sent(labels, embeddings.device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; from the host's memory without waiting for a GPU's queue."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def check_above_zero(**options: float) -> None:
@@ -185,14 +202,19 @@ def check_blocks(labels: Tensor, samples_each_class: int) -> None:
         )
 
 
-def block_pairs(
+def block_columns(
     num_images: int, samples_each_class: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Masks (B, B) of the positive and the negative pairs of a batch of blocks, by position."""
-    blocks = torch.arange(num_images, device=device) // samples_each_class
-    same_block = blocks[:, None] == blocks[None, :]
-    is_negative = ~same_block
-    return same_block.fill_diagonal_(False), is_negative
+    """Columns of each image's positives (B, K-1) and negatives (B, B-K) in a batch of blocks.
+
+    By position, ascending, int64: that asks nothing of the device, as masks would.
+    """
+    rows = torch.arange(num_images, device=device)[:, None]
+    first = rows - rows % samples_each_class  # of the image's own block
+    others = torch.arange(samples_each_class - 1, device=device) + first
+    positives = others + (others >= rows)
+    outside = torch.arange(num_images - samples_each_class, device=device)
+    return positives, outside + samples_each_class * (outside >= first)
 
 
 def shortened(labels: Tensor) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from metric_learning.losses.functional import full_precision
+from metric_learning.losses.functional import full_precision, sent
 from metric_learning.losses.pairs import LabelLoss, pairs_with
+
+ON_HOST = ("labels", "num_batches", "num_remembered")  # buffers that no device ever holds
 
 
 class CrossBatchMemory(nn.Module):
@@ -14,7 +18,8 @@ class CrossBatchMemory(nn.Module):
 
     L = loss(batch, batch) + loss(batch, memory). The memory is a ring of the newest embeddings, the
     present batch among them, without gradient; an image is not compared with its own entry. It is a
-    buffer and so part of the state dict: a resumed run goes on with it.
+    buffer and so part of the state dict: a resumed run goes on with it. An embedding that is not
+    finite is remembered as 0, whose cosine with all others is 0.
     Cross-Batch Memory for Embedding Learning (Wang et al. 2020), section 3.2 and the authors' code,
     https://arxiv.org/abs/1912.06798.
 
@@ -47,12 +52,21 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_remembered", torch.zeros((), dtype=torch.int64))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossBatchMemory:
+        """Move to another device or type, but for what the host asks: labels and counts."""
+        on_host = {name: getattr(self, name) for name in ON_HOST}
+        super()._apply(fn, recurse)
+        for name, buffer in on_host.items():
+            setattr(self, name, buffer)
+        return self
+
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Remember the batch and return its loss inside itself plus that against the memory."""
         loss: Tensor = self.loss(embeddings, labels)
         self.num_batches += 1
-        if self.num_batches <= self.start or not bool(embeddings.isfinite().all()):
-            return loss  # values that are not finite would stay in the memory for long
+        if self.num_batches <= self.start:
+            return loss
+        labels = labels.cpu()  # where the memory's labels are; those of a training are there
         own = self._remember(full_precision(embeddings.detach()), labels)
         count = min(int(self.num_remembered), len(self.labels))
         remembered = self.embeddings[:count], self.labels[:count]
@@ -65,8 +79,10 @@ class CrossBatchMemory(nn.Module):
             raise ValueError(
                 f"a batch of {len(labels)} images does not fit a memory of {size}: raise --xbm_size"
             )
-        own = (self.num_remembered + torch.arange(len(labels), device=labels.device)) % size
-        self.embeddings[own] = embeddings.to(self.embeddings.dtype)
+        own = (self.num_remembered + torch.arange(len(labels))) % size
+        is_finite = embeddings.isfinite().all(1, keepdim=True)
+        rows = torch.where(is_finite, embeddings, 0.0).to(self.embeddings.dtype)
+        self.embeddings[sent(own, rows.device)] = rows
         self.labels[own] = labels
         self.num_remembered += len(labels)
         return own

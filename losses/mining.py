@@ -1,7 +1,8 @@
 """Mining: which triples of a batch a triplet loss is computed from.
 
 Every miner maps pairs whose anchors have a positive and a negative to the squared distances of T
-triples, from anchor to positive (T,) and from anchor to negative (T,).
+triples, from anchor to positive (T,) and from anchor to negative (T,). An infinite distance to the
+negative marks what is no triple.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metric_learning.losses.functional import euclidean
+from metric_learning.losses.functional import euclidean, mean_where
 from metric_learning.losses.pairs import Pairs
 
 # Of the distance-weighted draw, Euclidean: closer negatives are drawn as if they were at CLOSEST,
@@ -23,8 +24,10 @@ AUTHORS_SIZE, LEAST_SIZE = 128, 3
 
 def mine_all(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Every anchor with each of its positives and each of its negatives."""
-    to_positive, to_references, is_negative = _by_positive_pair(pairs)
-    return to_positive[:, None].expand_as(is_negative)[is_negative], to_references[is_negative]
+    to_positive, to_references, _ = _by_positive_pair(pairs)
+    anchors = pairs.host_positive.nonzero(as_tuple=True)[0]  # T
+    triples, columns = pairs.positions(pairs.host_negative[anchors])
+    return to_positive[triples], to_references[triples, columns]
 
 
 def mine_hard(pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -38,13 +41,11 @@ def mine_hard(pairs: Pairs) -> tuple[Tensor, Tensor]:
 def mine_semihard(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Every positive pair with the closest negative farther than the positive (FaceNet).
 
-    Pairs without such a negative are left out.
+    Pairs without such a negative are no triples.
     """
     to_positive, to_references, is_negative = _by_positive_pair(pairs)
     is_candidate = is_negative & (to_references > to_positive[:, None])
-    has_candidate = is_candidate.any(1)
-    closest = to_references.masked_fill(~is_candidate, torch.inf)[has_candidate].amin(1)
-    return to_positive[has_candidate], closest
+    return to_positive, to_references.masked_fill(~is_candidate, torch.inf).amin(1)
 
 
 def mine_by_distance(pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,7 @@ def mine_by_distance(pairs: Pairs) -> tuple[Tensor, Tensor]:
     return to_positive, to_references.gather(1, drawn).squeeze(1)
 
 
-def effective_size(pairs: Pairs) -> Tensor:
+def effective_size(pairs: Pairs) -> Tensor | int:
     """Return the dimensions D of the sphere that embeddings fill, (): their own up to 128.
 
     Of more, 1 / mean cos^2 over the negative pairs, 3 to 128: of points that are uniform on the
@@ -78,14 +79,14 @@ def effective_size(pairs: Pairs) -> Tensor:
     """
     size = pairs.anchors.shape[1]
     if size <= AUTHORS_SIZE:
-        return torch.tensor(size, device=pairs.anchors.device)
-    spread = pairs.cosines[pairs.is_negative].square().mean()
+        return size
+    spread = mean_where(pairs.cosines.square(), pairs.is_negative)
     return spread.reciprocal().clamp(LEAST_SIZE, AUTHORS_SIZE)
 
 
 def _by_positive_pair(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     """Squared distances per positive pair (T,), of its anchor to all references, and negatives."""
-    rows, columns = pairs.is_positive.nonzero(as_tuple=True)
+    rows, columns = pairs.positions(pairs.host_positive)
     to_references = pairs.squared_distances[rows]  # TxM
     to_positive = to_references.gather(1, columns[:, None]).squeeze(1)
     return to_positive, to_references, pairs.is_negative[rows]

@@ -13,17 +13,31 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from metric_learning.losses.functional import check_batch, normalised
+from metric_learning.losses.functional import check_batch, normalised, sent
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Anchors beside the references that they are compared with, rows on the unit sphere."""
+    """Anchors beside the references that they are compared with, rows on the unit sphere.
+
+    Which pairs are positive or negative is known where the labels lie, and there it is looked for
+    what is variable in number; the device gets masks and positions.
+    """
 
     anchors: Tensor  # (B, D) float
     references: Tensor  # (M, D) float; of a plain batch the anchors themselves
-    is_positive: Tensor  # (B, M) bool, pairs of one class without those of an image with itself
-    is_negative: Tensor  # (B, M) bool, pairs of two classes
+    host_positive: Tensor  # (B, M) bool, pairs of one class without those of an image with itself
+    host_negative: Tensor  # (B, M) bool, pairs of two classes
+
+    @cached_property
+    def is_positive(self) -> Tensor:
+        """`host_positive` on the device of the anchors."""
+        return sent(self.host_positive, self.anchors.device)
+
+    @cached_property
+    def is_negative(self) -> Tensor:
+        """`host_negative` on the device of the anchors."""
+        return sent(self.host_negative, self.anchors.device)
 
     @cached_property
     def cosines(self) -> Tensor:
@@ -37,13 +51,21 @@ class Pairs:
 
     def complete(self) -> Pairs:
         """Return the pairs of those anchors that have a positive and a negative."""
-        has_both = self.is_positive.any(1) & self.is_negative.any(1)
+        has_both = self.host_positive.any(1) & self.host_negative.any(1)
+        if bool(has_both.all()):
+            return self
+        (rows,) = self.positions(has_both)
         return Pairs(
-            self.anchors[has_both],
+            self.anchors[rows],
             self.references,
-            self.is_positive[has_both],
-            self.is_negative[has_both],
+            self.host_positive[has_both],
+            self.host_negative[has_both],
         )
+
+    def positions(self, host_mask: Tensor) -> tuple[Tensor, ...]:
+        """Return where a mask that lies with the labels is true, an index (T,) per dimension."""
+        found = sent(torch.stack(host_mask.nonzero(as_tuple=True)), self.anchors.device)
+        return found.unbind()
 
 
 class LabelLoss(nn.Module):
@@ -73,7 +95,7 @@ def pairs_with(
 ) -> Pairs:
     """Pair a batch with references (M, D) by label.
 
-    `own` (B,) int64 has the row of each image among the references.
+    `own` (B,) int64 has the row of each image among the references; it lies with the labels.
     """
     is_same_class = labels[:, None] == reference_labels[None, :]
     return Pairs(
@@ -94,7 +116,7 @@ def soft_ranks(pairs: Pairs, temperature: float) -> tuple[Tensor, Tensor, Tensor
         The anchor of each of the T positive pairs (T,) int64, its rank among all references (T,)
         and among the positives alone (T,).
     """
-    rows, columns = pairs.is_positive.nonzero(as_tuple=True)
+    rows, columns = pairs.positions(pairs.host_positive)
     cosines = pairs.cosines[rows]  # TxM
     differences = cosines - cosines.gather(1, columns[:, None])
     is_ahead = torch.sigmoid(differences / temperature).scatter(1, columns[:, None], 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metric_learning.common.optional import import_optional
-from metric_learning.losses.functional import check_batch, check_classes, full_precision
+from metric_learning.losses.functional import check_batch, checked_classes, full_precision, sent
 
 PREFIX = "pml:"
 CLASS_DIM = "num_classes"  # what the package calls class_dim
@@ -45,8 +45,8 @@ class PmlLoss(nn.Module):
         """Return the loss of the batch."""
         check_batch(embeddings, labels)
         if self.class_dim is not None:
-            check_classes(labels, self.class_dim)
-        loss: Tensor = self.loss(full_precision(embeddings), labels)
+            checked_classes(embeddings, labels, self.class_dim)
+        loss: Tensor = self.loss(full_precision(embeddings), sent(labels, embeddings.device))
         return loss
 
 

@@ -8,8 +8,7 @@ from torch import Tensor
 from metric_learning.losses.classes import CosineLoss
 from metric_learning.losses.functional import (
     check_above_zero,
-    check_batch,
-    check_classes,
+    checked_classes,
     log_one_plus_sum_exp,
 )
 
@@ -39,8 +38,7 @@ class ProxyAnchorLoss(CosineLoss):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and the scaled cosines (B, C)."""
-        check_batch(embeddings, labels)
-        check_classes(labels, len(self.weight))
+        labels = checked_classes(embeddings, labels, len(self.weight))
         logits = self.class_scores(embeddings)
         is_own = F.one_hot(labels, len(self.weight)).bool().T  # CxB
         margin = self.scale * self.anchor_margin

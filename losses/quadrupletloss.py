@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metric_learning.losses.functional import (
-    block_pairs,
+    block_columns,
     check_batch,
     check_blocks,
     check_samples_each_class,
@@ -51,9 +51,9 @@ class QuadrupletLoss(nn.Module):
         check_batch(embeddings, labels)
         check_blocks(labels, self.samples_each_class)
         distances = squared_distances(normalised(embeddings))  # BxB
-        is_positive, is_negative = block_pairs(
+        positives, negatives = block_columns(
             len(labels), self.samples_each_class, distances.device
         )
-        farthest_positive = tied_max(distances[is_positive], 0)
-        closest_negative = tied_min(distances[is_negative], 0)
+        farthest_positive = tied_max(distances.gather(1, positives), (0, 1))
+        closest_negative = tied_min(distances.gather(1, negatives), (0, 1))
         return F.relu(farthest_positive + self.margin - closest_negative).mean()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metric_learning.losses.functional import check_above_zero, mean_or_zero
+from metric_learning.losses.functional import check_above_zero, mean_or_zero, sent
 from metric_learning.losses.pairs import LabelLoss, Pairs, soft_ranks
 
 
@@ -47,7 +47,7 @@ class RecallLoss(LabelLoss):
         """Return the mean of one minus the recall."""
         pairs = pairs.complete()
         rows, ranks, _ = soft_ranks(pairs, self.rank_temperature)
-        ks = torch.tensor(self.recall_ks, dtype=ranks.dtype, device=ranks.device)
+        ks = sent(torch.tensor(self.recall_ks, dtype=ranks.dtype), ranks.device)
         ks = ks.clamp(max=len(pairs.references))
         is_within = torch.sigmoid((ks - ranks[:, None]) / self.recall_temperature)  # TxR
         num_positives = pairs.is_positive.sum(1)[:, None]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metric_learning.losses.functional import check_batch, euclidean, normalised
+from metric_learning.losses.functional import check_batch, euclidean, normalised, sent
 
 
 class SiameseLoss(nn.Module):
@@ -47,4 +47,5 @@ class SiameseLoss(nn.Module):
         embeddings = normalised(embeddings)
         squared = (embeddings[0::2] - embeddings[1::2]).square().sum(1)  # B/2
         too_close = F.relu(self.negative_margin - euclidean(squared)).square()
-        return torch.where(labels[0::2] == labels[1::2], squared, too_close).mean()
+        is_same_class = sent(labels[0::2] == labels[1::2], embeddings.device)
+        return torch.where(is_same_class, squared, too_close).mean()

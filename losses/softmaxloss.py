@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from metric_learning.losses.functional import (
     PADDLE_LOGIT_FLOOR,
-    check_batch,
-    check_classes,
+    checked_classes,
     cross_entropy,
     full_precision,
 )
@@ -79,7 +78,6 @@ class SoftmaxLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss and the logits (B, C)."""
-        check_batch(embeddings, labels)
-        check_classes(labels, len(self.weight))
+        labels = checked_classes(embeddings, labels, len(self.weight))
         logits = self.logits(self.dropout(embeddings), labels)
         return cross_entropy(logits, labels, self.label_smoothing, self.logit_floor), logits

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metric_learning.losses.emlloss import EmlLoss
 from metric_learning.losses.functional import (
-    block_pairs,
+    block_columns,
     check_batch,
     check_blocks,
     normalised,
@@ -60,12 +60,13 @@ class QuadrupletV1Loss(QuadrupletLoss):
         check_blocks(labels, self.samples_each_class)
         embeddings = normalised(embeddings)
         frozen = squared_distances(embeddings.detach())  # BxB
-        is_positive, is_negative = block_pairs(len(labels), self.samples_each_class, frozen.device)
-        farthest = frozen.masked_fill(~is_positive, -torch.inf).argmax()
-        closest = frozen.masked_fill(~is_negative, torch.inf).argmin()
+        positives, negatives = block_columns(len(labels), self.samples_each_class, frozen.device)
+        farthest = frozen.gather(1, positives).argmax()
+        closest = frozen.gather(1, negatives).argmin()
 
-        pairs = torch.stack([farthest, closest])
-        first, second = embeddings[pairs // len(labels)], embeddings[pairs % len(labels)]  # 2xD
+        rows = torch.stack([farthest // positives.shape[1], closest // negatives.shape[1]])
+        columns = torch.stack([positives.flatten()[farthest], negatives.flatten()[closest]])
+        first, second = embeddings[rows], embeddings[columns]  # 2xD
         to_positive, to_negative = rooted((first - second).square().sum(1))
         return F.relu(to_positive - to_negative + self.margin)
 
@@ -82,6 +83,6 @@ class EmlV1Loss(EmlLoss):
     Shape and errors are those of EmlLoss.
     """
 
-    def to_positives(self, distances: Tensor, is_positive: Tensor) -> Tensor:
+    def to_positives(self, distances: Tensor) -> Tensor:
         """Return squared distances of each anchor to itself and to its positives, (B, K)."""
-        return F.pad(super().to_positives(distances, is_positive), (1, 0))
+        return F.pad(distances, (1, 0))

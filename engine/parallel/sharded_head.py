@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metric_learning.engine.parallel.collectives import gather_batch
 from metric_learning.engine.parallel.world import World
 from metric_learning.losses import ELEM_LOSSES, SplittableLoss, build_loss, find_loss
-from metric_learning.losses.functional import check_batch, check_classes
+from metric_learning.losses.functional import checked_classes
 
 DRAWN_ROWS = 16384  # initial weights drawn at a time
 
@@ -49,8 +49,7 @@ class ShardedHead(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss, and how many classes are ahead of each image's own."""
-        check_batch(embeddings, labels)
-        check_classes(labels, self.class_dim)
+        labels = checked_classes(embeddings, labels, self.class_dim)
         embeddings, labels = gather_batch(embeddings, labels, self.world, is_split=True)
         first, end = _classes(self.world.rank, self.class_dim, self.world)
         is_here = (labels >= first) & (labels < end)
