@@ -38,6 +38,8 @@ class CrossBatchMemory(nn.Module):
         ValueError: a batch is larger than the memory.
     """
 
+    is_alike = True  # on all ranks, each of which sees the whole batch
+
     embeddings: Tensor
     labels: Tensor
     num_batches: Tensor

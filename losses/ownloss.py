@@ -7,7 +7,9 @@ import os
 import sys
 from importlib import import_module
 
-from torch import nn
+from torch import Tensor, nn
+
+from metric_learning.losses.functional import sent
 
 # Those that flags are parsed as.
 OPTION_TYPES = (int, float, float | None, bool, str, tuple[int, ...])
@@ -60,3 +62,9 @@ def options_of(loss: type[nn.Module]) -> dict[str, inspect.Parameter]:
         for name, parameter in inspect.signature(loss, eval_str=True).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
+
+
+def put_labels_beside(loss: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Hand a loss the labels on the device of the embeddings; a hook before its forward pass."""
+    embeddings, labels = inputs
+    return embeddings, sent(labels, embeddings.device)

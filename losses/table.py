@@ -29,7 +29,7 @@ from metric_learning.losses.liftedstructureloss import LiftedStructureLoss
 from metric_learning.losses.multisimilarityloss import MultiSimilarityLoss
 from metric_learning.losses.normsoftmaxloss import NormSoftmaxLoss
 from metric_learning.losses.npairsloss import NpairsLoss
-from metric_learning.losses.ownloss import find_own, options_of
+from metric_learning.losses.ownloss import find_own, options_of, put_labels_beside
 from metric_learning.losses.pmlloss import PREFIX, PmlLoss, pml_options
 from metric_learning.losses.proxyanchorloss import ProxyAnchorLoss
 from metric_learning.losses.proxyncaloss import ProxyNcaLoss
@@ -194,4 +194,9 @@ def build_loss(name: str, **options: Any) -> nn.Module:
     if lacking:
         raise ValueError(f"loss {name} needs {', '.join(lacking)}")
 
-    return PmlLoss(name, **options) if is_pml(name) else find_loss(name)(**options)
+    if is_pml(name):
+        return PmlLoss(name, **options)
+    loss = find_loss(name)(**options)
+    if ":" in name:
+        loss.register_forward_pre_hook(put_labels_beside)
+    return loss

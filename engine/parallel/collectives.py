@@ -16,19 +16,27 @@ from metric_learning.retrieval.counting.thresholds import Share
 
 T = TypeVar("T")
 # Maps (criterion, embeddings, labels) to the loss and the figures of its log line, all scalars.
+# The labels lie in the host's memory, where a loss may ask them without waiting for the device.
 StageLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
-def wrap(module: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """Average a module's gradients over all ranks.
+def wrap(module: nn.Module, world: World) -> nn.Module:
+    """Average a module's gradients over all ranks; inputs stay where they lie.
 
     Modules without parameters stay as they are, and so do those that say `is_sharded`: each rank
-    has other parameters.
+    has other parameters. The buffers of parts that say `is_alike` are not sent to the other ranks.
     """
     is_alone = world.size == 1 or getattr(module, "is_sharded", False)
     if is_alone or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+    ignored = [
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in module.named_modules()
+        if getattr(part, "is_alike", False)
+        for name, _ in part.named_buffers(recurse=False)
+    ]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
+    return DistributedDataParallel(module)
 
 
 class _GatherRows(torch.autograd.Function):

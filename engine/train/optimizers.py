@@ -45,11 +45,17 @@ def build_optimizer(
         for group in _groups(parameters, multiplier, options)
     ]
 
-    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    settings: dict[str, Any] = {"lr": options.lr, "fused": on_gpu}  # which saves launches
+    # Fused ones leave the weights alone where the device finds that a gradient is not finite.
+    settings: dict[str, Any] = {"lr": options.lr, "fused": True}
     if options.optimizer == "sgd":
         settings |= {"momentum": options.momentum, "nesterov": options.nesterov}
-    return OPTIMIZERS[options.optimizer](groups, **settings)
+    optimizer = OPTIMIZERS[options.optimizer](groups, **settings)
+    if options.optimizer == "sgd" and options.momentum:
+        # The first step would make them, and leave them unwritten where it is not finite.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -58,8 +64,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         {name: value for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups
     ]
+    groups = [
+        {**group, "fused": True}  # by which it decides on which device Adam counts its steps
+        for group in state["param_groups"]
+    ]
     try:
-        optimizer.load_state_dict(deepcopy(state))
+        optimizer.load_state_dict(deepcopy({**state, "param_groups": groups}))
     except ValueError as error:
         raise ValueError(
             f"the optimizer of the checkpoint is of another kind or version ({error}): give the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from metric_learning.engine.train.criterion import scale_options
 from metric_learning.engine.train.images import BrokenImages
 from metric_learning.engine.train.learner import Learner
 from metric_learning.engine.train.needs import Pace
-from metric_learning.engine.train.step import Meter
+from metric_learning.engine.train.step import Meter, Outcome
 from metric_learning.engine.train.watch import CollapseError, Watch
 from metric_learning.models import save_weights
 from metric_learning.reader import ImageError, ImageSet, WorkerError
@@ -61,6 +62,7 @@ class TrainingRun:
         best: Recall@1 and step of the best test so far; empty before the first.
         tested: the last step that was tested; -1 before the first test.
         num_skipped: steps in a row that were not finite.
+        outcomes: numbers of the newest steps, and what they found, which the host has not asked.
         watch: what stage 2 started from, and whether it ruins that.
         pace: how fast it is.
     """
@@ -82,6 +84,7 @@ class TrainingRun:
     best: dict[str, float] = field(default_factory=dict)
     tested: int = -1
     num_skipped: int = 0
+    outcomes: deque[tuple[int, Outcome]] = field(default_factory=deque)
     pace: Pace = field(init=False)
     folder: RunFolder = field(init=False)  # from `kept` on
     _saved: tuple[int, int] = (-1, -1)  # step and last test in the last.pt that was written
@@ -204,8 +207,24 @@ class TrainingRun:
         """Return how many epochs are done after a step."""
         return step * self.options.batches.train_batch_size // self.options.schedule.epoch_size
 
+    def settle(self, at_most: int = 0) -> None:
+        """Ask what steps found, until it is open of `at_most`: add it up, or skip or stop."""
+        while len(self.outcomes) > at_most:
+            step, outcome = self.outcomes.popleft()
+            if not outcome.is_finite():
+                self.num_skipped += 1
+                self.skip_or_stop(step)
+                continue
+            self.num_skipped = 0
+            self.meter.add(outcome.figures)
+            if self.options.run.log_epochs:
+                self.epoch.add(outcome.figures)
+
     def write_line(self, rate: float) -> None:
         """Write the reference's training line, and warn where the embeddings have collapsed."""
+        self.settle()
+        if self.meter.num_steps == 0:
+            return
         num_images = self.meter.num_steps * self.options.batches.train_batch_size
         means, seconds = self.meter.flush()
         spread = means.pop("spread")
@@ -230,22 +249,22 @@ class TrainingRun:
         for line in lines:
             self.say(line)
 
-    def skip_or_stop(self) -> None:
+    def skip_or_stop(self, step: int) -> None:
         """Go on after a step that was not finite if the scale of float16 may be why, or raise."""
         scaler = self.learner.scaler
         if not scaler.is_enabled() or self.num_skipped > MOST_SKIPPED:
-            raise self.diverged(self.step + 1, self.list_images())
+            raise self.diverged(step, self.list_images(step))
         scale = f"scale of the loss {scaler.get_scale():g}"
-        self.say(f"step {self.step + 1} skipped: not finite in float16; {scale}")
+        self.say(f"step {step} skipped: not finite in float16; {scale}")
 
-    def list_images(self) -> str:
-        """Write the images of the present step to the run folder, and return a pointer to them."""
+    def list_images(self, step: int) -> str:
+        """Write the images of a step to the run folder, and return a pointer to them."""
         world = self.machine.world
         whose = f"_rank_{world.rank}" if world.size > 1 else ""
         if not self.path.is_dir():  # on another node, whose disk is another
             return ""
-        path = self.path / f"step_{self.step + 1}_images{whose}.txt"
-        images = self.sampler.batch(self.step)
+        path = self.path / f"step_{step}_images{whose}.txt"
+        images = self.sampler.batch(step - 1)
         write_text(path, "".join(f"{self.train_set.paths[i]}\n" for i in images))
         return f"its images: {path}; "
 
@@ -361,6 +380,7 @@ class TrainingRun:
         All ranks call it together, or rank 0 `is_alone`. Raises Diverged where the weights are not
         finite, OSError where a file cannot be written; what was there still is.
         """
+        self.settle()
         if not self.learner.is_finite():
             raise self.diverged(self.step)
         checkpoint = self.checkpoint()

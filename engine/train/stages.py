@@ -14,7 +14,7 @@ from metric_learning.engine.options.parts import BatchOptions
 from metric_learning.engine.parallel.collectives import StageLoss
 from metric_learning.engine.parallel.sharded_head import ShardedHead
 from metric_learning.engine.parallel.world import World
-from metric_learning.losses.functional import accuracies, classes_ahead, mean_where
+from metric_learning.losses.functional import accuracies, classes_ahead, mean_where, sent
 from metric_learning.reader.batches import samplers
 from metric_learning.reader.batches.loader import Sampler
 
@@ -33,7 +33,7 @@ def elem_loss(
         loss, ahead = criterion(embeddings, labels)
     else:
         loss, logits = criterion(embeddings, labels)
-        ahead = classes_ahead(logits.detach(), labels)  # B
+        ahead = classes_ahead(logits.detach(), sent(labels, logits.device))  # B
     return loss, accuracies(ahead)
 
 
@@ -57,6 +57,7 @@ def pair_loss(
     Beside them the `norm` of the embeddings and squared distances, see `geometry`.
     """
     loss = criterion(embeddings, labels)
+    labels = sent(labels, embeddings.device)
     similarities, figures = geometry(embeddings.detach(), labels)
     if isinstance(loss, tuple):
         loss, (metric, cross_entropy, logits) = loss

@@ -19,11 +19,34 @@ from metric_learning.engine.parallel import collectives
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.train.learner import Learner
 from metric_learning.reader import ImageError
-from metric_learning.reader.batches.loader import Batch, to_inputs
+from metric_learning.reader.batches.loader import Batch, to_crops, to_inputs
 from metric_learning.reader.preprocessing import Preprocessing
 
 # Distinct from the streams of the samplers (1, 2, 3, 7), augmentation (4) and replacements (5).
 _DRAW_STREAM = 6
+
+
+class Outcome:
+    """What a step found; on the host it is known when it is asked for, best a step later.
+
+    Attributes:
+        figures: `loss`, the figures of the log line and `spread` (see `spread_of`), () each, on
+            the device.
+    """
+
+    def __init__(self, figures: dict[str, Tensor], is_finite: Tensor) -> None:
+        self.figures = figures
+        self._event = torch.cuda.Event() if is_finite.is_cuda else None
+        self._verdict = torch.empty((), dtype=torch.bool, pin_memory=is_finite.is_cuda)
+        self._verdict.copy_(is_finite, non_blocking=is_finite.is_cuda)
+        if self._event is not None:
+            self._event.record()
+
+    def is_finite(self) -> bool:
+        """Whether loss and gradients were, and so the weights changed; waits for that step."""
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._verdict.numpy())
 
 
 class Step:
@@ -36,6 +59,9 @@ class Step:
     The network draws (dropout, stochastic depth) from a stream that derives from seed, step, rank,
     part and chunk: nothing of it has to be saved. `clip_grad_norm` is the largest norm of all
     gradients; 0: no clipping.
+
+    Nothing in a step asks the device for a number, so that the host runs ahead of it: labels are
+    asked in the host's memory, and whether all was finite is decided on the device.
     """
 
     def __init__(
@@ -49,42 +75,38 @@ class Step:
     ) -> None:
         self.learner, self.preprocessing = learner, preprocessing
         self.batches, self.machine, self.clip_grad_norm = batches, machine, clip_grad_norm
-        world, device = machine.world, machine.device
+        world = machine.world
         self.stage_loss = (
             collectives.over_all_ranks(stage_loss, world) if batches.gather else stage_loss
         )
 
-        self.network = collectives.wrap(learner.model, world, device)
-        self.criterion = collectives.wrap(learner.criterion, world, device)
+        self.network = collectives.wrap(learner.model, world)
+        self.criterion = collectives.wrap(learner.criterion, world)
         modules = (self.network, self.criterion)
         self.replicas = [m for m in modules if isinstance(m, DistributedDataParallel)]
         self.shared, self.split = learner.shared_parameters(), learner.split_parameters()
         if machine.compile:
-            self.network = compiled(self.network, device)
+            self.network = compiled(self.network, machine.device)
 
         # Both change before the weights do: statistics of batch norm, and what a loss remembers.
-        self.statistics = KeptBuffers(learner.model)
-        self.memories = KeptBuffers(learner.criterion)
+        self.statistics = Kept(learner.model.buffers())
+        self.memories = Kept(learner.criterion.buffers())
+        # A step whose values overflow is to leave no trace in these either.
+        average = learner.ema.module.state_dict().values() if learner.ema is not None else ()
+        self.average = Kept(average if learner.scaler.is_enabled() else ())
 
-    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
-        """Update the weights by a batch of this process, after `step` completed updates.
-
-        Returns:
-            `loss`, the figures of the log line and `spread` (see `spread_of`), () each, on the
-            device; None where the loss or a gradient is not finite: no weight was changed.
-        """
+    def __call__(self, batch: Batch, step: int) -> Outcome:
+        """Update the weights by a batch of this process, after `step` completed updates."""
         num_parts = self.batches.accumulation_steps
         found = []
 
         self.learner.optimizer.zero_grad()
         with self.undone_by_errors():
-            for part, images in enumerate(batch.split(num_parts)):
-                labels = images.labels.to(self.machine.device, non_blocking=True)  # B
+            for part, images in enumerate(self.placed(batch).split(num_parts)):
+                labels = images.labels  # B, in the host's memory
                 with self.averaging(part == num_parts - 1):
                     if 0 < self.batches.chunk_size < len(labels):
-                        embeddings, loss, figures = self.backward_in_chunks(
-                            images, labels, step, part
-                        )
+                        embeddings, loss, figures = self.backward_in_chunks(images, step, part)
                     else:
                         embeddings = self.embed(images, step, part)  # BxD, float32
                         loss, figures = self.stage_loss(self.criterion, embeddings, labels)
@@ -92,19 +114,24 @@ class Step:
                 found.append({"loss": loss.detach(), **figures, "spread": spread_of(embeddings)})
 
             means = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
-            is_done = self.apply_gradients(means["loss"], step)
-        return means if is_done else None
+            is_finite = self.apply_gradients(means["loss"], step)
+        return Outcome(means, is_finite)
+
+    def placed(self, batch: Batch) -> Batch:
+        """Return a batch whose images are crops on the device, decoded once for all its chunks."""
+        machine = self.machine
+        try:
+            return batch._replace(images=to_crops(batch, self.preprocessing, machine.device))
+        except ImageError as error:
+            if machine.world.size == 1:
+                raise
+            raise ValueError(str(error)) from error  # the other ranks know nothing of it
 
     def embed(self, batch: Batch, step: int, part: int, chunk: int = 0) -> Tensor:
         """Return the embeddings (B, D) of images, float32 whatever the type of the forward pass."""
         machine = self.machine
         seed_draws(machine.seed, step, machine.world.rank, part, chunk)
-        try:
-            images = to_inputs(batch, self.preprocessing, machine.device)  # Bx3xSxS
-        except ImageError as error:
-            if machine.world.size == 1:
-                raise
-            raise ValueError(str(error)) from error  # the other ranks know nothing of it
+        images = to_inputs(batch, self.preprocessing, machine.device)  # Bx3xSxS
 
         dtype = machine.amp_dtype
         with torch.autocast(machine.device.type, dtype=dtype, enabled=dtype is not None):
@@ -124,7 +151,7 @@ class Step:
             torch.autograd.backward(values, gradient)
 
     def backward_in_chunks(
-        self, batch: Batch, labels: Tensor, step: int, part: int
+        self, batch: Batch, step: int, part: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Do the three lines of a part with at most `chunk_size` images in the network at once.
 
@@ -133,11 +160,11 @@ class Step:
         https://arxiv.org/abs/2101.06983). That equals the plain update, but for batch norm in
         training mode, whose statistics are those of a chunk.
         """
-        chunks = batch.split(math.ceil(len(labels) / self.batches.chunk_size))
+        chunks = batch.split(math.ceil(len(batch.labels) / self.batches.chunk_size))
         with torch.no_grad(), unchanged_buffers(self.learner.model):
             parts = [self.embed(chunk, step, part, n) for n, chunk in enumerate(chunks)]
         embeddings = torch.cat(parts).requires_grad_()  # BxD
-        loss, figures = self.stage_loss(self.criterion, embeddings, labels)
+        loss, figures = self.stage_loss(self.criterion, embeddings, batch.labels)
         self.differentiate(self.scaled(loss))
 
         assert embeddings.grad is not None
@@ -147,27 +174,29 @@ class Step:
                 self.differentiate(self.embed(chunk, step, part, n), gradient)
         return embeddings, loss, figures
 
-    def apply_gradients(self, loss: Tensor, step: int) -> bool:
-        """Let the optimizer use the gradients if they are finite; return whether they are."""
+    def apply_gradients(self, loss: Tensor, step: int) -> Tensor:
+        """Let the optimizer use the gradients if they are finite; return whether, () bool.
+
+        Where they are not, the fused optimizer leaves all weights as they were.
+        """
         learner, scaler = self.learner, self.learner.scaler
         scaler.unscale_(learner.optimizer)
         norm = self.gradient_norm(loss)
-        if not bool(norm.isfinite()):  # waits for the device
-            if scaler.is_enabled():
-                # Not by what scaler.step finds on this rank alone: all ranks have to scale alike.
-                scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
-                scaler.load_state_dict(scaler.state_dict() | {"_growth_tracker": 0})
-                self.statistics.give_back()  # what overflows would stay in them for good
-            return False
-
+        is_finite = norm.isfinite()
         if self.clip_grad_norm:
             clip_grads_with_norm_(self.shared + self.split, self.clip_grad_norm, norm)
+
         learner.is_whole = False  # until the step is counted
+        self.average.keep()
+        take_verdict(learner.optimizer, scaler, is_finite)
         scaler.step(learner.optimizer)
         scaler.update()
         if learner.ema is not None:
             learner.ema.update(learner.model, step + 1)
-        return True
+        if scaler.is_enabled():
+            for kept in (self.statistics, self.average):
+                kept.give_back(~is_finite)
+        return is_finite
 
     def gradient_norm(self, loss: Tensor) -> Tensor:
         """Norm of all gradients of all ranks, (); not finite where one, or a loss, is not."""
@@ -249,6 +278,21 @@ class Meter:
         return named, seconds
 
 
+def take_verdict(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, is_finite: Tensor
+) -> None:
+    """Tell a fused optimizer, and the scaler of the loss, whether the gradients () are finite.
+
+    In place of what the scaler finds on this rank alone: all ranks have to step and scale alike.
+    """
+    overflows = (~is_finite).float()
+    if scaler.is_enabled():
+        for found in scaler._found_inf_per_device(optimizer).values():
+            found.copy_(overflows)
+    else:
+        optimizer.grad_scale, optimizer.found_inf = None, overflows  # type: ignore[attr-defined]
+
+
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
     """Return a network that torch.compile translates when it is first called, or ValueError."""
     try:
@@ -265,26 +309,30 @@ def seed_draws(*key: int) -> None:
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
-class KeptBuffers:
-    """The buffers of a module, and what they held when they were kept."""
+class Kept:
+    """Tensors, and what they held when they were kept."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.buffers = list(module.buffers())
-        self.values = [torch.empty_like(buffer) for buffer in self.buffers]
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.values = [torch.empty_like(tensor) for tensor in self.tensors]
 
     def keep(self) -> None:
-        """Take down what the buffers hold."""
-        copy_all(self.buffers, self.values)
+        """Take down what the tensors hold."""
+        copy_all(self.tensors, self.values)
 
-    def give_back(self) -> None:
-        """Let the buffers hold what was taken down."""
-        copy_all(self.values, self.buffers)
+    def give_back(self, condition: Tensor | None = None) -> None:
+        """Let the tensors hold what was taken down; where a condition () on the device is true."""
+        if condition is None:
+            copy_all(self.values, self.tensors)
+            return
+        for tensor, value in zip(self.tensors, self.values, strict=True):
+            tensor.copy_(torch.where(condition, value, tensor))
 
 
 @contextlib.contextmanager
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     """Give a module its buffers back: batch norm counts a batch once, however often it is seen."""
-    kept = KeptBuffers(module)
+    kept = Kept(module.buffers())
     kept.keep()
     try:
         yield
@@ -294,9 +342,10 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def copy_all(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-    """Copy tensors into as many others, in place; on a GPU with one kernel per type."""
-    for dtype in {source.dtype for source in sources}:
-        places = [n for n, source in enumerate(sources) if source.dtype == dtype]
+    """Copy tensors into as many others, in place; with one kernel per type and device."""
+    kinds = [(source.dtype, source.device) for source in sources]
+    for kind in set(kinds):
+        places = [n for n, other in enumerate(kinds) if other == kind]
         torch._foreach_copy_([targets[n] for n in places], [sources[n] for n in places])
 
 

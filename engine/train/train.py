@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metric_learning.common.flags import Flags
@@ -20,7 +19,7 @@ from metric_learning.engine.train.needs import memory_caveats
 from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.start import announce, start_run
-from metric_learning.engine.train.step import Step
+from metric_learning.engine.train.step import Outcome, Step
 from metric_learning.models import EmbeddingModel
 from metric_learning.reader.batches.loader import Batch
 
@@ -54,11 +53,11 @@ def train(flags: Flags, stage: Stage) -> Path:
                 take(run, batch)
                 rate = rate_at(options.schedule, run.step)
                 set_rate(learner.optimizer, rate)
-                figures = step(batch, run.step)
+                outcome = step(batch, run.step)
 
-                count(run, figures)
+                count(run, outcome)
                 bar.update()
-                if is_due(run.step, every.display_iter_step) and run.meter.num_steps:
+                if is_due(run.step, every.display_iter_step):
                     run.write_line(rate)
                 if is_due(run.step, every.save_iter_step) or ends_epoch(run):
                     run.save(f"step_{run.step}", "last")  # before what may fail
@@ -88,18 +87,12 @@ def take(run: TrainingRun, batch: Batch) -> None:
         run.broken.add(batch.broken)
 
 
-def count(run: TrainingRun, figures: dict[str, Tensor] | None) -> None:
-    """Count a step and what it found; None where it was not finite."""
-    if figures is None:
-        run.num_skipped += 1
-        run.skip_or_stop()
-    else:
-        run.num_skipped = 0
-        run.meter.add(figures)
-        if run.options.run.log_epochs:
-            run.epoch.add(figures)
+def count(run: TrainingRun, outcome: Outcome) -> None:
+    """Count a step, and what the one before it found: the device has the new one in its queue."""
     run.step += 1
     run.learner.is_whole = True
+    run.outcomes.append((run.step, outcome))
+    run.settle(at_most=1)
     if run.meter.num_steps == TELLING and not run.pace.step_seconds:
         run.foresee(run.meter.last_seconds)
 

@@ -178,13 +178,15 @@ def embed_parts(step: Step, batches: Sequence[Batch]) -> Parts:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), unchanged_buffers(step.learner.model):
         for number, batch in enumerate(batches):
-            for part, images in enumerate(batch.split(step.batches.accumulation_steps)):
+            for part, images in enumerate(
+                step.placed(batch).split(step.batches.accumulation_steps)
+            ):
                 count = math.ceil(
                     len(images.labels) / (step.batches.chunk_size or len(images.labels))
                 )
                 chunks = enumerate(images.split(count))
                 rows = [step.embed(chunk, number, part, place) for place, chunk in chunks]
-                parts.append((torch.cat(rows), images.labels.to(device)))
+                parts.append((torch.cat(rows), images.labels))
     return parts
 
 

@@ -134,20 +134,25 @@ def _warm_up(preprocessing: Preprocessing) -> None:
     TRANSFORMS[preprocessing.transform].test(np.zeros((8, 8, 3), np.uint8), 4)
 
 
-def to_inputs(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
-    """Return the network inputs of a batch, or a part of it, on the device.
-
-    (B, 3, S, S) float32 in channels-last order, in which convolutions are fastest.
+def to_crops(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
+    """Return the crops of a batch on the device, (B, 3, S, S) uint8 in channels-last order.
 
     Raises:
         ImageError: an image that is decoded here is broken.
     """
     images = batch.images
     if isinstance(images, torch.Tensor):
-        images = images.to(device, non_blocking=True)
-    else:
-        images = images.crop(preprocessing.crop_size, device)
-    return normalise(images, preprocessing.mean, preprocessing.std)
+        return images.to(device, non_blocking=True)
+    return images.crop(preprocessing.crop_size, device)
+
+
+def to_inputs(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
+    """Return the network inputs of a batch on the device, from `to_crops`.
+
+    (B, 3, S, S) float32 in channels-last order, in which convolutions are fastest.
+    """
+    crops = to_crops(batch, preprocessing, device)
+    return normalise(crops, preprocessing.mean, preprocessing.std)
 
 
 def normalise(

@@ -87,7 +87,7 @@ def train_pairs(name, world):
     parameters = [*network.parameters(), *criterion.parameters()]
     optimizer = torch.optim.SGD(parameters, 0.01)
     compute_loss = over_all_ranks(lambda loss, *batch: (loss(*batch), {"labels": batch[1]}), world)
-    replica, wrapped = wrap(network, world, CPU), wrap(criterion, world, CPU)
+    replica, wrapped = wrap(network, world), wrap(criterion, world)
     layout = getattr(criterion, "layout", "blocks")
     losses, seen = [], []
     for step in range(STEPS):
@@ -109,8 +109,8 @@ def start_head(name, optimizer_name, world, seed):
     build = build_loss if name == "replicated" else partial(build_sharded_loss, world)
     criterion = build(options.pop("loss"), **options)
     optimizer = OPTIMIZERS[optimizer_name]([*network.parameters(), *criterion.parameters()])
-    replica = wrap(network, world, CPU)
-    wrapped = wrap(criterion, world, CPU)
+    replica = wrap(network, world)
+    wrapped = wrap(criterion, world)
     return SimpleNamespace(
         network=network,
         criterion=criterion,

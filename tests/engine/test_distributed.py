@@ -155,7 +155,7 @@ from metric_learning.engine.parallel.collectives import gather_batch, wrap
 from metric_learning.engine.parallel.world import join_world, leave_world
 
 world = join_world()
-module = wrap(torch.nn.Linear(1, 1), world, torch.device("cpu"))
+module = wrap(torch.nn.Linear(1, 1), world)
 for _ in range(20):
     gather_batch(torch.ones(1, 30_000), torch.ones(1), world)
 leave_world()

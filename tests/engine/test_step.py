@@ -10,7 +10,7 @@ import train_pair
 from metric_learning.engine.train import stages
 from metric_learning.engine.train.optimizers import build_optimizer
 from metric_learning.engine.train.run import MOST_SKIPPED
-from metric_learning.engine.train.step import Step, seed_draws, spread_of
+from metric_learning.engine.train.step import Outcome, Step, seed_draws, spread_of
 from metric_learning.engine.train.train import count
 from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES
 from metric_learning.reader.batches.loader import to_inputs, train_loader
@@ -65,12 +65,17 @@ def step_of(training, stage_loss=None):
 
 
 def run(training, num_steps=2):
-    """Make some updates and return their figures, None of those that were skipped."""
+    """Make some updates and return their figures, None of those that were not finite."""
     training.learner.model.train()
     if training.options.optimizer.freeze_bn:
         training.learner.model.eval()
     step = step_of(training)
-    return [step(batch, number) for number, batch in enumerate(batches_of(training, num_steps))]
+    batches = batches_of(training, num_steps)
+    return [figures_of(step(batch, number)) for number, batch in enumerate(batches)]
+
+
+def figures_of(outcome):
+    return outcome.figures if outcome.is_finite() else None
 
 
 def weights_of(training):
@@ -145,7 +150,7 @@ def test_both_passes_over_a_chunk_draw_the_same(training_of):
     loss.backward()
     reference.learner.optimizer.param_groups[0]["lr"] = 0.05
     reference.learner.optimizer.step()
-    torch.testing.assert_close(outcome["loss"], loss.detach())
+    torch.testing.assert_close(outcome.figures["loss"], loss.detach())
     assert not torch.equal(before, training.learner.criterion.weight)
     assert_equal_weights(training, reference, rtol=1e-5, atol=1e-7)
 
@@ -192,15 +197,31 @@ def test_a_model_that_cannot_recompute_is_an_error(training_of):
         training_of("eml", "--model=inception_v4", "--image_shape=3,96,96", "--with_mem_opt=yes")
 
 
-def test_what_is_not_finite_changes_no_weight(training_of):
-    training = training_of("softmax")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("amp", ["off", "float16"])
+def test_what_is_not_finite_changes_no_weight(training_of, optimizer, amp):
+    flags = [f"--optimizer={optimizer}", f"--amp={amp}", "--ema_decay=0.5"]
+    training = training_of("softmax", *flags)
+    average = training.learner.tested_model
+    averaged = {name: value.clone() for name, value in average.state_dict().items()}
     before = {name: value.clone() for name, value in weights_of(training).items()}
     step = step_of(training, lambda *given: (stages.elem_loss(*given)[0] * torch.nan, {}))
     [batch] = batches_of(training, 1)
-    assert step(batch, 0) is None
+    assert not step(batch, 0).is_finite()
     after = weights_of(training)
     parameters = [name for name in before if "running" not in name and "tracked" not in name]
     assert all(torch.equal(before[name], after[name]) for name in parameters)
+    if amp == "float16":  # elsewhere the run ends
+        assert all(torch.equal(averaged[name], average.state_dict()[name]) for name in averaged)
+
+    # Nor does it leave anything in the optimizer: the next step is that of a run without it.
+    training.learner.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=amp != "off")
+    other = training_of("softmax", *flags)
+    other.learner.model.load_state_dict(training.learner.model.state_dict())
+    other.learner.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=amp != "off")
+    for each in (training, other):
+        step_of(each)(batch, 0)
+    assert_equal_weights(training, other, rtol=0, atol=0)
 
 
 def test_float16_lowers_its_scale_until_the_gradients_are_finite(training_of):
@@ -220,7 +241,7 @@ def test_what_overflows_leaves_batch_norm_as_it_was(training_of):
     [batch] = batches_of(training, 1)
     training.learner.model.backbone.get_submodule("conv1")[0].weight.data.fill_(6e4)
     before = {name: value.clone() for name, value in training.learner.model.state_dict().items()}
-    assert step_of(training)(batch, 0) is None
+    assert not step_of(training)(batch, 0).is_finite()
     after = training.learner.model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
@@ -311,7 +332,8 @@ def test_steps_that_overflow_are_skipped_up_to_a_limit(training_of, monkeypatch)
     training = training_of("arcmargin", "--amp=float16")
     monkeypatch.setattr(type(training), "say", lambda *_: None)
     monkeypatch.setattr(type(training), "list_images", lambda *_: "")
-    for _ in range(MOST_SKIPPED):
-        count(training, None)
+    overflown = Outcome({}, torch.tensor(False))
+    for _ in range(MOST_SKIPPED + 1):
+        count(training, overflown)
     with pytest.raises(ValueError, match="the training diverged at step 21"):
-        count(training, None)
+        count(training, overflown)  # a step is judged when the next one is on its way
