@@ -17,7 +17,7 @@ from metric_learning.common.cli import fail
 from metric_learning.common.config import Value, read_config
 from metric_learning.common.places import without_latest
 
-AMP_CHOICES = ("auto", "off", "bfloat16", "float16")
+AMP_CHOICES = ("auto", "off", "tf32", "bfloat16", "float16")
 # Flags that mean the same: one on the command line replaces the other of a config file.
 ALTERNATIVES = ({"num_epochs", "total_iter_num"},)
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")

@@ -59,9 +59,7 @@ class EmlLoss(nn.Module):
         check_batch(embeddings, labels)
         check_blocks(labels, self.samples_each_class)
         distances = squared_distances(full_precision(embeddings))  # BxB
-        positives, negatives = block_columns(
-            len(labels), self.samples_each_class, distances.device
-        )
+        positives, negatives = block_columns(len(labels), self.samples_each_class, distances.device)
         to_positives = self.to_positives(distances.gather(1, positives))  # Bx(K-1)
         to_negatives = distances.gather(1, negatives)  # Bx(B-K)
         farthest = tied_max(to_positives, 1)  # Bx1

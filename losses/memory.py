@@ -57,7 +57,7 @@ class CrossBatchMemory(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossBatchMemory:
         """Move to another device or type, but for what the host asks: labels and counts."""
         on_host = {name: getattr(self, name) for name in ON_HOST}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in on_host.items():
             setattr(self, name, buffer)
         return self

@@ -51,9 +51,7 @@ class QuadrupletLoss(nn.Module):
         check_batch(embeddings, labels)
         check_blocks(labels, self.samples_each_class)
         distances = squared_distances(normalised(embeddings))  # BxB
-        positives, negatives = block_columns(
-            len(labels), self.samples_each_class, distances.device
-        )
+        positives, negatives = block_columns(len(labels), self.samples_each_class, distances.device)
         farthest_positive = tied_max(distances.gather(1, positives), (0, 1))
         closest_negative = tied_min(distances.gather(1, negatives), (0, 1))
         return F.relu(farthest_positive + self.margin - closest_negative).mean()

@@ -60,7 +60,7 @@ class Embedder:
                 f"{preprocessing.decoding.alpha}"
             ),
             "decoder": DECODER,
-            "precision": str(self.work.machine.amp_dtype or torch.float32),
+            "precision": self.work.machine.precision,
         }
 
     def __call__(self, images: Any) -> Any:

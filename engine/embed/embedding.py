@@ -151,10 +151,9 @@ def iterate_embeddings(
     machine: MachineOptions,
 ) -> Iterator[Tensor]:
     """Yield the embeddings of one batch after the other, (B, D) float32 on the device."""
-    dtype = machine.amp_dtype
     for batch in loader:
         images = to_inputs(batch, preprocessing, machine.device)  # Bx3xSxS
-        with torch.autocast(machine.device.type, dtype=dtype, enabled=dtype is not None):
+        with machine.casting():
             embeddings = model(images)
         yield embeddings.float()
 

@@ -12,43 +12,55 @@ from metric_learning.engine.parallel.world import World
 
 # glibc's mallopt: size of free memory that is given back, number of blocks that are mapped apart.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+SUPPORTED = ("cpu", "cuda")
 
 
 def choose_device(name: str, use_gpu: bool, world: World) -> torch.device:
     """Choose the device from --device and --use_gpu; says so where a wanted GPU is absent.
 
-    The GPU of the rank becomes the current one. Raises ValueError where a device is not there, or
-    one is for several processes.
+    A GPU becomes the current one. Raises ValueError where a device is not there, is of a type
+    that is not supported, or one is for several processes.
     """
-    if use_gpu and name != "cpu" and torch.cuda.is_available():
+    if name == "auto":
+        if not use_gpu:
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            if world.is_main:
+                log("--use_gpu=True, but PyTorch finds no GPU here: running on the CPU")
+            return torch.device("cpu")
+        name = "cuda"
+    if name == "cuda" and torch.cuda.is_available():
         if world.local_rank >= torch.cuda.device_count():
             raise ValueError(
                 f"expected a GPU per process, found {torch.cuda.device_count()} on this node: "
                 "lower --nproc_per_node of torchrun, or compute with --use_gpu=False"
             )
-        torch.cuda.set_device(world.local_rank)  # NCCL needs it
-
-    if name != "auto":
-        device = _existing(name)
-        if device.index is not None and world.size > 1:
-            raise ValueError(
-                f"--device={name} is one device for {world.size} processes: leave it out, "
-                "each process takes a GPU of its own"
-            )
-        return device
-
-    if not use_gpu:
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda", world.local_rank)
-    if world.is_main:
-        log("--use_gpu=True, but PyTorch finds no GPU here: running on the CPU")
-    return torch.device("cpu")
+        device = torch.device("cuda", world.local_rank)
+    else:
+        device = _existing(name, world)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what NCCL and pinned memory take
+    return device
 
 
-def _existing(name: str) -> torch.device:
+def _existing(name: str, world: World) -> torch.device:
+    """Return a device by name, or raise ValueError."""
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        first_line = str(error).splitlines()[0]
+        raise ValueError(f"--device={name} cannot be used here: {first_line}") from error
+    if device.type not in SUPPORTED:
+        raise ValueError(
+            f"--device={name} is not supported: expected {' or '.join(SUPPORTED)}; rankings need "
+            "float64, which Apple's GPUs lack"
+        )
+    if device.index is not None and world.size > 1:
+        raise ValueError(
+            f"--device={name} is one device for {world.size} processes: leave it out, "
+            "each process takes a GPU of its own"
+        )
+    try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]
@@ -62,15 +74,21 @@ def place(model: nn.Module, device: torch.device) -> None:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def choose_amp(amp: str, device: torch.device) -> torch.dtype | None:
+def choose_amp(amp: str, device: torch.device, world: World) -> torch.dtype | None:
     """Choose the type of the forward pass: a half one, or None for float32 throughout.
 
-    `auto` is bfloat16 on a GPU that has it; elsewhere that is an order of magnitude slower.
+    `auto` is bfloat16 on a GPU that computes in it, which those before Ampere only emulate; there
+    a line says what else there is. Raises ValueError where there is no TF32.
     """
     if amp in ("bfloat16", "float16"):
         return getattr(torch, amp)
-    if amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
+    if amp == "tf32" and device.type != "cuda":
+        raise ValueError(f"--amp=tf32 is a way in which GPUs compute, found {device}: leave it out")
+    if amp == "auto" and device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        if world.is_main:
+            log("--amp=auto: this GPU has no bfloat16, so in float32; --amp=float16 may be faster")
     return None
 
 

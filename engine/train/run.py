@@ -285,7 +285,7 @@ class TrainingRun:
         """
         assert self.test_set is not None
         model = self.learner.tested_model
-        machine = replace(self.machine, amp_dtype=None)  # tests compute in float32
+        machine = replace(self.machine, amp_dtype=None, tf32=False)  # tests compute in float32
         share_buffers(model, machine.world)
         started = time.perf_counter()
         embeddings = embed_images(

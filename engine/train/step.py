@@ -36,7 +36,7 @@ class Outcome:
 
     def __init__(self, figures: dict[str, Tensor], is_finite: Tensor) -> None:
         self.figures = figures
-        self._event = torch.cuda.Event() if is_finite.is_cuda else None
+        self._event = torch.Event(is_finite.device) if is_finite.is_cuda else None
         self._verdict = torch.empty((), dtype=torch.bool, pin_memory=is_finite.is_cuda)
         self._verdict.copy_(is_finite, non_blocking=is_finite.is_cuda)
         if self._event is not None:
@@ -133,8 +133,7 @@ class Step:
         seed_draws(machine.seed, step, machine.world.rank, part, chunk)
         images = to_inputs(batch, self.preprocessing, machine.device)  # Bx3xSxS
 
-        dtype = machine.amp_dtype
-        with torch.autocast(machine.device.type, dtype=dtype, enabled=dtype is not None):
+        with machine.casting():
             embeddings: Tensor = self.network(images)
         return embeddings.float()
 
@@ -144,10 +143,10 @@ class Step:
 
     def differentiate(self, values: Tensor, gradient: Tensor | None = None) -> None:
         """Run the backward pass; where it computes activations again, statistics stay."""
-        if not self.machine.recompute:
-            torch.autograd.backward(values, gradient)
-            return
-        with unchanged_buffers(self.learner.model):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.machine.float32())
+            if self.machine.recompute:
+                stack.enter_context(unchanged_buffers(self.learner.model))
             torch.autograd.backward(values, gradient)
 
     def backward_in_chunks(
