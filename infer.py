@@ -24,6 +24,7 @@ from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, grouped, parse_flags, path, positive, with_defaults
 from metric_learning.engine.options.tables import (
     BAD_IMAGE_POLICIES,
+    CHANGED_DATA_POLICIES,
     CLASS_FLAGS,
     DATA_FLAGS,
     EXPORT_FLAGS,
@@ -71,6 +72,13 @@ FLAGS = (
         ),
         Flag("topk", positive, 10, "neighbours per query"),
         VERIFY,
+        Flag(
+            "on_changed_data",
+            str,
+            "error",
+            "images of --index that have changed since it was built: stop, or search it as it was",
+            CHANGED_DATA_POLICIES,
+        ),
     ),
     *EXPORT_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),

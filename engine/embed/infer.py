@@ -25,7 +25,8 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         queries = open_plain_images(options.query) if options.query else options.query_text
         file = prepare_output("json", options.json, ANSWERS) if options.json else None
         index, on_bad_image = options.search_index, options.on_bad_image
-        return search(work, index, queries, options.topk, file, on_bad_image, options.verify)
+        compared = options.verify, options.on_changed_data
+        return search(work, index, queries, options.topk, file, on_bad_image, *compared)
 
     if options.index is not None:
         prepare_output("index", options.index, INDEX)

@@ -119,11 +119,29 @@ def test_an_index_of_changed_images_is_refused(index, photos, weights, error_of,
     make_noise(photos.paths[4:6])
     error = error_of(infer.main, index.ask)
     assert "2 of its 16 images have changed since it was built, the first class_7/0.png" in error
-    assert "build it again" in error
+    assert f"build it again with infer.py --index={index.file}" in error
     for path in photos.paths[4:6]:
         path.unlink()
     infer.main([*index.ask, "--verify=True"])
     assert f"2 of 16 images of {index.file} are not here: not compared" in capsys.readouterr().out
+
+
+def test_who_means_it_searches_an_index_of_changed_images(index, photos, weights, capsys):
+    from metric_learning.retrieval.indexes import load_search_index
+
+    make_noise(photos.paths[4:5])
+    (answer,) = infer.main([*index.ask, "--on_changed_data=accept"])
+    line = "1 of its 16 images have changed since it was built, the first class_7/0.png"
+    assert line in capsys.readouterr().out
+    assert answer["neighbours"][0]["path"] == str(photos.paths[0])
+
+    model = SimpleNamespace(depends_on=load_search_index(index.file).depends_on)
+    with pytest.raises(ValueError, match=line):
+        metric_learning.open_index(index.file, model)
+    assert metric_learning.open_index(index.file, model, on_changed_data="accept").embedder is model
+    assert line in capsys.readouterr().out
+    with pytest.raises(ValueError, match="error or accept, found 'yes'"):
+        metric_learning.open_index(index.file, model, on_changed_data="yes")
 
 
 def test_an_index_of_an_earlier_version_is_refused(index, weights, error_of):
