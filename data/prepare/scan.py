@@ -57,9 +57,12 @@ def _list_places(tree: Path, class_levels: int) -> tuple[list[tuple[str, str, st
     divided = folders.find_divided(tree)
     if divided is None:
         parts = {"": folders.list_classes(tree, class_levels)}
+        if class_levels == 1 and len(parts[""][0]) == 1:
+            folders.refuse_outer_folder(tree / next(iter(parts[""][0])))
     else:
         splits = folders.splits_of_folder(tree)
         parts = {split: divided.read(split, class_levels) for split in splits}
+
     places = [
         (path, label, split)
         for split, (classes, _) in parts.items()
