@@ -46,7 +46,9 @@ FLAGS = (
             "on_bad_image",
             str,
             None,
-            "unreadable image: stop, or leave it out; default: error, of an index skip",
+            "what happens at an image that is missing or cannot be decoded. error: stop, and write "
+            "nothing; skip: leave it out, listed and counted. Default: error; skip while an "
+            "--index is built",
             BAD_IMAGE_POLICIES,
         ),
     ),

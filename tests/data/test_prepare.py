@@ -500,6 +500,16 @@ def test_labels_that_mean_the_same_are_written_the_same(tmp_path, capsys):
     assert "read as the same: spaces around labels (1)" in out and ".0 behind labels (1)" in out
 
 
+def test_equal_numbers_are_one_label_beside_others(tmp_path):
+    for number in range(4):
+        save(tmp_path / "a" / f"{number}.png", number)
+    text = "path,label\na/0.png,3\na/1.png,3.0\na/2.png,3.5\na/3.png,3.00\n"
+    (tmp_path / "a.csv").write_text(text)
+    run("split", tmp_path / "a.csv", "--min_n_samples=2", "--max_n_samples=3")
+    labels = [row["label"] for row in read(tmp_path / "split.csv")]
+    assert labels == ["3", "3", "3.5", "3"]
+
+
 def test_a_tree_with_a_validation_folder_of_its_own_is_scanned_with_it(tmp_path):
     for seed, split in enumerate(("Train", "valid", "TEST")):
         save(tmp_path / split / "cat" / "0.png", seed)

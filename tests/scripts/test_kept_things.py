@@ -166,6 +166,15 @@ def test_a_dump_says_what_it_is_of(photos, tmp_path, error_of):
     assert "images or their classes have changed since" in error
 
 
+def test_of_several_processes_one_writes_a_dump_or_an_index(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    for flag in ("output_dir", "index"):
+        assert infer.main([*photos.flags, f"--{flag}={tmp_path / flag}"]) == []
+        assert not (tmp_path / flag).exists()
+    monkeypatch.setenv("RANK", "0")
+    assert infer.main([*photos.flags, f"--output_dir={tmp_path / 'a'}"]) == tmp_path / "a"
+
+
 def test_a_result_says_what_it_is_of(photos, tmp_path):
     for name in ("a", "b"):
         eval_script.main([*photos.flags, f"--json={tmp_path / f'{name}.json'}"])
