@@ -16,6 +16,7 @@ Group = dict[str, torch.Tensor]
 
 OPTIMIZER = "optim"  # how the names of dicts begin that hold moments, not weights
 DEEPEST = 32  # dicts in each other
+CONTAINERS = (dict, list, tuple, Stranger)
 PARAMETERS, BUFFERS, MODULES = "_parameters", "_buffers", "_modules"  # of a module of torch
 
 
@@ -38,7 +39,7 @@ def find_groups(content: Any) -> tuple[dict[str, Group], dict[str, str]]:
         for key, item in _items(value).items():
             name = f"{place}.{key}" if place else str(key)
             item = _as_tensor(item)
-            if isinstance(item, dict | list | tuple | Stranger):
+            if isinstance(item, CONTAINERS):
                 if str(key).startswith(OPTIMIZER):
                     continue
                 waiting.append((name, item, depth + 1))
@@ -60,8 +61,7 @@ def _items(value: Any) -> dict[Any, Any]:
     if isinstance(value, dict):
         return value
     if isinstance(value, list | tuple):
-        kinds = dict | list | tuple | Stranger
-        return {str(i): item for i, item in enumerate(value) if isinstance(item, kinds)}
+        return {str(i): item for i, item in enumerate(value) if isinstance(item, CONTAINERS)}
     if not isinstance(value, Stranger):
         return {}
     return _flatten(value) if _is_module(value) else value.content

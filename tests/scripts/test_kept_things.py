@@ -82,6 +82,25 @@ def test_features_of_other_images_or_an_earlier_version_are_refused(
     assert "--verify is not used" in error_of(eval_script.main, [*photos.flags, "--verify=True"])
 
 
+def test_changed_bytes_of_features_are_found(photos, tmp_path, error_of):
+    file = tmp_path / "a.npy"
+    ask = [*photos.flags, f"--features={file}"]
+    eval_script.main(ask)
+    content = bytearray(file.read_bytes())
+    content[-400] ^= 1
+    file.write_bytes(content)
+    error = error_of(eval_script.main, ask)
+    assert f"--features={file} is damaged, delete it: bytes of it have changed" in error
+    error = error_of(eval_script.main, [*ask, "--split=test", "--verify=True"])
+    assert "bytes of it have changed" in error
+
+    content[-400] ^= 1
+    file.write_bytes(content)
+    make_noise(photos.paths[:1])  # computed again, with another checksum
+    for _ in range(2):
+        eval_script.main(ask)
+
+
 def test_verify_reads_all_images_of_features(photos, tmp_path, capsys, monkeypatch):
     from metric_learning.common import fingerprint
 

@@ -265,6 +265,16 @@ def test_a_heic_that_is_not_opened_is_told_what_it_needs(monkeypatch, forget):
         decode_image(b"\0\0\0\x18ftypheic" + bytes(30), "a.heic")
 
 
+def test_a_damaged_file_of_an_opened_format_needs_no_package(monkeypatch, forget):
+    monkeypatch.setattr(formats, "find_spec", lambda name: True)
+    assert formats.why_unknown(b"\0\0\0\x18ftypheic") == "a damaged or truncated HEIF file"
+    if "AVIF" in formats._opened():
+        with pytest.raises(ImageError, match="a damaged or truncated AVIF file"):
+            monkeypatch.undo()
+            formats._opened.cache_clear()
+            decode_image(b"\0\0\0\x18ftypavif" + bytes(30), "a.avif")
+
+
 def test_real_heic_is_upright(photo, tmp_path):
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
