@@ -24,6 +24,7 @@ from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, grouped, parse_flags, path, positive, with_defaults
 from metric_learning.engine.options.tables import (
     BAD_IMAGE_POLICIES,
+    CHANGED_DATA_POLICIES,
     CLASS_FLAGS,
     DATA_FLAGS,
     EXPORT_FLAGS,
@@ -45,7 +46,9 @@ FLAGS = (
             "on_bad_image",
             str,
             None,
-            "unreadable image: stop, or leave it out; default: error, of an index skip",
+            "what happens at an image that is missing or cannot be decoded. error: stop, and write "
+            "nothing; skip: leave it out, listed and counted. Default: error; skip while an "
+            "--index is built",
             BAD_IMAGE_POLICIES,
         ),
     ),
@@ -71,6 +74,13 @@ FLAGS = (
         ),
         Flag("topk", positive, 10, "neighbours per query"),
         VERIFY,
+        Flag(
+            "on_changed_data",
+            str,
+            "error",
+            "images of --index that have changed since it was built: stop, or search it as it was",
+            CHANGED_DATA_POLICIES,
+        ),
     ),
     *EXPORT_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),

@@ -19,8 +19,8 @@ from metric_learning.common.inert_pickle import (
 def load_array_pickle(path: Path, encoding: str = "latin1") -> Any:
     """Read a pickle of plain values, or of a dict of them, some of which are NumPy arrays.
 
-    Arrays are of plain numbers. Any name in it but those of NumPy's arrays is a
-    pickle.UnpicklingError. Text of Python 2 is in `encoding`; "bytes" leaves it as bytes.
+    Arrays of other things than plain numbers are None. Any name in it but those of NumPy's arrays
+    is a pickle.UnpicklingError. Text of Python 2 is in `encoding`; "bytes" leaves it as bytes.
     """
     content, strangers = _load(path, encoding)
     if strangers:
@@ -74,20 +74,20 @@ def _load(path: Path, encoding: str) -> tuple[Any, set[str]]:
 
 
 class _PickledType(Stateful):
-    """Stands for numpy.dtype: plain numbers only."""
+    """Stands for numpy.dtype; the `dtype` is None where it is not one of plain numbers."""
 
     def __init__(self, code: str | bytes, *_: Any):
-        self.dtype = np.dtype(_text(code))
-        if self.dtype.kind not in "biuf":
-            raise pickle.UnpicklingError(f"array of type {code!r}")
+        dtype = np.dtype(_text(code))
+        self.dtype = dtype if dtype.kind in "biuf" else None
 
     def set_state(self, state: Any) -> None:
         """Take the byte order."""
-        self.dtype = self.dtype.newbyteorder(_text(state[1]))  # type: ignore[arg-type]
+        if self.dtype is not None:
+            self.dtype = self.dtype.newbyteorder(_text(state[1]))  # type: ignore[arg-type]
 
 
 class PickledArray(Stateful):
-    """Stands for numpy.ndarray; its `array` is None until the pickle has given the data."""
+    """Stands for numpy.ndarray; its `array` is None until the pickle has given plain numbers."""
 
     def __init__(self, *_: Any):
         self.array: np.ndarray | None = None
@@ -95,6 +95,8 @@ class PickledArray(Stateful):
     def set_state(self, state: Any) -> None:
         """Take shape, type and data."""
         _, shape, kind, is_fortran, data = state
+        if kind.dtype is None:  # texts, dates, objects: nothing is made of them
+            return
         data = data.encode("latin1") if isinstance(data, str) else data
         array = np.frombuffer(data, kind.dtype)
         self.array = array.reshape(shape, order="F" if is_fortran else "C")

@@ -174,6 +174,11 @@ def _times(path: str) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+def state_of(path: str) -> str:
+    """Return size and times of a file as a text, which tells whether it may be another one."""
+    return " ".join(map(str, _times(path)))
+
+
 def _copy_known(states: np.ndarray, names: Sequence[str], known: Snapshot) -> np.ndarray:
     """Copy the digests of files whose size and times are as they were; return which, (N,) bool."""
     row_of = {name: row for row, name in enumerate(known.names)}

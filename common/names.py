@@ -21,8 +21,18 @@ def to_line(name: str) -> str:
     return json.dumps(name) if is_breaking or "\\" in name or name[:1] == QUOTE else name
 
 
+def to_cell(name: str) -> str:
+    """Write a name as a cell of a UTF-8 CSV file, from which `from_line` reads it back.
+
+    It is the name itself, unless its bytes are not UTF-8, or it begins with a quotation mark: then
+    it is a JSON string, in ASCII, so that every program can read the file.
+    """
+    is_utf8 = not any("\ud800" <= character <= "\udfff" for character in name)
+    return name if is_utf8 and name[:1] != QUOTE else json.dumps(name)
+
+
 def from_line(line: str) -> str:
-    """Read a name that `to_line` wrote; of an older file, the line is the name."""
+    """Read a name that `to_line` or `to_cell` wrote; of an older file, the line is the name."""
     if line[:1] != QUOTE:
         return line
     try:

@@ -64,6 +64,10 @@ GROUP = Flag(
     None,
     "column whose images stay on one side; default: group, where there is one; none: no column",
 )
+READING = (
+    Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
+    Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),
+)
 FILE = Flag("path", path, None, "CSV file of an earlier command")
 COMMANDS: dict[str, Command] = {
     "scan": Command(
@@ -74,8 +78,7 @@ COMMANDS: dict[str, Command] = {
         list_kind("scan", others=["fold"]),
         (
             Flag("class_levels", natural, 1, "folders that name a class; 0: the whole path"),
-            Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
-            Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),
+            *READING,
         ),
     ),
     "filter": Command(
@@ -89,6 +92,9 @@ COMMANDS: dict[str, Command] = {
             Flag("max_size", natural, 0, "most pixels of the long side; 0: no limit"),
             Flag("threshold", natural, None, "bits by which hashes of duplicates differ at most"),
             Flag("report", path, None, "CSV of what was removed; default: OUTPUT_removed.csv"),
+            Flag("data_dir", path, None, "folder of the images; default: that of the list"),
+            Flag("verify", boolean, False, "read all images again, not the changed files alone"),
+            *READING,
         ),
     ),
     "split": Command(

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from metric_learning.common.atomic import write_csv
 from metric_learning.common.log import show
+from metric_learning.common.names import to_cell
 from metric_learning.common.outputs import csv_kind, prepare_output, refuse_same
 from metric_learning.data.prepare.filter import (
+    BROKEN,
     REPORT_COLUMNS,
     choose_removals,
     describe_removals,
     report_rows,
 )
 from metric_learning.data.prepare.hashes import HASH_BITS
-from metric_learning.data.prepare.scan import scan_tree
+from metric_learning.data.prepare.scan import scan_again, scan_tree
 from metric_learning.data.prepare.splits import (
     NO_GROUP,
     count_lonely,
@@ -31,6 +33,7 @@ from metric_learning.reader.sets.left_out import REASONS
 DEFAULT_TEST_SHARE = 0.3
 DEFAULT_SIZES = 3, 50  # least and most images of a training class, when sizes divide
 
+NAMES = ("path", "label", "kept", "kept_label")  # columns that hold names of files and folders
 REMOVED = csv_kind("a list of what 'filter' removed", REPORT_COLUMNS)
 
 
@@ -50,9 +53,21 @@ def scan(tree: Path, output: Path, class_levels: int, num_workers: int, max_pixe
 
 
 def filter_images(
-    file: Path, output: Path, report: str, min_size: int, max_size: int, threshold: int | None
+    file: Path,
+    output: Path,
+    report: str,
+    min_size: int,
+    max_size: int,
+    threshold: int | None,
+    data_dir: str | None,
+    verify: bool,
+    num_workers: int,
+    max_pixels: int,
 ) -> None:
-    """Remove images, see `choose_removals`, and list them in `report` or OUTPUT_removed.csv."""
+    """Remove images, see `choose_removals`, and list them in `report` or OUTPUT_removed.csv.
+
+    What `scan` found of files that have changed since is found out again.
+    """
     if max_size and min_size > max_size:
         raise ValueError(f"--min_size={min_size} and --max_size={max_size} leave no image")
     if (threshold or 0) > HASH_BITS // 2:
@@ -65,6 +80,11 @@ def filter_images(
     prepare_output("report", removed_file, REMOVED)
 
     images = read_list(file)
+    if BROKEN in images.columns:  # else no scan wrote it, and what comes says so
+        folder = Path(data_dir) if data_dir else file.parent
+        images, line = scan_again(images, folder, num_workers, max_pixels, verify)
+        if line:
+            show(line)
     removals = choose_removals(images, min_size, max_size, threshold)
     removed = {removal.row for removal in removals}
     rows = [row for i, row in enumerate(images.rows) if i not in removed]
@@ -208,5 +228,7 @@ def add_column(output: Path, images: ImageList, name: str, cells: Sequence[str])
 
 def write_rows(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Write a CSV file and say so."""
-    write_csv(file, columns, rows)
+    named = [name for name in NAMES if name in columns]
+    cells = [row | {name: to_cell(row[name]) for name in named} for row in rows]
+    write_csv(file, columns, cells)
     show(f"wrote {file}, {len(rows):,} images of {len({row['label'] for row in rows}):,} classes")

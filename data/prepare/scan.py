@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from metric_learning.common.fingerprint import state_of
+from metric_learning.common.names import to_line
 from metric_learning.data.prepare.hashes import HASH_BITS, perceptual_hash
 from metric_learning.reader.sets import folders
-from metric_learning.reader.sets.csv_files import Row
+from metric_learning.reader.sets.csv_files import ImageList, Row
 from metric_learning.reader.sets.image_files import map_files, read_content
 from metric_learning.reader.sets.image_set import MAX_PIXELS, Decoding
 from metric_learning.reader.sets.left_out import LeftOut, join_left_out
 
 SCAN_COLUMNS = ("path", "label", "width", "height", "hash", "broken")
+STATE = "state"  # of the file, see `state_of`; lists of earlier versions lack it
 
 
 def scan_tree(
@@ -27,8 +31,8 @@ def scan_tree(
 
     Returns:
         Columns path (relative to the tree, with /), label, width and height in pixels, hash (16
-        hexadecimal digits, see `perceptual_hash`), broken (the reason, else empty), and split in a
-        divided tree; and what is left out.
+        hexadecimal digits, see `perceptual_hash`), broken (the reason, else empty), state (see
+        `state_of`), and split in a divided tree; and what is left out.
 
     Raises FileNotFoundError where there is no folder, ValueError where it has no class folders.
     """
@@ -43,9 +47,7 @@ def scan_tree(
     rows = []
     for (path, label, split), properties in zip(places, found, strict=True):
         name = os.path.relpath(path, tree).replace(os.sep, "/")
-        row = {"path": _printable(name), "label": _printable(label), **properties}
-        if row["path"] != name:
-            row["broken"] = "the name is not UTF-8"
+        row = {"path": name, "label": label, **properties}
         rows.append(row | ({"split": split} if split else {}))
     return rows, left_out
 
@@ -55,9 +57,12 @@ def _list_places(tree: Path, class_levels: int) -> tuple[list[tuple[str, str, st
     divided = folders.find_divided(tree)
     if divided is None:
         parts = {"": folders.list_classes(tree, class_levels)}
+        if class_levels == 1 and len(parts[""][0]) == 1:
+            folders.refuse_outer_folder(tree / next(iter(parts[""][0])))
     else:
         splits = folders.splits_of_folder(tree)
         parts = {split: divided.read(split, class_levels) for split in splits}
+
     places = [
         (path, label, split)
         for split, (classes, _) in parts.items()
@@ -68,15 +73,57 @@ def _list_places(tree: Path, class_levels: int) -> tuple[list[tuple[str, str, st
 
 
 def scan_file(path: str, decoding: Decoding) -> Row:
-    """Read one image: its width, height, hash and broken."""
+    """Read one image: its width, height, hash and broken, and the state of its file before."""
+    state = state_of(path)
     content = read_content(path, decoding)
+    found = {"width": "", "height": "", "hash": "", "broken": content.reason, STATE: state}
     if content.pixels is None:
-        return {"width": "", "height": "", "hash": "", "broken": content.reason}
+        return found
     height, width = content.pixels.shape[:2]
     code = f"{perceptual_hash(content.pixels):0{HASH_BITS // 4}x}"
-    return {"width": str(width), "height": str(height), "hash": code, "broken": ""}
+    return found | {"width": str(width), "height": str(height), "hash": code}
 
 
-def _printable(name: str) -> str:
-    """Write the bytes of a file name that are not UTF-8 as escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def scan_again(
+    images: ImageList, folder: Path, num_workers: int, max_pixels: int, verify: bool
+) -> tuple[ImageList, str]:
+    """Read the images of a scanned list again whose files are no longer those that were scanned.
+
+    Args:
+        images: paths are relative to `folder`.
+        folder: of the images.
+        num_workers: as in `scan_tree`.
+        max_pixels: likewise.
+        verify: read every image.
+
+    Returns:
+        The list as it would be now, and a line about what was read again, or is not there to be
+        compared; empty where nothing has changed.
+    """
+    paths = [os.path.join(folder, row["path"]) for row in images.rows]
+    if not any(os.path.lexists(path) for path in paths):
+        return images, (
+            f"no image of {images.file} is in {folder}: whether they have changed since they were "
+            "scanned is not known; --data_dir=FOLDER says where they are"
+        )
+
+    changed = [
+        i
+        for i, (row, path) in enumerate(zip(images.rows, paths, strict=True))
+        if verify or row.get(STATE) != state_of(path)
+    ]
+    if not changed:
+        return images, ""
+    read = partial(scan_file, decoding=Decoding("white", max_pixels))
+    found = map_files(read, [paths[i] for i in changed], num_workers)
+    rows = list(images.rows)
+    for i, properties in zip(changed, found, strict=True):
+        rows[i] = rows[i] | properties
+
+    columns = tuple(dict.fromkeys((*images.columns, STATE)))
+    why = "to verify them" if verify else "whose files are others than those that were scanned"
+    line = (
+        f"read again {len(changed):,} of {len(rows):,} images {why}, the first "
+        f"{to_line(images.rows[changed[0]]['path'])}"
+    )
+    return replace(images, columns=columns, rows=rows), line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ from metric_learning.common.fingerprint import (
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of
 
+CHECKSUM, PART_BYTES = "crc32", 2**24
 SYNC_SECONDS = 5.0  # between writes of rows that are computed to the disk
 
 
 class FeatureFile:
     """A .npy file of features (N, D) float32 in data-set order.
 
-    Beside FILE, FILE.json says what they are of, see `embedder.open_features`, and FILE.images
-    which images, as a snapshot of their files. FILE.done, a byte per image, says which rows are
-    computed, and is gone when all are.
+    Beside FILE, FILE.json says what they are of, see `embedder.open_features`, and the checksum of
+    whole ones. FILE.images says of which images, as a snapshot of their files. FILE.done, a byte
+    per image, says which rows are computed, and is gone when all are.
 
     Attributes:
         snapshot: of the images, from `prepare` on.
@@ -93,6 +95,9 @@ class FeatureFile:
             shape = self.read().shape
             if not isinstance(found, dict):
                 raise ValueError(f"{self.about_path.name} holds no facts")
+            checksum = found.pop(CHECKSUM, None)
+            if checksum is not None and not self.done_path.exists() and checksum != self._sum():
+                raise ValueError("bytes of it have changed")
         except (ValueError, EOFError) as error:
             raise ValueError(f"--features={self.path} is damaged, delete it: {error}") from error
         if not self.images_path.exists():
@@ -150,10 +155,19 @@ class FeatureFile:
         """Map the features (N, D) into memory, for reading."""
         return np.load(self.path, mmap_mode="r")
 
+    def _sum(self) -> int:
+        """Return the CRC-32 of the file."""
+        total = 0
+        with self.path.open("rb") as file:
+            while part := file.read(PART_BYTES):
+                total = zlib.crc32(part, total)
+        return total
+
     def finish(self) -> None:
         """Say that all features are computed."""
         if self.done_path.exists():
             assert np.fromfile(self.done_path, np.uint8).all()
+            write_json(self.about_path, self.about | {CHECKSUM: self._sum()})
             self.done_path.unlink()
 
 

@@ -12,12 +12,19 @@ from metric_learning.engine.embed.embedder import load_embedder, open_images
 from metric_learning.engine.embed.export import export_model
 from metric_learning.engine.embed.search import ANSWERS, INDEX, IndexKind, make_index, search
 from metric_learning.engine.options.evaluation import InferenceOptions
+from metric_learning.engine.parallel.world import is_first_process
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.sets.plain_images import list_plain_images
 
 
 def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
-    """Return the folder of the dump, the file of the index or export, or the answers to queries."""
+    """Return the folder of the dump, the file of the index or export, or the answers to queries.
+
+    Of the processes of torchrun the first one does it all; the others return nothing, so that no
+    two write the same files.
+    """
+    if not is_first_process():
+        return []
     work = options.work
     if options.export is not None:
         return export_model(work, options.export, options.output, options.normalize)
@@ -25,7 +32,8 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         queries = open_plain_images(options.query) if options.query else options.query_text
         file = prepare_output("json", options.json, ANSWERS) if options.json else None
         index, on_bad_image = options.search_index, options.on_bad_image
-        return search(work, index, queries, options.topk, file, on_bad_image, options.verify)
+        compared = options.verify, options.on_changed_data
+        return search(work, index, queries, options.topk, file, on_bad_image, *compared)
 
     if options.index is not None:
         prepare_output("index", options.index, INDEX)

@@ -23,6 +23,7 @@ from metric_learning.common.outputs import json_kind, kind_of_file
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
+from metric_learning.engine.options.tables import ACCEPT
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of
@@ -116,6 +117,7 @@ def search(
     file: Path | None,
     on_bad_image: str,
     verify: bool = False,
+    on_changed_data: str = "error",
 ) -> list[dict[str, Any]]:
     """Print the neighbours of images or texts and return them; write them to a JSON file, if any.
 
@@ -126,7 +128,8 @@ def search(
     device = work.machine.device
     broken: dict[str, str] = {}
     embedder = load_embedder(work)
-    for note in check_index(work.flags["index"], search_index, embedder, verify):
+    file_of_index = work.flags["index"]
+    for note in check_index(file_of_index, search_index, embedder, verify, on_changed_data):
         log(note)
     if isinstance(queries, ImageSet):
         features, queries, broken = embedder.embed_readable(queries, on_bad_image)
@@ -140,19 +143,24 @@ def search(
         {**query, "neighbours": neighbours} for query, neighbours in zip(asked, found, strict=True)
     ]
     if file is not None:  # before the screen, which may be a pipe that nobody reads any more
-        made = {"index": work.flags["index"], "weights": work.weights, "versions": versions()}
+        made = {"index": file_of_index, "weights": work.weights, "versions": versions()}
         write_json(file, {"queries": answers, "broken": broken, **made})
     print_answers(answers)
     return answers
 
 
 def check_index(
-    file: str, search_index: indexes.SearchIndex, embedder: Embedder, verify: bool = False
+    file: str,
+    search_index: indexes.SearchIndex,
+    embedder: Embedder,
+    verify: bool = False,
+    on_changed_data: str = "error",
 ) -> list[str]:
     """Compare what a search index depends on with the model that is to search it, and its images.
 
-    Returns lines about what could not be compared, or may differ. Raises ValueError where the
-    index is of other weights and so on, or images that are there have changed since.
+    Returns lines about what could not be compared, or differs and is accepted. Raises ValueError
+    where the index is of other weights and so on, or images that are there have changed since,
+    unless `on_changed_data` is accept.
     """
     notes = []
     kept, found = dict(search_index.depends_on), dict(embedder.depends_on)
@@ -171,26 +179,36 @@ def check_index(
     other = first_difference(kept, found)
     if other is not None:
         raise ValueError(f"{file} was built with another {other}: build it again")
-    return notes + check_images(file, search_index, verify)
+    return notes + check_images(file, search_index, verify, on_changed_data)
 
 
-def check_images(file: str, search_index: indexes.SearchIndex, verify: bool) -> list[str]:
+def check_images(
+    file: str, search_index: indexes.SearchIndex, verify: bool, on_changed_data: str
+) -> list[str]:
     """Compare the images of a search index with those that are there, see `check_index`."""
     kept = search_index.snapshot
     assert kept is not None
     found = take_snapshot(search_index.paths, known=kept, verify=verify)
     is_there = found.states["size"] >= 0
     rows = [row for row in changed_rows(kept, found) if is_there[row]]
+    notes = []
     if rows:
-        raise ValueError(
+        changed = (
             f"{file}: {len(rows)} of its {len(kept)} images have changed since it was built, the "
-            f"first {describe_change(kept, found, rows[0])}: build it again"
+            f"first {describe_change(kept, found, rows[0])}"
         )
+        if on_changed_data != ACCEPT:
+            raise ValueError(
+                f"{changed}: build it again with infer.py --index={file} and the flags that built "
+                f"it (of {search_index.metadata.get('images')}), which replaces it, or search it "
+                "as it was built by --on_changed_data=accept"
+            )
+        notes.append(f"{changed}: accepted, they are found by what they were")
 
     num_gone = len(kept) - int(is_there.sum())
     if num_gone:
-        return [f"{num_gone} of {len(kept)} images of {file} are not here: not compared"]
-    return []
+        notes.append(f"{num_gone} of {len(kept)} images of {file} are not here: not compared")
+    return notes
 
 
 def find_neighbours(

@@ -19,6 +19,7 @@ from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.embed.search import check_index, find_neighbours
 from metric_learning.engine.options import evaluation
 from metric_learning.engine.options.evaluation import default_flags, settle_embedding
+from metric_learning.engine.options.tables import CHANGED_DATA_POLICIES
 from metric_learning.engine.parallel.world import World
 from metric_learning.reader.sets.image_set import MAX_PIXELS
 from metric_learning.reader.sets.plain_images import is_one_image
@@ -94,13 +95,19 @@ class OpenIndex:
         return found[0] if is_one_image(queries) else found
 
 
-def open_index(file: str | PathLike[str], embedder: Embedder) -> OpenIndex:
+def open_index(
+    file: str | PathLike[str], embedder: Embedder, *, on_changed_data: str = "error"
+) -> OpenIndex:
     """Open a search index that infer.py --index built with a model.
 
-    Raises ValueError for one of other weights, or where its images have changed since.
+    Raises ValueError for one of other weights, or where its images have changed since, unless
+    `on_changed_data` is accept: then they are found by what they were.
     """
+    if on_changed_data not in CHANGED_DATA_POLICIES:
+        policies = " or ".join(CHANGED_DATA_POLICIES)
+        raise ValueError(f"expected on_changed_data of {policies}, found {on_changed_data!r}")
     search_index = evaluation.open_index(str(file), 1)
-    for note in check_index(str(file), search_index, embedder):
+    for note in check_index(str(file), search_index, embedder, on_changed_data=on_changed_data):
         log(note)
     return OpenIndex(search_index, embedder)
 

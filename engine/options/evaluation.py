@@ -119,6 +119,7 @@ class InferenceOptions:
     work: EmbeddingOptions
     search_index: SearchIndex | None
     verify: bool
+    on_changed_data: str
     images: str | None
     on_bad_image: str
     output_dir: str
@@ -264,7 +265,9 @@ def settle_inference(flags: Flags) -> InferenceOptions:
             reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
             flags.refuse(reading, f"--{queries[0]} reads no images")
     elif flags.export is None:
-        flags.refuse(("topk", "json", "verify"), "without --query or --query_text")
+        flags.refuse(
+            ("topk", "json", "verify", "on_changed_data"), "without --query or --query_text"
+        )
         if flags.index is None:
             flags.refuse(("index_type", "index_options"), "without --index")
         else:

@@ -37,7 +37,8 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 PLACES = ("workers", "device")
 BAD_IMAGE_POLICIES = ("error", "skip")
-CHANGED_DATA_POLICIES = ("error", "accept")
+ACCEPT = "accept"
+CHANGED_DATA_POLICIES = ("error", ACCEPT)
 ON_COLLAPSE = ("warn", "stop")
 SPLITS = ("train", "val", "test", "all")
 INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
@@ -63,12 +64,24 @@ READING_FLAGS = grouped(
     Flag("total_images", positive, None, "number of training images; default: counted"),
     Flag("min_crop_area", non_negative, 0.08, "least area of a training crop, as a fraction"),
     Flag("horizontal_flip", boolean, True, "mirror every other training image"),
-    Flag("cache", path, None, "folder of decoded training images, built once (SOP: 15 GB)"),
+    Flag(
+        "cache",
+        path,
+        None,
+        "folder to keep decoded training images in. It is built by the first run (SOP: 15 GB) and "
+        "read by later ones, which need no decoding; images that have changed are decoded again. "
+        "Default: none, every image is decoded in every epoch",
+    ),
     Flag("cache_size", positive, 256, "short side, in pixels, that larger images have in --cache"),
     Flag("augment_on", str, "workers", "where training images are cropped and mirrored", PLACES),
     Flag("decode_on", str, "workers", "where JPEG files are decoded; device: a CUDA GPU", PLACES),
     Flag(
-        "on_bad_image", str, "error", "unreadable image: stop, or take another", BAD_IMAGE_POLICIES
+        "on_bad_image",
+        str,
+        "error",
+        "what a training does at an image that is missing or cannot be decoded. error: stop, with "
+        "the run saved; skip: take another image of its class, and log it, up to 5 % of all",
+        BAD_IMAGE_POLICIES,
     ),
     Flag("prefetch", positive, 2, "training batches that each worker prepares ahead"),
     VERIFY,
@@ -89,19 +102,35 @@ MODEL_FLAGS = grouped(
         "ResNet18/34/50/101/152, SE_ResNeXt50_32x4d, Xception, a timm name or open_clip:NAME",
     ),
     Flag("embedding_size", natural, 0, "size of a linear layer on the feature; 0: the feature"),
-    Flag("pooling", str, "own", "of the feature map to a feature; own: the backbone's", POOLINGS),
+    Flag(
+        "pooling",
+        str,
+        "own",
+        "how a feature map becomes one feature. own: as the backbone does it, by the mean in most; "
+        "avg, max: the mean or maximum of each channel; avg_max: their sum; gem: the generalised "
+        "mean, whose exponent begins at 3 and is trained",
+        POOLINGS,
+    ),
     Flag(
         "last_stride", positive, 2, "1: the last stage of a ResNet does not halve its feature map"
     ),
     Flag("feature_norm", str, "none", "between the pooling and the embedding layer", FEATURE_NORMS),
     Flag(
-        "image_shape", image_shape, None, "channels, height, width; default: as the weights take it"
+        "image_shape",
+        image_shape,
+        None,
+        "channels, height and width of inputs in pixels, such as 3,224,224: three channels, height "
+        "equal to width. Default: as the weights were trained, else as the model is made for",
     ),
     Flag(
         "transform",
         str,
         None,
-        "image pipeline; default: reference for its own models, v1 with the losses of v1",
+        "how images are resized and cropped. reference: OpenCV's Lanczos without antialiasing, as "
+        "the reference does, alpha is dropped; standard: antialiased, as torchvision does, "
+        "transparent pixels become white; v1: Pillow's bilinear, tests crop the centre of 8/7 of "
+        "the size. Default: as the weights were trained, else v1 with the losses of v1, reference "
+        "for the reference's models, standard for all others",
         TRANSFORMS,
     ),
     Flag("pretrained_model", run_file, None, "weights to start from: a file or folder of any kind"),
@@ -209,7 +238,15 @@ METRIC_FLAGS = grouped(
     Flag("precision_ks", integers, (), "K of precision@K, e.g. 1,5,10"),
     Flag("ties", str, "pessimistic", "how negatives that tie with a positive count", TIES),
     Flag("whiten", whitening, None, "PCA whitening by the training split: dimensions, or all"),
-    Flag("rerank", str, None, "re-ranking: qe, dba or kreciprocal, with options: qe:k=10,alpha=3"),
+    Flag(
+        "rerank",
+        str,
+        None,
+        "a second pass over the neighbours, before the scores. qe:k=10,alpha=3: queries "
+        "become means of their k nearest, weighted by cosine^alpha; dba:k=10,alpha=3: so does the "
+        "gallery; kreciprocal:k1=20,k2=6,lambda=0.3: by shared k-reciprocal neighbours (Zhong et "
+        "al. 2017). Parameters left out have these values. Default: none",
+    ),
     Flag("verification", boolean, False, "also ROC AUC, TAR at FAR and EER over all pairs"),
     Flag("clustering", boolean, False, "also NMI, AMI, ARI and F1 of k-means clusters"),
     Flag("class_table", path, None, "CSV file to write the scores of each class to"),

@@ -55,6 +55,11 @@ def join_world() -> World:
     return World(dist.get_rank(), dist.get_world_size(), local_rank, patient)
 
 
+def is_first_process() -> bool:
+    """Whether this process was started alone, or as the first one by torchrun."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def leave_world() -> None:
     """Leave the process group, if one was joined.
 

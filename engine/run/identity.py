@@ -16,6 +16,7 @@ from typing import Any
 from metric_learning.common.fingerprint import Snapshot, find_changes, read_snapshot
 from metric_learning.common.flags import shown
 from metric_learning.engine.options.parts import ReadingOptions, ScheduleOptions
+from metric_learning.engine.options.tables import ACCEPT
 from metric_learning.engine.options.training import LENGTHS, default_transform
 from metric_learning.losses import is_pml, loss_options
 from metric_learning.models import image_size_of, read_metadata
@@ -35,7 +36,6 @@ HARMLESS = {
 }
 # Where data lies, which is compared by what it holds.
 PLACES = {"data_dir", "csv", "train_list", "test_list"}
-ACCEPT = "accept"  # of --on_changed_data
 FIRST = ("loss_name", "model", "dataset")  # whose options differ too
 RECIPE_SKIPS = HARMLESS | PLACES | {"seed", "pretrained_model"}
 

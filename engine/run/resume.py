@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from metric_learning.engine.options.parts import RunOptions
+from metric_learning.engine.options.tables import ACCEPT
 from metric_learning.engine.run.checkpoints import DamagedError, load_checkpoint, newest_good
-from metric_learning.engine.run.identity import ACCEPT, Origin, describe_classes, refuse_or_note
+from metric_learning.engine.run.identity import Origin, describe_classes, refuse_or_note
 from metric_learning.engine.run.run_folder import RunFolder, own_folder
 from metric_learning.reader import ImageSet
 

@@ -19,6 +19,7 @@ from metric_learning.engine.embed.network import build_network, preprocessing_of
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options import parts
+from metric_learning.engine.options.tables import ACCEPT
 from metric_learning.engine.options.training import (
     adopt_checkpoint,
     adopt_v1,
@@ -31,7 +32,6 @@ from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.devices import keep_freed_memory, place
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.identity import (
-    ACCEPT,
     Origin,
     check_flags,
     check_images,

@@ -16,11 +16,12 @@ Group = dict[str, torch.Tensor]
 
 OPTIMIZER = "optim"  # how the names of dicts begin that hold moments, not weights
 DEEPEST = 32  # dicts in each other
+CONTAINERS = (dict, list, tuple, Stranger)
 PARAMETERS, BUFFERS, MODULES = "_parameters", "_buffers", "_modules"  # of a module of torch
 
 
 def find_groups(content: Any) -> tuple[dict[str, Group], dict[str, str]]:
-    """Find all dicts that hold tensors by name, also pickled modules, from the top downwards.
+    """Find all dicts that hold tensors by name, also in lists, and pickled modules, top downwards.
 
     Returns the dicts by their place, the keys that lead to them joined by dots, and what holds no
     numbers that weights could be, by place and name.
@@ -38,7 +39,7 @@ def find_groups(content: Any) -> tuple[dict[str, Group], dict[str, str]]:
         for key, item in _items(value).items():
             name = f"{place}.{key}" if place else str(key)
             item = _as_tensor(item)
-            if isinstance(item, dict | Stranger):
+            if isinstance(item, CONTAINERS):
                 if str(key).startswith(OPTIMIZER):
                     continue
                 waiting.append((name, item, depth + 1))
@@ -53,9 +54,14 @@ def find_groups(content: Any) -> tuple[dict[str, Group], dict[str, str]]:
 
 
 def _items(value: Any) -> dict[Any, Any]:
-    """Return the items of a dict, of a kind of dict, or of a module, as its state dict has them."""
+    """Return the items of a dict, of a kind of dict, or of a module, as its state dict has them.
+
+    Those of a list are named by their numbers; tensors right in it have no names.
+    """
     if isinstance(value, dict):
         return value
+    if isinstance(value, list | tuple):
+        return {str(i): item for i, item in enumerate(value) if isinstance(item, CONTAINERS)}
     if not isinstance(value, Stranger):
         return {}
     return _flatten(value) if _is_module(value) else value.content

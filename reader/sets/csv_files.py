@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from metric_learning.common.names import from_line
 from metric_learning.reader.sets.left_out import NO_FOLD, NO_ROLE, LeftOut
 from metric_learning.reader.sets.table import (
     ALL,
@@ -161,7 +162,7 @@ def _read_row(file: Path, line: int, columns: Sequence[str], cells: Sequence[str
             f"{len(cells)}: '{','.join(cells)[:120]}'"
         )
     row = {
-        name: cell if name in NEEDED_COLUMNS else strip(cell)
+        name: from_line(cell) if name in NEEDED_COLUMNS else strip(cell)
         for name, cell in zip(columns, cells, strict=True)
     }
     for name in NEEDED_COLUMNS:

@@ -89,7 +89,8 @@ def find_divided(data_dir: Path) -> DividedTree | None:
     """Return a folder as a divided tree, None if it is none.
 
     A folder that is called like a split counts where it holds class folders with images. One split
-    alone makes a divided tree if no images lie in other folders: it could be a class.
+    alone makes a divided tree if no images lie in other folders: it could be a class. ValueError
+    where these are no classes either, since all folders hold folders alone.
     """
     kinds = list_folder(data_dir)
     named: dict[str, Walk] = {}
@@ -100,6 +101,8 @@ def find_divided(data_dir: Path) -> DividedTree | None:
         usable = [name for name in called if named[name].has_classes]
         if usable:
             found[split] = usable[0]
+    if TEST in found and VAL in found and _is_flat(named[found[TEST]], named[found[VAL]]):
+        del found[TEST]
 
     others = [name for name in kinds[FOLDER] if name not in named]
     notes: tuple[str, ...] = ()
@@ -107,11 +110,35 @@ def find_divided(data_dir: Path) -> DividedTree | None:
         found[TEST] = found[VAL]
         notes = (f"{found[TEST]}/ is the test split: no test/ holds class folders",)
     taken = set(found.values())
-    if not found or (len(taken) == 1 and any(walk_images(data_dir / o).images for o in others)):
+    if len(taken) == 1:
+        walks_beside = {name: walk_images(data_dir / name) for name in others}
+        full = [name for name, walk in walks_beside.items() if walk.images]
+        if full and all("" not in walks_beside[name].images for name in full):
+            _refuse_unknown_split(data_dir, named, taken.pop(), full[0])
+        taken = set() if full else taken
+    if not taken:
         return None
     unused = [walk for name, walk in named.items() if name not in taken]
     walks = {split: named[name] for split, name in found.items()}
     return DividedTree(walks, _account_beside(data_dir, kinds, others, unused), notes)
+
+
+def _is_flat(test: Walk, val: Walk) -> bool:
+    """Whether a test/ holds one folder, which is no class of a val/ that has several."""
+    classes, known = (set(group_classes(walk)[0]) for walk in (test, val))
+    return len(classes) == 1 < len(known) and not classes & known
+
+
+def _refuse_unknown_split(data_dir: Path, named: dict[str, Walk], split: str, other: str) -> None:
+    """Raise ValueError where folders of class folders stand beside a split, unless it is a class.
+
+    That it is where images lie right in it.
+    """
+    if "" not in named[split].images:
+        raise ValueError(
+            f"{data_dir} holds {split}/ and {other}/, which both hold folders: rename {other}/ to "
+            f"train, val or test if it is a split, or {split}/ if it is a class"
+        )
 
 
 def _account_beside(
@@ -143,6 +170,8 @@ def read_folder(data_dir: Path, split: str) -> Table:
     tree = find_divided(data_dir)
     if tree is None:
         files_of, rest = list_classes(data_dir)
+        if len(files_of) == 1:
+            refuse_outer_folder(data_dir / next(iter(files_of)))
         if files_of and split != VAL:
             table = table_by_class(files_of, (len(files_of) + 1) // 2, split)
             return replace(table, left_out=rest)
@@ -154,6 +183,15 @@ def read_folder(data_dir: Path, split: str) -> Table:
     what = f"no class folders with images for the {split} split in {data_dir}"
     hint = " (--test_iter_step=0 trains without a test)" if tree and split == TEST else ""
     raise FileNotFoundError(f"{what}, which holds {folders}{hint}")
+
+
+def refuse_outer_folder(folder: Path) -> None:
+    """Raise ValueError where the one class of a tree is the data set itself."""
+    if find_divided(folder) is not None:
+        raise ValueError(
+            f"{folder.parent} holds one folder, {folder.name}/, which is divided into splits: give "
+            f"--data_dir={folder}"
+        )
 
 
 def splits_of_folder(data_dir: Path) -> tuple[str, ...]:

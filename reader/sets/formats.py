@@ -28,13 +28,14 @@ FORMATS = {
 }
 AVIF = {"AVIF": (".avif",)}  # from Pillow 11.3 on
 HEIF = {"HEIF": (".heic", ".heif", ".hif")}  # with the package pillow-heif
-# How such files begin, behind four bytes, and what to do where they are not opened.
+# How files of formats that may not be opened begin, behind four bytes.
 BRANDS = {
-    b"ftypavif": "AVIF needs Pillow 11.3 or later",
-    **dict.fromkeys(
-        (b"ftypheic", b"ftypheix", b"ftypmif1"),
-        "HEIC needs the package pillow-heif: pip install pillow-heif",
-    ),
+    b"ftypavif": "AVIF",
+    **dict.fromkeys((b"ftypheic", b"ftypheix", b"ftypmif1"), "HEIF"),
+}
+REMEDIES = {
+    "AVIF": "AVIF needs Pillow 11.3 or later",
+    "HEIF": "HEIC needs the package pillow-heif: pip install pillow-heif",
 }
 
 
@@ -53,7 +54,12 @@ def image_suffixes() -> tuple[str, ...]:
 
 def why_unknown(data: bytes) -> str:
     """Say why the bytes of a file are not opened."""
-    return BRANDS.get(data[4:12], "not an image file") if data else "the file is empty"
+    if not data:
+        return "the file is empty"
+    name = BRANDS.get(data[4:12])
+    if name in _opened():
+        return f"a damaged or truncated {name} file"
+    return REMEDIES[name] if name else "not an image file"
 
 
 @cache

@@ -39,7 +39,7 @@ def read_columns(
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    text = read_text(path, f"a UTF-8 text file of lines '{expected}'")
+    text = read_text(path, f"a UTF-8 text file of lines '{expected}'", holds_names=True)
     cuts = len(expected.split()) - 1
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):

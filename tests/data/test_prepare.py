@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metric_learning.common.atomic import write_csv
+from metric_learning.common.names import from_line
 from metric_learning.data.prepare import __main__ as prepare
 from metric_learning.reader import load_image_set
 
@@ -218,12 +220,87 @@ def test_deeper_folders_are_their_top_class_or_give_longer_labels(tmp_path, leve
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")
-def test_a_name_that_is_not_utf8_is_broken(tmp_path):
-    save(tmp_path / "cat" / "0.png", 1)
-    os.rename(tmp_path / "cat" / "0.png", os.fsencode(tmp_path / "cat") + b"/\xff.png")
+def test_names_that_are_not_utf8_go_through_all_commands(tmp_path, capsys):
+    names = ["cat\udcff/0\udcfe.png", "cat\udcff/\n1.png", '"dog"/"1".png', '"dog"/\\1.png']
+    for number, name in enumerate(names):
+        save(tmp_path / name, number)
+    shutil.copy(tmp_path / names[0], tmp_path / "cat\udcff" / "copy\udcfe.png")
     run("scan", tmp_path, "--num_workers=0")
-    (row,) = read(tmp_path / "scanned.csv")
-    assert (row["path"], row["broken"]) == ("cat/\\xff.png", "the name is not UTF-8")
+    assert not any(row["broken"] for row in read(tmp_path / "scanned.csv"))  # which is UTF-8
+
+    run("filter", tmp_path / "scanned.csv", "--threshold=0")
+    assert "copy\\udcfe.png of cat\\udcff/0\\udcfe.png (0 bits)" in capsys.readouterr().out
+    (row,) = read(tmp_path / "filtered_removed.csv")
+    assert [from_line(row[name]) for name in ("path", "kept", "label")] == [
+        "cat\udcff/copy\udcfe.png",
+        names[0],
+        "cat\udcff",
+    ]
+    run("split", tmp_path / "filtered.csv", "--test_share=0.5")
+    file = tmp_path / "split.csv"
+    found = load_image_set("csv", str(tmp_path), "all", csv=str(file))
+    assert sorted(found.paths) == sorted(str(tmp_path / name) for name in names)
+    assert sorted(found.class_names.values()) == ['"dog"', "cat\udcff"]
+    assert all(len(found.read_image(i)) for i in range(len(found)))
+
+
+@pytest.fixture
+def scanned(tmp_path):
+    """Two classes of three images, scanned."""
+    for name in "ab":
+        for number in range(3):
+            save(tmp_path / name / f"{number}.png", 10 * ord(name) + number)
+    run("scan", tmp_path, "--num_workers=0")
+    return tmp_path
+
+
+def test_filter_reads_changed_files_again(scanned, capsys):
+    file, first = scanned / "scanned.csv", "of 6 images whose files are others than those that were"
+    run("filter", file, "--threshold=0")
+    assert len(read(scanned / "filtered.csv")) == 6 and first not in capsys.readouterr().out
+
+    shutil.copy(scanned / "a" / "0.png", scanned / "b" / "0.png")  # now a duplicate
+    (scanned / "b" / "1.png").write_bytes(b"x" * (scanned / "b" / "1.png").stat().st_size)
+    (scanned / "b" / "2.png").unlink()
+    os.utime(scanned / "a" / "2.png")  # the same content
+    run("filter", file, "--threshold=0", "--num_workers=0")
+    assert f"read again 4 {first} scanned, the first a/2.png" in capsys.readouterr().out
+    assert [row["path"] for row in read(scanned / "filtered.csv")] == [
+        "a/0.png",
+        "a/1.png",
+        "a/2.png",
+    ]
+    reasons = {row["path"]: row["reason"] for row in read(scanned / "filtered_removed.csv")}
+    assert reasons == {
+        "b/0.png": "duplicate in another class",
+        "b/1.png": "broken",
+        "b/2.png": "broken",
+    }
+    run("filter", scanned / "filtered.csv", f"--output={scanned / 'again.csv'}")
+    assert "read again" not in capsys.readouterr().out
+
+
+def test_filter_of_lists_elsewhere_or_of_earlier_versions(scanned, tmp_path, capsys):
+    file = tmp_path / "lists" / "scanned.csv"
+    file.parent.mkdir()
+    rows = [{**row, "hash": "0" * 16} for row in read(scanned / "scanned.csv")]
+    write_csv(file, [name for name in rows[0]], rows)
+    (scanned / "a" / "0.png").touch()
+    run("filter", file)
+    assert "--data_dir=FOLDER says where they are" in capsys.readouterr().out
+    run("filter", file, f"--data_dir={scanned}", "--num_workers=0")
+    assert "read again 1 of 6" in capsys.readouterr().out
+    run("filter", file, f"--data_dir={scanned}", "--verify", "--num_workers=0")
+    assert "read again 6 of 6 images to verify them" in capsys.readouterr().out
+
+    write_csv(
+        file,
+        [name for name in rows[0] if name != "state"],
+        [{name: cell for name, cell in row.items() if name != "state"} for row in rows],
+    )
+    run("filter", file, f"--data_dir={scanned}", "--num_workers=0", "--threshold=0")
+    assert "read again 6 of 6 images whose files" in capsys.readouterr().out
+    assert len(read(file.parent / "filtered.csv")) == 6
 
 
 @pytest.fixture
@@ -278,7 +355,7 @@ def test_a_second_column_of_the_same_name_is_refused(error_of, filtered, tmp_pat
     [
         (",64,", ",wide,", ":3: expected pixels as width, found 'wide'"),
         (",hash,", ",code,", " has no column hash"),
-        (",broken\n", ",reason\n", " has no column broken"),
+        (",broken,", ",reason,", " has no column broken"),
     ],
 )
 def test_a_wrong_list_is_named(error_of, filtered, old, new, message):
@@ -421,6 +498,16 @@ def test_labels_that_mean_the_same_are_written_the_same(tmp_path, capsys):
     assert {row["label"] for row in read(tmp_path / "f")} == {"1", "2"}
     out = capsys.readouterr().out
     assert "read as the same: spaces around labels (1)" in out and ".0 behind labels (1)" in out
+
+
+def test_equal_numbers_are_one_label_beside_others(tmp_path):
+    for number in range(4):
+        save(tmp_path / "a" / f"{number}.png", number)
+    text = "path,label\na/0.png,3\na/1.png,3.0\na/2.png,3.5\na/3.png,3.00\n"
+    (tmp_path / "a.csv").write_text(text)
+    run("split", tmp_path / "a.csv", "--min_n_samples=2", "--max_n_samples=3")
+    labels = [row["label"] for row in read(tmp_path / "split.csv")]
+    assert labels == ["3", "3", "3.5", "3"]
 
 
 def test_a_tree_with_a_validation_folder_of_its_own_is_scanned_with_it(tmp_path):

@@ -60,6 +60,13 @@ FORMS = {
         "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}},
     },
     "arrays": lambda s: {"model": {key: tensor.numpy() for key, tensor in s.items()}},
+    "list": lambda s: [{"epoch": 3}, ("model", under("net.", s)), {"optim": [s]}],
+    "arrays of texts and objects": lambda s: {
+        "model": s,
+        "classes": np.array(["a", "b"]),
+        "best": (np.str_("a"), np.bool_(True), np.datetime64("2026-01-01"), np.complex64(1)),
+        "rest": np.array([Odd(), None], dtype=object),
+    },
     "ordinary parameters": lambda s: {k: torch.nn.Parameter(v) for k, v in s.items()},
 }
 

@@ -82,6 +82,25 @@ def test_features_of_other_images_or_an_earlier_version_are_refused(
     assert "--verify is not used" in error_of(eval_script.main, [*photos.flags, "--verify=True"])
 
 
+def test_changed_bytes_of_features_are_found(photos, tmp_path, error_of):
+    file = tmp_path / "a.npy"
+    ask = [*photos.flags, f"--features={file}"]
+    eval_script.main(ask)
+    content = bytearray(file.read_bytes())
+    content[-400] ^= 1
+    file.write_bytes(content)
+    error = error_of(eval_script.main, ask)
+    assert f"--features={file} is damaged, delete it: bytes of it have changed" in error
+    error = error_of(eval_script.main, [*ask, "--split=test", "--verify=True"])
+    assert "bytes of it have changed" in error
+
+    content[-400] ^= 1
+    file.write_bytes(content)
+    make_noise(photos.paths[:1])  # computed again, with another checksum
+    for _ in range(2):
+        eval_script.main(ask)
+
+
 def test_verify_reads_all_images_of_features(photos, tmp_path, capsys, monkeypatch):
     from metric_learning.common import fingerprint
 
@@ -119,11 +138,29 @@ def test_an_index_of_changed_images_is_refused(index, photos, weights, error_of,
     make_noise(photos.paths[4:6])
     error = error_of(infer.main, index.ask)
     assert "2 of its 16 images have changed since it was built, the first class_7/0.png" in error
-    assert "build it again" in error
+    assert f"build it again with infer.py --index={index.file}" in error
     for path in photos.paths[4:6]:
         path.unlink()
     infer.main([*index.ask, "--verify=True"])
     assert f"2 of 16 images of {index.file} are not here: not compared" in capsys.readouterr().out
+
+
+def test_who_means_it_searches_an_index_of_changed_images(index, photos, weights, capsys):
+    from metric_learning.retrieval.indexes import load_search_index
+
+    make_noise(photos.paths[4:5])
+    (answer,) = infer.main([*index.ask, "--on_changed_data=accept"])
+    line = "1 of its 16 images have changed since it was built, the first class_7/0.png"
+    assert line in capsys.readouterr().out
+    assert answer["neighbours"][0]["path"] == str(photos.paths[0])
+
+    model = SimpleNamespace(depends_on=load_search_index(index.file).depends_on)
+    with pytest.raises(ValueError, match=line):
+        metric_learning.open_index(index.file, model)
+    assert metric_learning.open_index(index.file, model, on_changed_data="accept").embedder is model
+    assert line in capsys.readouterr().out
+    with pytest.raises(ValueError, match="error or accept, found 'yes'"):
+        metric_learning.open_index(index.file, model, on_changed_data="yes")
 
 
 def test_an_index_of_an_earlier_version_is_refused(index, weights, error_of):
@@ -146,6 +183,15 @@ def test_a_dump_says_what_it_is_of(photos, tmp_path, error_of):
     make_noise(photos.paths[:1])
     error = error_of(report.main, [f"--features={folder}", f"--report_dir={tmp_path / 'r'}"])
     assert "images or their classes have changed since" in error
+
+
+def test_of_several_processes_one_writes_a_dump_or_an_index(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    for flag in ("output_dir", "index"):
+        assert infer.main([*photos.flags, f"--{flag}={tmp_path / flag}"]) == []
+        assert not (tmp_path / flag).exists()
+    monkeypatch.setenv("RANK", "0")
+    assert infer.main([*photos.flags, f"--output_dir={tmp_path / 'a'}"]) == tmp_path / "a"
 
 
 def test_a_result_says_what_it_is_of(photos, tmp_path):

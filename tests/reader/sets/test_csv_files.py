@@ -194,6 +194,8 @@ def test_labels_and_folds_that_mean_the_same_are_read_as_the_same(write):
     assert test.left_out.describe() == f"left out of {file}: 1 row in no fold"
     versions = write("path,label,split\na.png,1.0,test\nb.png,1.5,test\n")
     assert load_image_set("csv", None, "test", csv=versions).class_names == {0: "1.0", 1: "1.5"}
+    both = write("path,label,split\na.png,1.0,test\nb.png,1.5,test\nc.png,1,test\n")
+    assert load_image_set("csv", None, "test", csv=both).class_names == {0: "1", 1: "1.5"}
 
 
 ROLES = """path,label,split,is_query,is_gallery

@@ -253,6 +253,7 @@ def test_heic_is_opened_where_its_package_is(tmp_path, monkeypatch, forget):
     )
     monkeypatch.undo()
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pillow_heif", raising=False)  # the true one may be there
     assert {".heic", ".heif", ".hif"} <= set(formats.image_suffixes())
     assert "HEIF" in formats.pillow_formats() and "HEIF" in formats.pillow_formats()
     assert sys.modules.pop("pillow_heif").count == 1
@@ -262,6 +263,16 @@ def test_a_heic_that_is_not_opened_is_told_what_it_needs(monkeypatch, forget):
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(ImageError, match="pip install pillow-heif"):
         decode_image(b"\0\0\0\x18ftypheic" + bytes(30), "a.heic")
+
+
+def test_a_damaged_file_of_an_opened_format_needs_no_package(monkeypatch, forget):
+    monkeypatch.setattr(formats, "find_spec", lambda name: True)
+    assert formats.why_unknown(b"\0\0\0\x18ftypheic") == "a damaged or truncated HEIF file"
+    if "AVIF" in formats._opened():
+        with pytest.raises(ImageError, match="a damaged or truncated AVIF file"):
+            monkeypatch.undo()
+            formats._opened.cache_clear()
+            decode_image(b"\0\0\0\x18ftypavif" + bytes(30), "a.avif")
 
 
 def test_real_heic_is_upright(photo, tmp_path):

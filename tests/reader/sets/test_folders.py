@@ -1,6 +1,7 @@
 import pytest
 
 from metric_learning import reader
+from metric_learning.data.prepare import __main__ as prepare
 from metric_learning.reader import load_image_set, splits_of
 from metric_learning.reader.sets.folders import list_classes
 from metric_learning.reader.sets.table import SPLITS
@@ -56,6 +57,40 @@ def test_an_empty_or_flat_test_folder_hides_no_validation(tmp_path, draw, val, o
     assert load_image_set("folder", tmp_path, "val").paths == test.paths
     assert splits_of("folder", tmp_path) == ("train", "test")
     assert test.left_out.items.get("loose", []) == ([others] if others == "test/0.png" else [])
+
+
+def test_a_test_folder_of_one_folder_without_class_hides_no_validation(tmp_path, draw):
+    for name in ("train/a/0", "train/b/0", "val/a/1", "val/b/1", "test/unknown/2"):
+        draw(tmp_path / f"{name}.png")
+    found = load_image_set("folder", str(tmp_path), "test")
+    assert (len(found), sorted(found.class_names.values())) == (2, ["a", "b"])
+    assert found.notes[0].startswith("val/ is the test split")
+    draw(tmp_path / "test" / "a" / "2.png")
+    assert len(load_image_set("folder", str(tmp_path), "test")) == 2
+    assert load_image_set("folder", str(tmp_path), "test").notes == ()
+
+
+def test_a_split_of_an_unknown_name_is_no_class(tmp_path, draw, capsys):
+    for name in ("train/a/0", "train/b/0", "dev/a/1", "dev/b/1"):
+        draw(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match=r"holds train/ and dev/.*rename dev/ to train, val or"):
+        load_image_set("folder", str(tmp_path), "train")
+    with pytest.raises(SystemExit):
+        prepare.main(["scan", str(tmp_path)])
+    assert "rename dev/ to train, val or test" in capsys.readouterr().err
+    draw(tmp_path / "train" / "0.png")  # so it is a class
+    draw(tmp_path / "dev" / "0.png")
+    assert load_image_set("folder", str(tmp_path), "train").class_names == {0: "dev"}
+
+
+def test_a_data_set_within_a_folder_is_no_class(tmp_path, draw, capsys):
+    for name in ("train/a/0", "train/b/0", "test/a/1", "test/b/1"):
+        draw(tmp_path / "photos" / f"{name}.png")
+    with pytest.raises(ValueError, match=r"divided into splits: give --data_dir=\S+photos"):
+        load_image_set("folder", str(tmp_path), "train")
+    with pytest.raises(SystemExit):
+        prepare.main(["scan", str(tmp_path)])
+    assert "holds one folder, photos/" in capsys.readouterr().err
 
 
 def test_a_validation_folder_beside_a_test_folder_is_a_split_of_its_own(tmp_path, draw):

@@ -1,4 +1,5 @@
 import os
+import sys
 import time
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_sop_bad_line_is_named(tmp_path, line):
 
 
 def test_list_that_is_no_text_is_an_error(tmp_path):
-    (tmp_path / "Ebay_train.txt").write_bytes(b"1 1 1 \xff\xfe.jpg\n")
+    (tmp_path / "Ebay_train.txt").write_bytes(b"1 1 1 \xff\xfe\0.jpg\n")
     with pytest.raises(ValueError, match="expected a UTF-8 text file"):
         load_image_set("sop", tmp_path, "train")
 
@@ -194,3 +195,18 @@ def test_inshop_unknown_status_is_named(tmp_path):
     path.write_text("1\nimage_name item_id evaluation_status\nimg/a.png id_1 val\n")
     with pytest.raises(ValueError, match=r":3: expected 'image_name item_id evaluation_status'"):
         load_image_set("inshop", tmp_path, "test")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")
+def test_lists_may_hold_names_that_are_not_utf8(tmp_path, draw):
+    draw(tmp_path / "a\udcff.png")
+    (tmp_path / "list.txt").write_bytes(b"a\xff.png caf\xe9\n")
+    lists = {f"{split}_list": str(tmp_path / "list.txt") for split in ("train", "test")}
+    found = load_image_set("list", str(tmp_path), "train", **lists).require_whole()
+    assert found.class_names == {0: "caf\udce9"} and len(found.read_image(0))
+
+    (tmp_path / "Ebay_train.txt").write_bytes(b"1 1 1 a\xff.png\n")
+    assert load_image_set("sop", str(tmp_path), "train").require_whole().labels.tolist() == [0]
+    (tmp_path / "list.txt").write_bytes(b"\xff\x00.png 1\n")
+    with pytest.raises(ValueError, match="found other bytes"):
+        load_image_set("list", str(tmp_path), "train", **lists)
