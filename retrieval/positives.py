@@ -78,4 +78,5 @@ class Positives:
         places = np.searchsorted(columns, self.own_rows[queries[inside]])
         negated[inside, places] = np.inf
         negated.sort(axis=1)
-        return np.negative(negated, out=negated)
+        cosines: np.ndarray = np.negative(negated, out=negated)
+        return cosines

@@ -45,10 +45,9 @@ class TorchCounter:
         device, size = self.queries.device, max(1, PAIR_ELEMENTS // self.queries.shape[1])
         rows, columns = (torch.from_numpy(r).to(device) for r in (query_rows, gallery_rows))
         block = np.empty((len(rows), len(columns)))
+
         for top in range(0, len(rows), size):
-            own = _normalised(
-                self.queries, self.query_norms, rows[top : top + size], torch.float64
-            )
+            own = _normalised(self.queries, self.query_norms, rows[top : top + size], torch.float64)
             for left in range(0, len(columns), size):
                 part = columns[left : left + size]
                 factors = _normalised(self.gallery, self.gallery_norms, part, torch.float64)

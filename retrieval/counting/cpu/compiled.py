@@ -40,6 +40,8 @@ from metric_learning.retrieval.counting.thresholds import (
 )
 
 BLOCK_NUMBERS = 2**21  # of embeddings that are normalised at once for products of classes
+# Of this many similarities float64 computes one more dimension, in the time of deciding one of them.
+DIMENSIONS_DECIDED = 10_000
 MOST_TABLES = 12  # of tiles of queries with many positives, that a thread keeps
 
 
@@ -134,13 +136,15 @@ class CpuCounter:
         """Count the negatives of queries (B,) into the counts."""
         queries = self.queries._replace(order=rows)
         gallery = self.gallery._replace(order=thresholds.order)
+        dim = queries.rows.shape[1]
+        most_undecided = min(MOST_UNDECIDED, dim / DIMENSIONS_DECIDED)
 
         def make_visitor() -> Visitor:
             tables: dict[tuple[int, Any], Tables] = {}
 
             def visit(versions: Iterator[Tile], is_two_sided: bool) -> None:
                 for tile in versions:
-                    if many_positives.undecided_share(tile, queries, thresholds) <= MOST_UNDECIDED:
+                    if many_positives.undecided_share(tile, queries, thresholds) <= most_undecided:
                         break
                 key = tile.row, tile.values.dtype
                 if key not in tables:
@@ -154,7 +158,6 @@ class CpuCounter:
 
             return visit
 
-        dim = queries.rows.shape[1]
         for_each_tile(
             queries, gallery, (0, len(rows)), make_visitor, share, exact_ladder, wide(dim)
         )

@@ -48,7 +48,10 @@ class Room(NamedTuple):
 def make_tables(queries, thresholds, number):
     """Make the Tables of queries (B,) for tiles of the type of `number`, an array."""
     sizes = thresholds.offsets[queries + 1] - thresholds.offsets[queries]
-    bounds_at, places_at = np.zeros(len(queries) + 1, np.int64), np.zeros(len(queries) + 1, np.int64)
+    bounds_at, places_at = (
+        np.zeros(len(queries) + 1, np.int64),
+        np.zeros(len(queries) + 1, np.int64),
+    )
     bounds_at[1:] = np.cumsum(sizes + 2)
     places_at[1:] = np.cumsum(BINS_EACH * sizes + 1)
     bounds, places = np.empty(bounds_at[-1], number.dtype), np.empty(places_at[-1], np.int32)

@@ -93,7 +93,7 @@ def multiply_by_torch(rows: np.ndarray, columns: np.ndarray, out: np.ndarray) ->
     torch.mm(torch.from_numpy(rows), torch.from_numpy(columns).T, out=torch.from_numpy(out))
 
 
-FLOAT64 = FloatProduct(multiply_by_numpy, np.float64)
+FLOAT64 = FloatProduct(multiply_by_torch, np.float64)
 FLOAT32 = (FloatProduct(multiply_by_numpy), FloatProduct(multiply_by_torch))
 SCREENS = (Int16Product(),) if PAIR_PRODUCT else ()  # less precise than float32
 
