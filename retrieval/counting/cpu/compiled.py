@@ -40,7 +40,7 @@ from metric_learning.retrieval.counting.thresholds import (
 )
 
 BLOCK_NUMBERS = 2**21  # of embeddings that are normalised at once for products of classes
-# Of this many similarities float64 computes one more dimension, in the time of deciding one of them.
+# Similarities of which float64 computes one dimension more in the time of deciding one of them.
 DIMENSIONS_DECIDED = 10_000
 MOST_TABLES = 12  # of tiles of queries with many positives, that a thread keeps
 
