@@ -120,7 +120,8 @@ def train_this(work: Work, stamp: Stamp, *more: str) -> None:
     def loss(
         criterion: nn.Module, embeddings: Tensor, labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        stamp()
+        if torch.is_grad_enabled():  # not where the start is measured
+            stamp()
         return stages.PAIR.loss(criterion, embeddings, labels)
 
     train(flags_of(work, *more), stages.PAIR._replace(loss=loss))
