@@ -8,6 +8,8 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
+from metric_learning.common.text_files import check_regular
+
 BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 INTEGRAL = re.compile(r"([+-]?[0-9]+)\.0*")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -20,6 +22,7 @@ def read_text(path: Path, expected: str) -> str:
 
     Line ends stay as they are.
     """
+    check_regular(path, str(path))
     data = path.read_bytes()
     encoding = "utf-16" if data.startswith(BYTE_ORDER_MARKS) else "utf-8-sig"
     try:
