@@ -122,8 +122,8 @@ def measure(
     return metrics
 
 
-def log_metrics(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
-    """Log what was measured, a line per kind."""
+def log_metrics(metrics: dict[str, Any], scores: QueryScores, say: Callable[[str], object]) -> None:
+    """Log what was measured of scores, a line per kind."""
 
     def say_all(names: Iterable[str]) -> None:
         found = [f"{name} {metrics[name]:.5f}" for name in names if name in metrics]
@@ -136,6 +136,8 @@ def log_metrics(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
     if "recall@1_interval" in metrics:
         low, high = metrics["recall@1_interval"]
         say(f"recall@1 95 % interval over classes {low:.5f} .. {high:.5f}")
+        for line in caveats.few_decide(scores):
+            say(line)
     elif metrics["query_classes"] < MIN_CLASSES:
         found = metrics["query_classes"]
         say(
