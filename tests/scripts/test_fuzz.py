@@ -291,7 +291,7 @@ def write_checkpoint(file, rng, trained):
             torch.save(content, opened) if rng.random() < 0.5 else pickle.dump(content, opened)
         return
     part = rng.choice(("meta", "meta", "meta", "best", "step", "optimizer", "criterion"))
-    content[part] = changed_value({part: content[part]}, rng).get(part)
+    content[part] = changed_value(content[part], rng)
     torch.save(content, file)
 
 
