@@ -109,14 +109,12 @@ def ranks_of_similarities(
     chunks: Iterable[tuple[slice, np.ndarray]],
     query_labels: np.ndarray,
     gallery_labels: np.ndarray,
-    self_retrieval: bool,
+    own_rows: np.ndarray | None,
 ) -> Iterator[Ranks]:
     """Rank each query's positives by similarities that are no cosines, as `iterate_ranks` does.
 
-    Each chunk is rows of B consecutive queries and their similarities (B, G) float64. In
-    self-retrieval query i is gallery image i and no neighbour of itself.
+    Each chunk is rows of B consecutive queries and their similarities (B, G) float64.
     """
-    own_rows = np.arange(len(query_labels)) if self_retrieval else None
     positives = Positives(query_labels, gallery_labels, own_rows)
     for chunk, similarities in chunks:
         rows, columns = positives.pairs(np.arange(chunk.start, chunk.stop))
@@ -127,8 +125,8 @@ def ranks_of_similarities(
             part = slice(offsets[i], offsets[i + 1])
             is_negative = np.ones(len(row), bool)
             is_negative[columns[part]] = False
-            if self_retrieval:
-                is_negative[chunk.start + i] = False
+            if positives.own_rows[chunk.start + i] >= 0:
+                is_negative[positives.own_rows[chunk.start + i]] = False
             thresholds = np.sort(row[columns[part]])[::-1]
             ahead[part], level[part] = _count_row(row[is_negative], thresholds)
         yield _ranks_of_counts(chunk.start, offsets, ahead, level)

@@ -60,6 +60,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     ]
     try:
         optimizer.load_state_dict(deepcopy(state))
+        _check_state(optimizer)
     except ValueError as error:
         raise ValueError(
             f"the optimizer of the checkpoint is of another kind or version ({error}): give the "
@@ -67,6 +68,19 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         ) from error
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
+
+
+def _check_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where a step would fail, for torch takes any state."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            is_tensor = isinstance(value, torch.Tensor)
+            if is_tensor and value.dim() and value.shape != parameter.shape:
+                raise ValueError(
+                    f"{name} of shape {tuple(value.shape)} for weights of {tuple(parameter.shape)}"
+                )
+            if not is_tensor and not isinstance(value, int | float | None):
+                raise ValueError(f"{name} is a {type(value).__name__}")
 
 
 def _check_multipliers(has_head: bool, has_weights: bool, options: OptimizerOptions) -> None:
