@@ -14,6 +14,7 @@ from metric_learning.common.inert_pickle import (
     Stateful,
     describe_strangers,
 )
+from metric_learning.common.text_files import check_regular
 
 
 def load_array_pickle(path: Path, encoding: str = "latin1") -> Any:
@@ -62,6 +63,7 @@ def read_array_pickle(path: Path) -> dict[str, np.ndarray]:
 
 def _load(path: Path, encoding: str) -> tuple[Any, set[str]]:
     """Read a pickle: its content, and the names in it that are not NumPy's."""
+    check_regular(path, str(path))
     with path.open("rb") as file:
         unpickler = InertUnpickler(file, NUMPY_NAMES, encoding)
         content = unpickler.load()

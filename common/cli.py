@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from typing import NoReturn
+
+from metric_learning.common.names import printable
 
 # What a process finds whose peer is gone: gloo's words, then NCCL's, then those of the rendezvous.
 LOST_PEER = (
@@ -41,9 +42,7 @@ def user_errors() -> Iterator[None]:
     """Turn user errors and faults of the machine into one line on stderr and exit status 2.
 
     User errors are ValueError and OSError; METRIC_LEARNING_TRACEBACK=1 shows where they come from.
-    Meanwhile names that stdout and stderr cannot encode are printed as escapes.
     """
-    _print_all_names()
     try:
         yield
         if sys.stdout is not None:
@@ -91,13 +90,6 @@ def drop_stdout() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
-def _print_all_names() -> None:
-    """Let stdout and stderr write file names that are no text in their encoding."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _too_little_memory(error: BaseException) -> str:
     """Say how much was asked for, where NumPy or torch tells it, and what makes it less."""
     sizes = re.search(r"allocate (\d+ bytes|[\d.]+ \w+)", str(error))
@@ -118,7 +110,8 @@ def fail(message: str) -> NoReturn:
     if rank:
         time.sleep(OTHER_RANKS_WAIT)
         message = f"rank {rank}: {message}"
-    message = message.replace("\n", "\\n")  # of an argument or a name: the error is one line
+    # What an argument or a name holds may not break the line.
+    message = printable(message, getattr(sys.stderr, "encoding", None) or "utf-8")
     with contextlib.suppress(OSError):  # its terminal may be gone
         print(f"error: {message}", file=sys.stderr)
     try:

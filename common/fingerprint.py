@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import stat
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from metric_learning.common.atomic import write_atomically
+from metric_learning.common.text_files import check_regular
 
 DIGEST_BYTES = 16
 STATE = np.dtype(
@@ -99,10 +101,18 @@ class Snapshot:
         write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
+def load_snapshot(path: Path) -> Snapshot:
+    """Read a file of `Snapshot.save`; ValueError where it is damaged, OSError where it cannot."""
+    check_regular(path, str(path))
+    return read_snapshot(path.read_bytes())
+
+
 def read_snapshot(data: bytes) -> Snapshot:
     """Read what `Snapshot.to_bytes` gave; ValueError where it is damaged or something else."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in arrays.zip.infolist()):
+                raise ValueError("its parts are compressed")
             states = arrays["states"]
             names, labels = (
                 arrays[name].tobytes().decode("utf-8", "surrogateescape").split("\0")
@@ -210,6 +220,8 @@ def _hash_some(paths: Sequence[str]) -> list[np.ndarray]:
 def _hash_file(path: str) -> np.ndarray:
     """Return the digest of a file; zeros where it cannot be read, which who decodes it will say."""
     try:
+        if not os.path.isfile(path):  # a pipe would keep its reader waiting
+            return np.zeros(DIGEST_BYTES, np.uint8)
         with open(path, "rb") as file:
             return _digest(file.read())
     except OSError:

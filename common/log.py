@@ -11,12 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from tqdm import tqdm
 
 from metric_learning.common.cli import drop_stdout
+from metric_learning.common.names import printable
 
 
 def timestamped(line: str) -> str:
     """Put the time before a log line, in the reference's form; a name in it may hold line ends."""
-    whole = line.replace("\n", "\\n").replace("\r", "\\r")
-    return f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {whole}"
+    return f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {printable(line)}"
 
 
 def log(line: str) -> str:
@@ -26,8 +26,8 @@ def log(line: str) -> str:
     return stamped
 
 
-def show(line: str) -> None:
-    """Print a line, and keep a progress bar below it.
+def show(lines: str) -> None:
+    """Print a line or several, and keep a progress bar below it.
 
     A pipe that nobody reads, a terminal that is gone or a full disk must not end the work: there,
     this and all later lines are dropped.
@@ -35,21 +35,11 @@ def show(line: str) -> None:
     if sys.stdout is None:
         return
     try:
-        tqdm.write(printable(line))
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        tqdm.write("\n".join(printable(line, encoding) for line in lines.split("\n")))
         sys.stdout.flush()
     except (OSError, ValueError) as error:  # the latter of a closed file
         _drop_lines(error)
-
-
-def printable(line: str) -> str:
-    """Return a line with escapes for what stdout cannot encode, such as odd bytes of a path."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    errors = getattr(sys.stdout, "errors", None) or "strict"
-    try:
-        line.encode(encoding, errors)
-    except UnicodeEncodeError:
-        return line.encode(encoding, "backslashreplace").decode(encoding)
-    return line
 
 
 def _drop_lines(error: Exception) -> None:

@@ -7,17 +7,19 @@ import unicodedata
 
 # Control characters, and the separators of lines and paragraphs, of which no line may have one.
 BREAKING = ("Cc", "Zl", "Zp")
+# Marks that change the direction of what follows, so that a line reads as another one.
+TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 QUOTE = '"'
 
 
 def to_line(name: str) -> str:
     """Write a name as one line that `from_line` reads back.
 
-    It is the name itself, unless it holds a line end, another control character or a backslash, or
-    begins with a quotation mark: then it is a JSON string, in ASCII. Bytes that are not UTF-8
-    stay as Python has them in file names (surrogateescape).
+    It is the name itself, unless it holds a line end, another control character, a mark of
+    direction or a backslash, or begins with a quotation mark: then it is a JSON string, in ASCII.
+    Bytes that are not UTF-8 stay as Python has them in file names (surrogateescape).
     """
-    is_breaking = any(unicodedata.category(character) in BREAKING for character in name)
+    is_breaking = any(map(_is_breaking, name))
     return json.dumps(name) if is_breaking or "\\" in name or name[:1] == QUOTE else name
 
 
@@ -40,3 +42,19 @@ def from_line(line: str) -> str:
     except (ValueError, RecursionError):
         return line
     return name if isinstance(name, str) else line
+
+
+def printable(line: str, encoding: str | None = None) -> str:
+    """Return a line with escapes for what would break, colour or turn it, such as line ends.
+
+    With an `encoding` there are escapes for what it has not, such as odd bytes of a path.
+    """
+    shown = "".join(
+        character.encode("unicode_escape").decode() if _is_breaking(character) else character
+        for character in line
+    )
+    return shown.encode(encoding, "backslashreplace").decode(encoding) if encoding else shown
+
+
+def _is_breaking(character: str) -> bool:
+    return unicodedata.category(character) in BREAKING or character in TURNING

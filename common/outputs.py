@@ -71,6 +71,7 @@ def prepare_output(flag: str | None, file: str | Path, kind: Kind) -> Path:
     path = Path(file)
     what = _in_words(flag, file)
     with _as_value_error(what):
+        _refuse_loop(path)
         if path.is_dir():
             raise ValueError(f"{what}: expected a file to write, found a folder")
         if path.exists() and not path.is_file():
@@ -93,6 +94,7 @@ def prepare_folder(flag: str, folder: str | Path, kind: Kind) -> Path:
     path = Path(folder)
     what = _in_words(flag, folder)
     with _as_value_error(what):
+        _refuse_loop(path)
         if path.exists() and not path.is_dir():
             raise ValueError(f"{what}: expected a folder to write, found a file")
         if path.exists() and any(path.iterdir()):
@@ -177,6 +179,12 @@ def _replace_content(target: Path, staging: Path, keep: Collection[str]) -> None
 
 def _in_words(flag: str | None, path: str | Path) -> str:
     return f"--{flag}={to_line(str(path))}" if flag else to_line(str(path))
+
+
+def _refuse_loop(path: Path) -> None:
+    """Raise OSError where a link leads to itself, which else would pass for nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        path.stat()
 
 
 def _refuse_foreign(path: Path, kind: Kind, what: str) -> None:

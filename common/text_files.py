@@ -1,8 +1,14 @@
-"""Small text files that people or programs wrote, read with a limit."""
+"""Files that people or programs wrote: regular ones alone, and text with a limit."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+
+def check_regular(path: Path, what: str) -> None:
+    """Raise ValueError where something is there that has no end, such as a pipe or a device."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{what}: expected a regular file, found a folder or a device")
 
 
 def read_text(path: Path, what: str, largest: int, errors: str = "strict") -> str:
@@ -18,8 +24,7 @@ def read_text(path: Path, what: str, largest: int, errors: str = "strict") -> st
         ValueError: it is too large, no regular file or not UTF-8.
         OSError: it cannot be read.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{what}: expected a regular file, found a folder or a device")
+    check_regular(path, what)
     with path.open("rb") as file:
         content = file.read(largest + 1)
     if len(content) > largest:

@@ -34,6 +34,7 @@ from metric_learning.common.download import (
     download,
 )
 from metric_learning.common.flags import Flag, boolean, parse_flags, path
+from metric_learning.common.log import show
 from metric_learning.common.places import data_root
 
 GB = 10**9
@@ -155,9 +156,9 @@ def explain(name: str, root: Path) -> int:
     place, text = MANUAL[name]
     folder = root / place
     if folder.exists():
-        print(f"{folder} is already there")
+        show(f"{folder} is already there")
         return 0
-    print(text.format(folder=folder, parent=folder.parent))
+    show(text.format(folder=folder, parent=folder.parent))
     return 1
 
 
@@ -168,7 +169,7 @@ def fetch(source: Source, root: Path, sha256: str | None = None, is_trusted: boo
     """
     target = root / source.folder
     if (target / source.marker).exists():
-        print(f"{target} is already there")
+        show(f"{target} is already there")
         return
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} lacks {source.marker}; move it away and run again")
@@ -194,13 +195,13 @@ def fetch(source: Source, root: Path, sha256: str | None = None, is_trusted: boo
         verify(archive, source.md5, sha256)
 
     unpack(archive, source.marker, target, source.most)
-    print(f"{target} is ready; {archive} can be deleted")
+    show(f"{target} is ready; {archive} can be deleted")
 
 
 def verify(path: Path, md5: str | None, sha256: str | None) -> None:
     """Compare a file with its published checksum and a given one; ValueError where it differs."""
     if md5 is None and sha256 is None:
-        print(f"no published checksum: the file's sha256 is {checksum_of(path, 'sha256')}")
+        show(f"no published checksum: the file's sha256 is {checksum_of(path, 'sha256')}")
     for algorithm, expected in (("md5", md5), ("sha256", sha256)):
         found = checksum_of(path, algorithm) if expected else None
         if expected and found != expected.lower():

@@ -21,6 +21,7 @@ if not __package__:  # run as a file
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, parse_flags, path
+from metric_learning.common.log import show
 from metric_learning.common.outputs import Kind, prepare_folder, replaced_folder
 from metric_learning.common.schema import read_json
 from metric_learning.data.draw.products import KINDS, Product, draw_product, draw_products
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw the data set unless it is there; returns the exit status."""
     with user_errors():
         args = parse_flags("Draw the demo data set.", FLAGS, argv)
-        print(make_demo(args.dir, args.num_classes, args.views, args.size, args.seed))
+        show(make_demo(args.dir, args.num_classes, args.views, args.size, args.seed))
     return 0
 
 

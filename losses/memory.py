@@ -56,10 +56,9 @@ class CrossBatchMemory(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossBatchMemory:
         """Move to another device or type, but for what the host asks: labels and counts."""
-        on_host = {name: getattr(self, name) for name in ON_HOST}
+        on_host = {name: self._buffers[name] for name in ON_HOST}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in on_host.items():
-            setattr(self, name, buffer)
+        self._buffers.update(on_host)
         return self
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:

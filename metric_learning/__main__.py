@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from metric_learning import __version__
+from metric_learning.common.names import printable
 
 # Command -> the module whose `main` it is, and what it does.
 COMMANDS = {
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        print(f"error: no command {words[0]}: {hint}--help lists all", file=sys.stderr)
+        print(f"error: no command {printable(words[0])}: {hint}--help lists all", file=sys.stderr)
         return 2
     result = import_module(f"metric_learning.{COMMANDS[name][0]}").main(words[1:])
     return result if isinstance(result, int) else 0

@@ -20,6 +20,7 @@ if not __package__:  # run as a file
 from metric_learning.common.cli import user_errors
 from metric_learning.common.download import checksum_of, download
 from metric_learning.common.flags import Flag, natural, parse_flags, path
+from metric_learning.common.log import show
 from metric_learning.common.outputs import kind_of_file, prepare_output
 from metric_learning.models import (
     REFERENCE_MODELS,
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             fetch(args.model, args.sha256, output)
 
-        print(f"wrote {output}; use it with --model={args.model} --pretrained_model={output}")
+        show(f"wrote {output}; use it with --model={args.model} --pretrained_model={output}")
     return 0
 
 
@@ -147,7 +148,7 @@ def convert(name: str, file: Path, embedding_size: int, sha256: str | None, outp
     if report.missing:
         raise ValueError(f"{file}: has no embedding layer; leave --embedding_size out")
     if report.unexpected:
-        print(f"left out: {', '.join(report.unexpected)}")
+        show(f"left out: {', '.join(report.unexpected)}")
 
     write(model, output, file.name)
 

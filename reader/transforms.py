@@ -4,7 +4,7 @@
 `standard_*` are torchvision's, antialiased. `v1_*` are those of the reference's first version:
 Pillow's bilinear, antialiased. All draw their training crops from the same helper.
 Crops stay uint8, a quarter of the bytes: `reader.batches.loader.to_inputs` normalises them by the
-batch. `*_eval` make the network input of one image, with the same values.
+batch. `Transform.eval` makes the network input of one image, with the same values.
 """
 
 from __future__ import annotations
@@ -62,10 +62,29 @@ class Transform(NamedTuple):
 
     # (rgb, crop, crop_size) -> (S, S, 3) uint8
     train: Callable[[np.ndarray, Crop, int], np.ndarray]
-    eval: Callable[..., np.ndarray]  # (rgb, crop_size, mean, std) -> (3, S, S) float32
-    # (rgb, crop_size) -> (S, S, 3) uint8, what `eval` normalises
+    # (rgb, crop_size) -> (S, S, 3) uint8
     test: Callable[[np.ndarray, int], np.ndarray]
     alpha: str  # what becomes of transparent pixels, see `reader.sets.image_set.Decoding`
+
+    def eval(
+        self,
+        rgb: np.ndarray,
+        crop_size: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> np.ndarray:
+        """Return the network input of a test image, its normalised test crop.
+
+        Args:
+            rgb: (H, W, 3) uint8 image of any size.
+            crop_size: S, side of the result in pixels.
+            mean: per channel, of values in 0..1.
+            std: per channel, of values in 0..1.
+
+        Shape:
+            returns: (3, S, S) float32.
+        """
+        return _normalise(self.test(rgb, crop_size), mean, std)
 
 
 def reference_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
@@ -116,51 +135,12 @@ def v1_test(rgb: np.ndarray, crop_size: int) -> np.ndarray:
     return resized[top : top + crop_size, left : left + crop_size]
 
 
-def reference_eval(
-    rgb: np.ndarray,
-    crop_size: int,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> np.ndarray:
-    """Return the network input of a test image, the normalised crop of `reference_test`.
-
-    Args:
-        rgb: (H, W, 3) uint8 image of any size.
-        crop_size: S, side of the result in pixels.
-        mean: per channel, of values in 0..1.
-        std: per channel, of values in 0..1.
-
-    Shape:
-        returns: (3, S, S) float32.
-    """
-    return _normalise(reference_test(rgb, crop_size), mean, std)
-
-
-def standard_eval(
-    rgb: np.ndarray,
-    crop_size: int,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> np.ndarray:
-    """As `reference_eval`, of the crop of `standard_test`."""
-    return _normalise(standard_test(rgb, crop_size), mean, std)
-
-
-def v1_eval(
-    rgb: np.ndarray,
-    crop_size: int,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> np.ndarray:
-    """As `reference_eval`, of the crop of `v1_test`."""
-    return _normalise(v1_test(rgb, crop_size), mean, std)
-
-
 TRANSFORMS: dict[str, Transform] = {
-    "reference": Transform(reference_train, reference_eval, reference_test, "drop"),
-    "standard": Transform(standard_train, standard_eval, standard_test, "white"),
-    "v1": Transform(v1_train, v1_eval, v1_test, "drop"),
+    "reference": Transform(reference_train, reference_test, "drop"),
+    "standard": Transform(standard_train, standard_test, "white"),
+    "v1": Transform(v1_train, v1_test, "drop"),
 }
+reference_eval = TRANSFORMS["reference"].eval
 
 
 def random_crop(

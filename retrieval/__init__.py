@@ -3,6 +3,7 @@
 Begin at metrics: it has embeddings checked (inputs), ranks them, scores each query by its ranks
 (scores; ties where images tie) and takes means.
 
+- positives: which images are positives of which query, and their cosines.
 - counting: the comparisons of all pairs that ranks and verification are made of.
 - significance: how sure a metric is. tables: scores per class.
 - verification, clustering: scores without queries.

@@ -24,6 +24,7 @@ from metric_learning.common.schema import (
     is_text,
     parse_json,
 )
+from metric_learning.common.text_files import check_regular
 from metric_learning.retrieval.index_kinds import (
     INDEX_OPTIONS,
     build_vectors,
@@ -238,6 +239,7 @@ def load_search_index(file: str | Path) -> SearchIndex:
         OSError: it cannot be read.
     """
     faiss = import_faiss()
+    check_regular(Path(file), str(file))
     try:
         with zipfile.ZipFile(file) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):

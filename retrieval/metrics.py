@@ -165,6 +165,7 @@ def score_similarities(
     gallery_labels: np.ndarray | None = None,
     precision_ks: Sequence[int] = (),
     ties: str = "pessimistic",
+    own_rows: np.ndarray | None = None,
 ) -> QueryScores:
     """Score every query by given similarities, such as those of a re-ranking.
 
@@ -172,10 +173,11 @@ def score_similarities(
     and (G,) are int64; without those of a gallery query i is gallery image i, and left out of its
     gallery. The other arguments and the errors are those of `score_queries`.
     """
-    searched = labels if gallery_labels is None else gallery_labels
-    _check_settings(ks, precision_ks, ties, len(searched))
-    ranks = ranks_of_similarities(chunks, labels, searched, gallery_labels is None)
-    return _some(score_ranks(ranks, labels, len(searched), ks, precision_ks, ties))
+    if gallery_labels is None:
+        gallery_labels, own_rows = labels, np.arange(len(labels))
+    _check_settings(ks, precision_ks, ties, len(gallery_labels))
+    ranks = ranks_of_similarities(chunks, labels, gallery_labels, own_rows)
+    return _some(score_ranks(ranks, labels, len(gallery_labels), ks, precision_ks, ties))
 
 
 def _check_settings(

@@ -11,6 +11,7 @@ import torch
 
 from metric_learning.retrieval.counting.choose import choose_counter
 from metric_learning.retrieval.counting.thresholds import Counter, Share, Thresholds
+from metric_learning.retrieval.positives import Positives
 
 TIE_TOLERANCE = 1e-9  # similarities this close are equal
 BYTES_PER_POSITIVE = 80  # held while ranks are counted, about
@@ -80,58 +81,20 @@ def iterate_ranks(
     counter = choose_counter(queries, gallery, device)
     if gallery is None:
         own_rows = np.arange(len(queries))
-    positives = _Positives(query_labels, gallery_labels, own_rows)
+    positives = Positives(query_labels, gallery_labels, own_rows)
     budget = max(LEAST_BYTES, queries.nbytes // 2) // BYTES_PER_POSITIVE
     for start, stop in positives.pieces(budget):
         yield _rank_queries(counter, positives, start, stop, share)
 
 
-class _Positives:
-    """Which gallery images are the positives of which query."""
-
-    def __init__(
-        self, query_labels: np.ndarray, gallery_labels: np.ndarray, own_rows: np.ndarray | None
-    ) -> None:
-        self.by_label = np.argsort(gallery_labels, kind="stable")
-        ordered = gallery_labels[self.by_label]
-        self.firsts = np.searchsorted(ordered, query_labels, side="left")
-        self.lasts = np.searchsorted(ordered, query_labels, side="right")
-        self.own_rows = np.full(len(query_labels), -1) if own_rows is None else own_rows
-        self.counts = self.lasts - self.firsts - (self.own_rows >= 0)
-        self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
-
-    def pieces(self, most: int) -> Iterator[tuple[int, int]]:
-        """Cut the queries into ranges of at most so many positives, or of one query."""
-        start, num_queries = 0, len(self.counts)
-        while start < num_queries:
-            stop = int(np.searchsorted(self.offsets, self.offsets[start] + most, side="right")) - 1
-            stop = min(max(stop, start + 1), num_queries)
-            yield start, stop
-            start = stop
-
-    def pairs(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return query row and gallery row of all positives of queries start..stop."""
-        own_rows = self.own_rows[start:stop]
-        counts = self.counts[start:stop] + (own_rows >= 0)
-        rows = np.repeat(np.arange(start, stop), counts)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        columns = self.by_label[np.repeat(self.firsts[start:stop], counts) + within]
-        is_other = own_rows[rows - start] != columns
-        return rows[is_other], columns[is_other]
-
-
 def _rank_queries(
-    counter: Counter, positives: _Positives, start: int, stop: int, share: Share
+    counter: Counter, positives: Positives, start: int, stop: int, share: Share
 ) -> Ranks:
-    rows, columns = positives.pairs(start, stop)
     first, last = positives.offsets[[start, stop]]
     offsets = np.clip(positives.offsets, first, last) - first
-    cosines = counter.pair_cosines(rows, columns)
-    counter.sort_descending(offsets, cosines)
-
     thresholds = Thresholds(
         offsets,
-        cosines,
+        positives.cosines(counter, start, stop),
         TIE_TOLERANCE,
         positives.by_label,
         positives.firsts,
@@ -146,17 +109,15 @@ def ranks_of_similarities(
     chunks: Iterable[tuple[slice, np.ndarray]],
     query_labels: np.ndarray,
     gallery_labels: np.ndarray,
-    self_retrieval: bool,
+    own_rows: np.ndarray | None,
 ) -> Iterator[Ranks]:
     """Rank each query's positives by similarities that are no cosines, as `iterate_ranks` does.
 
-    Each chunk is rows of B consecutive queries and their similarities (B, G) float64. In
-    self-retrieval query i is gallery image i and no neighbour of itself.
+    Each chunk is rows of B consecutive queries and their similarities (B, G) float64.
     """
-    own_rows = np.arange(len(query_labels)) if self_retrieval else None
-    positives = _Positives(query_labels, gallery_labels, own_rows)
+    positives = Positives(query_labels, gallery_labels, own_rows)
     for chunk, similarities in chunks:
-        rows, columns = positives.pairs(chunk.start, chunk.stop)
+        rows, columns = positives.pairs(np.arange(chunk.start, chunk.stop))
         offsets = positives.offsets[chunk.start : chunk.stop + 1] - positives.offsets[chunk.start]
         ahead, level = (np.empty(len(rows), np.int64) for _ in range(2))
 
@@ -164,8 +125,8 @@ def ranks_of_similarities(
             part = slice(offsets[i], offsets[i + 1])
             is_negative = np.ones(len(row), bool)
             is_negative[columns[part]] = False
-            if self_retrieval:
-                is_negative[chunk.start + i] = False
+            if positives.own_rows[chunk.start + i] >= 0:
+                is_negative[positives.own_rows[chunk.start + i]] = False
             thresholds = np.sort(row[columns[part]])[::-1]
             ahead[part], level[part] = _count_row(row[is_negative], thresholds)
         yield _ranks_of_counts(chunk.start, offsets, ahead, level)

@@ -35,6 +35,7 @@ def k_reciprocal_similarities(
     lambda_: float = 0.3,
     device: str | torch.device = "cpu",
     strict: bool = False,
+    own_rows: np.ndarray | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield minus the distances of k-reciprocal encoding, queries chunk by chunk.
 
@@ -47,32 +48,46 @@ def k_reciprocal_similarities(
         device: where distances are computed; only the CPU and CUDA have float64.
         strict: join sets that share more than two thirds, as published code does, not those that
             share two thirds exactly.
+        own_rows: (Q,) int64, the gallery row that is the query itself, -1 if it is not there; such
+            an image is one image, not two.
 
     Yields:
-        The rows of B queries and similarities (B, G) float64: minus the distances, -1 to 0. Without
-        a gallery, the column of the query itself is there too. Cost, with N = Q + G or Q: two times
-        O(N^2 D), O(N k1^2) memory beside a chunk.
+        The rows of B queries and similarities (B, G) float64: minus the distances, -1 to 0. The
+        column of a query that is in the gallery is there too. Cost for N different images: two
+        times O(N^2 D), O(N k1^2) memory beside a chunk.
 
     Raises:
         ValueError: a parameter is out of range.
     """
-    num_gallery = len(queries) if gallery is None else len(gallery)
-    everything = queries if gallery is None else np.concatenate([queries, gallery])
+    everything, asked, first = _different_images(queries, gallery, own_rows)
     check_parameters(k1, k2, lambda_, len(everything))
     unit = unit_rows(everything, torch.float64, device)
     neighbours, farthest = _neighbours(unit, k1)
     encodings = _encode(unit, neighbours, farthest, k2, strict)
 
-    first = len(everything) - num_gallery  # gallery images come last
     holders = encodings[first:].T.tocsr()
     chunk_size = max(1, CHUNK_ELEMENTS // len(unit))
     for start in range(0, len(queries), chunk_size):
         rows = slice(start, min(start + chunk_size, len(queries)))
-        similarities = _distances(unit[rows], unit[first:]).cpu().numpy()
-        similarities *= -lambda_ / farthest[rows, None]
-        overlaps = _overlaps(encodings[rows], holders)
+        own = asked[rows]
+        similarities = _distances(unit[own], unit[first:]).cpu().numpy()
+        similarities *= -lambda_ / farthest[own, None]
+        overlaps = _overlaps(encodings[own], holders)
         similarities -= (1 - lambda_) * (1 - overlaps / (2 - overlaps))  # sum max = 2 - sum min
         yield rows, similarities
+
+
+def _different_images(
+    queries: np.ndarray, gallery: np.ndarray | None, own_rows: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return every image once (N, D), the row of each query (Q,), and the first of the gallery."""
+    if gallery is None:
+        return queries, np.arange(len(queries)), 0
+    own_rows = np.full(len(queries), -1) if own_rows is None else own_rows
+    is_alone = own_rows < 0
+    first = int(is_alone.sum())
+    asked = np.where(is_alone, np.cumsum(is_alone) - 1, first + own_rows)
+    return np.concatenate([queries[is_alone], gallery]), asked, first
 
 
 def check_parameters(k1: int, k2: int, lambda_: float, num_images: int) -> None:

@@ -50,17 +50,19 @@ def parse_rerank(text: str) -> Rerank:
     return Rerank(method, defaults | parse_options(parameters, types, f"re-ranking by {method}"))
 
 
-def check_rerank(rerank: Rerank, num_queries: int, gallery_size: int | None = None) -> None:
+def check_rerank(
+    rerank: Rerank, num_queries: int, gallery_size: int | None = None, num_both: int = 0
+) -> None:
     """Raise ValueError, before images are embedded, where they are too few for a method.
 
-    Without a `gallery_size` the queries are the gallery.
+    Without a `gallery_size` the queries are the gallery; else it holds `num_both` of them.
     """
     if rerank.method == "kreciprocal":
         k1, k2, share = (rerank.options[name] for name in ("k1", "k2", "lambda"))
-        check_parameters(k1, k2, share, num_queries + (gallery_size or 0))
+        check_parameters(k1, k2, share, num_queries + (gallery_size or 0) - num_both)
         return
 
-    is_within = gallery_size is None or rerank.method == "dba"
+    is_within = gallery_size is None or num_both > 0 or rerank.method == "dba"
     findable = (num_queries if gallery_size is None else gallery_size) - is_within
     if not 1 <= rerank.options["k"] <= findable:
         raise ValueError(
@@ -75,25 +77,27 @@ def reranked_similarities(
     queries: np.ndarray,
     gallery: np.ndarray | None = None,
     device: str | torch.device = "cpu",
+    own_rows: np.ndarray | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield the similarities after a re-ranking, queries chunk by chunk.
 
     qe: expanded queries in the gallery as it is; dba: queries as they are in the augmented gallery;
     both by cosine. Arguments, results and errors are otherwise those of
-    `retrieval.reciprocal.k_reciprocal_similarities`; without a gallery, the column of the query
-    itself means nothing.
+    `retrieval.reciprocal.k_reciprocal_similarities`; the column of a query itself means nothing.
     """
     if rerank.method == "kreciprocal":
         k1, k2, share, strict = (rerank.options[n] for n in ("k1", "k2", "lambda", "strict"))
         if strict not in (0, 1):
             raise ValueError(f"expected strict to be 0 or 1, found {strict}")
-        yield from k_reciprocal_similarities(queries, gallery, k1, k2, share, device, bool(strict))
+        yield from k_reciprocal_similarities(
+            queries, gallery, k1, k2, share, device, bool(strict), own_rows
+        )
         return
 
     k, alpha = rerank.options["k"], rerank.options["alpha"]
     searched = queries if gallery is None else gallery
     if rerank.method == "qe":
-        queries = expand_queries(queries, gallery, k, alpha, device)
+        queries = expand_queries(queries, gallery, k, alpha, device, own_rows)
     else:
         searched = augment_gallery(searched, k, alpha, device)
 
@@ -110,6 +114,7 @@ def expand_queries(
     k: int = 10,
     alpha: float = 3.0,
     device: str | torch.device = "cpu",
+    own_rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """Add to each query its nearest gallery images, weighted by similarity: alpha-QE.
 
@@ -126,15 +131,18 @@ def expand_queries(
         k: neighbours that are added.
         alpha: exponent of the cosine, at least 0: the higher, the less do far images count.
         device: where the similarities are computed.
+        own_rows: (Q,) int64, the gallery row that is the query itself and is likewise none of its
+            neighbours, -1 if it is not there.
 
     Raises:
         ValueError: k is not in the range that so many images allow, or alpha is negative.
     """
     if alpha < 0:
         raise ValueError(f"expected alpha to be 0 or more, found {alpha}")
-    own_rows = np.arange(len(queries)) if gallery is None else None
-    rows, cosines = nearest(queries, queries if gallery is None else gallery, k, own_rows, device)
-    neighbours = unit_rows(queries if gallery is None else gallery).numpy()
+    if gallery is None:
+        gallery, own_rows = queries, np.arange(len(queries))
+    rows, cosines = nearest(queries, gallery, k, own_rows, device)
+    neighbours = unit_rows(gallery).numpy()
     expanded = unit_rows(queries).numpy()
     weights = np.maximum(cosines, 0) ** np.float32(alpha)  # QxK
     for n in range(k):  # a neighbour at a time: (Q, k, D) would not fit into memory

@@ -104,11 +104,13 @@ def similarity_histograms(
     gallery_labels: Tensor | np.ndarray | None = None,
     device: str | torch.device = "cpu",
     share: Share | None = None,
+    own_rows: np.ndarray | None = None,
 ) -> SimilarityHistograms:
     """Count all pairs of a data set by cosine similarity.
 
     Without a gallery the pairs are those of two different rows, each once; with one, they are all
-    of a query with a gallery image. A zero embedding has similarity 0 to everything. Arguments and
+    of a query with a gallery image that is not itself: two images of which each is both make two. A
+    zero embedding has similarity 0 to everything. Arguments and
     errors are those of `retrieval.score_queries`; the device is of a type that has float64.
 
     Returns:
@@ -123,7 +125,7 @@ def similarity_histograms(
     queries, query_labels, gallery, all_labels = checked_sets(
         embeddings, labels, gallery_embeddings, gallery_labels
     )
-    pairs = _Pairs(query_labels, None if gallery is None else all_labels)
+    pairs = _Pairs(query_labels, None if gallery is None else all_labels, own_rows)
     counter, bins, share = choose_counter(queries, gallery, device), Bins(), share or Share()
     counts = _count_pairs(counter, pairs, bins, share)
     finer = bins.finer(counts.sum(0))
@@ -136,12 +138,16 @@ class _Pairs:
     """All pairs of a query and a column of the gallery, both taken in an order.
 
     The gallery is ordered by class, so that a query's positives are neighbours. In self-retrieval
-    the queries are so too, and a query is paired with the columns behind its own. `negatives` are
-    the pairs of two classes.
+    the queries are so too, and a query is paired with the columns behind its own. Of another
+    gallery, the row of a query itself is none of its pairs. `negatives` are the pairs of two
+    classes.
     """
 
     def __init__(
-        self, query_labels: npt.NDArray[np.int64], gallery_labels: npt.NDArray[np.int64] | None
+        self,
+        query_labels: npt.NDArray[np.int64],
+        gallery_labels: npt.NDArray[np.int64] | None,
+        own_rows: npt.NDArray[np.int64] | None,
     ) -> None:
         is_self_retrieval = gallery_labels is None
         gallery_labels = query_labels if gallery_labels is None else gallery_labels
@@ -160,8 +166,12 @@ class _Pairs:
             self.num_pairs = len(query_labels) * (len(query_labels) - 1) // 2
 
         self.negatives = NegativePairs(query_order, gallery_order, firsts, lasts)
+        self.own_rows = own_rows
+        num_own = 0 if own_rows is None else int((own_rows >= 0).sum())
         self.offsets = np.concatenate([[0], np.cumsum(lasts - self.first_positives)])
-        self.num_positives = int(self.offsets[-1])
+        self.num_listed = int(self.offsets[-1])  # with those of a query and itself
+        self.num_positives = self.num_listed - num_own
+        self.num_pairs -= num_own
         if self.num_positives == 0:
             raise ValueError(
                 f"none of the {self.num_pairs} pairs is of one class: verification needs a class "
@@ -174,16 +184,20 @@ class _Pairs:
 
     def positive_rows(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of query and gallery of up to PAIRS_AT_ONCE positive pairs, from `start` on."""
-        numbers = np.arange(start, min(start + PAIRS_AT_ONCE, self.num_positives))
+        numbers = np.arange(start, min(start + PAIRS_AT_ONCE, self.num_listed))
         queries = np.searchsorted(self.offsets, numbers, side="right") - 1
         columns = self.first_positives[queries] + numbers - self.offsets[queries]
-        return self.negatives.query_order[queries], self.negatives.gallery_order[columns]
+        rows, searched = self.negatives.query_order[queries], self.negatives.gallery_order[columns]
+        if self.own_rows is None:
+            return rows, searched
+        is_other = self.own_rows[rows] != searched
+        return rows[is_other], searched[is_other]
 
 
 def _count_pairs(counter: Counter, pairs: _Pairs, bins: Bins, share: Share) -> np.ndarray:
     """Count positive and negative pairs by similarity, (2, NUM_BINS) int64, of all processes."""
     positives = np.zeros(NUM_BINS, np.int64)
-    for start in range(0, pairs.num_positives, PAIRS_AT_ONCE)[share.rank :: share.size]:
+    for start in range(0, pairs.num_listed, PAIRS_AT_ONCE)[share.rank :: share.size]:
         positives += bins.count(counter.pair_cosines(*pairs.positive_rows(start)))
     negatives = counter.count_negatives(pairs.negatives, bins, share)
     counts = share.add(np.stack([positives, negatives]))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from benchmarks.common import ROOT, machine, versions
 from benchmarks.gpu.section import Section, convolutions_in, relative
 from metric_learning.engine.parallel.devices import choose_amp, place
+from metric_learning.engine.parallel.world import World
 from metric_learning.models import build_model
 
 CARD = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit"
@@ -26,7 +27,7 @@ def env(section: Section) -> None:
         machine=machine(),
         cudnn_allow_tf32=torch.backends.cudnn.allow_tf32,
         matmul_precision=torch.get_float32_matmul_precision(),
-        amp_auto=str(choose_amp("auto", section.device)),
+        amp_auto=str(choose_amp("auto", section.device, World())),
     )
 
     if section.is_cuda:

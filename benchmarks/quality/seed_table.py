@@ -14,6 +14,7 @@ import numpy as np
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import words_of
+from metric_learning.common.log import show
 from metric_learning.engine.report.results import check_seeds, read_joined
 
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     chosen = parser.parse_args(words_of((), argv))
     with user_errors():
         table = seed_table(chosen.folder, chosen.names, chosen.metrics.split(","))
-        print(table)
+        show(table)
         return table
 
 

@@ -1,8 +1,9 @@
 """Time and memory of what this project does, beside the same work done in other ways.
 
-reader.py     training images from files
-train.py      training steps
-retrieval.py  exact ranks, by the ways of retrieval_methods.py
-shard.py      a class layer split over processes
-door.py       what a wrong flag and --help cost
+reader.py       training images from files
+train.py        training steps
+retrieval.py    exact ranks, by the ways of retrieval_methods.py
+few_classes.py  exact ranks of few large classes, beside those of many small ones
+shard.py        a class layer split over processes
+door.py         what a wrong flag and --help cost
 """

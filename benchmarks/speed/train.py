@@ -35,6 +35,7 @@ from metric_learning.common.flags import (
 from metric_learning.engine.options.parts import OptimizerOptions, pick
 from metric_learning.engine.options.training_table import PAIR, parse_training
 from metric_learning.engine.parallel.devices import choose_amp, place
+from metric_learning.engine.parallel.world import World
 from metric_learning.engine.train import stages
 from metric_learning.engine.train.optimizers import build_optimizer
 from metric_learning.engine.train.train import train
@@ -98,7 +99,7 @@ def train_bare(work: Work, stamp: Stamp, *more: str) -> None:
     criterion = build_loss("eml", samples_each_class=work.samples_each_class)
     optimizer = build_optimizer(model, model.head, criterion, pick(OptimizerOptions, flags))
     network: Any = torch.compile(model) if flags.compile else model
-    dtype = choose_amp(flags.amp, device)
+    dtype = choose_amp(flags.amp, device, World())
 
     images = torch.randn(work.batch_size, 3, work.image_size, work.image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -184,7 +184,7 @@ def check_scorable(
                 f"no query has anything to find: give {remedy}"
             )
         if lonely:
-            print(
+            show(
                 f"{column} {value}: {lonely:,} of {len(labels):,} images have no other of their "
                 "class there: retrieval leaves them out as queries"
             )
@@ -194,7 +194,7 @@ def read_list(file: Path) -> ImageList:
     """Read a list, and say what was read as the same."""
     images = read_image_list(file)
     for what, count in images.unified.items():
-        print(f"read as the same: {what} ({count})")
+        show(f"read as the same: {what} ({count})")
     return images
 
 

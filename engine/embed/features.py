@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import zlib
@@ -18,8 +17,10 @@ from metric_learning.common.fingerprint import (
     describe_change,
     find_names,
     first_difference,
-    read_snapshot,
+    load_snapshot,
 )
+from metric_learning.common.schema import read_json
+from metric_learning.common.text_files import check_regular
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of
 
@@ -82,6 +83,7 @@ class FeatureFile:
         """Return which rows are computed, (N,) uint8."""
         if not self.done_path.exists():
             return np.ones(self.shape[0], np.uint8)
+        check_regular(self.done_path, f"--features={self.path}")
         done = np.fromfile(self.done_path, np.uint8)
         if len(done) != self.shape[0]:
             raise ValueError(f"--features={self.path} is damaged, delete it: no byte an image")
@@ -91,7 +93,7 @@ class FeatureFile:
         """Raise ValueError where the features are damaged, or of other weights and so on."""
         remedy = "choose another name or delete the file"
         try:
-            found = json.loads(self.about_path.read_text("utf-8"))
+            found = read_json(self.about_path, self.about_path.name)
             shape = self.read().shape
             if not isinstance(found, dict):
                 raise ValueError(f"{self.about_path.name} holds no facts")
@@ -114,7 +116,7 @@ class FeatureFile:
     def _compare_images(self) -> None:
         """Have the rows of changed images computed again; ValueError where others are listed."""
         try:
-            kept = read_snapshot(self.images_path.read_bytes())
+            kept = load_snapshot(self.images_path)
             if len(kept) != len(self.read()):
                 raise ValueError(f"{self.images_path.name} is of {len(kept)} images")
         except ValueError as error:

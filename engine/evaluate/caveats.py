@@ -13,8 +13,13 @@ import numpy as np
 from metric_learning.engine.evaluate.scoring import Roles, chances, labels_by_role
 from metric_learning.engine.options.parts import ModelOptions
 from metric_learning.retrieval.metrics import count_positives
+from metric_learning.retrieval.scores import QueryScores
+from metric_learning.retrieval.significance import MIN_CLASSES
 
 FEW_CLASSES, FEW_QUERIES = 10, 100
+# Of fewer classes than the first, fewer than the second that are not near to what the others score
+# make an interval too short.
+MANY_CLASSES, FEW_DECIDING, NEAR = 50, 5, 0.1
 # A network of so many parameters is seldom learned from random weights by fewer images than these.
 LARGE_NETWORK, FEW_IMAGES = 1_000_000, 100_000
 
@@ -53,6 +58,23 @@ def large_ks(images: Roles, ks: Sequence[int]) -> list[str]:
     found = chances(images, [f"recall@{k}" for k in large])
     said = ", ".join(f"recall@{k} {found[f'recall@{k}_chance']:.5f}" for k in large)
     return [f"warning: K is half of the {size} images of the gallery or more; chance has {said}"]
+
+
+def few_decide(scores: QueryScores) -> list[str]:
+    """Warn of an interval of few classes that nearly all have a Recall@1 of 0, or nearly all of 1.
+
+    How often the few others occur then decides the mean, and so few hardly tell that.
+    """
+    classes, sizes = np.unique(scores.labels, return_inverse=True, return_counts=True)[1:]
+    means = np.bincount(classes, scores.columns["recall@1"]) / sizes
+    if not MIN_CLASSES <= len(means) < MANY_CLASSES:
+        return []
+    return [
+        f"warning: {len(means) - others} of {len(means)} classes have a recall@1 of about {end}, "
+        f"and the {others} others decide: the interval misses the truth more often than 5 %"
+        for end in (0, 1)
+        if 0 < (others := int((np.abs(means - end) > NEAR).sum())) < FEW_DECIDING
+    ]
 
 
 def other_inputs(

@@ -74,7 +74,7 @@ def evaluate_checkpoint(
         embeddings = measures.whiten(embedder, embeddings, metrics.whiten or None)
     scores = measures.score_split(metrics, work.machine, image_set, embeddings)
     found = measures.measure(metrics, work.machine, image_set, embeddings, scores)
-    measures.log_metrics(found, work.say)
+    measures.log_metrics(found, scores, work.say)
 
     if table and work.machine.world.is_main:
         labels = image_set.labels[image_set.is_query]

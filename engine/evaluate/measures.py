@@ -38,20 +38,13 @@ def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
     labels = image_set.labels[image_set.is_query | image_set.is_gallery]
     if metrics.verification and len(np.unique(labels)) < 2:
         raise ValueError("--verification needs images of two classes, found one: leave it out")
-    is_both = image_set.is_query & image_set.is_gallery
-    if is_both.any() and not image_set.is_self_retrieval:
-        for name in ("rerank", "verification"):
-            if getattr(metrics, name):
-                raise ValueError(
-                    f"--{name} needs queries and gallery that are the same images or share none, "
-                    f"found {is_both.sum()} images that are both: leave it out"
-                )
 
     gallery_size = int(image_set.is_gallery.sum())
     if metrics.rerank is not None:
-        num_queries = int(image_set.is_query.sum())
-        searched = None if image_set.is_self_retrieval else gallery_size
-        check_rerank(parse_rerank(metrics.rerank), num_queries, searched)
+        sizes: tuple[int, ...] = (int(image_set.is_query.sum()),)
+        if not image_set.is_self_retrieval:
+            sizes += (gallery_size, int((image_set.is_query & image_set.is_gallery).sum()))
+        check_rerank(parse_rerank(metrics.rerank), *sizes)
     for name in ("ks", "precision_ks"):
         largest = max(getattr(metrics, name), default=1)
         if largest > gallery_size:
@@ -129,8 +122,8 @@ def measure(
     return metrics
 
 
-def log_metrics(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
-    """Log what was measured, a line per kind."""
+def log_metrics(metrics: dict[str, Any], scores: QueryScores, say: Callable[[str], object]) -> None:
+    """Log what was measured of scores, a line per kind."""
 
     def say_all(names: Iterable[str]) -> None:
         found = [f"{name} {metrics[name]:.5f}" for name in names if name in metrics]
@@ -143,6 +136,8 @@ def log_metrics(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
     if "recall@1_interval" in metrics:
         low, high = metrics["recall@1_interval"]
         say(f"recall@1 95 % interval over classes {low:.5f} .. {high:.5f}")
+        for line in caveats.few_decide(scores):
+            say(line)
     elif metrics["query_classes"] < MIN_CLASSES:
         found = metrics["query_classes"]
         say(

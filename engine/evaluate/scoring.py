@@ -64,12 +64,9 @@ def score_images(
     if rerank is None:
         share = share_of(world or World(), device)
         return score_queries(**sets, ks=all_ks, device=where, share=share, **options)
-    chunks = reranked_similarities(
-        rerank, sets["embeddings"], sets.get("gallery_embeddings"), where
-    )
-    return score_similarities(
-        chunks, sets["labels"], all_ks, gallery_labels=sets.get("gallery_labels"), **options
-    )
+    queries, gallery = sets.pop("embeddings"), sets.pop("gallery_embeddings", None)
+    chunks = reranked_similarities(rerank, queries, gallery, where, sets.get("own_rows"))
+    return score_similarities(chunks, **sets, ks=all_ks, **options)
 
 
 def by_role(image_set: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:

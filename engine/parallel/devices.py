@@ -29,6 +29,7 @@ def choose_device(name: str, use_gpu: bool, world: World) -> torch.device:
                 log("--use_gpu=True, but PyTorch finds no GPU here: running on the CPU")
             return torch.device("cpu")
         name = "cuda"
+
     if name == "cuda" and torch.cuda.is_available():
         if world.local_rank >= torch.cuda.device_count():
             raise ValueError(
@@ -38,6 +39,7 @@ def choose_device(name: str, use_gpu: bool, world: World) -> torch.device:
         device = torch.device("cuda", world.local_rank)
     else:
         device = _existing(name, world)
+
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what NCCL and pinned memory take
     return device
@@ -50,6 +52,7 @@ def _existing(name: str, world: World) -> torch.device:
     except RuntimeError as error:
         first_line = str(error).splitlines()[0]
         raise ValueError(f"--device={name} cannot be used here: {first_line}") from error
+
     if device.type not in SUPPORTED:
         raise ValueError(
             f"--device={name} is not supported: expected {' or '.join(SUPPORTED)}; rankings need "

@@ -34,7 +34,8 @@ def find_foreign(folder: Path) -> str | None:
     """Return the name of a file in a folder that neither report nor summary wrote, if any."""
     for path in sorted(folder.iterdir()):
         is_ours = is_page if path.name == PAGE else is_picture
-        if path.name not in (PAGE, MAP, *PICTURES) or not is_ours(path):
+        is_named = path.name in (PAGE, MAP, *PICTURES) and path.is_file()
+        if not is_named or not is_ours(path):
             return path.name
     return None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import words_of
+from metric_learning.common.log import show
 from metric_learning.common.outputs import prepare_output
 from metric_learning.common.schema import Field, check_fields, is_number
 from metric_learning.engine.embed.serving import open_features
@@ -52,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> str:
         if (page := curves.with_name(PAGE)).is_file():  # of python -m retrieval.report
             places["report"] = page
 
-        print(f"\n{table}\n")
+        show(f"\n{table}\n")
         for what, place in places.items():
-            print(f"{what + ':':18}{place}")
+            show(f"{what + ':':18}{place}")
         return table
 
 

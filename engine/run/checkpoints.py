@@ -92,6 +92,8 @@ FIELDS = (
     Field("step", "a number of steps", is_count),
     Field("best", "numbers by name", lambda value: is_object(value, is_number)),
     Field("meta", "what tells of the run", _is_meta),
+    Field("tested", "a step", lambda value: value == -1 or is_count(value), is_needed=False),
+    Field("epoch", "numbers by name", lambda value: is_object(value, is_number), is_needed=False),
 )
 
 

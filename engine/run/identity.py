@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metric_learning.common.fingerprint import Snapshot, find_changes, read_snapshot
+from metric_learning.common.fingerprint import Snapshot, find_changes, load_snapshot
 from metric_learning.common.flags import shown
 from metric_learning.engine.options.parts import ReadingOptions, ScheduleOptions
 from metric_learning.engine.options.tables import ACCEPT
@@ -106,7 +106,7 @@ def _kept_snapshot(folder: Path, split: str) -> Snapshot | None:
 
 def _read_snapshot(file: Path) -> Snapshot | None:
     try:
-        return read_snapshot(file.read_bytes())
+        return load_snapshot(file)
     except (OSError, ValueError):
         return None
 

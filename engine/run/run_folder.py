@@ -19,6 +19,7 @@ from metric_learning.common.atomic import remove_leftovers, write_json, write_te
 from metric_learning.common.log import log, timestamped, versions
 from metric_learning.common.places import LATEST
 from metric_learning.common.schema import Field, check_fields, is_list_of, is_object, read_json
+from metric_learning.common.text_files import check_regular
 from metric_learning.engine.options.parts import RunOptions
 from metric_learning.engine.run.records import read_records
 
@@ -135,6 +136,8 @@ class RunFolder:
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for name in ("log.txt", "stats.jsonl"):
+                check_regular(folder / name, str(folder / name))
             self._log_file = (folder / "log.txt").open(
                 "a", encoding="utf-8", errors="backslashreplace", buffering=1
             )

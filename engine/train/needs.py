@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from metric_learning.common.memory import free_memory
 from metric_learning.engine.parallel.collectives import decide_on_main
-from metric_learning.engine.parallel.memory import free_memory
 from metric_learning.engine.train.step import Step, unchanged_buffers
 
 SAMPLE = 2  # images, the fewest that batch norm takes

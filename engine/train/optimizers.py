@@ -50,11 +50,7 @@ def build_optimizer(
     if options.optimizer == "sgd":
         settings |= {"momentum": options.momentum, "nesterov": options.nesterov}
     optimizer = OPTIMIZERS[options.optimizer](groups, **settings)
-    if options.optimizer == "sgd" and options.momentum:
-        # The first step would make them, and leave them unwritten where it is not finite.
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    _start_momentum(optimizer)
     return optimizer
 
 
@@ -70,6 +66,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     ]
     try:
         optimizer.load_state_dict(deepcopy({**state, "param_groups": groups}))
+        _check_state(optimizer)
     except ValueError as error:
         raise ValueError(
             f"the optimizer of the checkpoint is of another kind or version ({error}): give the "
@@ -77,6 +74,31 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         ) from error
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
+    _start_momentum(optimizer)
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD momenta of 0: the first step would leave them unwritten where it is not finite."""
+    for group in optimizer.param_groups:
+        if not group.get("momentum"):
+            continue
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _check_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where a step would fail, for torch takes any state."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            is_tensor = isinstance(value, torch.Tensor)
+            if is_tensor and value.dim() and value.shape != parameter.shape:
+                raise ValueError(
+                    f"{name} of shape {tuple(value.shape)} for weights of {tuple(parameter.shape)}"
+                )
+            if not is_tensor and not isinstance(value, int | float | None):
+                raise ValueError(f"{name} is a {type(value).__name__}")
 
 
 def _check_multipliers(has_head: bool, has_weights: bool, options: OptimizerOptions) -> None:

@@ -113,12 +113,19 @@ class TrainingRun:
         self.folder.log(line)
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.learner.restore(checkpoint)
+        """Go on from a checkpoint; ValueError where its state is not one of this run."""
         self.step, self.best = checkpoint["step"], checkpoint["best"]
         self.tested = checkpoint.get("tested", self.step)
-        self.epoch.restore(checkpoint.get("epoch", {}), self.machine.device)
-        self.watch.restore(checkpoint.get("start", {}))
+        try:
+            self.learner.restore(checkpoint)
+            self.epoch.restore(checkpoint.get("epoch", {}), self.machine.device)
+            self.watch.restore(checkpoint.get("start", {}))
+        except (TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"checkpoint {self.options.run.checkpoint} is damaged: its state is not that of "
+                f"this model, loss and optimizer ({reason}): choose another one of the run"
+            ) from error
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:

@@ -16,7 +16,6 @@ again those images that have changed.
 
 from __future__ import annotations
 
-import json
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,13 +23,15 @@ from typing import Any
 
 import numpy as np
 
+from metric_learning.common.arrays import map_array
 from metric_learning.common.fingerprint import (
     Snapshot,
     changed_rows,
     find_names,
     first_difference,
-    read_snapshot,
+    load_snapshot,
 )
+from metric_learning.common.schema import read_json
 from metric_learning.reader.sets.image_set import (
     AS_REFERENCE,
     DECODER,
@@ -178,7 +179,7 @@ def kept_images(folder: Path, about: dict[str, Any]) -> Snapshot | None:
     if "index" not in read_about(folder, about) and not is_planned:
         return None
     try:
-        return read_snapshot(files.images.read_bytes())
+        return load_snapshot(files.images)
     except (OSError, ValueError) as error:
         raise CacheError(f"{damaged(folder)}: images.npz cannot be read") from error
 
@@ -203,7 +204,7 @@ def is_complete(folder: Path, about: dict[str, Any], found: Snapshot) -> bool:
 def read_about(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Read about.json, which must say what `about` says; CacheError if it does not."""
     try:
-        found = json.loads(CachePaths(folder).about.read_text("utf-8"))
+        found = read_json(CachePaths(folder).about, "about.json")
     except (OSError, ValueError) as error:
         raise CacheError(f"{damaged(folder)}: about.json cannot be read") from error
     there = found if isinstance(found, dict) else {}
@@ -219,8 +220,8 @@ def read_about(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
 def read_entries(folder: Path, num_images: int) -> np.ndarray:
     """Read index.npy, (N,) of ENTRY; CacheError if it is damaged."""
     try:
-        entries = np.load(CachePaths(folder).index)
-    except (OSError, ValueError, EOFError) as error:
+        entries = np.array(map_array(CachePaths(folder).index, "index.npy"))
+    except (OSError, ValueError) as error:
         raise CacheError(f"{damaged(folder)}: index.npy cannot be read") from error
     if entries.dtype != ENTRY or entries.shape != (num_images,):
         raise CacheError(f"{damaged(folder)}: index.npy is not of {num_images} images")

@@ -8,6 +8,8 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
+from metric_learning.common.text_files import check_regular
+
 BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1f]")  # of binary files, which white space is not
 INTEGRAL = re.compile(r"([+-]?[0-9]+)\.0*")
@@ -22,6 +24,7 @@ def read_text(path: Path, expected: str, holds_names: bool = False) -> str:
     Line ends stay as they are. One that `holds_names` of files may have their bytes, whatever these
     are, as Python has them in names (surrogateescape); but no control characters.
     """
+    check_regular(path, str(path))
     data = path.read_bytes()
     encoding = "utf-16" if data.startswith(BYTE_ORDER_MARKS) else "utf-8-sig"
     try:

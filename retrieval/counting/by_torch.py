@@ -40,6 +40,21 @@ class TorchCounter:
         rows, columns = (torch.from_numpy(r).to(device) for r in (query_rows, gallery_rows))
         return self._cosines(rows, columns).cpu().numpy()
 
+    def block_cosines(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
+        """See Counter."""
+        device, size = self.queries.device, max(1, PAIR_ELEMENTS // self.queries.shape[1])
+        rows, columns = (torch.from_numpy(r).to(device) for r in (query_rows, gallery_rows))
+        block = np.empty((len(rows), len(columns)))
+
+        for top in range(0, len(rows), size):
+            own = _normalised(self.queries, self.query_norms, rows[top : top + size], torch.float64)
+            for left in range(0, len(columns), size):
+                part = columns[left : left + size]
+                factors = _normalised(self.gallery, self.gallery_norms, part, torch.float64)
+                cosines = (own @ factors.T).cpu().numpy()
+                block[top : top + size, left : left + size] = cosines
+        return block
+
     def sort_descending(self, offsets: np.ndarray, values: np.ndarray) -> None:
         """See Counter."""
         queries = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))

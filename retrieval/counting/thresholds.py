@@ -10,6 +10,7 @@ import numpy as np
 
 from metric_learning.retrieval.counting.bins import Bins
 
+MANY = 128  # queries with more positives are counted in a way of their own on the CPU
 MOST_UNDECIDED = 0.05  # share of a tile above which float64 throughout is cheaper
 
 
@@ -89,6 +90,9 @@ class Counter(Protocol):
 
     def pair_cosines(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
         """Return the cosines (M,) float64 of pairs of a query and a gallery image."""
+
+    def block_cosines(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
+        """Return the cosines (B, P) float64 of queries (B,) with all of the gallery images (P,)."""
 
     def sort_descending(self, offsets: np.ndarray, values: np.ndarray) -> None:
         """Sort each query's part of `values` (M,) in place, the greatest first."""

@@ -87,3 +87,15 @@ def test_a_process_without_stdout_prints_nothing(monkeypatch):
 def test_what_stdout_cannot_encode_is_escaped(capsys):
     show("caf\udce9.jpg")
     assert capsys.readouterr().out == "caf\\udce9.jpg\n"
+
+
+@pytest.mark.parametrize("name", ["a\x00b", "a\x1b[2Jb", "a\rb", "a\u202eb", "a\u2028b", "a\nb"])
+def test_a_name_can_neither_break_nor_turn_a_line(name, capsys):
+    escaped = name.encode("unicode_escape").decode()
+    assert log(f"image {name}").endswith(f"image {escaped}")
+    with pytest.raises(SystemExit), user_errors():
+        raise FileNotFoundError(2, "no file", f"{name}.jpg")
+    found = capsys.readouterr()
+    assert (
+        found.out.endswith(f"image {escaped}\n") and found.err == f"error: {escaped}.jpg: no file\n"
+    )

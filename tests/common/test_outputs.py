@@ -48,7 +48,9 @@ def test_what_is_ours_or_empty_may_be_replaced(tmp_path):
 def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
     for place, words in (
+        (tmp_path / "loop", "cannot be written: Too many levels of symbolic links"),
         (tmp_path, "expected a file to write, found a folder"),
         (tmp_path / "fifo", "found a device or pipe"),
         ("/dev/null", "found a device or pipe"),
@@ -58,6 +60,8 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             prepare_output("json", place, RESULT)
+    with pytest.raises(ValueError, match="--output_dir=.*Too many levels"):
+        prepare_folder("output_dir", tmp_path / "loop", DUMP)
     for place in (tmp_path / "file", "/proc/nowhere"):
         with pytest.raises(ValueError, match="--output_dir=.* (cannot be written|found a file)"):
             prepare_folder("output_dir", place, DUMP)

@@ -71,3 +71,26 @@ def test_random_weights_are_warned_about_where_images_are_few():
     )
     assert caveats.no_weights("ResNet50", 25_000_000, 1_000_000) == []
     assert caveats.no_weights("tiny", 400_000, 842) == []
+
+
+@pytest.mark.parametrize(
+    ("means", "words"),
+    [
+        (
+            [0, 0, 0, 0, 0, 0.05, 0.9],
+            ["6 of 7 classes have a recall@1 of about 0, and the 1 others"],
+        ),
+        ([1] * 20 + [0.4] * 4, ["20 of 24 classes have a recall@1 of about 1"]),
+        ([1] * 20 + [0.4] * 5, []),
+        ([0] * 48 + [1] * 2, []),  # no longer few
+        ([0, 0, 0, 0, 1], []),  # no interval
+        ([1] * 8, []),
+    ],
+)
+def test_classes_of_which_a_few_decide(means, words):
+    recalls = np.concatenate([np.arange(20) < 20 * mean for mean in means])
+    labels = np.repeat(np.arange(len(means)), 20)
+    scores = SimpleNamespace(labels=labels, columns={"recall@1": recalls})
+    found = caveats.few_decide(scores)
+    assert len(found) == len(words)
+    assert all(part in line for part, line in zip(words, found, strict=True))

@@ -8,7 +8,7 @@ import torch
 
 import train_elem
 import train_pair
-from metric_learning.engine.parallel.memory import free_memory
+from metric_learning.common.memory import free_memory
 from metric_learning.engine.run.lines import duration
 from metric_learning.engine.train import needs
 from metric_learning.engine.train.needs import Pace

@@ -16,9 +16,9 @@ from metric_learning.losses import build_loss
 from metric_learning.reader import load_image_set
 
 
-def options(*argv, part=OptimizerOptions):
+def options(*argv, part=OptimizerOptions, **others):
     flags = parse_flags("", train_elem.FLAGS, ["--lr=0.1", "--lr_steps=2,4", *argv])
-    return pick(part, flags)
+    return pick(part, flags, **others)
 
 
 def numpy_trajectory(weights, bias, features, labels, num_steps):
@@ -46,7 +46,7 @@ def test_five_updates_are_the_reference_s():
     start = [parameter.detach().numpy().copy() for parameter in criterion.parameters()]
     optimizer = build_optimizer(nn.Identity(), nn.Identity(), criterion, options())
     for step in range(5):
-        set_rate(optimizer, rate_at(options(part=ScheduleOptions), step))
+        set_rate(optimizer, rate_at(options(part=ScheduleOptions, epoch_size=12), step))
         optimizer.zero_grad()
         criterion(torch.tensor(features), torch.tensor(labels))[0].backward()
         optimizer.step()

@@ -1,5 +1,6 @@
 """Where a run goes on: --checkpoint=auto, damaged checkpoints, other workers and ranks."""
 
+import copy
 import json
 import os
 import signal
@@ -218,3 +219,22 @@ def test_the_number_of_workers_may_change(train):
             folders.append(train(*run, f"--total_iter_num={steps}"))
     ours, theirs = (load_checkpoint(folder / "last.pt") for folder in folders[1::2])
     assert all(parts_equal(ours[part], theirs[part]) for part in ("model", "optimizer", "step"))
+
+
+def test_a_state_that_was_made_up_is_one_line(train, fails, tmp_path):
+    """Weights that are no tensors, an optimizer without groups, momenta of other shapes."""
+    whole = load_checkpoint(train("--total_iter_num=1") / "last.pt")
+    momenta = copy.deepcopy(whole["optimizer"])
+    next(iter(momenta["state"].values()))["momentum_buffer"] = torch.zeros(3)
+    for name, changed in (
+        ("criterion", {"criterion": dict.fromkeys(whole["criterion"], "x")}),
+        ("model", {"model": dict.fromkeys(whole["model"], 1)}),
+        ("optimizer", {"optimizer": {}}),
+        ("momenta", {"optimizer": momenta}),
+        ("epoch", {"epoch": {"num_steps": "x"}}),
+        ("start", {"start": {"scores": {"recall@1": [1]}}}),
+    ):
+        file = tmp_path / f"{name}.pt"
+        torch.save(whole | changed, file)
+        error = fails(f"--checkpoint={file}", "--total_iter_num=2", f"--run_name={name}")
+        assert "is damaged" in error or "the optimizer of the checkpoint is of another" in error

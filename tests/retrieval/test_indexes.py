@@ -1,5 +1,6 @@
 """Search indexes against exact search, and their files."""
 
+import os
 import sys
 import types
 import zipfile
@@ -181,8 +182,10 @@ def test_other_files_are_no_search_indexes(tmp_path):
             load_search_index(file)
     with pytest.raises(OSError, match="nowhere"):
         load_search_index(tmp_path / "nowhere.index")
-    with pytest.raises(OSError):
-        load_search_index(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(ValueError, match="expected a regular file"):
+            load_search_index(place)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):

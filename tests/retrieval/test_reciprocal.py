@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from metric_learning.retrieval import reciprocal
+from metric_learning.retrieval.inputs import find_own_rows
 from metric_learning.retrieval.reciprocal import k_reciprocal_similarities
 
 
@@ -87,6 +88,18 @@ def test_queries_in_a_gallery_equal_the_paper(chunk_elements, monkeypatch):
     rows = make(60, seed=1)
     found = gather(k_reciprocal_similarities(3 * rows[:15], rows[15:], 8, 4, 0.3), 15)
     np.testing.assert_allclose(-found, naive_distances(rows, 8, 4, 0.3)[:15, 15:], atol=1e-9)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 500, 2**24])
+def test_an_image_that_is_query_and_in_the_gallery_is_one_image(chunk_elements, monkeypatch):
+    monkeypatch.setattr(reciprocal, "CHUNK_ELEMENTS", chunk_elements)
+    rows, numbers = make(60, seed=1), np.arange(60)
+    is_query, is_gallery = numbers % 3 < 2, numbers % 3 > 0
+    own_rows = find_own_rows(is_query, is_gallery)
+    options = {"k1": 8, "k2": 4, "own_rows": own_rows}
+    found = gather(k_reciprocal_similarities(rows[is_query], rows[is_gallery], **options), 40)
+    expected = naive_distances(rows, 8, 4, 0.3)[is_query][:, is_gallery]
+    np.testing.assert_allclose(-found, expected, atol=1e-9)
 
 
 def test_jaccard_distances_are_symmetric_and_zero_to_oneself():

@@ -51,6 +51,15 @@ def test_expansion_equals_the_definition(k, alpha):
     np.testing.assert_allclose(augment_gallery(gallery, k, alpha), own, atol=1e-5)
 
 
+def test_a_query_that_the_gallery_holds_is_none_of_its_neighbours():
+    rows, own_rows = make(20), np.array([3, -1, 19])
+    queries = np.stack([rows[3], make(1, seed=2)[0], rows[19]])
+    found = expand_queries(queries, rows, 4, own_rows=own_rows)
+    inside = naive_expansion(queries[[0, 2]], rows, 4, 3.0, own_rows=[3, 19])
+    np.testing.assert_allclose(found[[0, 2]], inside, atol=1e-5)
+    np.testing.assert_allclose(found[[1]], naive_expansion(queries[[1]], rows, 4, 3.0), atol=1e-5)
+
+
 def test_a_query_counts_once_and_its_duplicates_are_ordinary_neighbours():
     rows = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     expanded = expand_queries(rows, None, k=1)

@@ -12,6 +12,7 @@ from metric_learning.retrieval.counting import by_torch
 from metric_learning.retrieval.counting.bins import HALF, NUM_BINS, Bins
 from metric_learning.retrieval.counting.cpu import tiles
 from metric_learning.retrieval.counting.thresholds import Share
+from metric_learning.retrieval.inputs import find_own_rows
 from metric_learning.retrieval.verification import (
     SimilarityHistograms,
     score_histograms,
@@ -99,6 +100,22 @@ def test_scores_equal_scikit_learn(kind, n, d, is_split, device):
     data = split_in_two(rows, labels) if is_split else (rows, labels)
     found = run(verification_scores, *data, device=device)
     assert_equal_scores(found, *all_pairs(*data))
+
+
+@pytest.mark.parametrize("kind", ["clustered", "tied", "duplicated"])
+@pytest.mark.parametrize("at_once", [7, 2**20])
+def test_a_query_that_the_gallery_holds_is_no_pair_with_itself(kind, at_once, device, monkeypatch):
+    monkeypatch.setattr(verification, "PAIRS_AT_ONCE", at_once)
+    rows, labels = make(kind, 60, 8)
+    is_query, is_gallery = np.arange(60) % 2 == 0, np.arange(60) % 3 > 0
+    data = rows[is_query], labels[is_query], rows[is_gallery], labels[is_gallery]
+    own_rows = find_own_rows(is_query, is_gallery)
+    found = run(verification_scores, *data, device=device, own_rows=own_rows)
+    cosines, is_positive = all_pairs(*data)
+    numbers = np.arange(60)
+    is_other = (numbers[is_query][:, None] != numbers[is_gallery]).ravel()
+    assert found["positive_pairs"] + found["negative_pairs"] == 30 * 40 - 20
+    assert_equal_scores(found, cosines[is_other], is_positive[is_other])
 
 
 @pytest.mark.parametrize("kind", ["random", "tied", "large classes"])

@@ -129,6 +129,67 @@ def test_rerank(runs, embedded, rerank):
     assert {name: result[name] for name in expected} == pytest.approx(expected)
 
 
+@pytest.fixture(scope="module")
+def mixed(toy_tree, embedded, tmp_path_factory):
+    """A CSV file of the test images, a third of which search and are searched, with their rows."""
+    features, index = embedded["test"]
+    numbers = np.arange(len(index))
+    is_query, is_gallery = numbers % 3 < 2, numbers % 3 > 0
+    file = tmp_path_factory.mktemp("mixed") / "mixed.csv"
+    lines = ["path,label,split,is_query,is_gallery"]
+    lines += [
+        f"{path},{label},test,{int(query)},{int(gallery)}"
+        for path, label, query, gallery in zip(
+            index.paths, index.labels, is_query, is_gallery, strict=True
+        )
+    ]
+    file.write_text("\n".join(lines) + "\n")
+    flags = ["--dataset=csv", f"--csv={file}", f"--data_dir={toy_tree}"]
+    return flags, features.astype(np.float64), index.labels, is_query, is_gallery
+
+
+def test_verification_where_some_queries_are_in_the_gallery(runs, mixed):
+    flags, features, labels, is_query, is_gallery = mixed
+    result = run(runs[0], *flags, "--verification=True")
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    pairs = [
+        (float(unit[i] @ unit[j]), labels[i] == labels[j])
+        for i in np.flatnonzero(is_query)
+        for j in np.flatnonzero(is_gallery)
+        if i != j
+    ]
+    same = np.array([cosine for cosine, is_same in pairs if is_same])
+    other = np.array([cosine for cosine, is_same in pairs if not is_same])
+    assert (result["positive_pairs"], result["negative_pairs"]) == (len(same), len(other))
+    assert result["auc"] == pytest.approx((same[:, None] > other).mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("rerank", ["qe:k=2,alpha=1", "dba:k=2", "kreciprocal:k1=5,k2=2"])
+def test_rerank_where_some_queries_are_in_the_gallery(runs, mixed, rerank):
+    """Each query alone searches the others of the gallery, by the similarities of all to all."""
+    flags, features, labels, is_query, is_gallery = mixed
+    parsed = parse_rerank(rerank)
+    is_own = np.flatnonzero(is_query)[:, None] == np.flatnonzero(is_gallery)
+    own_rows = np.where(is_own.any(1), is_own.argmax(1), -1)
+    if parsed.method == "kreciprocal":
+        chunks = list(reranked_similarities(parsed, features.astype(np.float32)))
+        similarities = chunks[0][1][is_query][:, is_gallery]
+    else:
+        sets = [features[role].astype(np.float32) for role in (is_query, is_gallery)]
+        chunks = list(reranked_similarities(parsed, *sets, own_rows=own_rows))
+        similarities = chunks[0][1]
+
+    found = []
+    for row, own, label in zip(similarities, own_rows, labels[is_query], strict=True):
+        kept = np.arange(len(row)) != own
+        is_positive = labels[is_gallery][kept] == label
+        if is_positive.any():
+            found.append(row[kept][is_positive].max() > row[kept][~is_positive].max())
+    result = run(runs[0], *flags, f"--rerank={rerank}")
+    assert result["recall@1"] == pytest.approx(np.mean(found))
+    assert result["queries"] == len(found)
+
+
 @pytest.mark.parametrize(("whiten", "dim"), [("3", 3), ("all", None)])
 def test_whiten_learns_on_the_training_split(runs, embedded, whiten, dim):
     features, index = embedded["test"]

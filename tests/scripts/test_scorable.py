@@ -103,6 +103,13 @@ def test_a_re_ranking_of_too_few_images(text, num_queries, gallery_size):
         check_rerank(parse_rerank(text), num_queries, gallery_size)
 
 
+@pytest.mark.parametrize("text", ["qe:k=4", "kreciprocal:k1=5,k2=2"])
+def test_a_re_ranking_of_queries_that_a_gallery_holds(text):
+    with pytest.raises(ValueError, match="expected k1? to be 1 to"):
+        check_rerank(parse_rerank(text), 3, 4, num_both=2)
+    check_rerank(parse_rerank(text), 3, 4 + 2, num_both=2)
+
+
 @pytest.mark.parametrize(
     ("text", "gallery_size"), [("qe:k=3", None), ("dba:k=3", 4), ("kreciprocal:k1=3,k2=2", None)]
 )

@@ -11,23 +11,38 @@ from metric_learning.retrieval.counting.bins import Bins
 from metric_learning.retrieval.counting.cpu import kernels, many_positives
 from metric_learning.retrieval.counting.cpu.histogram import count_negatives
 from metric_learning.retrieval.counting.cpu.kernels import Counts
-from metric_learning.retrieval.counting.cpu.many_positives import MANY
-from metric_learning.retrieval.counting.cpu.products import ladder
+from metric_learning.retrieval.counting.cpu.many_positives import (
+    CHUNK,
+    Room,
+    Tables,
+    count_rows,
+    make_tables,
+)
+from metric_learning.retrieval.counting.cpu.products import (
+    exact_ladder,
+    ladder,
+    multiply_by_torch,
+)
 from metric_learning.retrieval.counting.cpu.tiles import Visitor, for_each_tile, wide
 from metric_learning.retrieval.counting.cpu.vectors import (
     Tile,
+    normalise,
     pair_cosines,
     prepare,
     sort_descending,
 )
 from metric_learning.retrieval.counting.thresholds import (
+    MANY,
     MOST_UNDECIDED,
     NegativePairs,
     Share,
     Thresholds,
 )
 
-MOST_TABLES = 4  # of tiles of queries with many positives, that a thread keeps
+BLOCK_NUMBERS = 2**21  # of embeddings that are normalised at once for products of classes
+# Similarities of which float64 computes one dimension more in the time of deciding one of them.
+DIMENSIONS_DECIDED = 10_000
+MOST_TABLES = 12  # of tiles of queries with many positives, that a thread keeps
 
 
 class CpuCounter:
@@ -44,20 +59,33 @@ class CpuCounter:
         pair_cosines(self.queries, self.gallery, query_rows, gallery_rows, cosines)
         return cosines
 
+    def block_cosines(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
+        """See Counter."""
+        queries = self.queries._replace(order=query_rows)
+        gallery = self.gallery._replace(order=gallery_rows)
+        size = max(1, BLOCK_NUMBERS // queries.rows.shape[1])
+        sides = [np.empty((size, queries.rows.shape[1])) for _ in range(2)]
+        block = np.empty((len(query_rows), len(gallery_rows)))
+
+        for top in range(0, len(query_rows), size):
+            bottom = min(top + size, len(query_rows))
+            normalise(queries, top, bottom, sides[0])
+            for left in range(0, len(gallery_rows), size):
+                right = min(left + size, len(gallery_rows))
+                normalise(gallery, left, right, sides[1])
+                rows, columns = sides[0][: bottom - top], sides[1][: right - left]
+                multiply_by_torch(rows, columns, block[top:bottom, left:right])
+        return block
+
     def sort_descending(self, offsets: np.ndarray, values: np.ndarray) -> None:
-        """See Counter; of many values NumPy's vector instructions sort faster."""
-        few = np.diff(offsets) <= MANY
-        if few.all():
-            sort_descending(offsets, values)
-            return
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
-            values[start:stop] = np.sort(values[start:stop])[::-1]
+        """See Counter."""
+        sort_descending(offsets, values)
 
     def count(
         self, query_range: tuple[int, int], thresholds: Thresholds, share: Share
     ) -> tuple[np.ndarray, np.ndarray]:
         """See Counter; queries with few positives and those with many are counted differently."""
-        counts = Counts(*np.zeros((2, len(thresholds.cosines)), np.int64))
+        counts = Counts(*np.zeros((2, len(thresholds.cosines)), np.int32))
         sizes = np.diff(thresholds.offsets)
         has_many = sizes > MANY
         if has_many.any():
@@ -67,7 +95,8 @@ class CpuCounter:
             places = np.repeat(~has_many, sizes)
             for total, part in zip(counts, self._count_few(query_range, few, share), strict=True):
                 total[places] = part
-        return share.add(counts.ahead), share.add(counts.level)
+        ahead, level = (share.add(count.astype(np.int64)) for count in counts)
+        return ahead, level
 
     def _count_few(
         self, query_range: tuple[int, int], thresholds: Thresholds, share: Share
@@ -107,27 +136,30 @@ class CpuCounter:
         """Count the negatives of queries (B,) into the counts."""
         queries = self.queries._replace(order=rows)
         gallery = self.gallery._replace(order=thresholds.order)
+        dim = queries.rows.shape[1]
+        most_undecided = min(MOST_UNDECIDED, dim / DIMENSIONS_DECIDED)
 
         def make_visitor() -> Visitor:
-            tables: dict[tuple[int, float], Any] = {}
+            tables: dict[tuple[int, Any], Tables] = {}
 
             def visit(versions: Iterator[Tile], is_two_sided: bool) -> None:
                 for tile in versions:
-                    if many_positives.undecided_share(tile, queries, thresholds) <= MOST_UNDECIDED:
+                    if many_positives.undecided_share(tile, queries, thresholds) <= most_undecided:
                         break
-                key = tile.row, tile.error
+                key = tile.row, tile.values.dtype
                 if key not in tables:
                     if len(tables) == MOST_TABLES:  # those of an earlier block are among them
                         tables.clear()
                     asking = rows[tile.row : tile.row + tile.height]
-                    margin = thresholds.tolerance + tile.error
-                    tables[key] = many_positives.make_tables(asking, thresholds, margin)
-                many_positives.count_rows(tile, queries, gallery, thresholds, *tables[key], counts)
+                    tables[key] = Tables(*make_tables(asking, thresholds, tile.values))
+                numbers = np.empty((2, CHUNK + 1), np.int32)
+                room = Room(numbers[0], np.empty(CHUNK, tile.values.dtype), numbers[1])
+                count_rows(tile, queries, gallery, thresholds, tables[key], room, counts)
 
             return visit
 
         for_each_tile(
-            queries, gallery, (0, len(rows)), make_visitor, share, lambda: ladder()[-2:], wide()
+            queries, gallery, (0, len(rows)), make_visitor, share, exact_ladder, wide(dim)
         )
         many_positives.add_up(rows, thresholds, counts)
 

@@ -1,64 +1,110 @@
 """Counting for queries with many positives, whose similarities come many at a time.
 
-The range of a query's thresholds is cut into bins of equal width. A table says of each bin which
-threshold all similarities in it pass first; where a bin, or what may be a rounding error beside it,
-holds thresholds, they are searched. Table and counts of a query fit into the cache while a tile of
-few rows and many columns is counted. Images of the query's own class are left out by their place.
+The range of a query's thresholds is cut into bins of equal width. A table says where in the sorted
+thresholds to begin for a similarity of a bin; a step or two further is the first threshold that it
+passes. Nothing of this needs to be right: that the similarity lies between the two thresholds that
+are found, and further from both than its error, is asked last, and what fails is searched anew and
+decided in float64. Images of the query's own class are left out by their place.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 from metric_learning.retrieval.counting.cpu.jit import kernel
 from metric_learning.retrieval.counting.cpu.vectors import cosine
 
-MANY = 128  # queries with more positives are counted here
 BINS_EACH = 2  # bins per threshold
+STEPS = 2  # thresholds that a similarity is compared with, from the first of its bin on
 LEAST_WIDTH = 1e-12  # of the range that is cut into bins: the number of bins in 1 stays finite
+CHUNK = 512  # similarities that are placed together, in the fastest cache
 SAMPLED_ROWS, SAMPLED_COLUMNS = 4, 256  # of a tile, to learn how much of it is not decided
 
 
+class Tables(NamedTuple):
+    """Thresholds and tables of the B queries that are the rows of a tile, one behind the other."""
+
+    # (B + 1,) int64, where those of each begin: at once (R + 2) bounds for R thresholds, and
+    # BINS_EACH of them and one more places
+    bounds_at: np.ndarray
+    places_at: np.ndarray
+    bounds: np.ndarray  # of the tile's type: inf, the thresholds best first, -inf
+    # int32, for similarities below the worst threshold, then for each bin from there on: the number
+    # of the bound to begin with
+    places: np.ndarray
+
+
+class Room(NamedTuple):
+    """Memory for what `_place` finds out about CHUNK similarities."""
+
+    places: np.ndarray  # int32, the number of the first bound that is passed
+    slack: np.ndarray  # of the tile's type, the distance to the nearer bound
+    unsure: np.ndarray  # (CHUNK + 1,) int32, numbers of those that are too close to a bound
+
+
 @kernel
-def make_tables(queries, thresholds, margin):
-    """Make the tables of queries (B,), see `_fill`, one behind the other, int32."""
-    places = np.zeros(len(queries) + 1, np.int64)
+def make_tables(queries, thresholds, number):
+    """Make the Tables of queries (B,) for tiles of the type of `number`, an array."""
+    sizes = thresholds.offsets[queries + 1] - thresholds.offsets[queries]
+    bounds_at, places_at = (
+        np.zeros(len(queries) + 1, np.int64),
+        np.zeros(len(queries) + 1, np.int64),
+    )
+    bounds_at[1:] = np.cumsum(sizes + 2)
+    places_at[1:] = np.cumsum(BINS_EACH * sizes + 1)
+    bounds, places = np.empty(bounds_at[-1], number.dtype), np.empty(places_at[-1], np.int32)
     for i, q in enumerate(queries):
-        num_bins = BINS_EACH * (thresholds.offsets[q + 1] - thresholds.offsets[q])
-        places[i + 1] = places[i] + num_bins
-    table = np.empty(places[-1], np.int32)
-    for i, q in enumerate(queries):
-        cosines = thresholds.cosines[thresholds.offsets[q] : thresholds.offsets[q + 1]]
-        _fill(cosines, margin, table[places[i] : places[i + 1]])
-    return places, table
+        own = bounds[bounds_at[i] : bounds_at[i + 1]]
+        own[0], own[-1] = np.inf, -np.inf
+        own[1:-1] = thresholds.cosines[thresholds.offsets[q] : thresholds.offsets[q + 1]]
+        _fill(own, places[places_at[i] : places_at[i + 1]])
+    return bounds_at, places_at, bounds, places
 
 
 @kernel
-def _fill(cosines, margin, table):
-    """Write the table of a query, from its thresholds (R,), best first.
+def _fill(bounds, places):
+    """Write the table of a query from its bounds (R + 2,)."""
+    scale, lowest, last = _bins_per_unit(bounds, places), bounds[-2], len(places) - 1
+    places[:] = 0
+    for bound in bounds[1:-1]:
+        places[min(int((bound - lowest) * scale) + 1, last)] += 1
 
-    A bin has the first threshold that all similarities in it pass, R where they pass none; one that
-    some of them may not pass, or pass by no more than the margin, has -1 - the first of those that
-    may be passed.
-    """
-    scale = _bins_per_unit(cosines, len(table))
-    place = 0
-    for b in range(len(table) - 1, -1, -1):
-        low = cosines[-1] + (b / scale if scale > 0.0 else 0.0) - margin - LEAST_WIDTH
-        high = cosines[-1] + ((b + 1) / scale if scale > 0.0 else 0.0) + margin + LEAST_WIDTH
-        if b == len(table) - 1:
-            high = np.inf
-        while place < len(cosines) and cosines[place] > high:
-            place += 1
-        is_clear = b > 0 and (place == len(cosines) or cosines[place] < low)
-        table[b] = place if is_clear else -1 - place
+    place = 1
+    for b in range(last, 0, -1):
+        places[b], place = place, place + places[b]
+    places[0] = place
 
 
 @kernel
-def _bins_per_unit(cosines, num_bins):
-    """How many bins a similarity of 1 has; 0, which leaves all in one, where thresholds agree."""
-    width = cosines[0] - cosines[-1]
-    return num_bins / width if width > LEAST_WIDTH else 0.0
+def _bins_per_unit(bounds, places):
+    """How many bins a similarity of 1 has."""
+    return (len(places) - 1) / max(bounds[1] - bounds[-2], LEAST_WIDTH)
+
+
+@kernel
+def _place(values, bounds, table, room, tally):
+    """Place similarities (N,) among the bounds, and count them in `tally` (R + 2,) by place."""
+    number, lowest = values.dtype.type, bounds[-2]
+    scale, last = number(_bins_per_unit(bounds, table)), np.int32(len(table) - 1)
+    most, least = number(last), number(0)
+    for i in range(len(values)):  # vectorised
+        b = min(max((values[i] - lowest) * scale + number(1), least), most)
+        room.places[i] = min(np.int32(b), last)
+
+    for i in range(len(values)):
+        value, place = values[i], np.uint64(table[np.uint64(room.places[i])])
+        for _ in range(STEPS):
+            place += np.uint64(bounds[place] >= value)
+        room.slack[i] = min(value - bounds[place], bounds[place - np.uint64(1)] - value)
+        room.places[i] = place
+        tally[place] += 1
+
+
+@kernel
+def _passes(value, threshold, or_equal):
+    return value > threshold or (or_equal and value == threshold)
 
 
 @kernel
@@ -66,7 +112,7 @@ def _first_passed(cosines, first, last, value, or_equal):
     """First position in [first, last) whose threshold is below the value; `last` if none is."""
     while first < last:
         middle = (first + last) // 2
-        if value > cosines[middle] or (or_equal and value == cosines[middle]):
+        if _passes(value, cosines[middle], or_equal):
             last = middle
         else:
             first = middle + 1
@@ -74,62 +120,78 @@ def _first_passed(cosines, first, last, value, or_equal):
 
 
 @kernel
-def _count_values(q, values, others, queries, gallery, thresholds, table, margin, exact, counts):
-    """Count the similarities (N,) of query q to the gallery images `others` (N,).
-
-    The counts hold differences until `add_up` has been called.
-    """
-    first, last = thresholds.offsets[q], thresholds.offsets[q + 1]
-    cosines, tolerance = thresholds.cosines[first:last], thresholds.tolerance
-    ahead, level = counts.ahead[first:last], counts.level[first:last]
-    scale, lowest = _bins_per_unit(cosines, len(table)), cosines[-1]
-
-    for i in range(len(values)):
-        value = np.float64(values[i])
-        if value < lowest - margin:
-            continue
-        b = int(min(max((value - lowest) * scale, 0.0), len(table) - 1.0))
-        place = table[b]
-        if place >= 0:
-            if place < len(cosines):
-                ahead[place] += 1
-            continue
-
-        end = len(cosines) if b == 0 else table[b - 1] if table[b - 1] >= 0 else -1 - table[b - 1]
-        place = _first_passed(cosines, -1 - place, end, value + margin, True)
-        if place < len(cosines) and cosines[place] >= value - margin:
-            if not exact:
-                g = others[i]
-                norm = queries.norms[q] * gallery.norms[g]
-                value = cosine(queries.rows[q], gallery.rows[g], norm)
-            reached = _first_passed(cosines, 0, len(cosines), value + tolerance, True)
-            place = _first_passed(cosines, reached, len(cosines), value - tolerance, False)
-            if reached < place:
-                level[reached] += 1
-                if place < len(cosines):
-                    level[place] -= 1
-        if place < len(cosines):
-            ahead[place] += 1
+def _first_passed_near(cosines, guess, value, or_equal):
+    """As `_first_passed` of all, in few steps where the guess is close."""
+    first, last, step = guess, guess, 1
+    while first > 0 and _passes(value, cosines[first - 1], or_equal):
+        last, first, step = first - 1, max(first - 1 - step, 0), 2 * step
+    if first < guess:
+        return _first_passed(cosines, first, last, value, or_equal)
+    while last < len(cosines) and not _passes(value, cosines[last], or_equal):
+        first, last, step = last + 1, min(last + step, len(cosines)), 2 * step
+    return _first_passed(cosines, first, last, value, or_equal)
 
 
 @kernel
-def count_rows(tile, queries, gallery, thresholds, places, table, counts):
+def _decide(q, values, others, queries, gallery, thresholds, margin, exact, room, tally, levels):
+    """Count the similarities of query q to gallery images `others` that are not placed for certain.
+
+    All of them in one call, which costs more than most of what it does.
+    """
+    number, unsure = 0, 2 * margin if exact else margin
+    for i in range(len(values)):
+        room.unsure[number] = i
+        number += room.slack[i] <= unsure
+
+    cosines = thresholds.cosines[thresholds.offsets[q] : thresholds.offsets[q + 1]]
+    tolerance, own = thresholds.tolerance, queries.rows[q]
+    for i in room.unsure[:number]:
+        guess, value = np.int64(room.places[i]) - 1, np.float64(values[i])
+        tally[guess + 1] -= 1
+        place = _first_passed_near(cosines, guess, value + margin, True)
+        if place < len(cosines) and cosines[place] >= value - margin:
+            if not exact:
+                g = others[i]
+                value = cosine(own, gallery.rows[g], queries.norms[q] * gallery.norms[g])
+            reached = _first_passed_near(cosines, place, value + tolerance, True)
+            place = _first_passed_near(cosines, reached, value - tolerance, False)
+            if reached < place:
+                levels[reached] += 1
+                if place < len(cosines):
+                    levels[place] -= 1
+        tally[place + 1] += 1
+
+
+@kernel
+def count_rows(tile, queries, gallery, thresholds, tables, room, counts):
     """Count the negatives of a Tile for the queries that are its rows.
 
-    `queries` and `gallery` are Vectors, the latter in the order of the thresholds; places and table
-    are those of `make_tables`; ahead and level of `counts`, (M,) each, are added to.
+    `queries` and `gallery` are Vectors, the latter in the order of the thresholds. Ahead and level
+    of `counts`, (M,) each, are added to; they hold differences until `add_up` has been called.
     """
     exact, margin = tile.error == 0.0, thresholds.tolerance + tile.error
-    others = gallery.order[tile.column : tile.column + tile.width]
+    tally = np.empty(np.diff(tables.bounds_at).max(), np.int32)
+
     for r in range(tile.height):
-        q, start = queries.order[tile.row + r], r * tile.stride
+        q = queries.order[tile.row + r]
+        bounds = tables.bounds[tables.bounds_at[r] : tables.bounds_at[r + 1]]
+        table = tables.places[tables.places_at[r] : tables.places_at[r + 1]]
+        place = slice(thresholds.offsets[q], thresholds.offsets[q + 1])
+        ahead, levels = counts.ahead[place], counts.level[place]
         first = min(max(thresholds.firsts[q] - tile.column, 0), tile.width)
         last = min(max(thresholds.lasts[q] - tile.column, first), tile.width)
-        own, rest = table[places[r] : places[r + 1]], (margin, exact, counts)
+        tally[:] = 0
+
         for left, right in ((0, first), (last, tile.width)):
-            values = tile.values[start + left : start + right]
-            part = others[left:right]
-            _count_values(q, values, part, queries, gallery, thresholds, own, *rest)
+            for start in range(left, right, CHUNK):
+                size, column = min(CHUNK, right - start), tile.column + start
+                values = tile.values[r * tile.stride + start : r * tile.stride + start + size]
+                _place(values, bounds, table, room, tally)
+                others = gallery.order[column : column + size]
+                rest = (queries, gallery, thresholds, margin, exact, room, tally, levels)
+                _decide(q, values, others, *rest)
+        for p in range(len(ahead)):
+            ahead[p] += tally[p + 1]
 
 
 @kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from metric_learning.retrieval.counting.cpu.vectors import Vectors, normalise, p
 from metric_learning.retrieval.counting.thresholds import rounding_error
 
 TIMED_ROWS, TIMED_DIM = 768, 256  # of the tile by which products are compared
+PAUSE = 31  # as `Product.pause`, of float32 where float64 follows
 WORTH = 0.85  # of the time of float32, that int16 may take: it leaves more to be decided again
 
 
@@ -92,7 +93,7 @@ def multiply_by_torch(rows: np.ndarray, columns: np.ndarray, out: np.ndarray) ->
     torch.mm(torch.from_numpy(rows), torch.from_numpy(columns).T, out=torch.from_numpy(out))
 
 
-FLOAT64 = FloatProduct(multiply_by_numpy, np.float64)
+FLOAT64 = FloatProduct(multiply_by_torch, np.float64)
 FLOAT32 = (FloatProduct(multiply_by_numpy), FloatProduct(multiply_by_torch))
 SCREENS = (Int16Product(),) if PAIR_PRODUCT else ()  # less precise than float32
 
@@ -107,7 +108,7 @@ def cosine_error(product: Product, dim: int, row_error: float, column_error: flo
 
 
 @cache
-def fastest_float32() -> Product:
+def fastest_float32() -> FloatProduct:
     """Return the product of float32 that is faster on this CPU."""
     seconds = {product: _seconds(product) for product in FLOAT32}
     assert min(seconds.values()) < np.inf
@@ -121,6 +122,11 @@ def ladder() -> tuple[Product, ...]:
     limit = WORTH * _seconds(float32)
     screens = [s for s in SCREENS if _seconds(s) < limit]
     return (*screens, float32, FLOAT64)
+
+
+def exact_ladder() -> tuple[Product, ...]:
+    """Return the products for thresholds so many that few similarities are far from all of them."""
+    return (replace(fastest_float32(), pause=PAUSE), FLOAT64)
 
 
 def _seconds(product: Product) -> float:

@@ -30,7 +30,10 @@ TILE = 768  # rows and columns of a tile: large enough for a fast product
 LEAST_ROWS = 64  # of a block of queries, where few queries are shared among many threads
 PADDING = 16  # columns between rows, against cache conflicts when columns are read
 BLOCK = 3 * TILE  # rows that are normalised once for all their tiles
-WIDE_TILE = 128, 4608  # rows and columns of a tile of queries with many positives
+WIDE_ROWS = 128  # of a tile of queries with many positives
+WIDE_BLOCK = 6 * WIDE_ROWS
+WIDE_COLUMNS = 768, 32768  # fewest and most of it, and numbers that they have, where in between
+WIDE_NUMBERS = 2**22
 ONE_JOB = RLock()  # the number of threads of the BLAS libraries is one for the whole process
 
 # Called with each tile, as an iterator that computes it by one product after the other, from fast
@@ -51,10 +54,10 @@ def square() -> Shape:
     return Shape(TILE, TILE, BLOCK)
 
 
-def wide() -> Shape:
-    """Return a shape of few rows, so that what belongs to each stays in the cache."""
-    rows, columns = WIDE_TILE
-    return Shape(rows, columns, 3 * rows)
+def wide(dim: int) -> Shape:
+    """Return a shape of long rows, for each of which much is fetched before it is looked at."""
+    columns = min(max(WIDE_NUMBERS // dim, WIDE_COLUMNS[0]), WIDE_COLUMNS[1])
+    return Shape(WIDE_ROWS, columns, WIDE_BLOCK)
 
 
 def num_cores() -> int:
