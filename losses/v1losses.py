@@ -65,7 +65,7 @@ class QuadrupletV1Loss(QuadrupletLoss):
         closest = frozen.gather(1, negatives).argmin()
 
         rows = torch.stack([farthest // positives.shape[1], closest // negatives.shape[1]])
-        columns = torch.stack([positives.flatten()[farthest], negatives.flatten()[closest]])
+        columns = torch.stack([positives.take(farthest), negatives.take(closest)])
         first, second = embeddings[rows], embeddings[columns]  # 2xD
         to_positive, to_negative = rooted((first - second).square().sum(1))
         return F.relu(to_positive - to_negative + self.margin)
