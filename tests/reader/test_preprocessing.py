@@ -43,7 +43,7 @@ def bilinear(rgb, size):
 )
 def test_the_steps_lead_to_the_input(shape, transform, resize, rounded, levels):
     rgb = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    image = TRANSFORMS[transform][1](rgb, SIZE)
+    image = TRANSFORMS[transform].eval(rgb, SIZE)
     values = (image.transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN) * 255
     differences = np.abs(values - follow_steps(rgb, resize, rounded))
     # Pillow and torchvision round what overshoots, as noise does, at different moments.

@@ -111,7 +111,7 @@ def network_of(file):
 def inputs_of(metadata, toy_tree):
     """Preprocess the toy tree's test images as the description says."""
     index = load_index("folder", toy_tree, "test")
-    transform = TRANSFORMS[metadata["transform"]][1]
+    transform = TRANSFORMS[metadata["transform"]].eval
     size = metadata["image_shape"][1]
     images = [
         transform(index.read_image(row), size, metadata["mean"], metadata["std"])
