@@ -37,7 +37,7 @@ def nccl(section: Section) -> None:
     section.note(backend=str(dist.get_backend_config()), device=str(device))
     for where in {device, torch.device("cpu")}:
         section.attempt(f"collectives, {where.type}", collect, where, world)
-    section.attempt("leave", leave_world)
+    section.attempt("leave", leave_world, world)
 
     os.environ["MASTER_PORT"] = str(port + 1)
     more = ["--loss_name=eml", "--samples_each_class=2", "--train_batch_size=8", "--gather=True"]

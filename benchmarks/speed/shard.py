@@ -115,7 +115,7 @@ def measure_as_rank(work: Work) -> None:
     found = measure(work, world)
     if world.is_main:
         print(json.dumps(found))
-    leave_world()
+    leave_world(world)
 
 
 def table(work: Work, rounds: Rounds) -> str:

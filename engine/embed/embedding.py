@@ -16,6 +16,7 @@ from metric_learning.common.names import to_line
 from metric_learning.engine.embed.features import FeatureFile, FeatureWriter
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import decide_on_main, gather_rows, wait_for_all
+from metric_learning.engine.parallel.devices import to_host
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.lines import duration
 from metric_learning.engine.run.signals import StopRequest
@@ -169,10 +170,10 @@ def logged(
     """Yield embeddings (B, D) in CPU memory, with a progress bar and the reference's log lines."""
     begun = started = time.perf_counter()
     with evaluation_mode(model):
-        batches = iterate_embeddings(model, loader, preprocessing, machine)
+        batches = to_host(iterate_embeddings(model, loader, preprocessing, machine))
         progress = tqdm(batches, total=len(loader), disable=None, unit="batch", leave=False)
         for number, embeddings in enumerate(progress, start=1):
-            yield embeddings.cpu().numpy()
+            yield embeddings
             if log is not None and log_every and number % log_every == 0:
                 now = time.perf_counter()
                 left = (len(loader) - number) * (now - begun) / number

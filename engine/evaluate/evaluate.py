@@ -39,7 +39,7 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     result["evaluated"]["versions"] = versions()
     if options.json and works[0].machine.world.is_main:
         write_json(Path(options.json), result)
-    leave_world()
+    leave_world(works[0].machine.world)
     return result
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metric_learning.common.log import log
 from metric_learning.engine.parallel.world import World
@@ -93,6 +95,35 @@ def choose_amp(amp: str, device: torch.device, world: World) -> torch.dtype | No
         if world.is_main:
             log("--amp=auto: this GPU has no bfloat16, so in float32; --amp=float16 may be faster")
     return None
+
+
+class HostCopy:
+    """A copy of a tensor in the host's memory, to be read when the device has come to it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event = torch.Event(tensor.device) if tensor.is_cuda else None
+        self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        self._copy.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+        if self._event is not None:
+            self._event.record()
+
+    def numpy(self) -> np.ndarray:
+        """Return the values as an array; waits for what the device had to do before the copy."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy.numpy()
+
+
+def to_host(tensors: Iterable[Tensor]) -> Iterator[np.ndarray]:
+    """Yield tensors as arrays, each when the work for the next one is in the device's queue."""
+    pending: HostCopy | None = None
+    for tensor in tensors:
+        copy = HostCopy(tensor)
+        if pending is not None:
+            yield pending.numpy()
+        pending = copy
+    if pending is not None:
+        yield pending.numpy()
 
 
 def keep_freed_memory() -> bool:

@@ -60,8 +60,8 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def leave_world() -> None:
-    """Leave the process group, if one was joined.
+def leave_world(world: World) -> None:
+    """Leave the process group, if one was joined, when all have come to their end.
 
     Only a run that went well leaves it: NCCL would wait for the others, and after an error the
     process has to end, so that torchrun ends the others too.
@@ -71,5 +71,7 @@ def leave_world() -> None:
     aborted. So the lock is given away here.
     """
     if dist.is_initialized():
+        if world.patient is not None:
+            dist.barrier(group=world.patient)
         dist.destroy_process_group()
         time.sleep(RELEASE_TIME)

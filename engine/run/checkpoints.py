@@ -7,6 +7,7 @@ contradict it.
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
             raise (cause if isinstance(cause, OSError) else OSError(str(error))) from error
 
     write_atomically(path, write)
+
+
+def copy_checkpoint(source: Path, path: Path) -> None:
+    """Write a checkpoint that was written just now under a second name too, atomically.
+
+    As a file of its own: what damages one leaves the other.
+    """
+    write_atomically(path, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -51,9 +51,10 @@ class Learner:
 
     def is_finite(self) -> bool:
         """Whether all weights and statistics of the network are."""
-        states = [self.model.state_dict(), self.tested_model.state_dict()]
-        values = [value for state in states for value in state.values()]
-        return all(bool(v.isfinite().all()) for v in values if v.is_floating_point())
+        models = [self.model, *([] if self.ema is None else [self.ema.module])]
+        values = [value for model in models for value in model.state_dict().values()]
+        verdicts = [value.isfinite().all() for value in values if value.is_floating_point()]
+        return bool(torch.stack(verdicts).all())  # one question to the device
 
     def state(self) -> dict[str, Any]:
         """Return the parts of a checkpoint that hold weights; only rank 0's are whole."""

@@ -21,7 +21,7 @@ from metric_learning.engine.evaluate.classification import class_layer_of, class
 from metric_learning.engine.evaluate.scoring import chances, score_images
 from metric_learning.engine.options.parts import MachineOptions, Options
 from metric_learning.engine.parallel.collectives import decide_on_main, share_buffers
-from metric_learning.engine.run.checkpoints import prune, save_checkpoint
+from metric_learning.engine.run.checkpoints import copy_checkpoint, prune, save_checkpoint
 from metric_learning.engine.run.lines import progress, training_line
 from metric_learning.engine.run.resume import Start, best_so_far
 from metric_learning.engine.run.run_folder import RunFolder
@@ -400,11 +400,14 @@ class TrainingRun:
 
     def _write(self, checkpoint: dict[str, Any], names: tuple[str, ...]) -> None:
         try:
-            for name in names:
+            for number, name in enumerate(names):
                 if not name.startswith("step_"):  # before NAME.pt, with which a run resumes
                     weights = self.path / f"{name}.safetensors"
                     save_weights(self.learner.tested_model, weights, checkpoint["meta"])
-                save_checkpoint(self.path / f"{name}.pt", checkpoint)
+                if number == 0:
+                    save_checkpoint(self.path / f"{name}.pt", checkpoint)
+                else:
+                    copy_checkpoint(self.path / f"{names[0]}.pt", self.path / f"{name}.pt")
         except OSError as error:
             raise OSError(
                 f"cannot write {error.filename} ({error.strerror}): make room; the checkpoints "

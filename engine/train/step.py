@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from metric_learning.engine.options.parts import BatchOptions, MachineOptions
 from metric_learning.engine.parallel import collectives
+from metric_learning.engine.parallel.devices import HostCopy
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.train.learner import Learner
 from metric_learning.reader import ImageError
@@ -36,16 +37,10 @@ class Outcome:
 
     def __init__(self, figures: dict[str, Tensor], is_finite: Tensor) -> None:
         self.figures = figures
-        self._event = torch.Event(is_finite.device) if is_finite.is_cuda else None
-        self._verdict = torch.empty((), dtype=torch.bool, pin_memory=is_finite.is_cuda)
-        self._verdict.copy_(is_finite, non_blocking=is_finite.is_cuda)
-        if self._event is not None:
-            self._event.record()
+        self._verdict = HostCopy(is_finite)
 
     def is_finite(self) -> bool:
         """Whether loss and gradients were, and so the weights changed; waits for that step."""
-        if self._event is not None:
-            self._event.synchronize()
         return bool(self._verdict.numpy())
 
 

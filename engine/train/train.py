@@ -33,7 +33,7 @@ def train(flags: Flags, stage: Stage) -> Path:
         run = start_run(flags, stage, world, stop)
         options, learner = run.options, run.learner
         if is_finished(run):
-            leave_world()
+            leave_world(world)
             return run.path
 
         clip, every = options.optimizer.clip_grad_norm, options.run
@@ -66,7 +66,7 @@ def train(flags: Flags, stage: Stage) -> Path:
                 run.meter.restart_clock()
             bar.close()
             run.finish()
-    leave_world()
+    leave_world(world)
     return run.path
 
 

@@ -184,4 +184,4 @@ if __name__ == "__main__":
     everything = train_all(place)
     if place.is_main:
         torch.save(everything, sys.argv[1])
-    leave_world()
+    leave_world(place)

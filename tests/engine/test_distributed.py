@@ -158,7 +158,7 @@ world = join_world()
 module = wrap(torch.nn.Linear(1, 1), world)
 for _ in range(20):
     gather_batch(torch.ones(1, 30_000), torch.ones(1), world)
-leave_world()
+leave_world(world)
 """
 
 
