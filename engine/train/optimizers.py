@@ -64,6 +64,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         {**group, "fused": True}  # by which it decides on which device Adam counts its steps
         for group in state["param_groups"]
     ]
+
     try:
         optimizer.load_state_dict(deepcopy({**state, "param_groups": groups}))
         _check_state(optimizer)

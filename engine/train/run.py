@@ -408,6 +408,7 @@ class TrainingRun:
                     save_checkpoint(self.path / f"{name}.pt", checkpoint)
                 else:
                     copy_checkpoint(self.path / f"{names[0]}.pt", self.path / f"{name}.pt")
+
         except OSError as error:
             raise OSError(
                 f"cannot write {error.filename} ({error.strerror}): make room; the checkpoints "
