@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from metric_learning.models import build_model, load_weights
 from metric_learning.models.clip import PREFIX, ImageTower, find_clip
 from metric_learning.models.clip_text import embed_texts
-from metric_learning.reader.transforms import standard_eval
+from metric_learning.reader.transforms import TRANSFORMS
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -233,4 +233,6 @@ def test_images_are_prepared_as_open_clip_does(tiny_clips):
     rgb = np.stack([2 * x + y, 255 - x - y, 120 + 60 * np.sin(x / 7) + y / 2], 2).astype(np.uint8)
     expected = open_clip.image_transform(32, is_train=False)(Image.fromarray(rgb)).numpy()
     level = 1 / 255 / min(std)
-    np.testing.assert_allclose(standard_eval(rgb, 32, mean, std), expected, atol=1.01 * level)
+    np.testing.assert_allclose(
+        TRANSFORMS["standard"].eval(rgb, 32, mean, std), expected, atol=1.01 * level
+    )

@@ -53,9 +53,12 @@ def test_flags_that_contradict_the_checkpoint_are_refused(trained, error_of, fla
     assert f"was made with --{name}={OPTIONS[name]}, found {flag}: leave" in error
 
 
-def test_stage_2_asks_for_the_options_of_its_weights(trained, tiny_flags, error_of):
-    flags = [*tiny_flags, "--embedding_size=8", f"--pretrained_model={trained}"]
-    assert "pass --pooling=gem" in error_of(train_elem.main, flags)
+def test_a_stage_takes_the_options_of_its_weights(trained, tiny_flags, tmp_path, error_of):
+    flags = [*tiny_flags, f"--pretrained_model={trained}", "--total_iter_num=1"]
+    flags += ["--test_iter_step=0", f"--model_save_dir={tmp_path}"]
+    metadata = read_metadata(train_elem.main(flags) / "last.pt")
+    assert {name: metadata[name] for name in MODEL_OPTIONS} == OPTIONS
+    assert "pooling" in error_of(train_elem.main, [*flags, "--pooling=own"])
 
 
 def test_an_index_remembers_the_options(toy_tree, tiny_flags, tmp_path, error_of):
