@@ -16,7 +16,7 @@ from metric_learning.common.names import to_line
 from metric_learning.engine.embed.features import FeatureFile, FeatureWriter
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import decide_on_main, gather_rows, wait_for_all
-from metric_learning.engine.parallel.devices import to_host
+from metric_learning.engine.parallel.devices import casting, to_host
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.lines import duration
 from metric_learning.engine.run.signals import StopRequest
@@ -154,7 +154,7 @@ def iterate_embeddings(
     """Yield the embeddings of one batch after the other, (B, D) float32 on the device."""
     for batch in loader:
         images = to_inputs(batch, preprocessing, machine.device)  # Bx3xSxS
-        with machine.casting():
+        with casting(machine.device, machine.amp_dtype, machine.tf32):
             embeddings = model(images)
         yield embeddings.float()
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -15,7 +14,6 @@ from metric_learning.models import MODEL_OPTIONS
 from metric_learning.reader import ImageSet, load_image_set, splits_of
 from metric_learning.reader.batches.loader import Reading
 from metric_learning.reader.sets.image_set import MAX_PIXELS
-from metric_learning.retrieval.counting.full_precision import full_precision, tf32
 
 Part = TypeVar("Part")
 
@@ -210,17 +208,6 @@ class MachineOptions:
     def precision(self) -> str:
         """The precision of the network's forward pass, by which kept features are compared."""
         return "tf32" if self.tf32 else str(self.amp_dtype or torch.float32)
-
-    def float32(self) -> contextlib.AbstractContextManager[None]:
-        """Compute float32 with the bits that the run is to have, forward and backward."""
-        return tf32() if self.tf32 else full_precision()
-
-    @contextlib.contextmanager
-    def casting(self) -> Iterator[None]:
-        """Compute the forward pass of the network in the precision of the run."""
-        dtype = self.amp_dtype
-        with self.float32(), torch.autocast(self.device.type, dtype, dtype is not None):
-            yield
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Iterable, Iterator
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from metric_learning.common.log import log
 from metric_learning.engine.parallel.world import World
+from metric_learning.retrieval.counting.full_precision import full_precision, tf32
 
 # glibc's mallopt: size of free memory that is given back, number of blocks that are mapped apart.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -95,6 +97,17 @@ def choose_amp(amp: str, device: torch.device, world: World) -> torch.dtype | No
         if world.is_main:
             log("--amp=auto: this GPU has no bfloat16, so in float32; --amp=float16 may be faster")
     return None
+
+
+@contextlib.contextmanager
+def casting(device: torch.device, dtype: torch.dtype | None, is_tf32: bool) -> Iterator[None]:
+    """Compute the forward pass of a network in the precision of `choose_amp` in the body.
+
+    Around a backward pass, which autocast is not for, give no `dtype`.
+    """
+    float32 = tf32() if is_tf32 else full_precision()
+    with float32, torch.autocast(device.type, dtype, dtype is not None):
+        yield
 
 
 class HostCopy:

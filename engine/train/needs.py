@@ -76,11 +76,12 @@ def activation_bytes(step: Step, size: int) -> float:
 
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     images = torch.zeros(SAMPLE, 3, size, size).to(memory_format=torch.channels_last)
+    dtype = machine.amp_dtype
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(unchanged_buffers(model))
         stack.enter_context(saved_tensors_hooks(note, lambda tensor: tensor))
-        stack.enter_context(machine.casting())
+        stack.enter_context(torch.autocast("cpu", dtype=dtype, enabled=dtype is not None))
         embeddings = model(images)  # keeps what was noted until all is counted
 
     sizes = [number for place, number in kept.items() if place not in own]

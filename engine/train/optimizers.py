@@ -49,9 +49,7 @@ def build_optimizer(
     settings: dict[str, Any] = {"lr": options.lr, "fused": True}
     if options.optimizer == "sgd":
         settings |= {"momentum": options.momentum, "nesterov": options.nesterov}
-    optimizer = OPTIMIZERS[options.optimizer](groups, **settings)
-    _start_momentum(optimizer)
-    return optimizer
+    return OPTIMIZERS[options.optimizer](groups, **settings)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -75,11 +73,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         ) from error
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
-    _start_momentum(optimizer)
+    if optimizer.state:
+        start_momentum(optimizer)
 
 
-def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give SGD momenta of 0: the first step would leave them unwritten where it is not finite."""
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD momenta of 0 before its first step, which leaves them unwritten if not finite."""
     for group in optimizer.param_groups:
         if not group.get("momentum"):
             continue

@@ -16,9 +16,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from metric_learning.engine.options.parts import BatchOptions, MachineOptions
 from metric_learning.engine.parallel import collectives
-from metric_learning.engine.parallel.devices import HostCopy
+from metric_learning.engine.parallel.devices import HostCopy, casting
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.train.learner import Learner
+from metric_learning.engine.train.optimizers import start_momentum
 from metric_learning.reader import ImageError
 from metric_learning.reader.batches.loader import Batch, to_crops, to_inputs
 from metric_learning.reader.preprocessing import Preprocessing
@@ -128,7 +129,7 @@ class Step:
         seed_draws(machine.seed, step, machine.world.rank, part, chunk)
         images = to_inputs(batch, self.preprocessing, machine.device)  # Bx3xSxS
 
-        with machine.casting():
+        with casting(machine.device, machine.amp_dtype, machine.tf32):
             embeddings: Tensor = self.network(images)
         return embeddings.float()
 
@@ -139,7 +140,7 @@ class Step:
     def differentiate(self, values: Tensor, gradient: Tensor | None = None) -> None:
         """Run the backward pass; where it computes activations again, statistics stay."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.machine.float32())
+            stack.enter_context(casting(self.machine.device, None, self.machine.tf32))
             if self.machine.recompute:
                 stack.enter_context(unchanged_buffers(self.learner.model))
             torch.autograd.backward(values, gradient)
@@ -279,6 +280,8 @@ def take_verdict(
 
     In place of what the scaler finds on this rank alone: all ranks have to step and scale alike.
     """
+    if not optimizer.state:
+        start_momentum(optimizer)
     overflows = (~is_finite).float()
     if scaler.is_enabled():
         for found in scaler._found_inf_per_device(optimizer).values():
