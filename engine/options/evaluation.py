@@ -23,6 +23,7 @@ from metric_learning.engine.options.training import (
     default_transform,
     facts_of_model,
     plain,
+    with_workers,
 )
 from metric_learning.engine.parallel.devices import choose_amp, choose_device
 from metric_learning.engine.parallel.world import World
@@ -176,7 +177,7 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
         dataset = flags.dataset if "dataset" in flags.given else None
         flags = flags.adopted(path, *described_by(meta, dataset))
     size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
-    flags = flags.replaced(
+    flags = with_workers(flags, device).replaced(
         image_shape=(3, size, size), transform=flags.transform or default_transform(flags.model)
     )
 

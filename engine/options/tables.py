@@ -218,7 +218,13 @@ MACHINE_FLAGS = grouped(
     Flag("use_gpu", boolean, True, "use a GPU if there is one"),
     Flag("device", str, "auto", "auto, cpu, cuda, cuda:1, ...; auto follows --use_gpu"),
     Flag("amp", amp, "auto", "precision of the forward pass; auto: bfloat16 on a GPU that has it"),
-    Flag("num_workers", natural, 2, "processes that read images; 0: none beside the main one"),
+    Flag(
+        "num_workers",
+        natural,
+        None,
+        "processes that read images; 0: none beside the main one. Default: 2; for a GPU as many as "
+        "this process has cores, 16 at most",
+    ),
     Flag(
         "max_pixels",
         positive,

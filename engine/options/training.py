@@ -17,7 +17,7 @@ from metric_learning.common.log import log
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.training_table import DERIVED_OPTIONS, SCRIPTS, is_own
-from metric_learning.engine.parallel.devices import choose_amp, choose_device
+from metric_learning.engine.parallel.devices import choose_amp, choose_device, default_workers
 from metric_learning.engine.parallel.world import World
 from metric_learning.losses import (
     ELEM_LOSSES,
@@ -142,6 +142,8 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
 def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
     """Settle all options of a training, or raise ValueError where flags contradict each other."""
     _refuse_unused(flags)
+    device = choose_device(flags.device, flags.use_gpu, world)
+    flags = with_workers(flags, device)
     class_dim = check_counts(train_set, flags.class_dim, flags.total_images)
     loss = _settle_loss(flags, world, class_dim)
     epoch_size = len(train_set)
@@ -151,7 +153,6 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
 
     is_pair = stage_of(flags.loss_name) == 2
     samples_each_class = getattr(flags, "samples_each_class", None) or DEFAULT_SAMPLES_EACH_CLASS
-    device = choose_device(flags.device, flags.use_gpu, world)
     options = parts.Options(
         model=parts.pick(parts.ModelOptions, flags),
         data=parts.pick(parts.DataOptions, flags),
@@ -183,6 +184,13 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
     check_batch_norm(options.batches, options.optimizer, options.model, options.machine)
     check_reading(options.reading, options.model.transform, options.machine.device, train_set)
     return options
+
+
+def with_workers(flags: Flags, device: torch.device) -> Flags:
+    """Return the flags with a number of reading processes where that was left open."""
+    if flags.num_workers is not None:
+        return flags
+    return flags.replaced(num_workers=default_workers(device))
 
 
 def _derive(flags: Flags, loss: parts.LossOptions, epoch_size: int) -> Flags:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from metric_learning.retrieval.counting.full_precision import full_precision, tf
 # glibc's mallopt: size of free memory that is given back, number of blocks that are mapped apart.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 SUPPORTED = ("cpu", "cuda")
+LEAST_WORKERS, MOST_WORKERS = 2, 16
 
 
 def choose_device(name: str, use_gpu: bool, world: World) -> torch.device:
@@ -73,6 +75,16 @@ def _existing(name: str, world: World) -> torch.device:
         first_line = str(error).splitlines()[0]
         raise ValueError(f"--device={name} cannot be used here: {first_line}") from error
     return device
+
+
+def default_workers(device: torch.device) -> int:
+    """Return how many processes are to read images for this one: a GPU wants all of its cores."""
+    if device.type != "cuda":
+        return LEAST_WORKERS
+    has_affinity = hasattr(os, "sched_getaffinity")  # Linux
+    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun, on this node
+    return max(LEAST_WORKERS, min(MOST_WORKERS, num_cores // num_processes))
 
 
 def place(model: nn.Module, device: torch.device) -> None:

@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from metric_learning.common.memory import free_memory
+from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.train.step import Step, unchanged_buffers
 
 SAMPLE = 2  # images, the fewest that batch norm takes
 NEARLY_ALL = 0.8  # of the free memory; a step that takes more may still be killed
 LONG = 3 * 24 * 3600.0  # seconds
+MUCH = 0.2  # of the time of a step, spent on waiting for images
 # Values that an optimizer keeps for each weight.
 STATES = {torch.optim.SGD: 1, torch.optim.Adam: 2, torch.optim.AdamW: 2}
 
@@ -106,8 +108,19 @@ class Pace:
 
     def __init__(self, total: int, test_every: int) -> None:
         self._total, self._test_every = total, test_every
-        self._is_said = False
+        self._is_said = self._is_waiting_said = False
         self.step_seconds = self.test_seconds = 0.0
+
+    def reading_caveats(self, wait: float, machine: MachineOptions) -> list[str]:
+        """Warn, once, where a GPU waits for images, `wait` seconds of a step, much of its time."""
+        share = wait / self.step_seconds if self.step_seconds else 0.0
+        if machine.device.type != "cuda" or share < MUCH or self._is_waiting_said:
+            return []
+        self._is_waiting_said = True
+        return [
+            f"warning: steps wait {share:.0%} of their time for images: raise --num_workers (it is "
+            f"{machine.num_workers}), train from --cache=DIR, or crop by --augment_on=device"
+        ]
 
     def seconds_left(self, step: int) -> float:
         """Return the time from a step to the end."""

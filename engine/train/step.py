@@ -229,7 +229,7 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self.num_steps = 0
         self.last_seconds = 0.0  # of the last step
-        self._seconds = 0.0
+        self._seconds = self._waited = 0.0
         self._mark = time.perf_counter()
 
     def add(self, values: dict[str, Tensor]) -> None:
@@ -244,6 +244,10 @@ class Meter:
         self.last_seconds = now - self._mark
         self._seconds += self.last_seconds
         self._mark = now
+
+    def add_wait(self) -> None:
+        """Note that a batch has come: it was waited for since the end of the last step."""
+        self._waited += time.perf_counter() - self._mark
 
     def restart_clock(self) -> None:
         """Leave out the time since the last step: it was spent on tests and checkpoints."""
@@ -263,13 +267,16 @@ class Meter:
         self._sums = {name: torch.tensor(value, device=device) for name, value in sums.items()}
 
     def flush(self) -> tuple[dict[str, float], float]:
-        """Return the means over all ranks and the seconds per step, and begin anew."""
+        """Return the means over all ranks and the seconds per step, and begin anew.
+
+        Beside the means are the seconds that this process `wait`ed for the images of a step.
+        """
         sums = torch.stack(list(self._sums.values()))
         means = collectives.average(sums / self.num_steps, self._world).tolist()
         self._count_time()  # reading the sums waited for the device
         named = dict(zip(self._sums, means, strict=True))
-        seconds = self._seconds / self.num_steps
-        self._sums, self.num_steps, self._seconds = {}, 0, 0.0
+        named["wait"], seconds = (s / self.num_steps for s in (self._waited, self._seconds))
+        self._sums, self.num_steps, self._seconds, self._waited = {}, 0, 0.0, 0.0
         return named, seconds
 
 

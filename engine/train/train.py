@@ -80,7 +80,8 @@ def begin(run: TrainingRun, step: Step) -> Iterable[Batch]:
 
 
 def take(run: TrainingRun, batch: Batch) -> None:
-    """Stop where a signal asks for it, as ranks do in `TrainingRun.batches`; note broken images."""
+    """Stop where a signal asks for it, as ranks do in `TrainingRun.batches`; note the batch."""
+    run.meter.add_wait()
     if run.options.machine.world.size == 1 and run.stop.received:
         raise Stopped(run.stop.received)
     if batch.broken:

@@ -1,5 +1,6 @@
 """Which device a run computes on, and what becomes of its memory."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -8,7 +9,13 @@ import pytest
 import torch
 
 from metric_learning.engine.parallel import devices
-from metric_learning.engine.parallel.devices import choose_device, keep_freed_memory
+from metric_learning.engine.parallel.devices import (
+    casting,
+    choose_amp,
+    choose_device,
+    default_workers,
+    keep_freed_memory,
+)
 from metric_learning.engine.parallel.world import World
 
 
@@ -48,6 +55,71 @@ def test_more_processes_than_gpus_are_refused(choose, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="expected a GPU per process, found 1 on this node"):
         choose(rank=1, size=2, local_rank=1)
+
+
+def gpu(monkeypatch, **answers):
+    """Pretend that there are two GPUs; return the devices that are made the current one."""
+    chosen = []
+    answers = {"is_available": lambda: True, "device_count": lambda: 2, **answers}
+    for name, answer in {**answers, "set_device": chosen.append}.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return chosen
+
+
+def test_the_chosen_gpu_becomes_the_current_one_and_no_other(choose, monkeypatch):
+    chosen = gpu(monkeypatch)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *given, device: zeros(*given))
+    assert choose("cuda:1")[0] == torch.device("cuda:1")
+    assert choose(rank=1, size=2, local_rank=1)[0] == torch.device("cuda:1")
+    assert choose("cuda", rank=1, size=2, local_rank=1)[0] == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1")] * 3
+    choose("cpu")
+    choose("cpu:0")
+    assert len(chosen) == 3
+
+
+def test_devices_without_float64_are_refused(choose):
+    with pytest.raises(ValueError, match="--device=mps is not supported: expected cpu or cuda"):
+        choose("mps")
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_half_precision_is_chosen_where_the_gpu_computes_in_it(monkeypatch, has_bfloat16):
+    """What a GPU before Ampere can only emulate would be slower than float32."""
+    gpu(monkeypatch, is_bf16_supported=lambda including_emulation=True: including_emulation)
+    if has_bfloat16:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    lines = []
+    monkeypatch.setattr(devices, "log", lines.append)
+    chosen = choose_amp("auto", torch.device("cuda"), World())
+    assert chosen == (torch.bfloat16 if has_bfloat16 else None)
+    assert bool(lines) != has_bfloat16 and all("--amp=float16" in line for line in lines)
+    assert choose_amp("tf32", torch.device("cuda"), World()) is None
+    with pytest.raises(ValueError, match="--amp=tf32 is a way in which GPUs compute"):
+        choose_amp("tf32", torch.device("cpu"), World())
+
+
+@pytest.mark.parametrize("is_tf32", [False, True])
+def test_float32_keeps_its_bits_unless_asked(is_tf32):
+    switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    if not all(hasattr(switch, "fp32_precision") for switch in switches):
+        pytest.skip("torch before 2.9 has other switches")
+    before = [switch.fp32_precision for switch in switches]
+    with casting(torch.device("cpu"), None, is_tf32):
+        expected = "tf32" if is_tf32 else "ieee"
+        assert [switch.fp32_precision for switch in switches] == [expected] * 2
+    assert [switch.fp32_precision for switch in switches] == before
+
+
+def test_a_gpu_is_read_for_by_the_cores_of_its_process(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(24), raising=False)
+    assert default_workers(torch.device("cpu")) == 2
+    assert default_workers(torch.device("cuda")) == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert default_workers(torch.device("cuda")) == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "24")
+    assert default_workers(torch.device("cuda")) == 2
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")

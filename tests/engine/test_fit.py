@@ -99,7 +99,7 @@ def test_run_folder_tells_the_whole_story(toy_flags, tmp_path, capsys):
     stamp = r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] "
     for form in (
         r"trainbatch 2, lr 0\.010000, loss \d+\.\d{6}, acc1 0\.\d{4}, acc5 [01]\.\d{4}, "
-        r"time \d+\.\d\d sec, step 2/4, eta \d+:\d\d:\d\d$",
+        r"time \d+\.\d\d sec, wait \S+, step 2/4, eta \d+:\d\d:\d\d$",
         r"test_img_num 16, trainbatch 4, test_recall [01]\.\d{5}$",
         r"recall@1_chance 0\.20000, time \d+\.\d\d sec, step 4/4, eta 0:00:00$",
         r"warning: 4 test classes: .*",

@@ -118,3 +118,15 @@ def test_days_are_warned_about_once():
     [line] = pace.caveats(2)
     assert "at 60.0 sec a step the 29998 to come take 21 days" in line
     assert pace.caveats(3) == []
+
+
+def test_a_gpu_that_waits_for_images_is_told_of_once():
+    pace = Pace(total=100, test_every=0)
+    gpu = SimpleNamespace(device=torch.device("cuda"), num_workers=2)
+    assert pace.reading_caveats(1.0, gpu) == []  # before the time of a step is known
+    pace.step_seconds = 2.0
+    assert pace.reading_caveats(0.1, gpu) == []
+    assert pace.reading_caveats(1.0, SimpleNamespace(device=torch.device("cpu"))) == []
+    [line] = pace.reading_caveats(1.0, gpu)
+    assert "wait 50% of their time for images: raise --num_workers (it is 2)" in line
+    assert pace.reading_caveats(1.0, gpu) == []
