@@ -133,7 +133,7 @@ def test_a_blank_behind_a_backslash_is_ignored():
         ("--bacth_size=3", "unknown flag --bacth_size: did you mean --batch_size?"),
         ("--batch=3", "unknown flag --batch"),
         ("--dataset=imagenet", "invalid choice: 'imagenet'"),
-        ("--amp=float8", "expected one of auto, off, bfloat16"),
+        ("--amp=float8", "expected one of auto, off, tf32, bfloat16"),
         ("--ks=1,x", "expected comma-separated integers"),
         ("stray", "unrecognized arguments: stray"),
     ],

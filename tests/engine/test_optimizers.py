@@ -10,7 +10,7 @@ from metric_learning.common.flags import parse_flags
 from metric_learning.engine.options.parts import OptimizerOptions, ScheduleOptions, pick
 from metric_learning.engine.options.training import settle
 from metric_learning.engine.parallel.world import World
-from metric_learning.engine.train.optimizers import build_optimizer
+from metric_learning.engine.train.optimizers import build_optimizer, restore_optimizer
 from metric_learning.engine.train.train import rate_at, set_rate
 from metric_learning.losses import build_loss
 from metric_learning.reader import load_image_set
@@ -122,3 +122,30 @@ def test_a_rate_for_weights_that_the_loss_lacks_is_an_error():
     chosen = options("--lr_loss_mult=2")
     with pytest.raises(ValueError, match="--lr_loss_mult is not used"):
         build_optimizer(nn.Linear(2, 2), nn.Identity(), build_loss("eml"), chosen)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_the_state_of_an_optimizer_that_was_not_fused_goes_on(name):
+    """As of a run that began on a CPU with an earlier version, and goes on on a GPU."""
+
+    def trained(is_fused, num_steps):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        built = build_optimizer(model, nn.Identity(), nn.Identity(), options(f"--optimizer={name}"))
+        for group in built.param_groups:
+            group["fused"] = is_fused
+        for _ in range(num_steps):
+            built.zero_grad()
+            model(torch.ones(2, 4)).square().sum().backward()
+            built.step()
+        return model, built
+
+    started, plain = trained(False, 2)
+    model, fused = trained(True, 0)
+    model.load_state_dict(started.state_dict())
+    restore_optimizer(fused, plain.state_dict())
+    assert all(group["fused"] for group in fused.param_groups)
+    fused.zero_grad()
+    model(torch.ones(2, 4)).square().sum().backward()
+    fused.step()
+    torch.testing.assert_close(model.weight, trained(True, 3)[0].weight)
