@@ -1,9 +1,10 @@
 # make demo | test | slow | check | docs | bench: each sets everything up first, in .venv.
+# make gpu: checks a GPU with the environment that is there.
 # TORCH_BACKEND=cpu (or cu128, ...) is handed to uv as --torch-backend.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-.PHONY: setup demo test slow check docs bench
+.PHONY: setup demo test slow check docs bench gpu
 
 setup: $(VENV)/.installed
 
@@ -42,6 +43,11 @@ bench: setup
 	$(PYTHON) -m benchmarks.speed.reader
 	$(PYTHON) -m benchmarks.speed.train
 	$(PYTHON) -m benchmarks.speed.retrieval
+
+# The check of a GPU, eight minutes; a machine that has one may be unable to install: its own Python.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu.check --out=output/gpu
 
 # Arcmargin, then EML, on the built-in data set; evaluated before, between and after.
 DEMO := output/demo
