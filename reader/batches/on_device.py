@@ -24,6 +24,7 @@ from metric_learning.reader.transforms import Crop, resize_bilinear
 
 # Colours of JPEG files that a GPU decodes as the CPU does; CMYK has 4.
 DEVICE_COMPONENTS = (1, 3)
+MOST_REDUCTION = 64  # of a side; beyond some 94 CUDA's antialiasing lacks shared memory
 UNLIMITED = Decoding(max_pixels=sys.maxsize)  # for files whose size `read_file` has checked
 
 
@@ -92,7 +93,7 @@ class WholeImages:
         resized = []
         for image, crop in zip(self.unpack(device), self.crops, strict=True):
             box = image[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-            resized.append(resize_bilinear(box, crop_size))
+            resized.append(_resize(box, crop_size))
         images = torch.stack(resized).contiguous(memory_format=torch.channels_last)
 
         mirrored = torch.tensor([crop.mirrored for crop in self.crops])
@@ -112,6 +113,13 @@ class WholeImages:
             else part.to(device, non_blocking=True).view(*shape, 3).permute(2, 0, 1)
             for jpeg, part, shape in zip(self.jpegs, parts, self.shapes, strict=True)
         ]
+
+
+def _resize(box: torch.Tensor, crop_size: int) -> torch.Tensor:
+    """Resize a crop (3, H, W) on its device; a very large one, which no GPU can, on the CPU."""
+    if max(box.shape[1:]) <= MOST_REDUCTION * crop_size:
+        return resize_bilinear(box, crop_size)
+    return resize_bilinear(box.cpu(), crop_size).to(box.device)
 
 
 def decode_on_device(

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from naive_classes import CLASS_FORMULAS
-from pytorch_metric_learning import losses as pml
 
 from metric_learning.losses import ELEM_LOSSES, build_loss
+
+pml = pytest.importorskip("pytorch_metric_learning.losses")
 
 CLASS_DIM, SIZE = 7, 12
 # Beside the defaults, which test_losses.py covers; scales that keep costs below their limit.

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from naive_pairs import FORMULAS
-from pytorch_metric_learning import losses as pml
-from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.miners import BatchHardMiner, MultiSimilarityMiner
-from pytorch_metric_learning.reducers import MeanReducer
 
 from metric_learning.losses import PAIR_LOSSES, build_loss, layout_of
+
+pml = pytest.importorskip("pytorch_metric_learning.losses")
+distances = pytest.importorskip("pytorch_metric_learning.distances")
+miners = pytest.importorskip("pytorch_metric_learning.miners")
+reducers = pytest.importorskip("pytorch_metric_learning.reducers")
 
 LABEL_LOSSES = [name for name in PAIR_LOSSES if layout_of(name) == "labels"]
 # Beside the defaults, which test_losses.py covers.
@@ -104,7 +105,7 @@ def test_repeated_and_equal_images_stay_finite(name, options, dtype):
         assert gradient(loss, embeddings).isfinite().all()
 
 
-SQUARED = LpDistance(power=2)
+SQUARED = distances.LpDistance(power=2)
 PEERS = {
     "batch_triplet all": (
         {"mining": "all", "margin": 0.3},
@@ -113,18 +114,18 @@ PEERS = {
     ),
     "batch_triplet hard": (
         {"margin": 0.3},
-        pml.TripletMarginLoss(margin=0.3, distance=SQUARED, reducer=MeanReducer()),
-        BatchHardMiner(distance=SQUARED),
+        pml.TripletMarginLoss(margin=0.3, distance=SQUARED, reducer=reducers.MeanReducer()),
+        miners.BatchHardMiner(distance=SQUARED),
     ),
     "batch_triplet soft": (
         {"soft_margin": True},
-        pml.TripletMarginLoss(margin=0, smooth_loss=True, reducer=MeanReducer()),
-        BatchHardMiner(),
+        pml.TripletMarginLoss(margin=0, smooth_loss=True, reducer=reducers.MeanReducer()),
+        miners.BatchHardMiner(),
     ),
     "multi_similarity": (
         {},
         pml.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
-        MultiSimilarityMiner(epsilon=0.1),
+        miners.MultiSimilarityMiner(epsilon=0.1),
     ),
     "lifted_structure": (
         {"lifted_margin": 0.7},

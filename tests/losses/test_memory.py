@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from pytorch_metric_learning import losses as pml
 
 from metric_learning.losses import PAIR_LOSSES, build_loss
 from metric_learning.losses.jointloss import JointLoss
 from metric_learning.losses.memory import CrossBatchMemory
 from metric_learning.losses.pairs import LabelLoss, pairs_with
+
+pml = pytest.importorskip("pytorch_metric_learning.losses")
 
 COMPARABLE = [name for name, loss in PAIR_LOSSES.items() if issubclass(loss, LabelLoss)]
 SIZE = 6
