@@ -57,7 +57,7 @@ def test_a_test_is_broken_off_and_made_up_for(train, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(embedding, "iterate_embeddings", watched)
         folder = train("run")
-    assert [len(iterations) for iterations in batches] == [1]
+    assert [len(iterations) for iterations in batches] == [2]  # the second is on its way
     assert load_checkpoint(folder / "last.pt")["step"] == 2
     assert load_checkpoint(folder / "last.pt")["tested"] == -1
     assert not (folder / "best.pt").exists() and "test" not in kinds(folder)
