@@ -30,7 +30,11 @@ def training_line(
         for name, value in means.items()
         if name not in hidden
     )
-    others = "".join(f"{name} {means[name]:.4g}, " for name in FOLLOWING if name in means)
+    others = "".join(
+        f"{name} {means[name]:{'.4f' if name == 'wait' else '.4g'}}, "
+        for name in FOLLOWING
+        if name in means
+    )
     return (
         f"trainbatch {step}, lr {rate:.6f}, {figures}, time {seconds:.2f} sec, {others}{following}"
     )
