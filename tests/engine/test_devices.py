@@ -102,14 +102,18 @@ def test_half_precision_is_chosen_where_the_gpu_computes_in_it(monkeypatch, has_
 
 @pytest.mark.parametrize("is_tf32", [False, True])
 def test_float32_keeps_its_bits_unless_asked(is_tf32):
-    switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
-    if not all(hasattr(switch, "fp32_precision") for switch in switches):
-        pytest.skip("torch before 2.9 has other switches")
-    before = [switch.fp32_precision for switch in switches]
+    def switches():
+        places = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None))
+        if hasattr(places[1], "fp32_precision"):
+            return [place.fp32_precision for place in places]
+        is_allowed = torch.backends.cudnn.allow_tf32  # before torch 2.9
+        precision = {"highest": "ieee", "high": "tf32"}[torch.get_float32_matmul_precision()]
+        return [precision, "tf32" if is_allowed else "ieee"]
+
+    before = switches()
     with casting(torch.device("cpu"), None, is_tf32):
-        expected = "tf32" if is_tf32 else "ieee"
-        assert [switch.fp32_precision for switch in switches] == [expected] * 2
-    assert [switch.fp32_precision for switch in switches] == before
+        assert switches() == ["tf32" if is_tf32 else "ieee"] * 2
+    assert switches() == before
 
 
 def test_a_gpu_is_read_for_by_the_cores_of_its_process(monkeypatch):
