@@ -51,7 +51,8 @@ def disk(tmp_path):
     is_own = subprocess.run(mount, capture_output=True).returncode == 0
     yield folder, is_own
     if is_own:
-        subprocess.run(["umount", str(folder)], check=True)
+        # A worker that is about to end may still have a file of it open.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(folder):
