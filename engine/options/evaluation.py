@@ -23,9 +23,8 @@ from metric_learning.engine.options.training import (
     default_transform,
     facts_of_model,
     plain,
-    with_workers,
 )
-from metric_learning.engine.parallel.devices import choose_amp, choose_device
+from metric_learning.engine.parallel.devices import choose_amp, choose_device, reading_workers
 from metric_learning.engine.parallel.world import World
 from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM
@@ -177,8 +176,10 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
         dataset = flags.dataset if "dataset" in flags.given else None
         flags = flags.adopted(path, *described_by(meta, dataset))
     size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
-    flags = with_workers(flags, device).replaced(
-        image_shape=(3, size, size), transform=flags.transform or default_transform(flags.model)
+    flags = flags.replaced(
+        image_shape=(3, size, size),
+        transform=flags.transform or default_transform(flags.model),
+        num_workers=reading_workers(flags.num_workers, device),
     )
 
     return pick(

@@ -17,7 +17,7 @@ from metric_learning.common.log import log
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.training_table import DERIVED_OPTIONS, SCRIPTS, is_own
-from metric_learning.engine.parallel.devices import choose_amp, choose_device, default_workers
+from metric_learning.engine.parallel.devices import choose_amp, choose_device, reading_workers
 from metric_learning.engine.parallel.world import World
 from metric_learning.losses import (
     ELEM_LOSSES,
@@ -143,7 +143,7 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
     """Settle all options of a training, or raise ValueError where flags contradict each other."""
     _refuse_unused(flags)
     device = choose_device(flags.device, flags.use_gpu, world)
-    flags = with_workers(flags, device)
+    flags = flags.replaced(num_workers=reading_workers(flags.num_workers, device))
     class_dim = check_counts(train_set, flags.class_dim, flags.total_images)
     loss = _settle_loss(flags, world, class_dim)
     epoch_size = len(train_set)
@@ -184,13 +184,6 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
     check_batch_norm(options.batches, options.optimizer, options.model, options.machine)
     check_reading(options.reading, options.model.transform, options.machine.device, train_set)
     return options
-
-
-def with_workers(flags: Flags, device: torch.device) -> Flags:
-    """Return the flags with a number of reading processes where that was left open."""
-    if flags.num_workers is not None:
-        return flags
-    return flags.replaced(num_workers=default_workers(device))
 
 
 def _derive(flags: Flags, loss: parts.LossOptions, epoch_size: int) -> Flags:

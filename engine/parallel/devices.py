@@ -77,8 +77,10 @@ def _existing(name: str, world: World) -> torch.device:
     return device
 
 
-def default_workers(device: torch.device) -> int:
-    """Return how many processes are to read images for this one: a GPU wants all of its cores."""
+def reading_workers(asked: int | None, device: torch.device) -> int:
+    """Return how many processes read images for this one: by default, for a GPU, all its cores."""
+    if asked is not None:
+        return asked
     if device.type != "cuda":
         return LEAST_WORKERS
     has_affinity = hasattr(os, "sched_getaffinity")  # Linux

@@ -63,7 +63,7 @@ def test_alpha_adds_a_class_layer_with_the_log_line_of_v1(train, capsys):
     assert folder.name == "test_resnet_tripletloss"
     form = (
         r"trainbatch 2, lr 0\.001000, loss_metric \d+\.\d{6}, loss_cls \d+\.\d{6}, "
-        r"acc1 [01]\.\d{4}, acc5 [01]\.\d{4}, time \d+\.\d\d sec, norm \S+, d2_pos "
+        r"acc1 [01]\.\d{4}, acc5 [01]\.\d{4}, time \d+\.\d\d sec, wait \S+, norm \S+, d2_pos "
         r"\S+, d2_neg \S+, step 2/2, eta 0:00:00$"
     )
     assert re.search(form, (folder / "log.txt").read_text(), re.MULTILINE)

@@ -13,8 +13,8 @@ from metric_learning.engine.parallel.devices import (
     casting,
     choose_amp,
     choose_device,
-    default_workers,
     keep_freed_memory,
+    reading_workers,
 )
 from metric_learning.engine.parallel.world import World
 
@@ -118,12 +118,13 @@ def test_float32_keeps_its_bits_unless_asked(is_tf32):
 
 def test_a_gpu_is_read_for_by_the_cores_of_its_process(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(24), raising=False)
-    assert default_workers(torch.device("cpu")) == 2
-    assert default_workers(torch.device("cuda")) == 16
+    assert reading_workers(None, torch.device("cpu")) == 2
+    assert reading_workers(0, torch.device("cuda")) == 0
+    assert reading_workers(None, torch.device("cuda")) == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert default_workers(torch.device("cuda")) == 6
+    assert reading_workers(None, torch.device("cuda")) == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "24")
-    assert default_workers(torch.device("cuda")) == 2
+    assert reading_workers(None, torch.device("cuda")) == 2
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")

