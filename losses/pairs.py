@@ -64,8 +64,7 @@ class Pairs:
 
     def positions(self, host_mask: Tensor) -> tuple[Tensor, ...]:
         """Return where a mask that lies with the labels is true, an index (T,) per dimension."""
-        found = sent(torch.stack(host_mask.nonzero(as_tuple=True)), self.anchors.device)
-        return found.unbind()
+        return sent(host_mask.nonzero(), self.anchors.device).unbind(1)
 
 
 class LabelLoss(nn.Module):

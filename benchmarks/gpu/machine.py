@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import ROOT, machine, versions
-from benchmarks.gpu.section import Section, convolutions_in, relative
+from benchmarks.gpu.section import Section, relative
 from metric_learning.engine.parallel.devices import choose_amp, place
 from metric_learning.engine.parallel.world import World
 from metric_learning.models import build_model
+from metric_learning.retrieval.counting.full_precision import full_precision, tf32
 
 CARD = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit"
 
@@ -58,8 +59,8 @@ def precision(section: Section) -> None:
     images = torch.randn(count, 3, size, size)
     ways: dict[str, AbstractContextManager] = {
         "as_it_is": nullcontext(),
-        "tf32": convolutions_in("tf32"),
-        "ieee": convolutions_in("ieee"),
+        "tf32": tf32(),
+        "ieee": full_precision(),
         "bfloat16": torch.autocast(section.device.type, dtype=torch.bfloat16),
     }
 

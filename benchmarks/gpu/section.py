@@ -8,8 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,18 +95,6 @@ def run_section(function: Callable[[Section], None], name: str, *more: Any) -> N
         raise
     finally:
         sys.stdout.flush()
-
-
-@contextmanager
-def convolutions_in(precision: str) -> Iterator[None]:
-    """Let cuDNN convolve float32 images in another precision: ieee or tf32."""
-    switch: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = switch.fp32_precision
-    switch.fp32_precision = precision
-    try:
-        yield
-    finally:
-        switch.fp32_precision = before
 
 
 def described(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from benchmarks.gpu.section import Section, convolutions_in, relative
+from benchmarks.gpu.section import Section, relative
 from metric_learning import eval as evaluation
 from metric_learning import infer, train_elem, train_pair
 from metric_learning.common.flags import last_of_each
@@ -276,10 +276,9 @@ def compare_chunks(section: Section) -> dict[str, float]:
     more = ["--freeze_bn=True", "--amp=off", "--total_iter_num=1", "--lr=0.01"]
     ways = {"plain": [], "chunks": [f"--chunk_size={chunk}"], "plain again": []}
     updates = {}
-    with convolutions_in("ieee"):
-        for name, chunks in ways.items():
-            stepper = Stepper(2, photo_words(section, size, *more, *chunks))
-            start = stepper.weights()
-            stepper()
-            updates[name] = stepper.weights() - start
+    for name, chunks in ways.items():
+        stepper = Stepper(2, photo_words(section, size, *more, *chunks))
+        start = stepper.weights()
+        stepper()
+        updates[name] = stepper.weights() - start
     return {name: relative(update, updates["plain"]) for name, update in updates.items()}

@@ -55,21 +55,17 @@ def _existing(name: str, world: World) -> torch.device:
     """Return a device by name, or raise ValueError."""
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(f"--device={name} cannot be used here: {first_line}") from error
+        if device.type not in SUPPORTED:
+            raise ValueError(
+                f"--device={name} is not supported: expected {' or '.join(SUPPORTED)}; rankings "
+                "need float64, which Apple's GPUs lack"
+            )
+        if device.index is not None and world.size > 1:
+            raise ValueError(
+                f"--device={name} is one device for {world.size} processes: leave it out, "
+                "each process takes a GPU of its own"
+            )
 
-    if device.type not in SUPPORTED:
-        raise ValueError(
-            f"--device={name} is not supported: expected {' or '.join(SUPPORTED)}; rankings need "
-            "float64, which Apple's GPUs lack"
-        )
-    if device.index is not None and world.size > 1:
-        raise ValueError(
-            f"--device={name} is one device for {world.size} processes: leave it out, "
-            "each process takes a GPU of its own"
-        )
-    try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.common import ROOT
 from benchmarks.gpu.check import SECTIONS
-from benchmarks.gpu.section import Section, convolutions_in, relative
+from benchmarks.gpu.section import Section, relative
+from metric_learning.retrieval.counting.full_precision import full_precision
 
 
 def run(folder: Path, *flags: str) -> tuple[dict, dict]:
@@ -76,6 +77,6 @@ def test_the_precision_of_convolutions_is_given_back():
     import torch
 
     before = torch.backends.cudnn.conv.fp32_precision
-    with convolutions_in("ieee"):
+    with full_precision():
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == before
