@@ -29,7 +29,9 @@ from metric_learning.reader.sets.table import SPLITS
 
 NUM_SHOWN = 20
 REPORT = json_kind("a report of reader.check", "dataset", "splits", "problems")
-SET_OPTIONS = ("train_classes", "test_classes", "train_list", "test_list", "csv", "fold")
+SET_OPTIONS = (
+    *("train_classes", "test_classes", "train_list", "test_list", "csv", "fold", "val_fold"),
+)
 FLAGS = (
     Flag("dataset", str, "sop", f"one of {', '.join(DATASETS)}"),
     Flag("data_dir", parse_path, None, "its folder; default: its folder under data/"),
@@ -39,6 +41,7 @@ FLAGS = (
     Flag("test_list", parse_path, None, "file of 'path label' lines, for --dataset=list"),
     Flag("csv", parse_path, None, "CSV file of images, for --dataset=csv"),
     Flag("fold", int, None, "its fold to test on, for --dataset=csv"),
+    Flag("val_fold", str, None, "fold of the training images that is the val split, e.g. 0/5"),
     Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
     Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),
     Flag("json", parse_path, None, "also write the whole report to this file"),

@@ -54,6 +54,7 @@ class DataOptions:
     test_list: str | None
     csv: str | None
     fold: int | None
+    val_fold: str | None
 
     def load(self, split: str) -> ImageSet:
         """List the images of a split."""

@@ -57,6 +57,14 @@ DATA_FLAGS = grouped(
     Flag("test_list", path, None, "file of `path label` lines (--dataset=list)"),
     Flag("csv", path, None, "file of images, from python -m data.prepare (--dataset=csv)"),
     Flag("fold", natural, None, "fold of the file to test on, others train (--dataset=csv)"),
+    Flag(
+        "val_fold",
+        str,
+        None,
+        "hold out a part of the training images as the val split. 0/5: the first of five folds of "
+        "classes; 0/5:images: of images of all classes; none: nothing, and what the data set holds "
+        "out itself is for training too",
+    ),
 )
 READING_FLAGS = grouped(
     "data",

@@ -122,7 +122,7 @@ def check_flags(
     before, both = meta["flags"], given | set(meta.get("given", ()))
     skipped = HARMLESS | PLACES | LENGTHS | {"pretrained_model"}
     if values["on_changed_data"] == ACCEPT:
-        skipped |= {"dataset", "train_classes", "test_classes", "fold"}
+        skipped |= {"dataset", "train_classes", "test_classes", "fold", "val_fold"}
 
     for name in sorted(both - skipped, key=lambda name: (name not in FIRST, name)):
         if name not in before or name not in values:

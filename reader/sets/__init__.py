@@ -7,6 +7,7 @@ exif.py          the orientation of an image
 jpeg_head.py     the segments of a JPEG file
 jpeg_damage.py   finds holes in the data of a JPEG file
 describe.py      what every script says first of its image sets
+folds.py         folds of the training images, one of them held out
 table.py         what a reader below returns, and the choice of classes in it
 folders.py       class trees, divided into splits or not, and Omniglot
 lists.py         Stanford Online Products, In-Shop and `path label` lines

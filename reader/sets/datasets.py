@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from metric_learning.reader.sets.folders import (
     read_omniglot,
     splits_of_folder,
 )
+from metric_learning.reader.sets.folds import NONE, fold_rows, parse_fold
 from metric_learning.reader.sets.image_set import ImageSet
 from metric_learning.reader.sets.lists import read_inshop, read_list, read_sop
 from metric_learning.reader.sets.locate import locate_files
@@ -89,15 +90,16 @@ def load_image_set(
     test_list: str | Path | None = None,
     csv: str | Path | None = None,
     fold: int | None = None,
+    val_fold: str | None = None,
 ) -> ImageSet:
     """Open one split of a data set.
 
     Args:
         dataset: a name of DATASETS.
         data_dir: the data set's folder; None: its default folder under data/.
-        split: "train", "val" (of "folder" and "csv" alone), "test", or "all", every image once and
-            without regard to chosen classes and folds. An image set tells what is missing or
-            listed twice, see `ImageSet.require_whole`.
+        split: "train", "val" (of "folder", "csv" or a `val_fold`), "test", or "all", every image
+            once and without regard to chosen classes and folds. An image set tells what is missing
+            or listed twice, see `ImageSet.require_whole`.
         train_classes: classes of the train split, e.g. "1-25" or "1-10,15", counted from 1 in the
             data set's class order, numbers by their value; None: the data set's own split.
         test_classes: the same for the test split.
@@ -105,6 +107,9 @@ def load_image_set(
         test_list: the same for the test split.
         csv: file of images, for "csv" alone, see `read_csv`.
         fold: its fold to test on; None: the file's own split.
+        val_fold: the fold of the training images that is the val split, see `parse_fold`: the val
+            split that the data set has itself is divided with them. "none": there is no val split,
+            and all of them are for training. None: as the data set has it.
 
     Raises:
         ValueError: unknown name, option that the data set does not use, malformed list or range,
@@ -120,13 +125,10 @@ def load_image_set(
     with _telling_how_to_get(dataset):
         if split == ALL:
             return build_image_set(dataset, split, read_all(dataset, data_dir, options), data_dir)
-        table = read_table(dataset, data_dir, split, options)
-    try:
-        rows, notes = choose_rows(table, split, ranges.get(split))
-    except ValueError as error:
-        raise ValueError(f"{dataset}: {error}") from error
-    told = tuple(f"{split}: {note}" for note in notes)
-    chosen = replace(take(table, rows), notes=(*table.notes, *told))
+        if val_fold is None or split == TEST:
+            chosen = read_split(dataset, data_dir, split, options, ranges.get(split))
+        else:
+            chosen = read_fold(dataset, data_dir, split, options, train_classes, val_fold)
     return build_image_set(dataset, split, chosen, data_dir)
 
 
@@ -135,6 +137,17 @@ load_index = load_image_set  # its former name
 
 def splits_of(dataset: str, data_dir: str | Path | None, **options: Any) -> tuple[str, ...]:
     """Return which of train, val and test a data set has; arguments as of `load_image_set`."""
+    found = own_splits(dataset, data_dir, options)
+    if options.get("val_fold") is None:
+        return found
+    has_val = options["val_fold"] != NONE
+    return tuple(s for s in SPLITS if (has_val if s == VAL else s in found))
+
+
+def own_splits(
+    dataset: str, data_dir: str | Path | None, options: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return which of train, val and test a data set has by itself."""
     own = {name: options.get(name) for name in OWN_OPTIONS}
     check_options(dataset, own)
     if dataset == "list":
@@ -164,6 +177,52 @@ def check_options(dataset: str, options: dict[str, Any]) -> None:
             raise ValueError(
                 f"--{name} is for --dataset={user}; --dataset={dataset} does not use it"
             )
+
+
+def read_split(
+    dataset: str,
+    data_dir: str | Path | None,
+    split: str,
+    options: dict[str, Any],
+    ranges: str | None,
+) -> Table:
+    """Read the images of a split: of the classes in the ranges, or the data set's own."""
+    table = read_table(dataset, data_dir, split, options)
+    try:
+        rows, notes = choose_rows(table, split, ranges)
+    except ValueError as error:
+        raise ValueError(f"{dataset}: {error}") from error
+    return replace(take(table, rows), notes=(*table.notes, *_told(split, notes)))
+
+
+def read_fold(
+    dataset: str,
+    data_dir: str | Path | None,
+    split: str,
+    options: dict[str, Any],
+    train_classes: str | None,
+    val_fold: str,
+) -> Table:
+    """Read the training images outside of a fold, or those inside of it as the val split."""
+    fold = parse_fold(val_fold)
+    if fold is None and split == VAL:
+        raise ValueError(f"--val_fold={val_fold}: nothing is held out for a val split")
+    ranges = {TRAIN: train_classes}
+    known = [name for name in own_splits(dataset, data_dir, options) if name != TEST]
+    table = join_tables(
+        [read_split(dataset, data_dir, name, options, ranges.get(name)) for name in known]
+    )
+    if fold is None:
+        return table
+    try:
+        rows, note = fold_rows(table, fold, split)
+    except ValueError as error:
+        raise ValueError(f"--val_fold={val_fold}: {error}") from error
+    return replace(take(table, rows), notes=(*table.notes, *_told(split, [note])))
+
+
+def _told(split: str, notes: Iterable[str]) -> list[str]:
+    return [f"{split}: {note}" for note in notes]
 
 
 def read_all(dataset: str, data_dir: str | Path | None, options: dict[str, Any]) -> Table:
