@@ -107,9 +107,8 @@ def load_image_set(
         test_list: the same for the test split.
         csv: file of images, for "csv" alone, see `read_csv`.
         fold: its fold to test on; None: the file's own split.
-        val_fold: the fold of the training images that is the val split, see `parse_fold`: the val
-            split that the data set has itself is divided with them. "none": there is no val split,
-            and all of them are for training. None: as the data set has it.
+        val_fold: the fold of the training images that is the val split, see `read_fold`; "none":
+            there is none; None: as the data set has it.
 
     Raises:
         ValueError: unknown name, option that the data set does not use, malformed list or range,
@@ -124,11 +123,11 @@ def load_image_set(
 
     with _telling_how_to_get(dataset):
         if split == ALL:
-            return build_image_set(dataset, split, read_all(dataset, data_dir, options), data_dir)
-        if val_fold is None or split == TEST:
-            chosen = read_split(dataset, data_dir, split, options, ranges.get(split))
+            chosen = read_all(dataset, data_dir, options)
+        elif val_fold is None or split == TEST:
+            chosen = read_split(dataset, data_dir, split, options, ranges)
         else:
-            chosen = read_fold(dataset, data_dir, split, options, train_classes, val_fold)
+            chosen = read_fold(dataset, data_dir, split, options, ranges, val_fold)
     return build_image_set(dataset, split, chosen, data_dir)
 
 
@@ -184,12 +183,12 @@ def read_split(
     data_dir: str | Path | None,
     split: str,
     options: dict[str, Any],
-    ranges: str | None,
+    ranges: Mapping[str, str | None],
 ) -> Table:
-    """Read the images of a split: of the classes in the ranges, or the data set's own."""
+    """Read the images of a split: of its classes in the ranges, or the data set's own."""
     table = read_table(dataset, data_dir, split, options)
     try:
-        rows, notes = choose_rows(table, split, ranges)
+        rows, notes = choose_rows(table, split, ranges.get(split))
     except ValueError as error:
         raise ValueError(f"{dataset}: {error}") from error
     return replace(take(table, rows), notes=(*table.notes, *_told(split, notes)))
@@ -200,20 +199,22 @@ def read_fold(
     data_dir: str | Path | None,
     split: str,
     options: dict[str, Any],
-    train_classes: str | None,
+    ranges: Mapping[str, str | None],
     val_fold: str,
 ) -> Table:
-    """Read the training images outside of a fold, or those inside of it as the val split."""
+    """Read the training images outside of a fold, or those inside of it as the val split.
+
+    The val split that the data set has itself is divided with the others. The `val_fold` is as of
+    `parse_fold`; with "none" all of them are for training.
+    """
     fold = parse_fold(val_fold)
     if fold is None and split == VAL:
         raise ValueError(f"--val_fold={val_fold}: nothing is held out for a val split")
-    ranges = {TRAIN: train_classes}
     known = [name for name in own_splits(dataset, data_dir, options) if name != TEST]
-    table = join_tables(
-        [read_split(dataset, data_dir, name, options, ranges.get(name)) for name in known]
-    )
+    table = join_tables([read_split(dataset, data_dir, name, options, ranges) for name in known])
     if fold is None:
         return table
+
     try:
         rows, note = fold_rows(table, fold, split)
     except ValueError as error:

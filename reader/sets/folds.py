@@ -15,10 +15,10 @@ FORM = re.compile(r"([0-9]{1,6})/([0-9]{1,6})(:images)?")
 
 
 class Fold(NamedTuple):
-    """A fold: its number from 0, how many there are, and whether classes are divided too."""
+    """A fold: its number from 0, how many there are in all, and whether classes are divided too."""
 
     number: int
-    count: int
+    total: int
     of_images: bool
 
 
@@ -36,10 +36,10 @@ def parse_fold(text: str) -> Fold | None:
             f"{shown}: expected a fold and their number, such as 0/5 or 0/5:images, or {NONE}"
         )
     fold = Fold(int(match[1]), int(match[2]), match[3] is not None)
-    if fold.count < 2:
+    if fold.total < 2:
         raise ValueError(f"{shown}: expected at least 2 folds")
-    if fold.number >= fold.count:
-        raise ValueError(f"{shown}: folds are counted from 0, the last of them is {fold.count - 1}")
+    if fold.number >= fold.total:
+        raise ValueError(f"{shown}: folds are counted from 0, the last of them is {fold.total - 1}")
     return fold
 
 
@@ -52,13 +52,13 @@ def fold_rows(table: Table, fold: Fold, split: str) -> tuple[np.ndarray, str]:
     Raises:
         ValueError: there are too few classes, or images of each, for so many folds.
     """
-    folds = image_folds(table, fold.count) if fold.of_images else class_folds(table, fold.count)
+    folds = image_folds(table, fold.total) if fold.of_images else class_folds(table, fold.total)
     is_chosen = (folds == fold.number) != (split == TRAIN)
     num_classes = len(np.unique(table.classes[is_chosen]))
     what = "images" if fold.of_images else "classes"
     note = (
         f"{is_chosen.sum():,} images of {num_classes} classes, "
-        f"{'without' if split == TRAIN else 'those of'} fold {fold.number} of {fold.count} "
+        f"{'without' if split == TRAIN else 'those of'} fold {fold.number} of {fold.total} "
         f"folds of training {what}"
     )
     return np.flatnonzero(is_chosen), note
