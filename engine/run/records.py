@@ -1,10 +1,14 @@
-"""The records of a run: one JSON line per log line and test in its stats.jsonl."""
+"""The records of a run: one JSON line per log line and test, and the scores of its last test."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from metric_learning.common.atomic import write_atomically
 from metric_learning.common.schema import (
     LARGEST_JSON,
     Field,
@@ -14,7 +18,11 @@ from metric_learning.common.schema import (
     parse_json,
     shown,
 )
-from metric_learning.common.text_files import read_text
+from metric_learning.common.text_files import check_regular, read_text
+from metric_learning.retrieval.scores import QueryScores
+
+SCORES = "test_scores.npz"
+SCORED = ("recall@1", "map@r")
 
 FIELDS = (Field("kind", "a name", is_text), Field("step", "a number of steps", is_count))
 
@@ -37,3 +45,27 @@ def read_records(file: Path) -> list[dict[str, Any]]:
                 f"{shown(line.rstrip())}: delete the line"
             ) from None
     return records
+
+
+def write_scores(folder: Path, scores: QueryScores) -> None:
+    """Write what each query of a test scored: rows and labels (Q,) int64, SCORED (Q,) float64."""
+    columns = {name: scores.columns[name] for name in SCORED}
+    file = io.BytesIO()
+    np.savez(file, rows=scores.rows, labels=scores.labels, **columns)
+    data = file.getvalue()
+    write_atomically(folder / SCORES, lambda temporary: temporary.write_bytes(data))
+
+
+def read_scores(folder: Path) -> dict[str, np.ndarray]:
+    """Read what `write_scores` wrote; ValueError where it is damaged, OSError where it cannot."""
+    path = folder / SCORES
+    check_regular(path, str(path))
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("rows", "labels", *SCORED)}
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path} is damaged: train the run again") from error
+    sizes = {(array.ndim, len(array)) for array in found.values()}
+    if len(sizes) != 1 or sizes.pop()[0] != 1:
+        raise ValueError(f"{path} is damaged: train the run again")
+    return found

@@ -21,15 +21,20 @@ from metric_learning.common.places import LATEST
 from metric_learning.common.schema import Field, check_fields, is_list_of, is_object, read_json
 from metric_learning.common.text_files import check_regular
 from metric_learning.engine.options.parts import RunOptions
-from metric_learning.engine.run.records import read_records
+from metric_learning.engine.run.records import read_records, write_scores
+from metric_learning.retrieval.scores import QueryScores
 
 # What a run writes atomically.
 FILES = re.compile(
-    r"(last|best|step_\d+)\.(pt|safetensors)|args\.json|stats\.jsonl|\w+_images\.npz"
+    r"(last|best|step_\d+)\.(pt|safetensors)|args\.json|stats\.jsonl|\w+_(images|scores)\.npz"
 )
 
 
 RESUMED = Field("resumed", "a list of calls", is_list_of(is_object), is_needed=False)
+
+
+class BusyError(ValueError):
+    """Another process writes to the run folder."""
 
 
 def own_folder(run: RunOptions) -> Path:
@@ -118,7 +123,8 @@ class RunFolder:
     lock. Records after the `step` that the run goes on from are replaced, and those of tests after
     the last one `tested`. args.json gets what was `settled`, a value per flag.
 
-    Raises ValueError where another process writes to the folder, or a file of it is damaged.
+    Raises BusyError where another process writes to the folder, ValueError where a file of it is
+    damaged.
     """
 
     def __init__(
@@ -187,6 +193,12 @@ class RunFolder:
             for name, value in values.items():
                 self._curves.add_scalar(f"{kind}/{name}", value, step)
 
+    def keep_scores(self, scores: QueryScores) -> None:
+        """Write what each query of a test scored, in place of those of the test before."""
+        if self.is_main:
+            with self._naming("test_scores.npz"):
+                write_scores(self.folder, scores)
+
     @contextlib.contextmanager
     def _naming(self, name: str) -> Iterator[None]:
         """Say in an OSError which file could not be written."""
@@ -211,7 +223,7 @@ def _lock(file: TextIO) -> bool:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise ValueError(
+        raise BusyError(
             f"another process writes to {Path(file.name).parent}: wait for its end, or choose "
             "another --run_name"
         ) from None

@@ -323,6 +323,7 @@ class TrainingRun:
             f"time {self.pace.test_seconds:.2f} sec, {self.progress()}"
         )
         self.folder.record("test", self.step, **metrics, **chance)
+        self.folder.keep_scores(scores)
         return metrics
 
     def score_classes(self, embeddings: np.ndarray) -> dict[str, float]:
