@@ -19,6 +19,7 @@ COMMANDS = {
     "train-pair": ("train_pair", "stage 2: fine-tune with a loss on the images of a batch"),
     "eval": ("eval", "Recall@K and the other retrieval metrics of a checkpoint"),
     "infer": ("infer", "dump features, build and search an index, export the model"),
+    "leaderboard": ("leaderboard", "compare methods by a fair protocol, in one command"),
     "report": ("engine.report.__main__", "an HTML page on a run"),
     "summary": ("engine.report.summary", "several evaluations side by side"),
     "check": ("reader.check", "read every image of a data set, and list what is wrong"),

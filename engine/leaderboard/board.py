@@ -4,6 +4,7 @@ A board is a YAML file, see configs/boards/:
 
     title: what it is about
     data: {dataset: demo}                  # flags of the data
+    images: {train: 400, test: 400}        # their numbers, for --dry_run without the data
     flags: {model: ResNet18, lr: 0.01}     # flags of all trainings
     protocol: {folds: 4, trials: 8, reserve: 4, seeds: 3, baseline: softmax}
     search: {lr: [log, 0.001, 0.1]}        # what all rows search; left out: by loss
@@ -27,13 +28,13 @@ from typing import Any
 
 from metric_learning.common.config import Tree, read_tree
 from metric_learning.common.flags import TRUE_WORDS
-from metric_learning.engine.leaderboard.lengths import longer, scaled, shortest, text_of
+from metric_learning.engine.leaderboard.lengths import count, longer, scaled, shortest, text_of
 from metric_learning.engine.leaderboard.space import Parameter, parse_parameter
 from metric_learning.engine.options.signatures import losses_of_table, options_of
 from metric_learning.engine.options.training_table import ELEM, PAIR
 
 SEARCHES = ("sobol", "grid", "tpe")
-KEYS = ("title", "data", "flags", "protocol", "search", "smoke", "rows")
+KEYS = ("title", "data", "images", "flags", "protocol", "search", "smoke", "rows")
 ROW_KEYS = ("flags", "search", "start", "seed", "frozen", "published")
 # The options of losses that a row searches where it does not say what: the first that the loss has.
 SCALES = ("arc_scale", "scale", "circle_scale")
@@ -108,13 +109,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """A comparison: its rows, those that others start from before these."""
+    """A comparison: its rows, those that others start from before these.
+
+    `num_images` is how many the splits have, as its file says, for those who lack the data.
+    """
 
     name: str
     title: str
     data: Mapping[str, str]
     protocol: Protocol
     rows: tuple[Row, ...]
+    num_images: Mapping[str, int] = field(default_factory=dict)
 
     def row(self, name: str) -> Row:
         """Return a row by its name."""
@@ -182,10 +187,18 @@ def build_board(name: str, found: Mapping[str, Tree], changes: Changes) -> Board
         if changes.rows is None:
             raise ValueError(f"protocol: no row {protocol.baseline}, the baseline")
         protocol = replace(protocol, baseline=None)
-    title = found.get("title", name)
     whole = in_order(with_long_rows(own))
     _check_slugs(whole)
-    return Board(name, title if isinstance(title, str) else name, data, protocol, tuple(whole))
+    title = found.get("title", name)
+    images = _texts(_mapping(found, "images"), "images")
+    return Board(
+        name,
+        title if isinstance(title, str) else name,
+        data,
+        protocol,
+        tuple(whole),
+        {split: count(images, split) for split in images} if "dataset" not in changes.data else {},
+    )
 
 
 def _read_protocol(found: Mapping[str, Tree]) -> Protocol:

@@ -2,8 +2,9 @@
 
 A claim is a file that names its owner, and whose owner counts up a number in it while it lives. One
 that is released, or whose owner is dead, is followed by a file with the next number in its name,
-which one process alone can add: the last file counts. Whether an owner on another machine is dead is told by the count that stands
-still for a lease, by the clock of the one who looks: clocks are never compared.
+which one process alone can add: the last file counts. Whether an owner on another machine is dead
+is told by the count that stands still for a lease, by the clock of the one who looks: clocks are
+never compared.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 from metric_learning.common.atomic import add_once
 from metric_learning.common.schema import check_fields, read_json
 from metric_learning.engine.leaderboard.board import Board, Row
-from metric_learning.engine.leaderboard.outcomes import Outcome, read_outcome
+from metric_learning.engine.leaderboard.outcomes import RESULT, Outcome, read_outcome
 from metric_learning.engine.leaderboard.space import (
     Point,
     edge_of,
@@ -91,6 +91,25 @@ class Plan:
             tasks += [task for task in self.finals(row) if self.outcome(task) is None]
         return tasks
 
+    def total(self) -> int:
+        """Return how many trainings there will be, if none fails."""
+        protocol, total = self.board.protocol, 0
+        for row in self.board.rows:
+            trials = protocol.trials + protocol.reserve if row.space else 1
+            total += 1 if row.is_frozen else trials * protocol.folds + protocol.seeds
+        return total
+
+    def retry(self) -> None:
+        """Let trainings that have failed be done once more."""
+        for row in self.board.rows:
+            trials = [task for trial in self.search(row).trials for task in trial.tasks]
+            for task in trials + self.finals(row):
+                found = self.outcome(task)
+                if found is not None and found.failure is not None:
+                    (self.output / task.folder / RESULT).unlink(missing_ok=True)
+                    del self._outcomes[task.folder]
+        self.refresh()
+
     def search(self, row: Row) -> Search:
         """Return how far the trials of a row are."""
         if row.name not in self._searches:
@@ -126,13 +145,13 @@ class Plan:
             return Search(failure=failure)
         starts = start.choice.trial.tasks if start is not None and start.choice else None
 
-        seed = zlib.crc32(row.name.encode()) + row.seed
+        seed = space_seed(row)
         if row.space and protocol.search == "tpe":
             points = self._suggested(row, starts, seed)
             first = [trial_of(self.board, row, n, point, starts) for n, point in enumerate(points)]
             is_all = len(points) == protocol.trials + protocol.reserve
             return self._chosen(row, first) if is_all else Search(first)
-        points = first_points(row.space, protocol.trials, seed, protocol.search)
+        points = settings_of(self.board, row)
         first = [trial_of(self.board, row, n, point, starts) for n, point in enumerate(points)]
         found = self._chosen(row, first)
         if found.choice is None:
@@ -202,3 +221,14 @@ class Plan:
             if value is not None:
                 done.append((points[-1], value))
         return points
+
+
+def settings_of(board: Board, row: Row) -> list[Point]:
+    """Return the settings of the first trials of a row."""
+    protocol = board.protocol
+    return first_points(row.space, protocol.trials, space_seed(row), protocol.search)
+
+
+def space_seed(row: Row) -> int:
+    """Return the seed of the settings of a row's trials."""
+    return zlib.crc32(row.name.encode()) + row.seed

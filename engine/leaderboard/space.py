@@ -20,6 +20,7 @@ from metric_learning.common.optional import import_optional
 KINDS = ("log", "linear", "integer", "choice")
 DIGITS = 3  # of a number that is tried
 REACH = 0.5  # of a range, by which it is widened beyond an edge
+LEAST_TRIED = 4  # settings, of which the best lies on an edge for a reason
 NEAR = 0.25  # of a range, around the best setting, that the reserve tries again
 
 Point = Mapping[str, str]  # flag -> its text
@@ -164,9 +165,9 @@ def reserve_points(
 def edge_of(parameter: Parameter, best: Point, tried: Sequence[Point]) -> int:
     """Return -1 or 1 where the best value is the least or greatest that was tried, else 0.
 
-    So it is where no choice is to be made, and where a smaller number is none: at 0.
+    It is 0 too for choices, of few settings, and at 0, below which there may be nothing.
     """
-    if parameter.kind == "choice":
+    if parameter.kind == "choice" or len(tried) < LEAST_TRIED:
         return 0
     values = [float(point[parameter.name]) for point in tried]
     value = float(best[parameter.name])

@@ -18,6 +18,7 @@ import torch
 
 from metric_learning import train_elem, train_pair
 from metric_learning.common.cli import describe
+from metric_learning.common.flags import Flags
 from metric_learning.common.schema import Field, check_fields, is_object, read_json
 from metric_learning.engine.leaderboard.claims import Claims
 from metric_learning.engine.leaderboard.outcomes import Outcome
@@ -113,12 +114,21 @@ def run_task(task: Task, output: Path, place: Place) -> None:
 
 def run_training(task: Task, words: list[str]) -> None:
     """Train as the task's script does; errors of any kind pass."""
-    if task.script == "train_elem.py":
-        flags = parse_training(train_elem.__doc__, ELEM, train_elem.FLAGS, words)
-        train(flags, stages.ELEM)
-    else:
-        flags = parse_training(train_pair.__doc__, PAIR, train_pair.FLAGS, words)
-        train(flags, stages.PAIR)
+    is_elem = task.script == "train_elem.py"
+    train(check_words(task, words), stages.ELEM if is_elem else stages.PAIR)
+
+
+def check_words(task: Task, words: list[str]) -> Flags:
+    """Parse a command line as the task's script does; ValueError where it would not take it."""
+    is_elem = task.script == "train_elem.py"
+    table, kind = (train_elem.FLAGS, ELEM) if is_elem else (train_pair.FLAGS, PAIR)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse_training(None, kind, table, words)
+    except SystemExit:
+        reason = said.getvalue().strip().removeprefix("error: ")
+        raise ValueError(reason) from None
 
 
 @contextlib.contextmanager

@@ -79,10 +79,14 @@ def reading_workers(asked: int | None, device: torch.device) -> int:
         return asked
     if device.type != "cuda":
         return LEAST_WORKERS
-    has_affinity = hasattr(os, "sched_getaffinity")  # Linux
-    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun, on this node
-    return max(LEAST_WORKERS, min(MOST_WORKERS, num_cores // num_processes))
+    return max(LEAST_WORKERS, min(MOST_WORKERS, usable_cores() // num_processes))
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # Linux
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def place(model: nn.Module, device: torch.device) -> None:

@@ -49,9 +49,10 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 def write_scores(folder: Path, scores: QueryScores) -> None:
     """Write what each query of a test scored: rows and labels (Q,) int64, SCORED (Q,) float64."""
-    columns = {name: scores.columns[name] for name in SCORED}
+    arrays: dict[str, Any] = {"rows": scores.rows, "labels": scores.labels}
+    arrays |= {name: scores.columns[name] for name in SCORED}
     file = io.BytesIO()
-    np.savez(file, rows=scores.rows, labels=scores.labels, **columns)
+    np.savez(file, **arrays)
     data = file.getvalue()
     write_atomically(folder / SCORES, lambda temporary: temporary.write_bytes(data))
 

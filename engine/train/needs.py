@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from metric_learning.common.memory import free_memory
@@ -42,7 +42,8 @@ def _judge_memory(step: Step, size: int) -> list[str]:
     batches, num_processes = step.batches, step.machine.world.size
     num_images = batches.train_batch_size // (num_processes * batches.accumulation_steps)
     at_once = min(num_images, batches.chunk_size or num_images)
-    per_image, fixed = activation_bytes(step, size), weight_bytes(step)
+    model, dtype = step.learner.model, step.machine.amp_dtype
+    per_image, fixed = activation_bytes(model, size, dtype), weight_bytes(step)
     needed = num_processes * (at_once * per_image + fixed)
     if needed <= NEARLY_ALL * free:
         return []
@@ -63,12 +64,12 @@ def _judge_memory(step: Step, size: int) -> list[str]:
     return [f"warning: {words}: the system may end the process. To be safe, {advice}"]
 
 
-def activation_bytes(step: Step, size: int) -> float:
-    """Return the bytes that an image takes in the network between forward and backward pass.
+def activation_bytes(model: nn.Module, size: int, dtype: torch.dtype | None) -> float:
+    """Return the bytes that an image 3, `size`, `size` takes between forward and backward pass.
 
-    What autograd keeps, and the two largest gradients that meet in the backward pass.
+    What autograd keeps, and the two largest gradients that meet in the backward pass. The network,
+    on the CPU, computes in the half type `dtype`, or in float32.
     """
-    machine, model = step.machine, step.learner.model
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -78,7 +79,6 @@ def activation_bytes(step: Step, size: int) -> float:
 
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     images = torch.zeros(SAMPLE, 3, size, size).to(memory_format=torch.channels_last)
-    dtype = machine.amp_dtype
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(unchanged_buffers(model))

@@ -88,11 +88,8 @@ def test_the_estimate_leaves_no_trace_and_counts_what_autograd_keeps():
             return torch.dropout(self.norm(images), 0.5, True).exp().flatten(1)
 
     model = Network()
-    step = SimpleNamespace(
-        machine=SimpleNamespace(amp_dtype=None), learner=SimpleNamespace(model=model)
-    )
     before = torch.get_rng_state()
-    found = needs.activation_bytes(step, 64)
+    found = needs.activation_bytes(model, 64, None)
     assert torch.equal(torch.get_rng_state(), before) and int(model.norm.num_batches_tracked) == 0
     image = 3 * 64 * 64 * 4
     # Input and output of batch norm or exp, a mask of bytes or floats, and two gradients.

@@ -1,0 +1,138 @@
+"""What the trainings of a board will take: time on this machine, computation, and memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from metric_learning.common.flags import Flags
+from metric_learning.engine.embed.network import build_network
+from metric_learning.engine.leaderboard.tasks import Task
+from metric_learning.engine.leaderboard.work import check_words
+from metric_learning.engine.options.parts import ModelOptions
+from metric_learning.engine.options.training import default_transform
+from metric_learning.engine.parallel.devices import choose_device
+from metric_learning.engine.parallel.world import World
+from metric_learning.engine.train.needs import activation_bytes
+from metric_learning.models import MODEL_OPTIONS, image_size_of
+
+TRIED = {"cpu": 4, "cuda": 32}  # images of the step that is timed
+BACKWARD = 2.0  # times the computation of the forward pass
+STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers that an optimizer keeps for each weight
+GPU_FLOPS = 100e12  # a second, that a GPU of 2020 or later sustains in bfloat16 in convolutions
+
+
+@dataclass(frozen=True)
+class ImageCost:
+    """What an image costs in a network.
+
+    Attributes:
+        seconds: of a step on this machine, per image.
+        flops: of the forward pass; a multiplication and an addition are two.
+        activation: bytes that it takes in a step.
+        weights: number of weights.
+    """
+
+    seconds: float
+    flops: float
+    activation: float
+    weights: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training takes: seconds here and on a GPU of GPU_FLOPS, and bytes of memory."""
+
+    seconds: float
+    gpu_seconds: float
+    memory: float
+
+    def __str__(self) -> str:
+        return (
+            f"about {minutes_text(self.seconds)} here, {minutes_text(self.gpu_seconds)} on a GPU, "
+            f"{self.memory / 2**30:.1f} GiB"
+        )
+
+
+def estimate(task: Task, num_images: Mapping[str, int], folds: int) -> Estimate | None:
+    """Estimate what a training will take; None where its length in images is not known.
+
+    Args:
+        task: the training.
+        num_images: of the `train` and the `test` split; empty where the data is not here.
+        folds: of the training images.
+    """
+    flags = check_words(task, [f"--{name}={text}" for name, text in task.flags.items()])
+    seen = images_seen(flags, num_images, task.fold, folds)
+    if seen is None:
+        return None
+    size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
+    head = tuple((name, getattr(flags, name)) for name in MODEL_OPTIONS)
+    cost = image_cost(flags.model, flags.embedding_size, head, size, flags.device)
+    tested = num_images.get("test", 0) if task.fold is None else num_images.get("train", 0) / folds
+    passes = (1 + BACKWARD) * seen + tested
+    at_once = min(flags.train_batch_size, flags.chunk_size or flags.train_batch_size)
+    memory = at_once * cost.activation + 4 * cost.weights * (2 + STATES[flags.optimizer])
+    return Estimate(
+        seconds=cost.seconds * passes / (1 + BACKWARD),
+        gpu_seconds=cost.flops * passes / GPU_FLOPS,
+        memory=memory,
+    )
+
+
+def images_seen(
+    flags: Flags, num_images: Mapping[str, int], fold: int | None, folds: int
+) -> int | None:
+    """Return how many images a training will see, each as often as it comes, or None."""
+    if "num_epochs" in flags.given:
+        size = num_images.get("train", 0) * (1.0 if fold is None else 1 - 1 / folds)
+        return math.ceil(flags.num_epochs * size) or None
+    return int(flags.total_iter_num * flags.train_batch_size)
+
+
+@cache
+def image_cost(
+    model: str, embedding_size: int, head: tuple[tuple[str, object], ...], size: int, device: str
+) -> ImageCost:
+    """Measure what an image 3, `size`, `size` costs in a network with random weights."""
+    shape = (3, size, size)
+    options = ModelOptions(
+        model=model,
+        embedding_size=embedding_size,
+        image_shape=shape,
+        transform=default_transform(model),
+        pretrained_model=None,
+        **dict(head),  # type: ignore[arg-type]
+    )
+    network = build_network(options).train()
+    activation = activation_bytes(network, size, None)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, *shape))
+    flops = counter.get_total_flops()
+
+    where = choose_device(device, True, World())
+    network.train().to(where)
+    images = torch.zeros(TRIED[where.type], *shape, device=where)
+    seconds = math.inf
+    for _ in range(3):
+        started = time.perf_counter()
+        network(images).sum().backward()
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+        seconds = min(seconds, time.perf_counter() - started)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return ImageCost(seconds / len(images), flops, activation, weights)
+
+
+def minutes_text(seconds: float) -> str:
+    """Return a time in seconds, minutes, hours or days."""
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
