@@ -8,7 +8,7 @@ A board is a YAML file, see configs/boards/:
     flags: {model: ResNet18, lr: 0.01}     # flags of all trainings
     protocol: {folds: 4, trials: 8, reserve: 4, seeds: 3, baseline: softmax}
     search: {lr: [log, 0.001, 0.1]}        # what all rows search; left out: by loss
-    smoke: {image_shape: "3,32,32"}        # flags of --budget=smoke
+    smoke: {image_shape: "3,32,32"}        # flags of --budget=smoke; none: without this one
     rows:
       softmax: {flags: {loss_name: softmax, num_epochs: 10}}
       softmax, eml:
@@ -175,7 +175,7 @@ def build_board(name: str, found: Mapping[str, Tree], changes: Changes) -> Board
     rows = choose_rows(rows, changes.rows)
     if changes.budget is None:
         protocol = replace(protocol, **SMOKE)
-        rows = {key: replace(row, flags=shortest(row.flags) | smoke) for key, row in rows.items()}
+        rows = {key: replace(row, flags=with_smoke(row.flags, smoke)) for key, row in rows.items()}
     elif changes.budget != 1:
         rows = {
             key: replace(row, flags=scaled(row.flags, changes.budget)) for key, row in rows.items()
@@ -199,6 +199,12 @@ def build_board(name: str, found: Mapping[str, Tree], changes: Changes) -> Board
         tuple(whole),
         {split: count(images, split) for split in images} if "dataset" not in changes.data else {},
     )
+
+
+def with_smoke(flags: Mapping[str, str], smoke: Mapping[str, str]) -> dict[str, str]:
+    """Return the flags of the shortest training, with those of the board; `none` leaves one out."""
+    changed = {**shortest(flags), **smoke}
+    return {name: text for name, text in changed.items() if text != "none"}
 
 
 def _read_protocol(found: Mapping[str, Tree]) -> Protocol:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from metric_learning.common.log import show
 from metric_learning.engine.leaderboard.board import Board, Row
 from metric_learning.engine.leaderboard.estimate import (
@@ -15,7 +17,7 @@ from metric_learning.engine.leaderboard.estimate import (
     minutes_text,
 )
 from metric_learning.engine.leaderboard.origin import data_options
-from metric_learning.engine.leaderboard.plan import settings_of
+from metric_learning.engine.leaderboard.plan import needs_trials, settings_of
 from metric_learning.engine.leaderboard.space import Point
 from metric_learning.engine.leaderboard.tasks import (
     OUTPUT,
@@ -55,7 +57,7 @@ def _of_row(board: Board, row: Row) -> Iterator[Foreseen]:
         return
     protocol, middle = board.protocol, {p.name: p.at(0.5) for p in row.space}
     points = [] if protocol.search == "tpe" and row.space else settings_of(board, row)
-    number = protocol.trials + protocol.reserve if row.space else 1
+    number = protocol.trials + protocol.reserve if row.space else int(needs_trials(board, row))
     starts = [_start(board, row, fold) for fold in range(protocol.folds)]
 
     for n in range(number):
@@ -117,9 +119,10 @@ def print_trainings(board: Board, trainings: Sequence[Foreseen], output: Path) -
     said = f"\n{len(trainings)} trainings"
     if known:
         most = max(found.memory for found in known) / 2**30
+        where = "the GPU" if torch.cuda.is_available() else "a core"
         said += (
             f"{'' if is_known else f', {len(known)} of which'} take about {minutes_text(seconds)} "
-            f"on this machine, or {minutes_text(gpu_seconds)} of a GPU that sustains "
+            f"of {where} here, or {minutes_text(gpu_seconds)} of one that sustains "
             f"{GPU_FLOPS / 1e12:.0f} TFLOP/s, and up to {most:.1f} GiB in float32; reading images "
             "is not counted"
         )

@@ -22,9 +22,10 @@ from metric_learning.engine.parallel.world import World
 from metric_learning.engine.train.needs import activation_bytes
 from metric_learning.models import MODEL_OPTIONS, image_size_of
 
-TRIED = {"cpu": 4, "cuda": 32}  # images of the step that is timed
+TRIED = {"cpu": 8, "cuda": 32}  # images of the step that is timed, on the CPU by one thread
 BACKWARD = 2.0  # times the computation of the forward pass
 STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers that an optimizer keeps for each weight
+GPU_STEP = 0.02  # seconds that a step takes there at least, however small the network
 GPU_FLOPS = 100e12  # a second, that a GPU of 2020 or later sustains in bfloat16 in convolutions
 
 
@@ -47,17 +48,16 @@ class ImageCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training takes: seconds here and on a GPU of GPU_FLOPS, and bytes of memory."""
+    """What a training takes: seconds of a core, or the GPU, here, and of one of GPU_FLOPS; bytes."""
 
     seconds: float
     gpu_seconds: float
     memory: float
 
     def __str__(self) -> str:
-        return (
-            f"about {minutes_text(self.seconds)} here, {minutes_text(self.gpu_seconds)} on a GPU, "
-            f"{self.memory / 2**30:.1f} GiB"
-        )
+        where = "here" if torch.cuda.is_available() else "of a core"
+        seconds, gpu_seconds = map(minutes_text, (self.seconds, self.gpu_seconds))
+        return f"about {seconds} {where}, {gpu_seconds} on a GPU, {self.memory / 2**30:.1f} GiB"
 
 
 def estimate(task: Task, num_images: Mapping[str, int], folds: int) -> Estimate | None:
@@ -81,7 +81,7 @@ def estimate(task: Task, num_images: Mapping[str, int], folds: int) -> Estimate 
     memory = at_once * cost.activation + 4 * cost.weights * (2 + STATES[flags.optimizer])
     return Estimate(
         seconds=cost.seconds * passes / (1 + BACKWARD),
-        gpu_seconds=cost.flops * passes / GPU_FLOPS,
+        gpu_seconds=max(cost.flops * passes / GPU_FLOPS, GPU_STEP * seen / flags.train_batch_size),
         memory=memory,
     )
 
@@ -116,16 +116,18 @@ def image_cost(
         network.eval()(torch.zeros(1, *shape))
     flops = counter.get_total_flops()
 
-    where = choose_device(device, True, World())
+    where = choose_device(device, torch.cuda.is_available(), World())
     network.train().to(where)
     images = torch.zeros(TRIED[where.type], *shape, device=where)
-    seconds = math.inf
+    seconds, threads = math.inf, torch.get_num_threads()
+    torch.set_num_threads(1)
     for _ in range(3):
         started = time.perf_counter()
         network(images).sum().backward()
         if where.type == "cuda":
             torch.cuda.synchronize(where)
         seconds = min(seconds, time.perf_counter() - started)
+    torch.set_num_threads(threads)
     weights = sum(parameter.numel() for parameter in network.parameters())
     return ImageCost(seconds / len(images), flops, activation, weights)
 

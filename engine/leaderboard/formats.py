@@ -141,10 +141,14 @@ def explanation(found: Mapping[str, Any]) -> list[str]:
     """Say how the figures came about, in a few sentences."""
     protocol = found["protocol"]
     unit = "images" if protocol["closed"] else "classes"
-    lines = [
+    searched = (
         f"Settings: {protocol['trials'] + protocol['reserve']} trials a row ({protocol['search']}, "
         f"{protocol['reserve']} of them around the best or beyond its edge), chosen by MAP@R on "
-        f"{protocol['folds']} folds of training {unit}; then trained on all of them with "
+        f"{protocol['folds']} folds of training {unit}; then"
+    )
+    is_searched = any(row["space"] for row in found["rows"])
+    lines = [
+        f"{searched if is_searched else 'Settings are given;'} trained on all training {unit} with "
         f"{protocol['seeds']} seeds and measured once on the test.",
         f"± is the deviation over seeds. Intervals are over test {unit}, those of differences over "
         "seeds too. A star: significant at 5 %, corrected for the number of rows (Holm). Bold: "

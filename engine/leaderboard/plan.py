@@ -35,12 +35,12 @@ class Choice:
 
     Attributes:
         trial: the best one; of equal ones the first.
-        value: the mean of SELECTED_BY over its folds.
+        value: the mean of SELECTED_BY over its folds; None where there was nothing to choose.
         at_edge: the parameters of which no trial tried a more extreme value.
     """
 
     trial: Trial
-    value: float
+    value: float | None
     at_edge: tuple[str, ...] = ()
 
 
@@ -95,7 +95,9 @@ class Plan:
         """Return how many trainings there will be, if none fails."""
         protocol, total = self.board.protocol, 0
         for row in self.board.rows:
-            trials = protocol.trials + protocol.reserve if row.space else 1
+            trials = int(needs_trials(self.board, row))
+            if row.space:
+                trials = protocol.trials + protocol.reserve
             total += 1 if row.is_frozen else trials * protocol.folds + protocol.seeds
         return total
 
@@ -143,6 +145,8 @@ class Plan:
         if row.is_frozen or (start is not None and start.choice is None):
             failure = f"{row.start} has failed" if start is not None and start.failure else None
             return Search(failure=failure)
+        if not needs_trials(self.board, row):
+            return Search(choice=Choice(Trial(0, {}, ()), None))
         starts = start.choice.trial.tasks if start is not None and start.choice else None
 
         seed = space_seed(row)
@@ -175,7 +179,7 @@ class Plan:
         value, trial = max(found, key=lambda pair: (pair[0], -pair[1].number))
         tried = [each.point for each in trials]
         at_edge = tuple(p.name for p in row.space if edge_of(p, trial.point, tried))
-        return Search(trials, Choice(trial, value or 0.0, at_edge))
+        return Search(trials, Choice(trial, value, at_edge))
 
     def value(self, trial: Trial) -> float | None:
         """Return the mean of SELECTED_BY over the folds of a trial; None while some are open.
@@ -232,3 +236,9 @@ def settings_of(board: Board, row: Row) -> list[Point]:
 def space_seed(row: Row) -> int:
     """Return the seed of the settings of a row's trials."""
     return zlib.crc32(row.name.encode()) + row.seed
+
+
+def needs_trials(board: Board, row: Row) -> bool:
+    """Whether a row has settings to choose, or one that goes on from it has."""
+    followers = (other for other in board.rows if other.start == row.name)
+    return bool(row.space) or any(needs_trials(board, other) for other in followers)

@@ -75,7 +75,7 @@ def activation_bytes(model: nn.Module, size: int, dtype: torch.dtype | None) -> 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would keep its own graph, and that the weights
 
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     images = torch.zeros(SAMPLE, 3, size, size).to(memory_format=torch.channels_last)

@@ -1,5 +1,7 @@
 """What a run needs: memory before the first step, time in every line."""
 
+import gc
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,6 +97,15 @@ def test_the_estimate_leaves_no_trace_and_counts_what_autograd_keeps():
     # Input and output of batch norm or exp, a mask of bytes or floats, and two gradients.
     assert 4 * image <= found <= 6 * image
     assert set(needs.STATES) == set(OPTIMIZERS.values())
+
+
+def test_the_estimate_keeps_no_weights():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+    needs.activation_bytes(model, 8, None)
+    weight = weakref.ref(model[0].weight)
+    del model
+    gc.collect()
+    assert weight() is None
 
 
 def test_the_end_is_told_by_steps_and_tests():
