@@ -48,7 +48,7 @@ class ImageCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training takes: seconds of a core, or the GPU, here, and of one of GPU_FLOPS; bytes."""
+    """What a training takes: seconds of a core or GPU here, and of a GPU of GPU_FLOPS; bytes."""
 
     seconds: float
     gpu_seconds: float
