@@ -2,6 +2,10 @@
 
 python leaderboard.py --board=configs/boards/demo.yaml
 
+python leaderboard.py --dataset=folder --data_dir=photos --minutes=60
+
+Without a board: tries on your own images what fits into the minutes, and leaves the best in best/.
+
 The same command goes on after any interruption, and several machines that share the folder of
 --output_dir divide the work. --dry_run prints the trainings, --budget=smoke tries all of them in
 minutes.
@@ -64,6 +68,12 @@ FLAGS = (
         Flag("search", str, None, "default: the board's", ("sobol", "grid", "tpe")),
     ),
     *DATA_FLAGS,
+    *grouped(
+        "own data",
+        Flag(
+            "minutes", positive, None, "without a board: try what fits on --dataset, keep the best"
+        ),
+    ),
     *grouped(
         "run",
         Flag("output_dir", path, None, "folder of the results; default: output/boards/BOARD"),

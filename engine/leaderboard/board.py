@@ -61,6 +61,7 @@ class Protocol:
         search: one of SEARCHES.
         baseline: the row that the others are compared with, beside the best.
         closed: the test classes are those of training: folds and intervals are of images.
+        validates_all: rows without anything to choose are measured on the folds too.
     """
 
     folds: int = 4
@@ -70,6 +71,7 @@ class Protocol:
     search: str = "sobol"
     baseline: str | None = None
     closed: bool = False
+    validates_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def _read_protocol(found: Mapping[str, Tree]) -> Protocol:
             if not text.isdecimal() or int(text) < least:
                 raise ValueError(f"protocol: {name}: expected at least {least}, found {text}")
             values[name] = int(text)
-        elif name == "closed":
+        elif names[name] == "bool":
             values[name] = text.lower() in TRUE_WORDS
         else:
             values[name] = text

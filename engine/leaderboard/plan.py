@@ -98,7 +98,7 @@ class Plan:
             trials = int(needs_trials(self.board, row))
             if row.space:
                 trials = protocol.trials + protocol.reserve
-            total += 1 if row.is_frozen else trials * protocol.folds + protocol.seeds
+            total += trials * protocol.folds + (1 if row.is_frozen else protocol.seeds)
         return total
 
     def retry(self) -> None:
@@ -142,9 +142,8 @@ class Plan:
     def _search(self, row: Row) -> Search:
         protocol = self.board.protocol
         start = self.search(self.board.row(row.start)) if row.start is not None else None
-        if row.is_frozen or (start is not None and start.choice is None):
-            failure = f"{row.start} has failed" if start is not None and start.failure else None
-            return Search(failure=failure)
+        if start is not None and start.choice is None:
+            return Search(failure=f"{row.start} has failed" if start.failure else None)
         if not needs_trials(self.board, row):
             return Search(choice=Choice(Trial(0, {}, ()), None))
         starts = start.choice.trial.tasks if start is not None and start.choice else None
@@ -239,6 +238,10 @@ def space_seed(row: Row) -> int:
 
 
 def needs_trials(board: Board, row: Row) -> bool:
-    """Whether a row has settings to choose, or one that goes on from it has."""
+    """Whether a row is measured on the folds: it, or one that follows, has settings to choose."""
     followers = (other for other in board.rows if other.start == row.name)
-    return bool(row.space) or any(needs_trials(board, other) for other in followers)
+    return (
+        bool(row.space)
+        or board.protocol.validates_all
+        or any(needs_trials(board, other) for other in followers)
+    )

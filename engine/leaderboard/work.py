@@ -25,6 +25,7 @@ from metric_learning.engine.leaderboard.outcomes import Outcome
 from metric_learning.engine.leaderboard.plan import Plan
 from metric_learning.engine.leaderboard.tasks import Task
 from metric_learning.engine.options.training_table import ELEM, PAIR, parse_training
+from metric_learning.engine.run.checkpoints import load_checkpoint
 from metric_learning.engine.run.records import read_records
 from metric_learning.engine.run.run_folder import BusyError
 from metric_learning.engine.train import stages
@@ -76,7 +77,7 @@ def _do(task: Task, plan: Plan, claims: Claims, place: Place) -> bool:
         claims.release()
 
 
-def run_task(task: Task, output: Path, place: Place) -> None:
+def run_task(task: Task, output: Path, place: Place, *, is_tested: bool = True) -> None:
     """Run a training and write its outcome; Interrupted where a signal stops it."""
     folder = output / task.folder
     started = time.perf_counter()
@@ -93,9 +94,9 @@ def run_task(task: Task, output: Path, place: Place) -> None:
             failure = " ".join(f"{type(error).__name__}: {error}".split())
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "traceback.txt").write_text(traceback.format_exc(), "utf-8")
-    metrics = {} if failure else read_metrics(folder)
-    if failure is None and not metrics:
+    if failure is None and not is_finished(folder):
         raise Interrupted
+    metrics = read_metrics(folder) if is_tested and failure is None else {}
 
     outcome = Outcome(
         metrics=metrics,
@@ -138,14 +139,20 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def read_metrics(folder: Path) -> dict[str, float]:
-    """Return the metrics of the test after the last step of a run; empty where it was stopped."""
+def is_finished(folder: Path) -> bool:
+    """Whether a run has done its last step, and the test that follows it, if any."""
     flags = settled_flags(folder)
-    for record in reversed(read_records(folder / "stats.jsonl")):
-        if record["kind"] == "test" and record["step"] == flags["total_iter_num"]:
-            numbers = {n: v for n, v in record.items() if isinstance(v, int | float)}
-            return {name: float(v) for name, v in numbers.items() if name != "step"}
-    return {}
+    checkpoint = load_checkpoint(folder / "last.pt")
+    step = flags["total_iter_num"]
+    is_tested = not flags["test_iter_step"] or checkpoint["tested"] == step
+    return checkpoint["step"] == step and is_tested
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """Return the metrics of the last test of a run, as fractions."""
+    tests = [r for r in read_records(folder / "stats.jsonl") if r["kind"] == "test"]
+    numbers = {name: v for name, v in tests[-1].items() if isinstance(v, int | float)}
+    return {name: float(v) for name, v in numbers.items() if name != "step"}
 
 
 def count_images(folder: Path) -> float:
