@@ -167,15 +167,15 @@ def choose_effort(
         if kept["question"] == question and kept["number"] < len(EFFORTS):
             return EFFORTS[kept["number"]]
 
-    for number, effort in enumerate(EFFORTS):
-        needed = sum(_seconds(images, flags, size, effort) for size in effort.sizes)
-        if needed <= USABLE * seconds:
-            break
+    needs = [sum(_seconds(images, flags, s, effort) for s in effort.sizes) for effort in EFFORTS]
+    fitting = [number for number, needed in enumerate(needs) if needed <= USABLE * seconds]
+    number = fitting[0] if fitting else len(EFFORTS) - 1
+    effort = EFFORTS[number]
     losses = "".join(f", {loss}" for loss in effort.losses)
     epochs = f" for {effort.epochs} epochs" if effort.epochs else ""
     log(
         f"{', '.join(map(str, effort.sizes))} px; frozen{losses}{epochs}: about "
-        f"{minutes_text(needed)} of a core"
+        f"{minutes_text(needs[number])} of a core"
     )
     write_json(path, {"question": question, "number": number})
     return effort
