@@ -8,7 +8,7 @@ A board is a YAML file, see configs/boards/:
     flags: {model: ResNet18, lr: 0.01}     # flags of all trainings
     protocol: {folds: 4, trials: 8, reserve: 4, seeds: 3, baseline: softmax}
     search: {lr: [log, 0.001, 0.1]}        # what all rows search; left out: by loss
-    smoke: {image_shape: "3,32,32"}        # flags of --budget=smoke; none: without this one
+    smoke: {image_shape: "3,32,32"}        # flags of --budget=smoke
     rows:
       softmax: {flags: {loss_name: softmax, num_epochs: 10}}
       softmax, eml:
@@ -16,6 +16,8 @@ A board is a YAML file, see configs/boards/:
         flags: {loss_name: eml, num_epochs: 5}
         search: {lr: [log, 0.0001, 0.01]}  # beside or instead of the board's
         published: {recall@1: 79.32, source: "..."}
+
+A flag that is `none` in a row or in smoke is left out there.
 """
 
 from __future__ import annotations
@@ -204,9 +206,14 @@ def build_board(name: str, found: Mapping[str, Tree], changes: Changes) -> Board
 
 
 def with_smoke(flags: Mapping[str, str], smoke: Mapping[str, str]) -> dict[str, str]:
-    """Return the flags of the shortest training, with those of the board; `none` leaves one out."""
-    changed = {**shortest(flags), **smoke}
-    return {name: text for name, text in changed.items() if text != "none"}
+    """Return the flags of the shortest training, with those of the board."""
+    own = {name: text for name, text in smoke.items() if name in flags or text != "none"}
+    return without_none({**shortest(flags), **own})
+
+
+def without_none(flags: Mapping[str, str]) -> dict[str, str]:
+    """Leave out flags that are `none`: a row, or the smallest budget, is without them."""
+    return {name: text for name, text in flags.items() if text != "none"}
 
 
 def _read_protocol(found: Mapping[str, Tree]) -> Protocol:
@@ -238,7 +245,7 @@ def _read_row(
     _check_keys(found, ROW_KEYS, what)
     texts = {key: value for key, value in found.items() if isinstance(value, str)}
     is_frozen = texts.get("frozen", "").lower() in TRUE_WORDS
-    flags = {**common, **_texts(_mapping(found, "flags"), what)}
+    flags = without_none({**common, **_texts(_mapping(found, "flags"), what)})
     if is_frozen:
         flags = {"loss_name": "softmax", **flags, "total_iter_num": "0"}
         flags.pop("num_epochs", None)

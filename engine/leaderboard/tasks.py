@@ -98,7 +98,10 @@ def common_flags(board: Board, row: Row, point: Point) -> dict[str, str]:
     own = {"checkpoint": "auto", "test_iter_step": str(AT_THE_END)}
     if row.script == "train_pair.py":
         own["test_start"] = "False"
-    return {"save_iter_step": "0", **board.data, **row.flags, **point, **own}
+    flags = {"save_iter_step": "0", **board.data, **row.flags, **point, **own}
+    if flags.get("trainable") == "head":
+        flags.setdefault("features_dir", f"{OUTPUT}/features")
+    return flags
 
 
 def started_from(start: Task | None) -> dict[str, str]:
