@@ -14,6 +14,7 @@ from metric_learning.engine.leaderboard.formats import markdown
 from metric_learning.engine.leaderboard.launch import Machines, places_of, run_board
 from metric_learning.engine.leaderboard.origin import ORIGIN, check_origin, look_at_data
 from metric_learning.engine.leaderboard.own_data import (
+    EFFORT,
     choose_effort,
     divide,
     find_weights,
@@ -27,9 +28,10 @@ from metric_learning.reader import describe_sets
 
 BOARDS = Path("configs/boards")
 PROTOCOL_FLAGS = ("folds", "trials", "reserve", "seeds", "search")
+OURS = (ORIGIN, EFFORT)  # a folder of results holds one of them
 KIND = Kind(
     "the results of a board",
-    lambda path: None if (path / ORIGIN).exists() else next(path.iterdir()).name,
+    lambda path: None if any((path / n).exists() for n in OURS) else next(path.iterdir()).name,
 )
 
 

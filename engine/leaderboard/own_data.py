@@ -123,6 +123,7 @@ def divide(images: ImageSet, output: Path) -> OwnImages:
 
     names = relative_paths(images.paths)
     folder = Path(os.path.abspath(images.paths[0])[: -len(names[0])])
+    output.mkdir(parents=True, exist_ok=True)
     files = {"images.csv": splits, "all_images.csv": ["train"] * len(splits)}
     for file, parts in files.items():
         rows = [
