@@ -27,7 +27,7 @@ from metric_learning.engine.leaderboard.estimate import image_cost, minutes_text
 from metric_learning.engine.leaderboard.formats import percent
 from metric_learning.engine.leaderboard.outcomes import read_outcome
 from metric_learning.engine.leaderboard.space import parse_parameter
-from metric_learning.engine.leaderboard.tasks import OUTPUT, Task
+from metric_learning.engine.leaderboard.tasks import OUTPUT, Task, common_flags
 from metric_learning.engine.leaderboard.work import Place, run_task
 from metric_learning.engine.parallel.devices import usable_cores
 from metric_learning.engine.report import __main__ as report
@@ -234,8 +234,9 @@ def make_best(board: Board, results: Mapping[str, Any], images: OwnImages, outpu
     """Train the winner on all images, and write `best/`: weights, ONNX, index, report, figures."""
     found = winner_of(results)
     row = board.row(found["name"])
-    flags = {**board.data, **row.flags, **found["settings"], "csv": str(images.whole)}
-    flags |= {"seed": "0", "test_iter_step": "0", "save_iter_step": "0", "checkpoint": "auto"}
+    flags = common_flags(board, row, found["settings"])
+    flags.pop("test_start", None)
+    flags |= {"csv": str(images.whole), "seed": "0", "test_iter_step": "0"}
     flags |= {"model_save_dir": OUTPUT, "run_name": LAST}
     log(f"{row.name} was best on the folds; it is trained on all {images.num_all:,} images now")
     task = Task(row.name, 0, None, LAST, row.script, flags)
