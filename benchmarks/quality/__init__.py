@@ -1,6 +1,5 @@
 """What the losses reach on real images, over seeds.
 
-cub50_losses.py  every loss with equal means on the first 50 classes of CUB-200-2011
 cub50.sh         the two stages on those classes
 cifar10.sh       CIFAR-10 by five methods
 seed_table.py    mean and deviation over seeds, as a table

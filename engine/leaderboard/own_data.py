@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from metric_learning import infer
 from metric_learning.common.atomic import write_atomically, write_csv, write_json
 from metric_learning.common.fingerprint import relative_paths
 from metric_learning.common.log import log
 from metric_learning.common.names import to_cell
 from metric_learning.common.schema import Field, check_fields, is_count, is_object, read_json
-from metric_learning.data.prepare.splits import split_by_share
 from metric_learning.engine.leaderboard.board import Board, Protocol, Row
 from metric_learning.engine.leaderboard.estimate import image_cost, minutes_text
 from metric_learning.engine.leaderboard.formats import percent
@@ -33,8 +34,9 @@ from metric_learning.engine.parallel.devices import usable_cores
 from metric_learning.engine.report import __main__ as report
 from metric_learning.models import MODEL_OPTIONS
 from metric_learning.reader import ImageSet
+from metric_learning.reader.sets.folds import class_folds
 
-HELD_OUT = 0.2  # of the classes
+HELD_OUT = 5  # one of so many parts of the classes
 FEWEST = 8  # classes, of which some can be held out and others divided into folds
 FEW_HELD_OUT = 10  # classes, with fewer of which a measurement says little
 PROTOCOL = Protocol(folds=3, trials=3, reserve=1, seeds=1, validates_all=True)
@@ -115,7 +117,8 @@ def divide(images: ImageSet, output: Path) -> OwnImages:
             f"expected images of at least {FEWEST} classes, of which some are held out, found "
             f"{len(classes)}"
         )
-    splits = split_by_share(labels, None, HELD_OUT, 0.0, False, 0)
+    is_held_out = class_folds(images.labels, HELD_OUT) == 0
+    splits = np.where(is_held_out, "test", "train").tolist()
     held_out = {label for label, split in zip(labels, splits, strict=True) if split == "test"}
     log(f"{len(held_out)} of {len(classes)} classes are held out to measure the winner once")
     if len(held_out) < FEW_HELD_OUT:

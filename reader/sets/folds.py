@@ -52,7 +52,8 @@ def fold_rows(table: Table, fold: Fold, split: str) -> tuple[np.ndarray, str]:
     Raises:
         ValueError: there are too few classes, or images of each, for so many folds.
     """
-    folds = image_folds(table, fold.total) if fold.of_images else class_folds(table, fold.total)
+    divide = image_folds if fold.of_images else class_folds
+    folds = divide(table.classes, fold.total)
     is_chosen = (folds == fold.number) != (split == TRAIN)
     num_classes = len(np.unique(table.classes[is_chosen]))
     what = "images" if fold.of_images else "classes"
@@ -64,9 +65,9 @@ def fold_rows(table: Table, fold: Fold, split: str) -> tuple[np.ndarray, str]:
     return np.flatnonzero(is_chosen), note
 
 
-def class_folds(table: Table, count: int) -> np.ndarray:
-    """Divide classes into folds of about as many images, (N,) int64, the fold of each image."""
-    _, classes, sizes = np.unique(table.classes, return_inverse=True, return_counts=True)
+def class_folds(labels: np.ndarray, count: int) -> np.ndarray:
+    """Divide classes into folds of about as many images: of each image (N,) its fold, int64."""
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     if len(sizes) < count:
         raise ValueError(f"expected at least as many training classes as folds, found {len(sizes)}")
     order = np.random.default_rng(SEED).permutation(len(sizes))
@@ -79,9 +80,9 @@ def class_folds(table: Table, count: int) -> np.ndarray:
     return fold_of[classes]
 
 
-def image_folds(table: Table, count: int) -> np.ndarray:
-    """Divide the images of each class into folds, (N,) int64, the fold of each image."""
-    _, classes, sizes = np.unique(table.classes, return_inverse=True, return_counts=True)
+def image_folds(labels: np.ndarray, count: int) -> np.ndarray:
+    """Divide the images of each class into folds: of each image (N,) its fold, int64."""
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     if sizes.min() < 2 * count:
         raise ValueError(
             f"expected at least two images of each class in each of {count} folds, found a class "

@@ -10,7 +10,6 @@ from metric_learning.engine.options.tables import DATA_FLAGS
 from metric_learning.reader import load_image_set, splits_of
 from metric_learning.reader.check import SET_OPTIONS
 from metric_learning.reader.sets.folds import class_folds, image_folds, parse_fold
-from metric_learning.reader.sets.table import Table
 
 FOLDS = [f"{number}/3" for number in range(3)]
 
@@ -33,9 +32,8 @@ def classes_of(image_set):
     return set(image_set.class_names.values())
 
 
-def table_of(sizes):
-    classes = np.repeat(np.arange(len(sizes)), sizes)
-    return Table([f"{i}.jpg" for i in range(len(classes))], classes, {})
+def labels_of(sizes):
+    return np.repeat(np.arange(len(sizes)), sizes)
 
 
 def test_folds_share_no_class_and_hold_all(make_sop):
@@ -81,9 +79,9 @@ def test_what_the_data_holds_out_is_divided_too(tmp_path):
 
 def test_folds_are_of_about_the_same_size():
     sizes = np.random.default_rng(1).integers(2, 40, 200)
-    found = np.bincount(class_folds(table_of(sizes), 5))
+    found = np.bincount(class_folds(labels_of(sizes), 5))
     assert np.ptp(found) <= sizes.max() / 4
-    folds = image_folds(table_of([10, 11, 13]), 5)
+    folds = image_folds(labels_of([10, 11, 13]), 5)
     assert np.ptp(np.bincount(folds)) <= 1
     for first, last in ((0, 10), (10, 21), (21, 34)):
         assert np.ptp(np.bincount(folds[first:last], minlength=5)) <= 1
