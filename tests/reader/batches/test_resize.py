@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pretended_device import OnDevice, counted_waits
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.speed.reader import image_set_of
 from metric_learning.reader.batches import on_device
-from metric_learning.reader.batches.on_device import grouped, pack
+from metric_learning.reader.batches.on_device import grouped, pack, read_file
 from metric_learning.reader.batches.resize import (
     FLOAT32_BITS,
     STRIP,
@@ -145,3 +147,17 @@ def test_a_device_cuts_strips_as_the_workers_do():
     for rgb, crop in crops_of(SIZES):
         image = torch.from_numpy(rgb).permute(2, 0, 1)
         np.testing.assert_array_equal(cut_strips_on_device(image, crop), cut_strips(rgb, crop))
+
+
+def test_a_batch_may_be_files_alone(tmp_path):
+    paths = [str(tmp_path / f"{number}.jpg") for number in range(5)]
+    for number, path in enumerate(paths):
+        Image.fromarray(photo(40 + number, 90 - number, number)).save(path)
+    image_set = image_set_of(paths)
+    rng = np.random.default_rng(0)
+    files = [read_file(image_set, number) for number in range(5)]
+    crops = [random_crop(*file.shape, rng) for file in files]
+    images = pack(list(zip(files, crops, strict=True)), 24)
+    assert [len(group.files) for group in images.groups] == [5]
+    samples = [(image_set.read_image(n), crop) for n, crop in enumerate(crops)]
+    np.testing.assert_array_equal(images.crop(CPU), one_by_one(samples, 24))
