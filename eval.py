@@ -58,7 +58,9 @@ FLAGS = (
         Flag("display_iter_step", positive, 10, "batches between log lines"),
     ),
     *with_defaults(MACHINE_FLAGS, amp="off"),
-    *grouped("machine", Flag("batch_size", positive, 10, "images per batch")),
+    *grouped(
+        "machine", Flag("batch_size", positive, 10, "images per batch; not given, 64 on a GPU")
+    ),
 )
 
 

@@ -84,7 +84,9 @@ FLAGS = (
     ),
     *EXPORT_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),
-    *grouped("machine", Flag("batch_size", positive, 1, "images per batch")),
+    *grouped(
+        "machine", Flag("batch_size", positive, 1, "images per batch; not given, 64 on a GPU")
+    ),
 )
 
 

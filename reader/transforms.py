@@ -210,7 +210,7 @@ def resize_bicubic(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_bilinear(image: torch.Tensor, crop_size: int) -> torch.Tensor:
-    """Resize (3, H, W) uint8 to (3, S, S), antialiased, on the device of the image."""
+    """Resize (3, H, W) uint8 to (3, S, S), antialiased; many at once: `reader.batches.resize`."""
     from torchvision.transforms.v2 import functional
 
     return functional.resize(image, [crop_size, crop_size], antialias=True)

@@ -56,6 +56,7 @@ SECTIONS = {
     "precision": Entry("machine", 60),
     "env": Entry("machine", 40),
     "ceilings": Entry("machine", 20, True),
+    "augment": Entry("images", 20, True),
     "train_speed": Entry("speed", 135, True),
     "retrieval": Entry("speed", 80, True),
     "extraction": Entry("speed", 40, True),

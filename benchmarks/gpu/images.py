@@ -1,8 +1,10 @@
-"""Draws the images that other sections read, and decodes them on the device."""
+"""Draws the images that other sections read; decodes and resizes images on the device."""
 
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,13 +14,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from benchmarks.gpu.section import Section, described
 from benchmarks.speed.reader import image_set_of, write_images
 from metric_learning.data.make_demo import make_demo
-from metric_learning.reader.batches.on_device import JpegFile, decode_on_device, read_file
+from metric_learning.reader.batches.on_device import JpegFile, decode_on_device, pack, read_file
+from metric_learning.reader.batches.resize import cut_strips
 from metric_learning.reader.sets.image_set import decode_image
 from metric_learning.reader.sets.jpeg_head import read_jpeg_head
+from metric_learning.reader.transforms import Crop, random_crop, standard_train
 
 ROTATED = Image.Exif()
 ROTATED[0x0112] = 6  # orientation
@@ -84,6 +89,49 @@ def read(path: Path) -> tuple[str, int, Tensor]:
     head = read_jpeg_head(path.read_bytes())
     orientation = head.orientation if head else 1
     return str(path), orientation, torch.from_numpy(np.fromfile(path, np.uint8))
+
+
+def augment(section: Section) -> None:
+    """Crop and resize on the device: the workers' bytes, in one go and one by one; milliseconds.
+
+    Of these are the host's own, before it waits for the device, and all.
+    """
+    count, (height, width), crop_size = section.size((256, (400, 500), 224), (256, (14, 12), 12))
+    rng = np.random.default_rng(0)
+    photos = rng.integers(0, 256, (count, height, width, 3), np.uint8)
+    samples = [(rgb, random_crop(height, width, rng)) for rgb in photos]
+    packed = pack([(cut_strips(*sample), sample[1]) for sample in samples], crop_size)
+    images = packed.pin_memory() if section.is_cuda else packed
+    whole = torch.from_numpy(photos).to(section.device).permute(0, 3, 1, 2)
+    single = list(zip(whole, (crop for _, crop in samples), strict=True))
+
+    crops = images.crop(section.device).cpu().permute(0, 2, 3, 1).numpy()
+    expected = np.stack([standard_train(*sample, crop_size) for sample in samples])
+    section.note(bytes_that_differ=int((crops != expected).sum()), bytes=crops.size)
+    section.attempt("at once", host_and_all, section, partial(images.crop, section.device))
+    section.attempt("one by one", host_and_all, section, partial(one_by_one, single, crop_size))
+
+
+def one_by_one(samples: list[tuple[Tensor, Crop]], crop_size: int) -> Tensor:
+    """Crop, resize and mirror images (3, H, W) with torchvision's own calls, (B, 3, S, S)."""
+    crops = []
+    for image, crop in samples:
+        size = [crop_size, crop_size]
+        resized = functional.resized_crop(image, *crop[:4], size=size, antialias=True)
+        crops.append(resized.flip(2) if crop.mirrored else resized)
+    return torch.stack(crops)
+
+
+def host_and_all(section: Section, call: Callable[[], Any]) -> dict[str, float]:
+    """Return the milliseconds after which a call returns, and those until the device is ready."""
+    times, host = 10, 0.0
+    section.seconds_of(call, 1, 1)
+    for _ in range(times):
+        begin = time.perf_counter()
+        call()
+        host += time.perf_counter() - begin
+        section.sync()
+    return {"host ms": 1e3 * host / times, "ms": 1e3 * section.seconds_of(call, times)}
 
 
 def decode_kind(file: Path, device: torch.device) -> dict[str, Any]:

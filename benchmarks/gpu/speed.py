@@ -35,7 +35,7 @@ STEPS = {  # what is measured -> flags beside bfloat16
 }
 GPU_STEPS = {
     "this, decode_on=device": ["--decode_on=device"],
-    "bare, cudnn.benchmark": [],
+    "bare, no cudnn.benchmark": [],
     "this, with_mem_opt": ["--cache", "--with_mem_opt=True"],
     "bare, compiled": ["--compile=True"],
     "this, compiled": ["--cache", "--compile=True"],
@@ -45,7 +45,7 @@ GPU_STEPS = {
 def train_speed(section: Section) -> None:
     """Measure the bare step and the project's, in several ways."""
     for name, flags in {**STEPS, **section.size(GPU_STEPS, {})}.items():
-        torch.backends.cudnn.benchmark = "benchmark" in name
+        torch.backends.cudnn.benchmark = "no cudnn.benchmark" not in name  # as trainings set it
         cache = {"--cache": f"--cache={section.own / 'cache'}"}
         words = ["--amp=bfloat16", *(cache.get(flag, flag) for flag in flags)]
         measure = measure_bare if name.startswith("bare") else measure_this

@@ -84,12 +84,17 @@ def records_of(folder: Path, kind: str, what: str) -> list[Any]:
 
 
 def train_and_sum_up(stage: int, words: Sequence[str]) -> dict[str, Any]:
-    """Run a training script; return its losses, tests, and images per second."""
+    """Run a training script; return its losses, tests, and images per second.
+
+    In float16 the first steps are skipped, and so may be all of very few.
+    """
     folder = train(stage, words)
     losses, rates = (records_of(folder, "train", what) for what in ("loss", "images_per_second"))
     row: dict[str, Any] = {name: records_of(folder, "test", name) for name in ("recall@1", "map@r")}
-    row |= {"first": losses[0], "last": losses[-1], "steps": len(losses)}
-    return row | {"images/s": statistics.median(rates)}
+    row |= {"steps": len(losses)}
+    if not losses:
+        return row
+    return row | {"first": losses[0], "last": losses[-1], "images/s": statistics.median(rates)}
 
 
 class Stepper:

@@ -126,8 +126,8 @@ def of_this(
 
     job = f"this project, --transform={transform}{' --cache' if cached else ''}"
     if hand_over == "images":
-        job += " --augment_on=device, the device being the CPU"
-    return Way(prepare, job + (", without the normalisation that a GPU does" if for_gpu else ""))
+        job += " --augment_on=device" + ("" if for_gpu else ", the device being the CPU")
+    return Way(prepare, job + (", without what a GPU does" if for_gpu else ""))
 
 
 class InOrder:
@@ -165,8 +165,10 @@ WAYS: dict[str, Way] = {
     "standard_for_gpu": of_this("standard", for_gpu=True),
     "reference": of_this("reference"),
     "device": of_this("standard", "images"),
+    "device_for_gpu": of_this("standard", "images", for_gpu=True),
     "cache_standard": of_this("standard", cached=True),
     "cache_standard_for_gpu": of_this("standard", cached=True, for_gpu=True),
+    "cache_device_for_gpu": of_this("standard", "images", cached=True, for_gpu=True),
     "cache_reference": of_this("reference", cached=True),
 }
 FLAGS = (

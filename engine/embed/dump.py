@@ -94,8 +94,9 @@ def dump_features(folder: Path, embedder: Embedder, image_set: ImageSet, on_bad_
 def print_lines(embedder: Embedder, embeddings: Tensor, start: int) -> None:
     """Print the reference's lines for a batch whose first image is number `start`."""
     features = embeddings.cpu().numpy()
-    scores = None if embedder.class_layer is None else embedder.class_layer.class_scores(embeddings)
-    if scores is not None and not np.isfinite(scores.cpu().numpy()).all():
+    layer = embedder.class_layer
+    scores = None if layer is None else layer.class_scores(embeddings).cpu().numpy()
+    if scores is not None and not np.isfinite(scores).all():
         raise ValueError(f"{embedder.work.weights}: the class layer gives NaN or infinity")
     for row, feature in enumerate(features):
         text = np.array2string(feature, max_line_width=10**9, separator=" ")

@@ -24,7 +24,12 @@ from metric_learning.engine.options.training import (
     facts_of_model,
     plain,
 )
-from metric_learning.engine.parallel.devices import choose_amp, choose_device, reading_workers
+from metric_learning.engine.parallel.devices import (
+    choose_amp,
+    choose_device,
+    embedding_batch,
+    reading_workers,
+)
 from metric_learning.engine.parallel.world import World
 from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM
@@ -180,6 +185,7 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
         image_shape=(3, size, size),
         transform=flags.transform or default_transform(flags.model),
         num_workers=reading_workers(flags.num_workers, device),
+        batch_size=embedding_batch(flags.batch_size, "batch_size" in flags.given, device),
     )
 
     return pick(

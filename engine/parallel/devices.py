@@ -19,6 +19,7 @@ from metric_learning.retrieval.counting.full_precision import full_precision, tf
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 SUPPORTED = ("cpu", "cuda")
 LEAST_WORKERS, MOST_WORKERS = 2, 16
+GPU_BATCH = 64  # images at once from which on a GPU computes longer than it takes to tell it what
 
 
 def choose_device(name: str, use_gpu: bool, world: World) -> torch.device:
@@ -89,6 +90,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
+def embedding_batch(size: int, is_given: bool, device: torch.device) -> int:
+    """Return how many images are embedded at once: for a GPU at least GPU_BATCH, if none is given.
+
+    That changes embeddings by float32's rounding at most.
+    """
+    return size if is_given or device.type != "cuda" else max(size, GPU_BATCH)
+
+
 def place(model: nn.Module, device: torch.device) -> None:
     """Move a network to a device in channels-last order, in which convolutions are fastest."""
     model.to(device)
@@ -151,6 +160,20 @@ def to_host(tensors: Iterable[Tensor]) -> Iterator[np.ndarray]:
         pending = copy
     if pending is not None:
         yield pending.numpy()
+
+
+def prepare_steps(device: torch.device) -> None:
+    """Let this process make many steps of the same shapes fast: its memory, or cuDNN's choices.
+
+    cuDNN tries its convolutions on the first images of a shape and keeps the fastest; not so where
+    PyTorch was told to be deterministic, for which one that is may differ from run to run.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
+    cudnn = torch.backends.cudnn
+    is_fixed = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    if device.type == "cuda" and not is_fixed:
+        cudnn.benchmark = True
 
 
 def keep_freed_memory() -> bool:

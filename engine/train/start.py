@@ -29,7 +29,7 @@ from metric_learning.engine.options.training import (
 )
 from metric_learning.engine.options.training_table import SCRIPTS
 from metric_learning.engine.parallel.collectives import decide_on_main
-from metric_learning.engine.parallel.devices import keep_freed_memory, place
+from metric_learning.engine.parallel.devices import place, prepare_steps
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.identity import (
     Origin,
@@ -266,8 +266,7 @@ def prepare_network(
     It has the weights of --pretrained_model, or the mean and std that a `resumed` checkpoint, if
     it is not empty, says.
     """
-    if machine.device.type == "cpu":
-        keep_freed_memory()
+    prepare_steps(machine.device)
     model = build_network(options)
     if options.pretrained_model and not resumed:
         report = load_weights(model, options.pretrained_model)

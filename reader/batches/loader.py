@@ -24,7 +24,7 @@ from metric_learning.reader.sets.image_set import ImageError, ImageSet, WorkerEr
 from metric_learning.reader.transforms import TRANSFORMS, random_crop, scale_and_shift
 
 if TYPE_CHECKING:
-    from metric_learning.reader.batches.on_device import JpegFile, WholeImages
+    from metric_learning.reader.batches.on_device import DeviceImages, JpegFile
 
 HAND_OVER = ("crops", "images", "files")
 BAD_IMAGE_POLICIES = ("error", "skip")
@@ -38,15 +38,16 @@ _AUGMENTATION_STREAM, _REPLACEMENT_STREAM = 4, 5
 class Batch(NamedTuple):
     """Images of one training step, or some test images."""
 
-    # (B, 3, S, S) uint8 in channels-last order, cropped but not normalised; or whole training
-    # images, to be cropped on the device
-    images: torch.Tensor | WholeImages
+    # (B, 3, S, S) uint8 in channels-last order, cropped but not normalised; or training images
+    # that are to be resized on the device
+    images: torch.Tensor | DeviceImages
     labels: torch.Tensor  # (B,) int64
     # path -> error of the unreadable images: others were drawn for them, in a test they are black
     broken: dict[str, str]
 
     def split(self, num_parts: int) -> list[Batch]:
-        """Cut the batch into parts of equal size, to within one image."""
+        """Cut a batch of crops into parts of equal size, to within one image."""
+        assert isinstance(self.images, torch.Tensor)
         bounds = [len(self.labels) * number // num_parts for number in range(num_parts + 1)]
         return [
             self._replace(images=self.images[start:stop], labels=self.labels[start:stop])
@@ -70,8 +71,8 @@ class Sampler(Protocol):
 class Reading:
     """How workers read training images."""
 
-    # "crops"; "images", whole ones to be cropped on the device; or "files", JPEG files to be
-    # decoded there too
+    # "crops"; "images", what is cut of them, to be resized on the device; or "files", JPEG files to
+    # be decoded there too
     hand_over: str = "crops"
     on_bad_image: str = "error"  # "error", or "skip" to draw another image of the class instead
     prefetch: int = 2  # batches that each worker prepares ahead
@@ -143,7 +144,7 @@ def to_crops(batch: Batch, preprocessing: Preprocessing, device: torch.device) -
     images = batch.images
     if isinstance(images, torch.Tensor):
         return images.to(device, non_blocking=True)
-    return images.crop(preprocessing.crop_size, device)
+    return images.crop(device)
 
 
 def to_inputs(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
@@ -209,23 +210,26 @@ class TrainBatches(Dataset):
         broken: dict[str, str] = {}
         samples = [self._sample(int(i), first + n, broken) for n, i in enumerate(indices)]
         if self.reading.hand_over == "crops":
-            images: torch.Tensor | WholeImages = stack(samples)
+            images: torch.Tensor | DeviceImages = stack(samples)
         else:
             from metric_learning.reader.batches.on_device import pack
 
-            images = pack(samples)
+            images = pack(samples, self.preprocessing.crop_size)
         return Batch(images, torch.from_numpy(self.image_set.labels[indices]), broken)
 
     def _sample(self, i: int, draw: int, broken: dict[str, str]) -> Any:
-        """Return the crop of image i, or the image and what is to be cropped of it."""
+        """Return the crop of image i, or what the device makes it of, and the crop's place."""
         image = self._read_or_replace(i, draw, broken)
         options = self.preprocessing
         rng = np.random.default_rng([_AUGMENTATION_STREAM, self.seed, draw])
         height, width = image.shape[:2]
         crop = random_crop(height, width, rng, options.min_crop_area, options.horizontal_flip)
-        if self.reading.hand_over != "crops":
+        if not isinstance(image, np.ndarray):
             return image, crop
-        assert isinstance(image, np.ndarray)
+        if self.reading.hand_over != "crops":
+            from metric_learning.reader.batches.resize import cut_strips
+
+            return cut_strips(image, crop), crop
         return TRANSFORMS[options.transform].train(image, crop, options.crop_size)
 
     def _read_or_replace(self, i: int, draw: int, broken: dict[str, str]) -> np.ndarray | JpegFile:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from metric_learning.reader.batches.resize import (
+    LENGTH,
+    cut_strips_on_device,
+    num_values,
+    plan_of,
+    resize,
+)
 from metric_learning.reader.sets.exif import TURNS, oriented_shape
 from metric_learning.reader.sets.image_set import (
     AS_REFERENCE,
@@ -20,11 +27,12 @@ from metric_learning.reader.sets.image_set import (
     is_whole_jpeg,
 )
 from metric_learning.reader.sets.jpeg_head import read_jpeg_head
-from metric_learning.reader.transforms import Crop, resize_bilinear
+from metric_learning.reader.transforms import Crop
 
 # Colours of JPEG files that a GPU decodes as the CPU does; CMYK has 4.
 DEVICE_COMPONENTS = (1, 3)
-MOST_REDUCTION = 64  # of a side; beyond some 94 CUDA's antialiasing lacks shared memory
+MOST_VALUES = 3 * 2**24  # resized at once: half a gigabyte in float32, one in float64
+KINDS = (torch.int32, torch.float32, torch.int32)  # of the rows, weights and starts of sums
 UNLIMITED = Decoding(max_pixels=sys.maxsize)  # for files whose size `read_file` has checked
 
 
@@ -53,73 +61,77 @@ def read_file(
     return JpegFile(path, np.frombuffer(data, np.uint8), shape, head.orientation)
 
 
+class DeviceFile(NamedTuple):
+    """A JPEG file that is decoded on the device: its bytes in the batch, and what is cropped."""
+
+    path: str
+    orientation: int
+    length: int
+    crop: Crop
+
+
+class Group(NamedTuple):
+    """Images of a batch that are resized together; the strips of files follow the others."""
+
+    # bytes of what lies in the data: the strips, then rows, weights and starts of both passes
+    lengths: list[int]
+    files: list[DeviceFile]
+    dtype: torch.dtype  # of the sums
+
+
 @dataclass(frozen=True)
-class WholeImages:
-    """Images of different sizes with their crops; as a batch, they behave like a tensor."""
+class DeviceImages:
+    """Images that the device crops and resizes: pixels cut out by the workers, or JPEG files.
 
-    # (n,) uint8, the images one after the other: rows of RGB pixels, or a JPEG file
-    data: torch.Tensor
-    lengths: list[int]  # bytes of each image
-    shapes: list[tuple[int, int]]  # height and width of each image in pixels
-    crops: list[Crop]  # what is to be taken of each image
-    # path and EXIF orientation of each image that is still a JPEG file; None: its pixels are there
-    jpegs: list[tuple[str, int] | None]
+    All lies in `data`, (n,) uint8, so that a batch takes one block of shared memory and one copy.
+    """
 
-    def __getitem__(self, part: slice) -> WholeImages:
-        """Return some successive images."""
-        first = sum(self.lengths[: part.start])
-        return WholeImages(
-            self.data[first : first + sum(self.lengths[part])],
-            self.lengths[part],
-            self.shapes[part],
-            self.crops[part],
-            self.jpegs[part],
-        )
+    data: torch.Tensor  # what the groups say, one after the other, and behind it the files
+    groups: list[Group]
+    crop_size: int
 
     def share_memory_(self) -> None:
         """Move the images to shared memory."""
         self.data.share_memory_()
 
-    def pin_memory(self) -> WholeImages:
+    def pin_memory(self) -> DeviceImages:
         """Return the images in pinned memory; the loader calls this by its name."""
         return replace(self, data=self.data.pin_memory())
 
-    def crop(self, crop_size: int, device: torch.device) -> torch.Tensor:
+    def crop(self, device: torch.device) -> torch.Tensor:
         """Crop, resize and mirror the images on the device: (B, 3, S, S) uint8, channels last.
 
-        The arithmetic is that of `standard_train`: on a CPU the result equals it bit for bit, on
-        other devices it is within a grey level. ImageError if a file is broken.
+        The result is that of `standard_train` to the bit, where a CPU resizes bytes as such (x86
+        with AVX2, ARM); elsewhere it is within a grey level. ImageError if a file is broken.
         """
-        resized = []
-        for image, crop in zip(self.unpack(device), self.crops, strict=True):
-            box = image[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-            resized.append(_resize(box, crop_size))
-        images = torch.stack(resized).contiguous(memory_format=torch.channels_last)
+        lengths = [length for group in self.groups for length in group.lengths]
+        files = [file.length for group in self.groups for file in group.files]
+        on_device, on_host = self.data.split([sum(lengths), sum(files)])
+        parts = iter(on_device.to(device, non_blocking=True).split(lengths))
+        datas = iter(on_host.split(files))
 
-        mirrored = torch.tensor([crop.mirrored for crop in self.crops])
-        mirrored = mirrored.to(device, non_blocking=True)
-        return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        crops = []
+        for group in self.groups:
+            strips, *numbers = (next(parts) for _ in group.lengths)
+            sums = [part.view(kind) for part, kind in zip(numbers, 2 * KINDS, strict=True)]
+            table = self._table(group, strips, [next(datas) for _ in group.files], device)
+            crops.append(resize(table, sums[:3], sums[3:], self.crop_size, group.dtype))
+        images = torch.cat(crops) if len(crops) > 1 else crops[0]
+        return images.permute(0, 3, 1, 2)
 
-    def unpack(self, device: torch.device) -> list[torch.Tensor]:
-        """Return the images as (3, H, W) uint8 tensors on the device; JPEG files decoded there."""
-        # In one copy where there is nothing to decode, which starts from bytes on the CPU.
-        data = self.data if any(self.jpegs) else self.data.to(device, non_blocking=True)
-        parts = data.split(self.lengths)
-        files = [(*jpeg, part) for jpeg, part in zip(self.jpegs, parts, strict=True) if jpeg]
-        decoded = iter(decode_on_device(files, device) if files else ())
-        return [
-            next(decoded)
-            if jpeg
-            else part.to(device, non_blocking=True).view(*shape, 3).permute(2, 0, 1)
-            for jpeg, part, shape in zip(self.jpegs, parts, self.shapes, strict=True)
+    def _table(
+        self, group: Group, strips: torch.Tensor, datas: list[torch.Tensor], device: torch.device
+    ) -> torch.Tensor:
+        """Return the strips of a group, (n, LENGTH) uint8, those of decoded files at the end."""
+        table = strips.view(-1, LENGTH)
+        if not group.files:
+            return table
+        files = [
+            (file.path, file.orientation, data)
+            for file, data in zip(group.files, datas, strict=True)
         ]
-
-
-def _resize(box: torch.Tensor, crop_size: int) -> torch.Tensor:
-    """Resize a crop (3, H, W) on its device; a very large one, which no GPU can, on the CPU."""
-    if max(box.shape[1:]) <= MOST_REDUCTION * crop_size:
-        return resize_bilinear(box, crop_size)
-    return resize_bilinear(box.cpu(), crop_size).to(box.device)
+        decoded = zip(decode_on_device(files, device), group.files, strict=True)
+        return torch.cat([table, *(cut_strips_on_device(image, f.crop) for image, f in decoded)])
 
 
 def decode_on_device(
@@ -162,18 +174,46 @@ def turn_upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
     return image.flip(turned) if turned else image
 
 
-def pack(samples: Sequence[tuple[np.ndarray | JpegFile, Crop]]) -> WholeImages:
-    """Put images of different sizes and their crops into one batch."""
-    flat = [
-        image.data if isinstance(image, JpegFile) else image.reshape(-1) for image, _ in samples
-    ]
-    return WholeImages(
-        torch.from_numpy(np.concatenate(flat)),
-        [len(data) for data in flat],
-        [(image.shape[0], image.shape[1]) for image, _ in samples],
-        [crop for _, crop in samples],
-        [
-            (image.path, image.orientation) if isinstance(image, JpegFile) else None
-            for image, _ in samples
-        ],
-    )
+Sample = tuple[np.ndarray | JpegFile, Crop]  # the strips of a crop, or the file that it is of
+
+
+def pack(samples: Sequence[Sample], crop_size: int) -> DeviceImages:
+    """Put crops of different sizes, to be resized to S, into one batch."""
+    groups: list[Group] = []
+    arrays: list[np.ndarray] = []
+    for members in grouped(samples, crop_size):
+        is_file = [isinstance(image, JpegFile) for image, _ in members]
+        order = np.argsort(is_file, kind="stable")
+        plan = plan_of([crop for _, crop in members], order.tolist(), crop_size)
+
+        strips = [image for image, _ in members if not isinstance(image, JpegFile)]
+        numbers: list[np.ndarray] = []
+        for sums in (plan.columns, plan.rows):
+            starts = np.cumsum(sums.counts, dtype=np.int32) - sums.counts
+            numbers += [sums.rows, sums.weights, starts]
+        files = [
+            DeviceFile(image.path, image.orientation, len(image.data), crop)
+            for image, crop in members
+            if isinstance(image, JpegFile)
+        ]
+        lengths = [sum(part.nbytes for part in strips), *(part.nbytes for part in numbers)]
+        groups.append(Group(lengths, files, plan.dtype))
+        arrays += [*strips, *numbers]
+
+    arrays += [image.data for image, _ in samples if isinstance(image, JpegFile)]
+    data = np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays])
+    return DeviceImages(torch.from_numpy(data), groups, crop_size)
+
+
+def grouped(samples: Sequence[Sample], crop_size: int) -> Iterator[list[Sample]]:
+    """Yield successive samples of at most MOST_VALUES at once, in their order; or a single one."""
+    members: list[Sample] = []
+    total = 0
+    for sample in samples:
+        size = num_values(sample[1], crop_size)
+        if members and total + size > MOST_VALUES:
+            yield members
+            members, total = [], 0
+        members.append(sample)
+        total += size
+    yield members

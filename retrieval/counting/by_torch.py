@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metric_learning.common.memory import free_memory
 from metric_learning.retrieval.counting.bins import HALF, NUM_BINS, Bins
 from metric_learning.retrieval.counting.full_precision import full_precision
 from metric_learning.retrieval.counting.thresholds import (
@@ -18,6 +19,7 @@ from metric_learning.retrieval.counting.thresholds import (
 
 TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # most similarities at once, by type of device
 BYTES_PER_ELEMENT = 64  # that a GPU should have free for each of them
+COPIES = 2  # of the normalised gallery that fit into free memory where one is kept
 TILE_ROWS = 2048
 PAIR_ELEMENTS = 2**24  # numbers gathered at once for single pairs
 MOST_COMPARED = 32  # thresholds per query up to which all similarities are compared with each
@@ -32,6 +34,7 @@ class TorchCounter:
         self.gallery, self.gallery_norms = self.queries, self.query_norms
         if gallery is not None:
             self.gallery, self.gallery_norms = gallery, _norms(gallery)
+        self.units: Tensor | None = None  # the normalised gallery (G, D) float32, while it is kept
         self.error = rounding_error(queries.shape[1], np.float32)
 
     def pair_cosines(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
@@ -66,9 +69,11 @@ class TorchCounter:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See Counter."""
         counts = np.zeros((2, len(thresholds.cosines)), np.int64)
-        starts = range(*query_range, TILE_ROWS)
+        starts = range(*query_range, TILE_ROWS)[share.rank :: share.size]
+        if len(starts) > 1 and self.units is None:
+            self._keep_units()
         with full_precision():
-            for start in starts[share.rank :: share.size]:
+            for start in starts:
                 self._count_block(start, min(start + TILE_ROWS, query_range[1]), thresholds, counts)
         ahead, level = share.add(counts[0]), share.add(counts[1])
         positives_ahead, positives_level = thresholds.positives(self.pair_cosines)
@@ -96,6 +101,17 @@ class TorchCounter:
                 counts += torch.bincount(places.view(-1), minlength=len(counts))
 
         return counts[:NUM_BINS].cpu().numpy()
+
+    def _keep_units(self) -> None:
+        """Normalise the gallery once for all blocks of queries, where there is room for it."""
+        gallery = self.gallery
+        if COPIES * 4 * gallery.numel() > _free_bytes(gallery.device):
+            return
+        units = torch.empty_like(gallery, dtype=torch.float32)
+        rows = torch.arange(len(gallery), device=gallery.device)
+        for part in torch.split(rows, max(1, PAIR_ELEMENTS // gallery.shape[1])):
+            units[part] = _normalised(gallery, self.gallery_norms, part, torch.float32)
+        self.units = units
 
     def _count_block(
         self, start: int, stop: int, thresholds: Thresholds, counts: np.ndarray
@@ -131,10 +147,13 @@ class TorchCounter:
         low, high = ((thresholds + sign * margin).float() for sign in (-1, 1))
         for left in range(0, len(self.gallery), width):
             columns = torch.arange(left, min(left + width, len(self.gallery)), device=rows.device)
-            factors = _normalised(self.gallery, self.gallery_norms, columns, torch.float32)
+            if self.units is not None:
+                factors = self.units[left : left + width]
+            else:
+                factors = _normalised(self.gallery, self.gallery_norms, columns, torch.float32)
             similarities = block @ factors.T
-            num_ahead = torch.searchsorted(high, similarities, right=True)
-            undecided = (num_ahead != torch.searchsorted(low, similarities, right=True)).nonzero()
+            num_ahead = _num_below(high, similarities, right=True)
+            undecided = (num_ahead != _num_below(low, similarities, right=True)).nonzero()
             num_reached = num_ahead
 
             # Pairs that are undecided in float32 are decided in float64.
@@ -142,8 +161,8 @@ class TorchCounter:
                 block64 = _normalised(self.queries, self.query_norms, rows, torch.float64)
                 factors64 = _normalised(self.gallery, self.gallery_norms, columns, torch.float64)
                 exact = block64 @ factors64.T
-                num_ahead = torch.searchsorted(thresholds + tolerance, exact)
-                num_reached = torch.searchsorted(thresholds - tolerance, exact, right=True)
+                num_ahead = _num_below(thresholds + tolerance, exact)
+                num_reached = _num_below(thresholds - tolerance, exact, right=True)
             elif len(undecided):
                 num_reached = num_ahead.clone()
                 exact = self._cosines(rows[undecided[:, 0]], columns[undecided[:, 1]])
@@ -152,10 +171,8 @@ class TorchCounter:
                 for pairs, cosines in parts:
                     at, bounds = pairs.unbind(1), thresholds[pairs[:, 0]]
                     cosines = cosines[:, None].contiguous()
-                    found = torch.searchsorted(bounds + tolerance, cosines)
-                    num_ahead[at] = found[:, 0]
-                    found = torch.searchsorted(bounds - tolerance, cosines, right=True)
-                    num_reached[at] = found[:, 0]
+                    num_ahead[at] = _num_below(bounds + tolerance, cosines)[:, 0]
+                    num_reached[at] = _num_below(bounds - tolerance, cosines, right=True)[:, 0]
 
             _add_histogram(ahead, num_ahead)
             _add_histogram(reached, num_reached)
@@ -180,9 +197,21 @@ class TorchCounter:
 def _elements_at_once(device: torch.device) -> int:
     if device.type != "cuda":
         return TILE_ELEMENTS["cpu"]
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = _free_bytes(device)
     return min(TILE_ELEMENTS["cuda"], max(TILE_ELEMENTS["cpu"], free // BYTES_PER_ELEMENT))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return how many bytes are free on a device; 0 where nothing tells."""
+    if device.type != "cuda":
+        return free_memory() or 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _num_below(bounds: Tensor, values: Tensor, right: bool = False) -> Tensor:
+    """Count the ascending bounds (B, R) below values (B, J), or with `right` up to them, int32."""
+    return torch.searchsorted(bounds, values, right=right, out_int32=True)
 
 
 def _norms(rows: Tensor) -> Tensor:

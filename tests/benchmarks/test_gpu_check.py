@@ -30,20 +30,21 @@ def run(folder: Path, *flags: str) -> tuple[dict, dict]:
 
 
 def test_every_section_is_there():
-    assert len(SECTIONS) == 18
+    assert len(SECTIONS) == 19
     for name, entry in SECTIONS.items():
         module = ROOT / "benchmarks" / "gpu" / f"{entry.module}.py"
         assert f"\ndef {name}(section: Section) -> None:" in module.read_text()
 
 
 def test_the_fastest_sections_find_what_they_look_for(tmp_path):
-    ends, found = run(tmp_path, "--only=env,precision,ceilings")
-    assert ends == dict.fromkeys(("data", "env", "precision", "ceilings", "all"), "ok")
+    ends, found = run(tmp_path, "--only=env,precision,ceilings,augment")
+    assert ends == dict.fromkeys(("data", "env", "precision", "ceilings", "augment", "all"), "ok")
     assert found["env"]["versions"]["torch"] and found["env"]["amp_auto"] == "None"
     assert (
         found["precision"]["ieee"]["relative"] < 1e-5 < found["precision"]["bfloat16"]["relative"]
     )
     assert found["ceilings"]["float64 TFLOP/s"] > 0
+    assert found["augment"]["bytes_that_differ"] == 0
     assert "===== precision" in (tmp_path / "gpu_check.log").read_text()
 
 

@@ -13,7 +13,9 @@ from metric_learning.engine.parallel.devices import (
     casting,
     choose_amp,
     choose_device,
+    embedding_batch,
     keep_freed_memory,
+    prepare_steps,
     reading_workers,
 )
 from metric_learning.engine.parallel.world import World
@@ -125,6 +127,28 @@ def test_a_gpu_is_read_for_by_the_cores_of_its_process(monkeypatch):
     assert reading_workers(None, torch.device("cuda")) == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "24")
     assert reading_workers(None, torch.device("cuda")) == 2
+
+
+def test_a_gpu_embeds_more_images_at_once_unless_told_otherwise():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert embedding_batch(10, False, cpu) == embedding_batch(10, True, cuda) == 10
+    assert embedding_batch(10, False, cuda) == 64
+    assert embedding_batch(100, False, cuda) == 100
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "is_tried"),
+    [("cpu", None, False), ("cuda", None, True), ("cuda", "cudnn", False), ("cuda", "all", False)],
+)
+def test_convolutions_are_tried_in_training_on_a_gpu(monkeypatch, device, deterministic, is_tried):
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: device == "cpu")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", deterministic == "cudnn")
+    monkeypatch.setattr(
+        torch, "are_deterministic_algorithms_enabled", lambda: deterministic == "all"
+    )
+    prepare_steps(torch.device(device))
+    assert torch.backends.cudnn.benchmark == is_tried
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")

@@ -1,14 +1,17 @@
 """What training does with the options of a model, and the size that it takes images at."""
 
 import pytest
+import torch
 from building import build_run
 from torch import nn
 
 import eval as eval_script
+import infer
 import train_elem
 import train_pair
 from metric_learning.common.flags import parse_flags
 from metric_learning.engine.embed.network import build_network, check_image_size
+from metric_learning.engine.options import evaluation
 from metric_learning.engine.options.evaluation import settle_embedding
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.train.train import set_train_mode
@@ -63,10 +66,25 @@ def test_a_chunk_of_one_image_is_too_small_for_the_neck(training_of):
         training_of(*flags, "--feature_norm=bnneck")
 
 
+def settled_work(script, *argv):
+    """Return the options of a model with random weights, as eval.py or infer.py settles them."""
+    flags = parse_flags("", script.FLAGS, ["--pretrained_model=random", *argv])
+    return settle_embedding(flags, World(), is_quiet=True)
+
+
 def settled_model(*argv):
     """Return the options of a model with random weights, as eval.py settles them."""
-    flags = parse_flags("", eval_script.FLAGS, ["--pretrained_model=random", *argv])
-    return settle_embedding(flags, World()).model
+    return settled_work(eval_script, *argv).model
+
+
+@pytest.mark.parametrize(("script", "default"), [(eval_script, 10), (infer, 1)])
+def test_the_default_batch_is_the_reference_s_but_for_a_gpu(monkeypatch, script, default):
+    assert settled_work(script, "--device=cpu").batch_size == default
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(evaluation, "choose_device", lambda *_: gpu)
+    work = settled_work(script)
+    assert work.batch_size == work.flags["batch_size"] == 64
+    assert settled_work(script, "--batch_size=3").batch_size == 3
 
 
 @pytest.mark.parametrize(

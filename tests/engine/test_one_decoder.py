@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.speed.reader import InOrder
 from metric_learning.data.prepare import __main__ as prepare
 from metric_learning.engine.report.plots import _draw
 from metric_learning.engine.report.subjects import build_subject
 from metric_learning.reader import ImageError, ImageSet, check
 from metric_learning.reader.batches.cache import CacheError
 from metric_learning.reader.batches.cache_build import open_cache
-from metric_learning.reader.batches.loader import Reading, eval_loader, train_loader
+from metric_learning.reader.batches.loader import Reading, eval_loader, to_crops, train_loader
 from metric_learning.reader.batches.on_device import JpegFile, decode_on_device, read_file
-from metric_learning.reader.batches.samplers import ShuffledSampler
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -117,11 +117,11 @@ def test_phone_photos_are_upright_in_features_and_in_the_cache(phone_photos, tra
         assert near(cached.read_image(i), reduced)
 
 
-def test_phone_photos_are_upright_on_the_device_and_in_the_report(phone_photos, tmp_path):
-    expected = np.asarray(picture())
+def crops_on_device(image_set):
+    """The training crops that a device makes of 14 images, (14, 3, 32, 32) uint8; and the batch."""
     loader = train_loader(
-        phone_photos,
-        ShuffledSampler(phone_photos.labels, len(phone_photos)),
+        image_set,
+        InOrder(len(image_set), 14),
         preprocessing("standard"),
         start_step=0,
         end_step=1,
@@ -131,10 +131,16 @@ def test_phone_photos_are_upright_on_the_device_and_in_the_report(phone_photos, 
         reading=Reading("files"),
     )
     [batch] = loader
-    assert sum(jpeg is not None for jpeg in batch.images.jpegs) == 7
-    assert set(batch.images.shapes) == {(64, 48)}
-    for image in batch.images.unpack(torch.device("cpu")):
-        assert near(image.permute(1, 2, 0).numpy(), expected)
+    return to_crops(batch, preprocessing("standard"), torch.device("cpu")).numpy(), batch
+
+
+def test_phone_photos_are_upright_on_the_device_and_in_the_report(phone_photos, tmp_path):
+    expected = np.asarray(picture())
+    picture().save(tmp_path / "upright.png")
+    upright, _ = crops_on_device(make_set([tmp_path / "upright.png"] * 14))
+    found, batch = crops_on_device(phone_photos)
+    assert near(found, upright)
+    assert sum(len(group.files) for group in batch.images.groups) == 7
     assert isinstance(read_file(phone_photos, 0), JpegFile)
 
     subject = build_subject(phone_photos, np.zeros((14, 2), np.float32), {}, {}, [])

@@ -97,6 +97,30 @@ def test_small_tiles_and_pieces_change_nothing(kind, device, monkeypatch):
     assert found_ranks(rows, labels, device=device) == expected
 
 
+@pytest.mark.parametrize("is_split", [False, True])
+def test_a_gallery_that_is_normalised_once_ranks_the_same(is_split, monkeypatch):
+    rows, labels = make("near ties", 300, 9)
+    data = (rows[:100], labels[:100], rows[100:], labels[100:]) if is_split else (rows, labels)
+    monkeypatch.setattr(choose, "CpuCounter", None)
+    monkeypatch.setattr(by_torch, "TILE_ROWS", 16)
+    monkeypatch.setitem(by_torch.TILE_ELEMENTS, "cpu", 1000)
+    normalise, sizes = by_torch._normalised, []
+
+    def count_rows(vectors, norms, rows, dtype):
+        if dtype == torch.float32:
+            sizes.append(len(rows))
+        return normalise(vectors, norms, rows, dtype)
+
+    monkeypatch.setattr(by_torch, "_normalised", count_rows)
+    for free in (0, 10**9):
+        sizes.clear()
+        monkeypatch.setattr(by_torch, "free_memory", lambda free=free: free)
+        assert found_ranks(*data) == oracle_ranks(*data)
+        num_queries, num_images = len(data[0]), len(data[-2])
+        once = num_queries + num_images
+        assert sum(sizes) == once if free else sum(sizes) > 4 * once
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("name", LADDERS)
 def test_threads_and_products_change_nothing(threads, name, monkeypatch):

@@ -19,7 +19,7 @@ from metric_learning.reader.batches.loader import (
     to_inputs,
     train_loader,
 )
-from metric_learning.reader.batches.on_device import WholeImages
+from metric_learning.reader.batches.on_device import DeviceImages
 from metric_learning.reader.batches.samplers import ClassBlockSampler, ShuffledSampler
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.image_set import ImageError, ImageSet
@@ -131,8 +131,8 @@ def test_files_are_decoded_where_the_batch_goes(image_set):
     sampler = ShuffledSampler(image_set.labels, 24)
     expected = inputs_of(load(image_set, sampler, end=2))
     batches = load(image_set, sampler, Reading("files"), end=2)
-    assert [isinstance(batch.images, WholeImages) for batch in batches] == [True, True]
-    assert sum(path is not None for path in batches[0].images.jpegs) == 16
+    assert [isinstance(batch.images, DeviceImages) for batch in batches] == [True, True]
+    assert [len(group.files) for group in batches[0].images.groups] == [16]
     for images, wanted in zip(inputs_of(batches), expected, strict=True):
         np.testing.assert_array_equal(images, wanted)
 
@@ -161,7 +161,7 @@ def test_a_jpeg_broken_inside_is_named_when_it_is_decoded(image_set):
 
 
 @CUDA
-@pytest.mark.parametrize(("hand_over", "levels"), [("crops", 0), ("images", 1), ("files", 6)])
+@pytest.mark.parametrize(("hand_over", "levels"), [("crops", 0), ("images", 0), ("files", 6)])
 def test_a_gpu_makes_the_same_inputs(image_set, hand_over, levels):
     """NVIDIA's decoder rounds otherwise, and interpolates colours otherwise at their edges."""
     sampler = ShuffledSampler(image_set.labels, 24)
