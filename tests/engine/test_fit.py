@@ -91,7 +91,7 @@ def test_run_folder_tells_the_whole_story(toy_flags, tmp_path, capsys):
     assert files == {
         *("args.json", "log.txt", "stats.jsonl", "tensorboard"),
         *("last.pt", "last.safetensors", "best.pt", "best.safetensors"),
-        *("train_images.npz", "test_images.npz"),
+        *("train_images.npz", "test_images.npz", "test_scores.npz"),
         *("step_3.pt", "step_4.pt"),
     }
     lines = (folder / "log.txt").read_text()
