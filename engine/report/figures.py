@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from metric_learning.engine.report.data import RecallCurve
-from metric_learning.engine.report.plots import curve_of
+from metric_learning.engine.run.records import curve_of
 
 # Matplotlib knows no CSS variables: these stand for them until the SVG is written.
 VARIABLES = ("--ink", "--muted", "--line", "--first", "--second")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 from PIL import Image
 
 from metric_learning.common.atomic import write_text
 from metric_learning.common.log import log
 from metric_learning.common.outputs import replaced_folder
+from metric_learning.common.pages import templates_of
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.scoring import with_float64
 from metric_learning.engine.report import data, embedding_map, figures
@@ -84,43 +82,32 @@ def render(
     if picture is not None and layout is not None:
         plot_map(layout, subject.labels, subject.class_names, picture)
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f}"
-    environment.filters["breakable"] = _breakable
-
-    return environment.get_template("report.html").render(
-        subject=subject,
-        found=found,
-        caveats=_caveats(subject),
-        tiles=_tiles(found, curve),
-        loss_chart=figures.draw_loss(subject.records),
-        tests_chart=figures.draw_tests(subject.records),
-        recall_chart=figures.draw_recall(curve),
-        recall_rows=_recall_rows(curve),
-        similarities=_similarities(subject, seed),
-        query_groups=_query_groups(subject, found, thumbnail, seed),
-        has_tests=any(record["kind"] == "test" for record in subject.records),
-        class_rows=worst_first(
-            class_table(found.scores, subject.class_names, subject.super_classes)
-        ),
-        confused=_confused(subject, found, thumbnail),
-        map=None if layout is None else _map(subject, layout, thumbnail),
+    return (
+        templates_of(TEMPLATES)
+        .get_template("report.html")
+        .render(
+            subject=subject,
+            found=found,
+            caveats=_caveats(subject),
+            tiles=_tiles(found, curve),
+            loss_chart=figures.draw_loss(subject.records),
+            tests_chart=figures.draw_tests(subject.records),
+            recall_chart=figures.draw_recall(curve),
+            recall_rows=_recall_rows(curve),
+            similarities=_similarities(subject, seed),
+            query_groups=_query_groups(subject, found, thumbnail, seed),
+            has_tests=any(record["kind"] == "test" for record in subject.records),
+            class_rows=worst_first(
+                class_table(found.scores, subject.class_names, subject.super_classes)
+            ),
+            confused=_confused(subject, found, thumbnail),
+            map=None if layout is None else _map(subject, layout, thumbnail),
+        )
     )
 
 
 def _caveats(subject: data.Subject) -> list[str]:
     return caveats.of_split(subject, default_ks(len(subject.gallery_rows)))
-
-
-def _breakable(name: str) -> Markup:
-    """Let the long names of classes break after their punctuation."""
-    return Markup(re.sub(r"([_./-])(?=[\w(])", r"\1<wbr>", str(escape(name))))
 
 
 def _thumbnails(read_image: Callable[[int], np.ndarray]) -> Thumbnail:

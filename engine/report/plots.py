@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 
 from metric_learning.common.atomic import write_atomically
 from metric_learning.common.names import to_line
-from metric_learning.common.schema import is_finite
 from metric_learning.engine.report.files import GENERATOR
-from metric_learning.engine.run.records import read_records
+from metric_learning.engine.run.records import curve_of, read_records
 from metric_learning.reader.sets.image_set import Decoding, decode_image, read_file
 from metric_learning.retrieval.search import nearest
 
@@ -47,19 +46,6 @@ def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
             axis.set_ylim(bottom=0, top=1 if kind == "test" else None)
             axis.grid(alpha=0.3)
     _save(figure, picture)
-
-
-def curve_of(
-    records: Sequence[dict[str, Any]], kind: str, name: str
-) -> tuple[list[int], list[float]]:
-    """Return the steps, ascending, and the finite values `name` of the records of a kind."""
-    points = {
-        record["step"]: record[name]
-        for record in records
-        if record["kind"] == kind and is_finite(record.get(name))
-    }  # of a resumed run the later record counts
-    steps = sorted(points)
-    return steps, [points[step] for step in steps]
 
 
 def plot_neighbours(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from metric_learning.common.schema import (
     Field,
     check_fields,
     is_count,
+    is_finite,
     is_text,
     parse_json,
     shown,
@@ -45,6 +47,19 @@ def read_records(file: Path) -> list[dict[str, Any]]:
                 f"{shown(line.rstrip())}: delete the line"
             ) from None
     return records
+
+
+def curve_of(
+    records: Sequence[dict[str, Any]], kind: str, name: str
+) -> tuple[list[int], list[float]]:
+    """Return the steps, ascending, and the finite values `name` of the records of a kind."""
+    points = {
+        record["step"]: record[name]
+        for record in records
+        if record["kind"] == kind and is_finite(record.get(name))
+    }  # of a resumed run the later record counts
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]
 
 
 def write_scores(folder: Path, scores: QueryScores) -> None:

@@ -33,8 +33,7 @@ from metric_learning.engine.report.figures import (
     draw_similarities,
     draw_tests,
 )
-from metric_learning.engine.report.plots import curve_of
-from metric_learning.engine.run.records import read_records
+from metric_learning.engine.run.records import curve_of, read_records
 
 
 @pytest.fixture(params=["self", "gallery"])

@@ -1,33 +1,4 @@
-"use strict";
-
-// Sorting and filtering of the class table; without this script it is a plain table.
-function makeSortable(table) {
-  const body = table.tBodies[0];
-  const headers = [...table.tHead.rows[0].cells];
-  const key = (row, column) => {
-    const text = row.cells[column].textContent.trim();
-    return headers[column].classList.contains("number") ? parseFloat(text) : text.toLowerCase();
-  };
-  const collator = new Intl.Collator(undefined, { numeric: true });
-  const compare = (a, b) => (typeof a === "number" ? a - b : collator.compare(a, b));
-
-  headers.forEach((header, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...header.childNodes);
-    header.append(button);
-    button.addEventListener("click", () => {
-      const isDescending = header.getAttribute("aria-sort") === "ascending";
-      const sign = isDescending ? -1 : 1;
-      const rows = [...body.rows].map((row) => [key(row, column), row]);
-      rows.sort((a, b) => sign * compare(a[0], b[0]));
-      body.append(...rows.map(([, row]) => row));
-      headers.forEach((other) => other.removeAttribute("aria-sort"));
-      header.setAttribute("aria-sort", isDescending ? "descending" : "ascending");
-    });
-  });
-}
-
+// The filter of the class table; without this script it is a plain table.
 function makeFilter(input, table, status) {
   const rows = [...table.tBodies[0].rows].map((row) => [row.textContent.toLowerCase(), row]);
   input.addEventListener("input", () => {
