@@ -79,6 +79,7 @@ FLAGS = (
         Flag("output_dir", path, None, "folder of the results; default: output/boards/BOARD"),
         Flag("dry_run", boolean, False, "print the trainings and what they take, do nothing"),
         Flag("retry", boolean, False, "do trainings again that have failed"),
+        Flag("reports", boolean, False, "write a report on the first seed of each row at the end"),
     ),
     *grouped(
         "machine",

@@ -20,6 +20,7 @@ from metric_learning.common.optional import import_optional
 from metric_learning.engine.leaderboard.board import Board
 from metric_learning.engine.leaderboard.formats import write_tables
 from metric_learning.engine.leaderboard.live import Live
+from metric_learning.engine.leaderboard.page import write_page
 from metric_learning.engine.leaderboard.plan import Plan
 from metric_learning.engine.leaderboard.results import results_of
 from metric_learning.engine.leaderboard.work import Interrupted, Place, work
@@ -63,6 +64,7 @@ def run_board(board: Board, output: Path, machines: Machines) -> dict[str, Any]:
     plan = Plan(board, output)
     found = results_of(plan)
     write_tables(found, output)
+    write_page(found, output)
     return found
 
 
@@ -150,7 +152,9 @@ def follow(board: Board, output: Path, is_working: Callable[[], bool]) -> None:
         live.update()
         took = time.monotonic()
         if took - written > WRITE:
-            write_tables(results_of(plan), output)
+            found = results_of(plan)
+            write_tables(found, output)
+            write_page(found, output)
             written = 2 * time.monotonic() - took  # at most half of this process's time
         time.sleep(0 if is_last else LOOK)
     live.close()

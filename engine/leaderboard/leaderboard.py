@@ -21,7 +21,9 @@ from metric_learning.engine.leaderboard.own_data import (
     make_best,
     own_board,
 )
+from metric_learning.engine.leaderboard.page import FILE, write_page
 from metric_learning.engine.leaderboard.plan import Plan
+from metric_learning.engine.leaderboard.reports import write_reports
 from metric_learning.engine.options.parts import DataOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS
 from metric_learning.reader import describe_sets
@@ -51,11 +53,11 @@ def compare(flags: Flags) -> dict[str, Any]:
     file = flags.board if Path(flags.board).suffix else str(BOARDS / f"{flags.board}.yaml")
     board = read_board(file, changes_of(flags))
     output = Path(flags.output_dir or Path("output") / "boards" / board.name)
-    return compare_rows(board, output, machines, flags.dry_run, flags.retry)
+    return compare_rows(board, output, machines, flags.dry_run, flags.retry, flags.reports)
 
 
 def compare_rows(
-    board: Board, output: Path, machines: Machines, is_dry: bool, retries: bool
+    board: Board, output: Path, machines: Machines, is_dry: bool, retries: bool, reports: bool
 ) -> dict[str, Any]:
     """Compare the rows of a board, and print and return the table."""
     trainings = foresee(board)
@@ -71,7 +73,10 @@ def compare_rows(
     if retries:
         Plan(board, output).retry()
     results = run_board(board, output, machines)
-    show(f"\n{markdown(results)}\n{output / 'board.html'}")
+    if reports:
+        write_reports(results, output, [f"--device={name}" for name in machines.devices[:1]])
+        write_page(results, output)  # with links to them
+    show(f"\n{markdown(results)}\n{output / FILE}")
     return results
 
 
@@ -86,7 +91,7 @@ def compare_own(flags: Flags, machines: Machines) -> dict[str, Any]:
     network = find_weights(dict(flags.flag))
     seconds = 60.0 * flags.minutes * len(places_of(machines))
     board = own_board(own, network, choose_effort(own, network, seconds, output))
-    results = compare_rows(board, output, machines, flags.dry_run, flags.retry)
+    results = compare_rows(board, output, machines, flags.dry_run, flags.retry, flags.reports)
     if not flags.dry_run:
         results["best_folder"] = str(make_best(board, results, own, output))
     return results

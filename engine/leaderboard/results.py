@@ -52,6 +52,7 @@ def results_of(plan: Plan) -> dict[str, Any]:
         "best": best,
         "rows": [rows[name] for name in _in_order(board.rows, rows)],
         "done": sum(plan.outcome(task) is not None for task in tasks),
+        "total": plan.total(),
         "is_finished": not plan.open_tasks(),
     }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from metric_learning.common.outputs import Kind, kind_of_file
 
+TEMPLATES = Path(__file__).with_name("templates")
 PAGE, MAP = "index.html", "map.png"
 CURVES, NEIGHBOURS = PICTURES = ("curves.png", "neighbours.png")  # of the summary
 GENERATOR = "metric-learning"  # stands in page and pictures

@@ -20,7 +20,7 @@ from metric_learning.common.pages import templates_of
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.scoring import with_float64
 from metric_learning.engine.report import data, embedding_map, figures
-from metric_learning.engine.report.files import MAP, PAGE, PICTURES
+from metric_learning.engine.report.files import MAP, PAGE, PICTURES, TEMPLATES
 from metric_learning.engine.report.plots import plot_map
 from metric_learning.retrieval.metrics import DEFAULT_KS, default_ks, summarise
 from metric_learning.retrieval.significance import MIN_CLASSES
@@ -28,7 +28,6 @@ from metric_learning.retrieval.tables import class_table, confusions, worst_firs
 
 Thumbnail = Callable[[int, int], str]  # row, pixels of the longer side -> data URI
 Row = dict[str, Any]
-TEMPLATES = Path(__file__).with_name("templates")
 NUM_QUERIES, NUM_PAIRS, NUM_CONFUSIONS = 8, 100_000, 12
 QUERY_PIXELS, MAP_PIXELS = 128, 48  # longer side of a thumbnail; shown smaller
 JPEG_QUALITY = 75
