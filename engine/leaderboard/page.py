@@ -84,7 +84,7 @@ def render(found: Mapping[str, Any], folder: Path) -> str:
             title=printable(found["title"]),
             data=[f"--{name}={printable(text)}" for name, text in found["data"].items()],
             lines=[protocol, *notes[:1]],
-            notes=[linked(printable(line)) for line in notes[1:]],
+            notes=[linked(line) for line in notes[1:]],
             chance=chance,
             progress=None if found["is_finished"] else (found["done"], found["total"]),
             now=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -246,6 +246,7 @@ def _published_cell(published: Mapping[str, str]) -> Cell:
 
 def linked(text: str) -> Markup:
     """Return a text whose addresses are links."""
+    text = printable(text)
     parts, end = [], 0
     for match in ADDRESS.finditer(text):
         parts += [escape(text[end : match.start()])]

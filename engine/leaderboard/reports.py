@@ -20,12 +20,13 @@ def write_reports(found: Mapping[str, Any], output: Path, words: Sequence[str] =
     """
     data = [f"--{name}={text}" for name, text in found["data"].items()]
     for row in found["rows"]:
-        if "figures" not in row or is_fresh(output / row["runs"][0]):
+        if "figures" not in row:
             continue
         folder = output / row["runs"][0]
-        log(f"{row['name']}: report on {folder}")
         try:
-            report([str(folder), *data, *words])
+            if not is_fresh(folder):
+                log(f"{row['name']}: report on {folder}")
+                report([str(folder), *data, *words])
         except SystemExit:  # it has said why
             log(f"{row['name']}: no report")
         except Exception as error:

@@ -1,4 +1,4 @@
-"""How tests start torchrun, and training runs that they kill."""
+"""How tests start torchrun, training runs that they kill, and a browser."""
 
 import os
 import socket
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import Browser
 from processes import TINY, TrainingProcess
 
 from metric_learning.common.flags import last_of_each
@@ -95,3 +96,10 @@ def tiny_flags(toy_flags, tmp_path):
         *TINY,
         f"--model_save_dir={tmp_path}",
     ]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    started = Browser(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()

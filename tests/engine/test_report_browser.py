@@ -4,19 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser, needs_chromium
+from browser import needs_chromium
 
 from metric_learning.engine.report.data import Subject
 from metric_learning.engine.report.page import render
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    started = Browser(tmp_path_factory.mktemp("profile"))
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

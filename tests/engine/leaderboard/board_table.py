@@ -1,6 +1,7 @@
 """Tables of boards for the tests of their page, and the run folders that they name."""
 
 import json
+import re
 from pathlib import Path
 
 ODD = "<b>\"a\" & 'b'</b> $x$ \u65e5\u672c\u8a9e {{ row }}\nline </script><script>alert(1)</script>"
@@ -50,7 +51,7 @@ def trial(number: int, value: float | None, failure: str | None = None) -> dict:
 def make_row(name: str, recall: float | None = None, **others) -> dict:
     """A row as `results_of` describes it; without a recall it is not done yet."""
     trials = [trial(0, 0.2), trial(1, 0.25), trial(2, None, "its first fold stays near chance")]
-    slug = f"row_{abs(hash(name)) % 10**6}" if not name.isascii() else name.split("<")[0].strip()
+    slug = re.sub(r"[^\w.+-]+", "_", name).strip("_.")
     row = {
         "name": name,
         "start": None,
