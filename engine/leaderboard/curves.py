@@ -16,6 +16,7 @@ from metric_learning.engine.run.records import curve_of, read_records
 
 MOST_POINTS = 200  # of a curve
 DIGITS = 4  # of a number in the page
+LEAST_START = 1e-6  # of a loss that is shown relative to it
 # What the record of a training step holds -> the name of its curve.
 MEASURES = ("loss", "recall")
 
@@ -25,8 +26,8 @@ Curve = list[list[float]]  # images seen, and values
 def curves_of(folder: Path) -> dict[str, Curve]:
     """Return the curves of a run folder that there are: `loss`, `relative` and `recall`.
 
-    `relative` is the loss by its first record, where that is above 0. A run that has not begun,
-    or whose files are damaged, has no curves.
+    `relative` is the loss by its first record, where that is above 0. A run that has not begun, or
+    whose files are damaged, has no curves.
     """
     try:
         found = (folder / "stats.jsonl").stat()
@@ -49,7 +50,7 @@ def _read(folder: Path, size: int, changed: int) -> dict[str, Curve]:
             continue
         images = np.array(steps, float) * batch
         curves[name] = thinned(images, np.array(values))
-        if name == "loss" and values[0] > 0:
+        if name == "loss" and values[0] >= LEAST_START:
             curves["relative"] = thinned(images, np.array(values) / values[0])
     return curves
 

@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 STEPS = (1, 2, 5, 10)  # of the ticks
 MARGIN = 0.04  # of an axis, free at both ends
 INTERVAL = (184, 26)  # px, the drawing of an interval
+SCALE = 16  # px, the height of the numbers of its axis
 EDGE = 16.0  # px beside it, in which half a text of a tick has room
 PLOT = (264, 168)  # px, the plot of trials over a parameter
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 12.0, 12.0, 38.0  # px around it
@@ -84,34 +85,37 @@ def interval_axis(values: Sequence[float]) -> Axis:
 
 
 def draw_grid(name: str, axis: Axis, lines: Mapping[str, float]) -> Markup:
-    """Return what the drawings of an axis share, as a symbol: its ticks, and named lines.
+    """Return what the drawings of an axis share, as symbols: its ticks with lines, and its numbers.
 
     `lines` are values by a name that is their class in the page's style.
     """
     width, height = INTERVAL
-    parts = [_vertical("tick", place, 0, height) for place, _ in axis.ticks]
-    parts += [_vertical(kind, axis.at(value), 0, height) for kind, value in lines.items()]
-    return Markup('<symbol id="{}" viewBox="0 0 {} {}">{}</symbol>').format(
-        name, width, height, Markup("").join(parts)
+    marks = [_vertical("tick", place, 0, height) for place, _ in axis.ticks]
+    marks += [_vertical(kind, axis.at(value), 0, height) for kind, value in lines.items()]
+    numbers = [_text(place, 12, text) for place, text in axis.ticks]
+    symbol = Markup('<symbol id="{}-{}" viewBox="0 0 {} {}">{}</symbol>')
+    return symbol.format("grid", name, width, height, Markup("").join(marks)) + symbol.format(
+        "scale", name, width, SCALE, Markup("").join(numbers)
     )
 
 
-def draw_scale(axis: Axis) -> Markup:
-    """Draw the numbers of an axis, to stand above the intervals."""
-    width, height = INTERVAL[0], 16
-    texts = [_text(place, 12, text) for place, text in axis.ticks]
-    return Markup('<svg class="scale" viewBox="0 0 {} {}" aria-hidden="true">{}</svg>').format(
-        width, height, Markup("").join(texts)
-    )
+def draw_scale(name: str) -> Markup:
+    """Draw the numbers of an axis, to stand above or below its intervals."""
+    return Markup(
+        '<svg class="scale" viewBox="0 0 {} {}" aria-hidden="true"><use href="#scale-{}"/></svg>'
+    ).format(INTERVAL[0], SCALE, name)
 
 
 def draw_interval(
-    grid: str, axis: Axis, value: float, ends: Sequence[float | None], is_filled: bool, title: str
+    name: str, axis: Axis, value: float, ends: Sequence[float | None], is_filled: bool, title: str
 ) -> Markup:
-    """Draw a value and its interval on the axis of all rows; the value alone where it has none."""
+    """Draw a value and its interval on the axis of all rows; the value alone where it has none.
+
+    `name` is that of the axis in `draw_grid`, `title` what is read out.
+    """
     width, height = INTERVAL
     middle = height / 2
-    parts = [Markup('<use href="#{}"/>').format(grid)]
+    parts = [Markup('<use href="#grid-{}"/>').format(name)]
     low, high = ends
     if low is not None and high is not None:
         first, last = axis.at(low), axis.at(high)
@@ -120,6 +124,7 @@ def draw_interval(
                 first, middle, last, middle - 5
             )
         )
+
     kind = "value filled" if is_filled else "value"
     parts.append(
         Markup('<circle class="{}" cx="{}" cy="{}" r="4.5"/>').format(kind, axis.at(value), middle)

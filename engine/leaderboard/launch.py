@@ -146,6 +146,7 @@ def follow(board: Board, output: Path, is_working: Callable[[], bool]) -> None:
     plan = Plan(board, output)
     live, written = Live(plan), time.monotonic()
     is_last = False
+
     while not is_last:
         is_last = not is_working()
         plan.refresh()

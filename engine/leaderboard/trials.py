@@ -27,6 +27,7 @@ def describe_trials(row: Mapping[str, Any]) -> dict[str, Any] | None:
         }
         for number, trial in enumerate(row["trials"])
     ]
+
     return {
         "plots": plots_of(row),
         "all": described,

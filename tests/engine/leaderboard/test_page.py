@@ -12,9 +12,10 @@ from report_subject import Page
 
 from metric_learning.common.names import printable
 from metric_learning.engine.leaderboard import page, reports
+from metric_learning.engine.leaderboard.cells import linked
 from metric_learning.engine.leaderboard.curves import MOST_POINTS, curves_of, thinned
 from metric_learning.engine.leaderboard.drawings import Axis, Dot, draw_trials, interval_axis
-from metric_learning.engine.leaderboard.page import linked, render, write_page
+from metric_learning.engine.leaderboard.page import render, write_page
 
 
 def of_kind(found: Page, tag: str, kind: str) -> list[dict]:
@@ -40,7 +41,7 @@ def test_the_page_shows_rows_of_all_states(folder):
     found = Page(html)
     states = [a["class"].split()[0] for tag, a in found.elements if tag == "tbody"]
     assert states == ["done", "done", "done", "done", "failed", "open"]
-    assert "80.0 ± 0.4" in body_of(html, 0) and "(78.0 to 82.0)" in body_of(html, 0)
+    assert "80.0 ± 0.4" in body_of(html, 0) and "(78.0\xa0to\xa082.0)" in body_of(html, 0)
     assert "+7.0* (5.0 to 9.0)" in body_of(html, 0) and "is the best" in body_of(html, 0)
     assert "is the baseline" in body_of(html, 2) and "lr above 0.1" in body_of(html, 2)
     assert "failed: ValueError: &lt;i&gt;no&lt;/i&gt; such loss" in body_of(html, 4)
@@ -112,7 +113,7 @@ def test_the_page_needs_nothing_else(folder):
         if tag == "link":
             assert attributes["href"] == "data:,"
         if tag == "use":
-            assert attributes["href"].startswith("#grid-")
+            assert attributes["href"].startswith(("#grid-", "#scale-"))
     assert "@import" not in html and "url(" not in html and "default-src 'none'" in html
     outside = [a["href"] for t, a in found.elements if t == "a" and "://" in a["href"]]
     assert set(outside) == {"https://example.org/a?b=1&c=2"}
