@@ -9,4 +9,6 @@ work         one process that does what is open. claims: who does what. launch: 
 standings    figures, intervals and differences. results: the table. formats: as it is written
 leaderboard  what leaderboard.py does. dry_run, estimate: what it would take.
              origin: images and weights that it is of. own_data: without a board
+page         board.html. cells: its table. drawings: intervals and trials. trials: what was tried.
+             curves: how trainings went. reports: what its links lead to
 """
