@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ from metric_learning.engine.leaderboard.origin import data_options
 from metric_learning.engine.leaderboard.plan import needs_trials, settings_of
 from metric_learning.engine.leaderboard.space import Point
 from metric_learning.engine.leaderboard.tasks import (
-    OUTPUT,
     PLANNED,
     RUNS,
     Task,
@@ -41,9 +41,8 @@ class Foreseen(NamedTuple):
 
     def command(self, output: Path) -> str:
         """Return its command line."""
-        flags = {**self.task.flags, **self.hidden}
-        words = [f"--{name}={text}" for name, text in flags.items()]
-        return " ".join(["python", self.task.script, *words]).replace(OUTPUT, str(output))
+        task = replace(self.task, flags={**self.task.flags, **self.hidden})
+        return task.command(output)
 
 
 def foresee(board: Board) -> list[Foreseen]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from metric_learning.engine.leaderboard.standings import (
     figure_of,
     holm,
 )
-from metric_learning.engine.leaderboard.tasks import OUTPUT, Task
+from metric_learning.engine.leaderboard.tasks import Task
 from metric_learning.engine.run.records import read_scores
 
 # What differs between runs of the same board: where and how fast it was done.
@@ -101,7 +102,7 @@ def _describe(plan: Plan, row: Row) -> dict[str, Any]:
             }
             for trial in search.trials
         ],
-        "commands": [_command(task) for task in finals],
+        "commands": [task.command(Path("OUTPUT")) for task in finals],
         "runs": [task.folder for task in finals],
         "images": max((o.images for o in outcomes), default=0.0),
         "minutes": sum(o.minutes for o in everything),
@@ -123,12 +124,6 @@ def _failure_of(plan: Plan, tasks: Sequence[Task]) -> str | None:
         if outcome is not None and number == 0 and outcome.is_dead:
             return "its first fold stays near chance"
     return None
-
-
-def _command(task: Task) -> str:
-    """Return the command that repeats a training."""
-    words = (f"--{name}={text}" for name, text in task.flags.items())
-    return " ".join(["python", task.script, *words]).replace(OUTPUT, "OUTPUT")
 
 
 def _read_scores(plan: Plan, row: Row) -> Scores | None:

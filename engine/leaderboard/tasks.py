@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,10 @@ class Task:
         """Return its command line, without the script."""
         texts = {name: text.replace(OUTPUT, str(output)) for name, text in self.flags.items()}
         return [f"--{name}={text}" for name, text in texts.items()]
+
+    def command(self, output: Path) -> str:
+        """Return what repeats it in a shell."""
+        return shlex.join(["python", self.script, *self.words(output)])
 
 
 @dataclass(frozen=True)
