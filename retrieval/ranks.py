@@ -74,9 +74,9 @@ def iterate_ranks(
 
     Yields:
         Ranks of consecutive queries: of all at once, or of as many as fit into as much memory as
-        the embeddings take; where queries have many positives, the CPU keeps a copy of the gallery
-        of 4 bytes per number. Cost: O(Q G D) time; half of it in self-retrieval on the CPU, if all
-        queries come at once.
+        the embeddings take; where queries have many positives, the CPU keeps a copy of a gallery in
+        memory, in 4 bytes per number, up to 1 GiB. Cost: O(Q G D) time; half of it in
+        self-retrieval on the CPU, if all queries come at once.
     """
     share = share or Share()
     counter = choose_counter(queries, gallery, device)

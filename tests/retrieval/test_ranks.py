@@ -219,6 +219,22 @@ def test_threads_and_shares_of_many_positives_change_nothing(threads, monkeypatc
     assert found_ranks(rows, labels, share=Share(0, 2, lambda _: next(totals))) == expected
 
 
+@pytest.mark.parametrize(("most", "is_kept"), [(300 * 8, True), (300 * 8 - 1, False)])
+def test_factors_of_a_large_gallery_are_not_kept(most, is_kept, monkeypatch):
+    rows, labels = make("clustered", 300, 8)
+    labels = labels % 2
+    counters = []
+    monkeypatch.setattr(compiled, "MOST_KEPT", most)
+    monkeypatch.setattr(ranks, "choose_counter", lambda q, g, _: keep(compiled.CpuCounter(q, g)))
+
+    def keep(counter):
+        counters.append(counter)
+        return counter
+
+    assert found_ranks(rows, labels) == oracle_ranks(rows, labels)
+    assert bool(counters[0].kept) == is_kept
+
+
 @pytest.mark.parametrize("kind", ["clustered", "duplicated"])
 def test_queries_leave_themselves_out_of_many_positives(kind, device):
     rows, labels = make(kind, 700, 8)

@@ -40,6 +40,7 @@ from metric_learning.retrieval.counting.thresholds import (
 BLOCK_NUMBERS = 2**21  # of embeddings that are normalised at once for products of classes
 # Similarities of which float64 computes one dimension more in the time of deciding one of them.
 DIMENSIONS_DECIDED = 10_000
+MOST_KEPT = 2**28  # numbers of a gallery whose factors are kept, in 4 bytes each
 
 
 class CpuCounter:
@@ -50,7 +51,8 @@ class CpuCounter:
         self.is_self_retrieval = gallery is None
         self.gallery = self.queries if gallery is None else prepare(gallery)
         # Factors of the gallery, about as large as it, for queries with many positives.
-        self.kept: Kept | None = None if is_mapped(self.gallery.rows) else {}
+        is_large = is_mapped(self.gallery.rows) or self.gallery.rows.size > MOST_KEPT
+        self.kept: Kept | None = None if is_large else {}
         self.kept_order: np.ndarray | None = None
 
     def pair_cosines(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
@@ -88,6 +90,7 @@ class CpuCounter:
         counts = Counts(*np.zeros((2, len(thresholds.cosines)), np.int32))
         sizes = np.diff(thresholds.offsets)
         has_many = sizes > MANY
+
         if has_many.any():
             rows = np.flatnonzero(has_many)
             if not is_mapped(self.queries.rows):  # disks like to be read in order
@@ -98,6 +101,7 @@ class CpuCounter:
             places = np.repeat(~has_many, sizes)
             for total, part in zip(counts, self._count_few(query_range, few, share), strict=True):
                 total[places] = part
+
         if share.size == 1:
             return counts.ahead, counts.level
         ahead, level = (share.add(count.astype(np.int64)) for count in counts)

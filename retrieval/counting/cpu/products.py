@@ -152,11 +152,13 @@ def _seconds(product: Product) -> float:
     errors = [product.fill(v, 0, TIMED_ROWS, out) for v, out in zip(sides, factors, strict=True)]
     size = -(-TIMED_ROWS // product.grain) * product.grain
     out = np.empty((size, size), product.dtype)
+
     times = []
     for _ in range(4):
         started = time.perf_counter()
         product.multiply(factors[0], factors[1], TIMED_ROWS, (0, TIMED_ROWS), out)
         times.append(time.perf_counter() - started)
+
     rows, columns = (v.rows / v.norms[:, None] for v in sides)
     error = np.abs(out[:TIMED_ROWS, :TIMED_ROWS] - rows @ columns.T).max()
     bound = cosine_error(product, TIMED_DIM, *errors) or rounding_error(TIMED_DIM, np.float64)

@@ -147,6 +147,7 @@ def _multiply(rows, columns, height, part, segment, ratio, out):
     low, panel = pairs * LANES, 2 * pairs * LANES
     row_pairs, column_pairs = rows.panels.reshape(-1), columns.panels.reshape(-1)
     cosines = out.reshape(-1)
+
     for left in range(part[0], part[1], LANES * PANELS):
         their_units = columns.units[left:]
         out[:height, left : left + LANES * PANELS] = 0.0

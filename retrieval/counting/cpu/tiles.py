@@ -84,9 +84,8 @@ def for_each_tile(
 
     Without a gallery the queries are it and all are asked: tiles below the diagonal are left out
     and those above it count for both sides. The range is the first query and the one behind the
-    last; the products, which may be timed, are from fast to exact. Tiles are square by default;
-    columns that are left out have no values. What is kept are the columns' factors of the first
-    product, for the next call with the same columns.
+    last; the products, which may be timed, are from fast to exact; tiles are square by default.
+    Kept are the columns' factors of the first product, for the next call with the same columns.
     """
     shape = shape or square()
     columns = queries if gallery is None else gallery
@@ -102,16 +101,14 @@ def for_each_tile(
     has_stopped = Event()
 
     def work() -> None:
-        workspace = Workspace(
-            queries, columns, gallery is None, shape, products, left_out, kept, has_stopped
-        )
-        visitor = make_visitor()
+        room = shape, products, left_out, kept
+        workspace, visitor = Workspace(queries, columns, gallery is None, *room), make_visitor()
         while not has_stopped.is_set():
             try:
                 block = tasks.get_nowait()
             except Empty:
                 return
-            workspace.visit_block(*block, visitor)
+            workspace.visit_block(*block, visitor, has_stopped)
 
     with ONE_JOB, one_thread_each(), full_precision():
         products = choose_products()
@@ -147,7 +144,6 @@ class Workspace:
         products: Sequence[Product],
         left_out: LeftOut,
         kept: Kept | None,
-        has_stopped: Event,
     ) -> None:
         self.num_columns, self.is_symmetric = len(columns.rows), is_symmetric
         self.shape = shape
@@ -155,13 +151,12 @@ class Workspace:
             Level(product, queries, columns, shape, left_out, None if i else kept)
             for i, product in enumerate(products)
         ]
-        self.has_stopped = has_stopped
 
-    def visit_block(self, start: int, stop: int, visitor: Visitor) -> None:
+    def visit_block(self, start: int, stop: int, visitor: Visitor, has_stopped: Event) -> None:
         """Visit the tiles of queries start..stop, column after column."""
         rows, columns, _ = self.shape
         for left in range(start if self.is_symmetric else 0, self.num_columns, columns):
-            if self.has_stopped.is_set():
+            if has_stopped.is_set():
                 return
             right = min(left + columns, self.num_columns)
             for number, top in enumerate(range(start, stop, rows)):
