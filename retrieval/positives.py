@@ -29,6 +29,7 @@ class Positives:
         self.own_rows = np.full(len(query_labels), -1) if own_rows is None else own_rows
         self.counts = self.lasts - self.firsts - (self.own_rows >= 0)
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
+        self.room = np.empty(0)
 
     def pieces(self, most: int) -> Iterator[tuple[int, int]]:
         """Cut the queries into ranges of at most so many positives, or of one query."""
@@ -51,32 +52,29 @@ class Positives:
     def cosines(self, counter: Counter, start: int, stop: int) -> np.ndarray:
         """Return the cosines of all positives of queries start..stop, of each the best first.
 
-        (M,) float64. Positives that are many are those of other queries as well: their cosines are
-        products of whole classes.
+        (M,) float64, in memory that the next call writes to. Positives that are many are those of
+        other queries as well: their cosines are products of whole classes.
         """
-        cosines = np.empty(self.offsets[stop] - self.offsets[start])
+        num_positives = self.offsets[stop] - self.offsets[start]
+        if len(self.room) < num_positives:
+            self.room = np.empty(num_positives)
+        cosines = self.room[:num_positives]
         queries, counts = np.arange(start, stop), self.counts[start:stop]
+        offsets = self.offsets[start : stop + 1] - self.offsets[start]
         has_many = counts > MANY
-        few = counter.pair_cosines(*self.pairs(queries[~has_many]))
-        counter.sort_descending(np.append(0, np.cumsum(counts[~has_many])), few)
-        cosines[np.repeat(~has_many, counts)] = few
+        pairs = self.pairs(queries[~has_many])
+        cosines[np.repeat(~has_many, counts)] = counter.pair_cosines(*pairs)
 
         for first in np.unique(self.firsts[start:stop][has_many]):
             asking = queries[has_many & (self.firsts[start:stop] == first)]
-            block = self._class_cosines(counter, asking)
-            for query, row in zip(asking, block, strict=True):
-                place = self.offsets[query] - self.offsets[start]
-                cosines[place : place + self.counts[query]] = row[: self.counts[query]]
-        return cosines
-
-    def _class_cosines(self, counter: Counter, queries: np.ndarray) -> np.ndarray:
-        """Cosines (B, P) of queries of one class with all of it, best first, themselves last."""
-        columns = self.by_label[self.firsts[queries[0]] : self.lasts[queries[0]]]  # ascending
-        negated = counter.block_cosines(queries, columns)
-        np.negative(negated, out=negated)
-        inside = np.flatnonzero(self.own_rows[queries] >= 0)
-        places = np.searchsorted(columns, self.own_rows[queries[inside]])
-        negated[inside, places] = np.inf
-        negated.sort(axis=1)
-        cosines: np.ndarray = np.negative(negated, out=negated)
+            columns = self.by_label[first : self.lasts[asking[0]]]  # ascending
+            block = counter.block_cosines(asking, columns)
+            own_places = np.searchsorted(columns, self.own_rows[asking])
+            for query, place, row in zip(asking, own_places, block, strict=True):
+                part = cosines[offsets[query - start] : offsets[query - start + 1]]
+                if self.own_rows[query] < 0:
+                    part[:] = row
+                else:
+                    part[:place], part[place:] = row[:place], row[place + 1 :]
+        counter.sort_descending(offsets, cosines)
         return cosines

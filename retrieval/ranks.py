@@ -14,8 +14,8 @@ from metric_learning.retrieval.counting.thresholds import Counter, Share, Thresh
 from metric_learning.retrieval.positives import Positives
 
 TIE_TOLERANCE = 1e-9  # similarities this close are equal
-BYTES_PER_POSITIVE = 80  # held while ranks are counted, about
-LEAST_BYTES = 2**28  # that may always be used for them
+BYTES_PER_POSITIVE = 40  # held while ranks are counted, about
+LEAST_BYTES = 2**27  # that may always be used for them
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ def iterate_ranks(
 
     Yields:
         Ranks of consecutive queries: of all at once, or of as many as fit into as much memory as
-        the embeddings take. Cost: O(Q G D) time; half of it in self-retrieval on the CPU, if all
-        queries come at once.
+        the embeddings take; where queries have many positives, the CPU keeps a copy of a gallery in
+        memory, in 4 bytes per number, up to 1 GiB. Cost: O(Q G D) time; half of it in
+        self-retrieval on the CPU, if all queries come at once.
     """
     share = share or Share()
     counter = choose_counter(queries, gallery, device)
@@ -150,10 +151,14 @@ def _ranks_of_counts(
     Query `start + i` has the positives offsets[i]:offsets[i + 1], best first.
     """
     counts = np.diff(offsets)
-    before = np.arange(len(ahead)) - np.repeat(offsets[:-1], counts) + 1
+    asked = np.flatnonzero(counts)
+    untied_ranks = np.ones(len(ahead), np.int64)  # each is one more than that before it, but for
+    untied_ranks[offsets[asked[1:]]] -= counts[asked[:-1]]  # the first of a query
+    np.cumsum(untied_ranks, out=untied_ranks)
+    untied_ranks += ahead
     return Ranks(
-        ranks=before + ahead + level,
-        untied_ranks=before + ahead,
-        offsets=np.concatenate([[0], np.cumsum(counts[counts > 0])]),
-        queries=np.flatnonzero(counts) + start,
+        ranks=untied_ranks + level if level.any() else untied_ranks,
+        untied_ranks=untied_ranks,
+        offsets=np.concatenate([[0], np.cumsum(counts[asked])]),
+        queries=asked + start,
     )

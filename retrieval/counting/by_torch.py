@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -60,8 +62,8 @@ class TorchCounter:
 
     def sort_descending(self, offsets: np.ndarray, values: np.ndarray) -> None:
         """See Counter."""
-        queries = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        values[:] = values[np.lexsort((-values, queries))]
+        for start, stop in itertools.pairwise(offsets):
+            values[start:stop][::-1].sort()
 
     @torch.inference_mode()
     def count(

@@ -100,7 +100,7 @@ class Counter(Protocol):
     def count(
         self, query_range: tuple[int, int], thresholds: Thresholds, share: Share
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Count the negatives ahead of each threshold and level with it, (M,) int64 each.
+        """Count the negatives ahead of each threshold and level with it, (M,) integers each.
 
         An image is ahead if it is more similar by more than the tolerance. Queries outside of the
         range have no thresholds.

@@ -8,7 +8,7 @@ from oracle import make, oracle_ranks, unit
 from metric_learning.retrieval import ranks, score_queries
 from metric_learning.retrieval.counting import by_torch, choose
 from metric_learning.retrieval.counting.cpu import compiled, kernels, tiles, vectors
-from metric_learning.retrieval.counting.cpu.products import FLOAT32, FLOAT64, SCREENS
+from metric_learning.retrieval.counting.cpu.products import FLOAT32, FLOAT64, SCREENS, SLICED
 from metric_learning.retrieval.counting.thresholds import Share, Thresholds
 from metric_learning.retrieval.inputs import find_own_rows
 
@@ -31,11 +31,19 @@ LADDERS = {
 }
 
 
+EXACT_LADDERS = {
+    "int16": (*SLICED, FLOAT64),
+    "numpy": (FLOAT32[0], FLOAT64),
+    "torch's BLAS": (FLOAT64,),
+}
+
+
 @pytest.fixture(params=[*LADDERS, "torch", *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request, monkeypatch):
     """Each way of counting, as `conftest.device`, and on the CPU from each product on."""
     if request.param in LADDERS:
         monkeypatch.setattr(compiled, "ladder", lambda: LADDERS[request.param])
+        monkeypatch.setattr(compiled, "exact_ladder", lambda: EXACT_LADDERS[request.param])
         return "cpu"
     if request.param == "torch":
         monkeypatch.setattr(choose, "CpuCounter", None)
@@ -157,6 +165,91 @@ def test_the_order_of_many_positives_is_kept(kind, dtype, device):
     labels = labels % 2
     rows = rows.astype(dtype)
     assert found_ranks(rows, labels, device=device) == oracle_ranks(rows, labels)
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered", "near ties", "duplicated"])
+@pytest.mark.parametrize("d", [1, 2, 33, 300, 2048])
+def test_many_positives_of_any_dimension_equal_brute_force(kind, d, device):
+    rows, labels = make(kind, 600, d)
+    labels = labels % 3
+    rows[5] = rows[8] = 0
+    assert found_ranks(rows, labels, device=device) == oracle_ranks(rows, labels)
+
+
+@pytest.mark.parametrize("distance", [0.9e-9, 1.1e-9, 3e-9, 1e-8, 1e-7])
+def test_many_positives_tie_within_the_tolerance_alone(distance, device):
+    """Similarities to the first image in steps near the tolerance, which float32 does not hold."""
+    n = 300
+    cosines = 0.5 + distance * np.arange(n)
+    rows = np.zeros((n + 1, 3))
+    rows[0, 0] = 1
+    rows[1:, 0], rows[1:, 1] = cosines, np.sqrt(1 - cosines**2)
+    labels = np.append(0, np.arange(n) % 2)
+    found = found_ranks(rows[:1], labels[:1], rows[1:], labels[1:], device=device)
+    assert found == oracle_ranks(rows[:1], labels[:1], rows[1:], labels[1:])
+
+
+@pytest.mark.parametrize("kind", ["clustered", "tied", "near ties"])
+def test_pieces_of_queries_with_many_positives_change_nothing(kind, device, monkeypatch):
+    rows, labels = make(kind, 500, 24)
+    labels = labels % 2
+    expected = oracle_ranks(rows, labels)
+    monkeypatch.setattr(ranks, "LEAST_BYTES", ranks.BYTES_PER_POSITIVE * 12_000)
+    monkeypatch.setattr(tiles, "WIDE_ROWS", 16)
+    monkeypatch.setattr(tiles, "WIDE_COLUMNS", (192, 192))  # some lie in a class, some do not
+    assert len(list(ranks.iterate_ranks(rows, labels, None, labels, device))) > 5
+    assert found_ranks(rows, labels, device=device) == expected
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_and_shares_of_many_positives_change_nothing(threads, monkeypatch):
+    rows, labels = make("clustered", 800, 12)
+    labels = labels % 4
+    monkeypatch.setattr(tiles, "num_cores", lambda: threads)
+    monkeypatch.setattr(tiles, "WIDE_ROWS", 16)
+    monkeypatch.setattr(tiles, "WIDE_BLOCK", 48)
+    expected = oracle_ranks(rows, labels)
+    assert found_ranks(rows, labels) == expected
+
+    sums: list[list[np.ndarray]] = [[], []]
+    for rank in range(2):
+        keep = Share(rank, 2, lambda array, rank=rank: sums[rank].append(array) or array)
+        found_ranks(rows, labels, share=keep)
+    totals = iter([first + second for first, second in zip(*sums, strict=True)])
+    assert found_ranks(rows, labels, share=Share(0, 2, lambda _: next(totals))) == expected
+
+
+@pytest.mark.parametrize(("most", "is_kept"), [(300 * 8, True), (300 * 8 - 1, False)])
+def test_factors_of_a_large_gallery_are_not_kept(most, is_kept, monkeypatch):
+    rows, labels = make("clustered", 300, 8)
+    labels = labels % 2
+    counters = []
+    monkeypatch.setattr(compiled, "MOST_KEPT", most)
+    monkeypatch.setattr(ranks, "choose_counter", lambda q, g, _: keep(compiled.CpuCounter(q, g)))
+
+    def keep(counter):
+        counters.append(counter)
+        return counter
+
+    assert found_ranks(rows, labels) == oracle_ranks(rows, labels)
+    assert bool(counters[0].kept) == is_kept
+
+
+@pytest.mark.parametrize("kind", ["clustered", "duplicated"])
+def test_queries_leave_themselves_out_of_many_positives(kind, device):
+    rows, labels = make(kind, 700, 8)
+    labels = labels % 2
+    is_query = np.arange(700) % 3 == 0
+    own_rows = np.where(np.arange(is_query.sum()) % 2, np.flatnonzero(is_query), -1)
+    found = found_ranks(
+        rows[is_query], labels[is_query], rows, labels, device=device, own_rows=own_rows
+    )
+    expected = {}
+    for query, row in enumerate(np.flatnonzero(is_query)):
+        kept = np.arange(700) != own_rows[query]
+        one = oracle_ranks(rows[[row]], labels[[row]], rows[kept], labels[kept])
+        expected[query] = one[0]
+    assert found == expected
 
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "tied", "collapsed"])

@@ -12,24 +12,22 @@ from metric_learning.retrieval.counting.cpu import kernels, many_positives
 from metric_learning.retrieval.counting.cpu.histogram import count_negatives
 from metric_learning.retrieval.counting.cpu.kernels import Counts
 from metric_learning.retrieval.counting.cpu.many_positives import (
-    CHUNK,
     Room,
-    Tables,
     count_rows,
-    make_tables,
+    make_room,
 )
 from metric_learning.retrieval.counting.cpu.products import (
     exact_ladder,
     ladder,
     multiply_by_torch,
 )
-from metric_learning.retrieval.counting.cpu.tiles import Visitor, for_each_tile, wide
+from metric_learning.retrieval.counting.cpu.sorting import sort_descending
+from metric_learning.retrieval.counting.cpu.tiles import Kept, Visitor, for_each_tile, wide
 from metric_learning.retrieval.counting.cpu.vectors import (
     Tile,
     normalise,
     pair_cosines,
     prepare,
-    sort_descending,
 )
 from metric_learning.retrieval.counting.thresholds import (
     MANY,
@@ -42,7 +40,7 @@ from metric_learning.retrieval.counting.thresholds import (
 BLOCK_NUMBERS = 2**21  # of embeddings that are normalised at once for products of classes
 # Similarities of which float64 computes one dimension more in the time of deciding one of them.
 DIMENSIONS_DECIDED = 10_000
-MOST_TABLES = 12  # of tiles of queries with many positives, that a thread keeps
+MOST_KEPT = 2**28  # numbers of a gallery whose factors are kept, in 4 bytes each
 
 
 class CpuCounter:
@@ -52,6 +50,10 @@ class CpuCounter:
         self.queries = prepare(queries)
         self.is_self_retrieval = gallery is None
         self.gallery = self.queries if gallery is None else prepare(gallery)
+        # Factors of the gallery, about as large as it, for queries with many positives.
+        is_large = is_mapped(self.gallery.rows) or self.gallery.rows.size > MOST_KEPT
+        self.kept: Kept | None = None if is_large else {}
+        self.kept_order: np.ndarray | None = None
 
     def pair_cosines(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
         """See Counter."""
@@ -88,13 +90,20 @@ class CpuCounter:
         counts = Counts(*np.zeros((2, len(thresholds.cosines)), np.int32))
         sizes = np.diff(thresholds.offsets)
         has_many = sizes > MANY
+
         if has_many.any():
-            self._count_many(np.flatnonzero(has_many), thresholds, share, counts)
+            rows = np.flatnonzero(has_many)
+            if not is_mapped(self.queries.rows):  # disks like to be read in order
+                rows = rows[np.argsort(thresholds.firsts[rows], kind="stable")]
+            self._count_many(rows, thresholds, share, counts)
         if ((sizes > 0) & ~has_many).any():
             few = thresholds.of(~has_many)
             places = np.repeat(~has_many, sizes)
             for total, part in zip(counts, self._count_few(query_range, few, share), strict=True):
                 total[places] = part
+
+        if share.size == 1:
+            return counts.ahead, counts.level
         ahead, level = (share.add(count.astype(np.int64)) for count in counts)
         return ahead, level
 
@@ -136,30 +145,43 @@ class CpuCounter:
         """Count the negatives of queries (B,) into the counts."""
         queries = self.queries._replace(order=rows)
         gallery = self.gallery._replace(order=thresholds.order)
+        firsts, lasts = thresholds.firsts[rows], thresholds.lasts[rows]
         dim = queries.rows.shape[1]
         most_undecided = min(MOST_UNDECIDED, dim / DIMENSIONS_DECIDED)
 
+        if self.kept and thresholds.order is not self.kept_order:
+            self.kept.clear()
+        self.kept_order = thresholds.order
+        most = int(np.diff(thresholds.offsets).max())
+
         def make_visitor() -> Visitor:
-            tables: dict[tuple[int, Any], Tables] = {}
+            rooms: dict[Any, Room] = {}
 
             def visit(versions: Iterator[Tile], is_two_sided: bool) -> None:
                 for tile in versions:
                     if many_positives.undecided_share(tile, queries, thresholds) <= most_undecided:
                         break
-                key = tile.row, tile.values.dtype
-                if key not in tables:
-                    if len(tables) == MOST_TABLES:  # those of an earlier block are among them
-                        tables.clear()
-                    asking = rows[tile.row : tile.row + tile.height]
-                    tables[key] = Tables(*make_tables(asking, thresholds, tile.values))
-                numbers = np.empty((2, CHUNK + 1), np.int32)
-                room = Room(numbers[0], np.empty(CHUNK, tile.values.dtype), numbers[1])
-                count_rows(tile, queries, gallery, thresholds, tables[key], room, counts)
+                dtype = tile.values.dtype
+                if dtype not in rooms:
+                    rooms[dtype] = make_room(most, dtype)
+                count_rows(tile, queries, gallery, thresholds, rooms[dtype], counts)
 
             return visit
 
+        def of_their_class(top: int, bottom: int) -> tuple[int, int]:
+            return int(firsts[top:bottom].max()), int(lasts[top:bottom].min())
+
+        every = 0, len(rows)
         for_each_tile(
-            queries, gallery, (0, len(rows)), make_visitor, share, exact_ladder, wide(dim)
+            queries,
+            gallery,
+            every,
+            make_visitor,
+            share,
+            exact_ladder,
+            wide(dim),
+            of_their_class,
+            self.kept,
         )
         many_positives.add_up(rows, thresholds, counts)
 

@@ -115,7 +115,7 @@ def multiply_panels(
         panels = [
             builder.gep(column, [builder.mul(arguments[2], _number(i))]) for i in range(len(steps))
         ]
-        sums = _emit_sums(builder, row, panels, arguments[3])
+        sums = _emit_sums(builder, [(row, panels)], arguments[3])
 
         units = [_load(builder, builder.gep(column_units, [step]), lanes) for step in steps]
         for i, of_row in enumerate(sums):
@@ -125,6 +125,48 @@ def multiply_panels(
                 scaled = builder.fmul(builder.sitofp(total, unit.type), unit)
                 cosines = builder.fmul(scaled, _splat(builder, row_unit, lanes))
                 _store(builder, cosines, builder.gep(start, [step]))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def add_sliced_panels(
+    typing_context, rows, columns, panel, low, pairs, row_units, column_units, ratio, out, stride
+):
+    """Add cosines to `out`, as `multiply_panels` writes them, of vectors that are two slices each.
+
+    A vector is its high integers + its low ones / ratio; those lie `low` behind the high ones. What
+    two low ones give is left out. Units, ratio, and `out` are float64.
+    """
+    arguments = rows, columns, panel, low, pairs, row_units, column_units, ratio, out, stride
+    signature = types.void(*arguments)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        assert PAIR_PRODUCT is not None
+        lanes = PAIR_PRODUCT.lanes
+        row, column, row_units, column_units, out = (
+            _pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 5, 6, 8)
+        )
+        panel, low, pairs, ratio, stride = (arguments[i] for i in (2, 3, 4, 7, 9))
+
+        steps = [_number(i * lanes) for i in range(PAIR_PRODUCT.panels)]
+        panels = [builder.gep(column, [builder.mul(panel, _number(i))]) for i in range(len(steps))]
+        low_row, low_panels = builder.gep(row, [low]), [builder.gep(p, [low]) for p in panels]
+        crossed = _emit_sums(builder, [(row, low_panels), (low_row, panels)], pairs)
+        sums = _emit_sums(builder, [(row, panels)], pairs)
+
+        units = [_load(builder, builder.gep(column_units, [step]), lanes) for step in steps]
+        scale = _splat(builder, builder.fdiv(ir.Constant(ratio.type, 1), ratio), lanes)
+        for i, (of_row, of_slices) in enumerate(zip(sums, crossed, strict=True)):
+            row_unit = _splat(builder, builder.load(builder.gep(row_units, [_number(i)])), lanes)
+            start = builder.gep(out, [builder.mul(stride, _number(i))])
+            for step, unit, high, cross in zip(steps, units, of_row, of_slices, strict=True):
+                high, cross = (builder.sitofp(total, unit.type) for total in (high, cross))
+                total = builder.fadd(high, builder.fmul(cross, scale))
+                cosines = builder.fmul(total, builder.fmul(unit, row_unit))
+                place = builder.gep(start, [step])
+                _store(builder, builder.fadd(_load(builder, place, lanes), cosines), place)
         return context.get_dummy_value()
 
     return signature, generate
@@ -184,8 +226,13 @@ def _number(value: int) -> Any:
     return ir.Constant(ir.IntType(64), value)
 
 
-def _emit_sums(builder: Any, row: Any, panels: Sequence[Any], pairs: Any) -> list[list[Any]]:
-    """Emit the sums of products over all pairs, vectors of int32, of each row with each panel."""
+def _emit_sums(
+    builder: Any, factors: Sequence[tuple[Any, Sequence[Any]]], pairs: Any
+) -> list[list[Any]]:
+    """Emit the sums of products over all pairs, vectors of int32, of each row with each panel.
+
+    The factors are some rows and as many panels; the sums of all of them are added.
+    """
     assert PAIR_PRODUCT is not None
     lanes = PAIR_PRODUCT.lanes
     sums = ir.VectorType(ir.IntType(32), lanes)
@@ -193,21 +240,22 @@ def _emit_sums(builder: Any, row: Any, panels: Sequence[Any], pairs: Any) -> lis
     kind = ir.FunctionType(sums, [shorts, shorts])
     multiply = cgutils.get_or_insert_function(builder.module, kind, PAIR_PRODUCT.name)
     totals = [
-        [cgutils.alloca_once_value(builder, ir.Constant(sums, None)) for _ in panels]
+        [cgutils.alloca_once_value(builder, ir.Constant(sums, None)) for _ in factors[0][1]]
         for _ in range(ROWS_AT_ONCE)
     ]
 
-    with cgutils.for_range(builder, pairs) as loop:
-        position = builder.mul(loop.index, _number(lanes))
-        columns = [
-            builder.bitcast(_load(builder, builder.gep(panel, [position]), lanes), shorts)
-            for panel in panels
-        ]
-        for i, of_row in enumerate(totals):
-            pair = builder.load(builder.gep(row, [builder.add(position, _number(i))]))
-            pairs_of_row = builder.bitcast(_splat(builder, pair, lanes), shorts)
-            for total, column in zip(of_row, columns, strict=True):
-                products = builder.call(multiply, [pairs_of_row, column])
-                builder.store(builder.add(builder.load(total), products), total)
+    for row, panels in factors:
+        with cgutils.for_range(builder, pairs) as loop:
+            position = builder.mul(loop.index, _number(lanes))
+            columns = [
+                builder.bitcast(_load(builder, builder.gep(panel, [position]), lanes), shorts)
+                for panel in panels
+            ]
+            for i, of_row in enumerate(totals):
+                pair = builder.load(builder.gep(row, [builder.add(position, _number(i))]))
+                pairs_of_row = builder.bitcast(_splat(builder, pair, lanes), shorts)
+                for total, column in zip(of_row, columns, strict=True):
+                    products = builder.call(multiply, [pairs_of_row, column])
+                    builder.store(builder.add(builder.load(total), products), total)
 
     return [[builder.load(total) for total in of_row] for of_row in totals]

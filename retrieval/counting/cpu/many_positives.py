@@ -1,10 +1,10 @@
 """Counting for queries with many positives, whose similarities come many at a time.
 
-The range of a query's thresholds is cut into bins of equal width. A table says where in the sorted
-thresholds to begin for a similarity of a bin; a step or two further is the first threshold that it
-passes. Nothing of this needs to be right: that the similarity lies between the two thresholds that
-are found, and further from both than its error, is asked last, and what fails is searched anew and
-decided in float64. Images of the query's own class are left out by their place.
+The range of most of a query's thresholds is cut into bins of equal width. A table says where in the
+sorted thresholds to begin for a similarity of a bin; a step or two further is the first threshold
+that it passes. Nothing of this needs to be right: that the similarity lies between the two
+thresholds that are found, and further from both than its error, is asked last, and what fails is
+searched anew and decided in float64. Images of the query's own class are left out by their place.
 """
 
 from __future__ import annotations
@@ -17,78 +17,63 @@ from metric_learning.retrieval.counting.cpu.jit import kernel
 from metric_learning.retrieval.counting.cpu.vectors import cosine
 
 BINS_EACH = 2  # bins per threshold
+OUTER = 256  # of so many thresholds, one on each side lies outside of the bins, as outliers do
 STEPS = 2  # thresholds that a similarity is compared with, from the first of its bin on
 LEAST_WIDTH = 1e-12  # of the range that is cut into bins: the number of bins in 1 stays finite
 CHUNK = 512  # similarities that are placed together, in the fastest cache
 SAMPLED_ROWS, SAMPLED_COLUMNS = 4, 256  # of a tile, to learn how much of it is not decided
 
 
-class Tables(NamedTuple):
-    """Thresholds and tables of the B queries that are the rows of a tile, one behind the other."""
-
-    # (B + 1,) int64, where those of each begin: at once (R + 2) bounds for R thresholds, and
-    # BINS_EACH of them and one more places
-    bounds_at: np.ndarray
-    places_at: np.ndarray
-    bounds: np.ndarray  # of the tile's type: inf, the thresholds best first, -inf
-    # int32, for similarities below the worst threshold, then for each bin from there on: the number
-    # of the bound to begin with
-    places: np.ndarray
-
-
 class Room(NamedTuple):
-    """Memory for what `_place` finds out about CHUNK similarities."""
+    """Memory for one query with up to R thresholds, and for CHUNK of its similarities."""
+
+    bounds: np.ndarray  # (R + 2,) of the tile's type: inf, the thresholds best first, -inf
+    # (BINS_EACH R + 1,) int32, for similarities below all bins, then for each bin from there on:
+    # the number of the bound to begin with
+    table: np.ndarray
+    tally: np.ndarray  # (R + 2,) int32, how many similarities have each bound as the first passed
 
     places: np.ndarray  # int32, the number of the first bound that is passed
     slack: np.ndarray  # of the tile's type, the distance to the nearer bound
     unsure: np.ndarray  # (CHUNK + 1,) int32, numbers of those that are too close to a bound
 
 
-@kernel
-def make_tables(queries, thresholds, number):
-    """Make the Tables of queries (B,) for tiles of the type of `number`, an array."""
-    sizes = thresholds.offsets[queries + 1] - thresholds.offsets[queries]
-    bounds_at, places_at = (
-        np.zeros(len(queries) + 1, np.int64),
-        np.zeros(len(queries) + 1, np.int64),
-    )
-    bounds_at[1:] = np.cumsum(sizes + 2)
-    places_at[1:] = np.cumsum(BINS_EACH * sizes + 1)
-    bounds, places = np.empty(bounds_at[-1], number.dtype), np.empty(places_at[-1], np.int32)
-    for i, q in enumerate(queries):
-        own = bounds[bounds_at[i] : bounds_at[i + 1]]
-        own[0], own[-1] = np.inf, -np.inf
-        own[1:-1] = thresholds.cosines[thresholds.offsets[q] : thresholds.offsets[q + 1]]
-        _fill(own, places[places_at[i] : places_at[i + 1]])
-    return bounds_at, places_at, bounds, places
+def make_room(most: int, dtype: np.dtype) -> Room:
+    """Make room for queries with up to so many thresholds and tiles of a type."""
+    numbers = np.empty(most + 2, dtype), np.empty(BINS_EACH * most + 1, np.int32)
+    tally, slack = np.empty(most + 2, np.int32), np.empty(CHUNK, dtype)
+    return Room(*numbers, tally, np.empty(CHUNK, np.int32), slack, np.empty(CHUNK + 1, np.int32))
 
 
 @kernel
-def _fill(bounds, places):
-    """Write the table of a query from its bounds (R + 2,)."""
-    scale, lowest, last = _bins_per_unit(bounds, places), bounds[-2], len(places) - 1
-    places[:] = 0
+def _fill(cosines, bounds, table):
+    """Write the bounds (R + 2,) of a query and its table, from its thresholds (R,)."""
+    bounds[0], bounds[-1] = np.inf, -np.inf
+    bounds[1:-1] = cosines
+    (lowest, scale), last = _bins_of(bounds, table), len(table) - 1
+    table[:] = 0
     for bound in bounds[1:-1]:
-        places[min(int((bound - lowest) * scale) + 1, last)] += 1
+        table[min(max(int((bound - lowest) * scale + 1), 0), last)] += 1
 
     place = 1
-    for b in range(last, 0, -1):
-        places[b], place = place, place + places[b]
-    places[0] = place
+    for b in range(last, -1, -1):
+        table[b], place = place, place + table[b]
 
 
 @kernel
-def _bins_per_unit(bounds, places):
-    """How many bins a similarity of 1 has."""
-    return (len(places) - 1) / max(bounds[1] - bounds[-2], LEAST_WIDTH)
+def _bins_of(bounds, table):
+    """Lowest similarity that has a bin of its own, and how many bins a similarity of 1 has."""
+    outer = (len(bounds) - 2) // OUTER
+    lowest = bounds[len(bounds) - 2 - outer]
+    return lowest, (len(table) - 1) / max(bounds[1 + outer] - lowest, LEAST_WIDTH)
 
 
 @kernel
-def _place(values, bounds, table, room, tally):
-    """Place similarities (N,) among the bounds, and count them in `tally` (R + 2,) by place."""
-    number, lowest = values.dtype.type, bounds[-2]
-    scale, last = number(_bins_per_unit(bounds, table)), np.int32(len(table) - 1)
-    most, least = number(last), number(0)
+def _place(values, bounds, table, tally, room):
+    """Place similarities (N,) among the bounds, and count them by place."""
+    number, last = values.dtype.type, np.int32(len(table) - 1)
+    lowest, per_unit = _bins_of(bounds, table)
+    scale, most, least = number(per_unit), number(last), number(0)
     for i in range(len(values)):  # vectorised
         b = min(max((values[i] - lowest) * scale + number(1), least), most)
         room.places[i] = min(np.int32(b), last)
@@ -163,30 +148,29 @@ def _decide(q, values, others, queries, gallery, thresholds, margin, exact, room
 
 
 @kernel
-def count_rows(tile, queries, gallery, thresholds, tables, room, counts):
+def count_rows(tile, queries, gallery, thresholds, room, counts):
     """Count the negatives of a Tile for the queries that are its rows.
 
     `queries` and `gallery` are Vectors, the latter in the order of the thresholds. Ahead and level
     of `counts`, (M,) each, are added to; they hold differences until `add_up` has been called.
     """
     exact, margin = tile.error == 0.0, thresholds.tolerance + tile.error
-    tally = np.empty(np.diff(tables.bounds_at).max(), np.int32)
-
     for r in range(tile.height):
         q = queries.order[tile.row + r]
-        bounds = tables.bounds[tables.bounds_at[r] : tables.bounds_at[r + 1]]
-        table = tables.places[tables.places_at[r] : tables.places_at[r + 1]]
-        place = slice(thresholds.offsets[q], thresholds.offsets[q + 1])
-        ahead, levels = counts.ahead[place], counts.level[place]
+        part = slice(thresholds.offsets[q], thresholds.offsets[q + 1])
+        ahead, levels = counts.ahead[part], counts.level[part]
+        bounds, tally = room.bounds[: len(ahead) + 2], room.tally[: len(ahead) + 2]
+        table = room.table[: BINS_EACH * len(ahead) + 1]
         first = min(max(thresholds.firsts[q] - tile.column, 0), tile.width)
         last = min(max(thresholds.lasts[q] - tile.column, first), tile.width)
+        _fill(thresholds.cosines[part], bounds, table)
         tally[:] = 0
 
         for left, right in ((0, first), (last, tile.width)):
             for start in range(left, right, CHUNK):
                 size, column = min(CHUNK, right - start), tile.column + start
                 values = tile.values[r * tile.stride + start : r * tile.stride + start + size]
-                _place(values, bounds, table, room, tally)
+                _place(values, bounds, table, tally, room)
                 others = gallery.order[column : column + size]
                 rest = (queries, gallery, thresholds, margin, exact, room, tally, levels)
                 _decide(q, values, others, *rest)

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from metric_learning.retrieval.counting.cpu.instructions import PAIR_PRODUCT
 from metric_learning.retrieval.counting.cpu.screen import Int16Product
+from metric_learning.retrieval.counting.cpu.sliced import SlicedProduct
 from metric_learning.retrieval.counting.cpu.vectors import Vectors, normalise, prepare
 from metric_learning.retrieval.counting.thresholds import rounding_error
 
@@ -47,8 +48,13 @@ class Product(Protocol):
         Returns the greatest Euclidean distance of a vector from its written form.
         """
 
-    def multiply(self, rows: Any, columns: Any, height: int, width: int, out: np.ndarray) -> None:
-        """Write height x width cosines to `out` (2-D); those that the grain adds mean nothing."""
+    def multiply(
+        self, rows: Any, columns: Any, height: int, part: tuple[int, int], out: np.ndarray
+    ) -> None:
+        """Write the cosines of so many rows with columns part[0]..part[1] to their place in `out`.
+
+        The first is a multiple of the grain. Cosines that the grain adds mean nothing.
+        """
 
     def rounding_error(self, dim: int) -> float:
         """Bound the error of a product of two vectors that `fill` wrote."""
@@ -73,10 +79,16 @@ class FloatProduct:
         return 0.0
 
     def multiply(
-        self, rows: np.ndarray, columns: np.ndarray, height: int, width: int, out: np.ndarray
+        self,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        height: int,
+        part: tuple[int, int],
+        out: np.ndarray,
     ) -> None:
         """See Product."""
-        self.matmul(rows[:height], columns[:width], out[:height, :width])
+        places = slice(*part)
+        self.matmul(rows[:height], columns[places], out[:height, places])
 
     def rounding_error(self, dim: int) -> float:
         """See Product."""
@@ -96,6 +108,7 @@ def multiply_by_torch(rows: np.ndarray, columns: np.ndarray, out: np.ndarray) ->
 FLOAT64 = FloatProduct(multiply_by_torch, np.float64)
 FLOAT32 = (FloatProduct(multiply_by_numpy), FloatProduct(multiply_by_torch))
 SCREENS = (Int16Product(),) if PAIR_PRODUCT else ()  # less precise than float32
+SLICED: tuple[Product, ...] = (SlicedProduct(),) if PAIR_PRODUCT else ()  # more precise
 
 
 def cosine_error(product: Product, dim: int, row_error: float, column_error: float) -> float:
@@ -124,9 +137,11 @@ def ladder() -> tuple[Product, ...]:
     return (*screens, float32, FLOAT64)
 
 
+@cache
 def exact_ladder() -> tuple[Product, ...]:
     """Return the products for thresholds so many that few similarities are far from all of them."""
-    return (replace(fastest_float32(), pause=PAUSE), FLOAT64)
+    sliced = [s for s in SLICED if _seconds(s) < _seconds(FLOAT64)]
+    return (*sliced, FLOAT64) if sliced else (replace(fastest_float32(), pause=PAUSE), FLOAT64)
 
 
 def _seconds(product: Product) -> float:
@@ -137,14 +152,17 @@ def _seconds(product: Product) -> float:
     errors = [product.fill(v, 0, TIMED_ROWS, out) for v, out in zip(sides, factors, strict=True)]
     size = -(-TIMED_ROWS // product.grain) * product.grain
     out = np.empty((size, size), product.dtype)
+
     times = []
     for _ in range(4):
         started = time.perf_counter()
-        product.multiply(factors[0], factors[1], TIMED_ROWS, TIMED_ROWS, out)
+        product.multiply(factors[0], factors[1], TIMED_ROWS, (0, TIMED_ROWS), out)
         times.append(time.perf_counter() - started)
+
     rows, columns = (v.rows / v.norms[:, None] for v in sides)
     error = np.abs(out[:TIMED_ROWS, :TIMED_ROWS] - rows @ columns.T).max()
-    return min(times) if error < cosine_error(product, TIMED_DIM, *errors) else np.inf
+    bound = cosine_error(product, TIMED_DIM, *errors) or rounding_error(TIMED_DIM, np.float64)
+    return min(times) if error < bound else np.inf
 
 
 @contextmanager

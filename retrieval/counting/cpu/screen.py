@@ -54,10 +54,10 @@ class Int16Product:
         return greatest_error
 
     def multiply(
-        self, rows: Rounded, columns: Rounded, height: int, width: int, out: np.ndarray
+        self, rows: Rounded, columns: Rounded, height: int, part: tuple[int, int], out: np.ndarray
     ) -> None:
         """See Product."""
-        _multiply(rows, columns, height, width, out)
+        _multiply(rows, columns, height, part, out)
 
     def rounding_error(self, dim: int) -> float:
         """See Product; sums are exact, only their scaling is rounded."""
@@ -65,7 +65,7 @@ class Int16Product:
 
 
 @any_order
-def _round(row, scale, out):
+def round_row(row, scale, out):
     """Round a row (D,) times a scale to int16 `out` (D,); return squared error, largest integer."""
     error, greatest = 0.0, np.int32(0)
     for i in range(len(row)):
@@ -91,10 +91,10 @@ def _quantise(vectors, start, stop, out):
             row, norm = vectors.order[first + i], vectors.norms[vectors.order[first + i]]
             inverse = 1.0 / norm if norm > 0.0 else 0.0
             length = GREATEST_LENGTH - np.sqrt(dim) / 2
-            error, greatest = _round(vectors.rows[row], length * inverse, rounded[i, :dim])
+            error, greatest = round_row(vectors.rows[row], length * inverse, rounded[i, :dim])
             if greatest > GREATEST_INTEGER:
                 length *= GREATEST_INTEGER / (greatest + 0.5)
-                error, _ = _round(vectors.rows[row], length * inverse, rounded[i, :dim])
+                error, _ = round_row(vectors.rows[row], length * inverse, rounded[i, :dim])
             worst = max(worst, np.sqrt(error) / length)
             out.units[first - start + i] = 1.0 / length
 
@@ -106,13 +106,13 @@ def _quantise(vectors, start, stop, out):
 
 
 @kernel
-def _multiply(rows, columns, height, width, out):
+def _multiply(rows, columns, height, part, out):
     """Write the cosines of two Rounded to `out` (2-D), and some more where the grain says so."""
     pairs, stride = rows.panels.shape[1], out.shape[1]
     panel = pairs * LANES
     row_pairs, column_pairs = rows.panels.reshape(-1), columns.panels.reshape(-1)
     cosines = out.reshape(-1)
-    for left in range(0, width, LANES * PANELS):
+    for left in range(part[0], part[1], LANES * PANELS):
         their_pairs, their_units = column_pairs[left // LANES * panel :], columns.units[left:]
         for top in range(0, height, ROWS_AT_ONCE):
             own_pairs = row_pairs[top // LANES * panel + top % LANES :]

@@ -30,15 +30,19 @@ TILE = 768  # rows and columns of a tile: large enough for a fast product
 LEAST_ROWS = 64  # of a block of queries, where few queries are shared among many threads
 PADDING = 16  # columns between rows, against cache conflicts when columns are read
 BLOCK = 3 * TILE  # rows that are normalised once for all their tiles
-WIDE_ROWS = 128  # of a tile of queries with many positives
-WIDE_BLOCK = 6 * WIDE_ROWS
+WIDE_ROWS = 64  # of a tile of queries with many positives
+WIDE_BLOCK = 12 * WIDE_ROWS
 WIDE_COLUMNS = 768, 32768  # fewest and most of it, and numbers that they have, where in between
-WIDE_NUMBERS = 2**22
+WIDE_NUMBERS = 2**23
 ONE_JOB = RLock()  # the number of threads of the BLAS libraries is one for the whole process
 
 # Called with each tile, as an iterator that computes it by one product after the other, from fast
 # to exact, and whether its columns are to be seen as queries too (the mirrored tile is not given).
 Visitor = Callable[[Iterator[Tile], bool], None]
+# From a tile's first row and the one behind its last to the columns, likewise, that it may lack.
+LeftOut = Callable[[int, int], tuple[int, int]]
+# Factors of columns and their greatest error, by the first column and the one behind the last.
+Kept = dict[tuple[int, int], tuple[Any, float]]
 
 
 class Shape(NamedTuple):
@@ -73,12 +77,15 @@ def for_each_tile(
     share: Share,
     choose_products: Callable[[], Sequence[Product]],
     shape: Shape | None = None,
+    left_out: LeftOut = lambda top, bottom: (0, 0),
+    kept: Kept | None = None,
 ) -> None:
     """Let visitors, one per thread, see the similarities of queries (Q, D) with a gallery (G, D).
 
     Without a gallery the queries are it and all are asked: tiles below the diagonal are left out
     and those above it count for both sides. The range is the first query and the one behind the
-    last; the products, which may be timed, are from fast to exact. Tiles are square by default.
+    last; the products, which may be timed, are from fast to exact; tiles are square by default.
+    Kept are the columns' factors of the first product, for the next call with the same columns.
     """
     shape = shape or square()
     columns = queries if gallery is None else gallery
@@ -94,14 +101,14 @@ def for_each_tile(
     has_stopped = Event()
 
     def work() -> None:
-        workspace = Workspace(queries, columns, gallery is None, shape, products, has_stopped)
-        visitor = make_visitor()
+        room = shape, products, left_out, kept
+        workspace, visitor = Workspace(queries, columns, gallery is None, *room), make_visitor()
         while not has_stopped.is_set():
             try:
                 block = tasks.get_nowait()
             except Empty:
                 return
-            workspace.visit_block(*block, visitor)
+            workspace.visit_block(*block, visitor, has_stopped)
 
     with ONE_JOB, one_thread_each(), full_precision():
         products = choose_products()
@@ -135,18 +142,21 @@ class Workspace:
         is_symmetric: bool,
         shape: Shape,
         products: Sequence[Product],
-        has_stopped: Event,
+        left_out: LeftOut,
+        kept: Kept | None,
     ) -> None:
         self.num_columns, self.is_symmetric = len(columns.rows), is_symmetric
         self.shape = shape
-        self.levels = [Level(product, queries, columns, shape) for product in products]
-        self.has_stopped = has_stopped
+        self.levels = [
+            Level(product, queries, columns, shape, left_out, None if i else kept)
+            for i, product in enumerate(products)
+        ]
 
-    def visit_block(self, start: int, stop: int, visitor: Visitor) -> None:
+    def visit_block(self, start: int, stop: int, visitor: Visitor, has_stopped: Event) -> None:
         """Visit the tiles of queries start..stop, column after column."""
         rows, columns, _ = self.shape
         for left in range(start if self.is_symmetric else 0, self.num_columns, columns):
-            if self.has_stopped.is_set():
+            if has_stopped.is_set():
                 return
             right = min(left + columns, self.num_columns)
             for number, top in enumerate(range(start, stop, rows)):
@@ -172,11 +182,19 @@ class Level:
     tiles need again; in float64, which few need, those of the last tile alone.
     """
 
-    def __init__(self, product: Product, queries: Vectors, columns: Vectors, shape: Shape) -> None:
-        self.product, self.shape = product, shape
+    def __init__(
+        self,
+        product: Product,
+        queries: Vectors,
+        columns: Vectors,
+        shape: Shape,
+        left_out: LeftOut,
+        kept: Kept | None,
+    ) -> None:
+        self.product, self.shape, self.left_out = product, shape, left_out
         num_kept = 1 if product.dtype == np.float64 else -(-shape.block // shape.rows)
         self.rows = [Factors(product, queries, shape.rows) for _ in range(num_kept)]
-        self.columns = Factors(product, columns, shape.columns)
+        self.columns = Factors(product, columns, shape.columns, kept)
         self.values: np.ndarray | None = None
         self.tiles_to_skip = 0
 
@@ -189,17 +207,31 @@ class Level:
             self.values = np.empty((most[0], most[1] + PADDING), self.product.dtype)
         rows, row_error = self.rows[number % len(self.rows)].get(top, bottom)
         columns, column_error = self.columns.get(left, right)
-        self.product.multiply(rows, columns, height, width, self.values)
+        for part in self._parts(top, bottom, left, right):
+            self.product.multiply(rows, columns, height, part, self.values)
         self.values[:height, width : width + PADDING] = -np.inf
         error = cosine_error(self.product, self.columns.dim, row_error, column_error)
         return Tile(self.values.reshape(-1), error, self.values.shape[1], height, width, top, left)
+
+    def _parts(self, top: int, bottom: int, left: int, right: int) -> list[tuple[int, int]]:
+        """Return the ranges of a tile's columns that are not left out, from its first column on."""
+        width, grain = right - left, self.product.grain
+        first, last = (min(max(place - left, 0), width) for place in self.left_out(top, bottom))
+        first = -(-first // grain) * grain
+        if last < width:
+            last = last // grain * grain
+        if first >= last:
+            return [(0, width)]
+        return [(start, stop) for start, stop in ((0, first), (last, width)) if start < stop]
 
 
 class Factors:
     """Normalised vectors in the form that a product takes, made when they are asked for."""
 
-    def __init__(self, product: Product, vectors: Vectors, most: int) -> None:
-        self.product, self.vectors, self.most = product, vectors, most
+    def __init__(
+        self, product: Product, vectors: Vectors, most: int, kept: Kept | None = None
+    ) -> None:
+        self.product, self.vectors, self.most, self.kept = product, vectors, most, kept
         self.dim = vectors.rows.shape[1]
         self.place: tuple[int, int] | None = None
         self.room: Any = None
@@ -207,6 +239,12 @@ class Factors:
 
     def get(self, start: int, stop: int) -> tuple[Any, float]:
         """Return vectors start..stop, in order, and the greatest error of one of them."""
+        if self.kept is not None:
+            if (start, stop) not in self.kept:  # two threads may both fill it, alike
+                room = self.product.room(stop - start, self.dim)
+                self.kept[start, stop] = room, self.product.fill(self.vectors, start, stop, room)
+            return self.kept[start, stop]
+
         if self.room is None:
             self.room = self.product.room(self.most, self.dim)
         if self.place != (start, stop):

@@ -32,7 +32,8 @@ class Tile(NamedTuple):
 
 
 @any_order
-def _dot(first, second):
+def dot(first, second):
+    """Product in float64 of two rows (D,)."""
     total = 0.0
     for i in range(len(first)):
         total += np.float64(first[i]) * np.float64(second[i])
@@ -42,14 +43,14 @@ def _dot(first, second):
 @kernel
 def cosine(first, second, norm):
     """Cosine in float64 of two rows (D,), given the product of their norms; 0 if that is 0."""
-    return _dot(first, second) / norm if norm > 0.0 else 0.0
+    return dot(first, second) / norm if norm > 0.0 else 0.0
 
 
 @kernel
 def row_norms(rows, norms):
     """Write the Euclidean norms of rows (N, D) to norms (N,) float64."""
     for i in range(len(rows)):
-        norms[i] = np.sqrt(_dot(rows[i], rows[i]))
+        norms[i] = np.sqrt(dot(rows[i], rows[i]))
 
 
 def prepare(embeddings: np.ndarray) -> Vectors:
@@ -78,12 +79,3 @@ def pair_cosines(queries, gallery, query_rows, gallery_rows, out):
         q, g = query_rows[i], gallery_rows[i]
         norm = queries.norms[q] * gallery.norms[g]
         out[i] = cosine(queries.rows[q], gallery.rows[g], norm)
-
-
-@kernel
-def sort_descending(offsets, values):
-    """Sort each query's part of `values` (M,), the greatest first."""
-    for q in range(len(offsets) - 1):
-        part = values[offsets[q] : offsets[q + 1]]
-        part.sort()
-        part[:] = part[::-1].copy()
