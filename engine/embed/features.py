@@ -36,6 +36,7 @@ class FeatureFile:
     per image, says which rows are computed, and is gone when all are.
 
     Attributes:
+        shown: what it is called in messages; by default it is the file of --features.
         snapshot: of the images, from `prepare` on.
         notes: lines for the user about what `prepare` found.
     """
@@ -47,7 +48,9 @@ class FeatureFile:
         image_set: ImageSet,
         embedding_size: int,
         verify: bool = False,
+        shown: str | None = None,
     ) -> None:
+        self.shown = shown or f"--features={path}"
         self.path, self.about, self._image_set, self._verify = path, about, image_set, verify
         self.shape = len(image_set), embedding_size
         self.about_path, self.images_path, self.done_path = (
@@ -70,7 +73,7 @@ class FeatureFile:
             write_atomically(self.path, self._write_empty)
         elif not self.about_path.exists():
             raise ValueError(
-                f"--features={self.path} exists without {self.about_path.name}, so another program "
+                f"{self.shown} exists without {self.about_path.name}, so another program "
                 "made it, and it is not replaced: choose another name"
             )
         else:
@@ -83,10 +86,10 @@ class FeatureFile:
         """Return which rows are computed, (N,) uint8."""
         if not self.done_path.exists():
             return np.ones(self.shape[0], np.uint8)
-        check_regular(self.done_path, f"--features={self.path}")
+        check_regular(self.done_path, self.shown)
         done = np.fromfile(self.done_path, np.uint8)
         if len(done) != self.shape[0]:
-            raise ValueError(f"--features={self.path} is damaged, delete it: no byte an image")
+            raise ValueError(f"{self.shown} is damaged, delete it: no byte an image")
         return done
 
     def _compare_facts(self) -> None:
@@ -101,17 +104,17 @@ class FeatureFile:
             if checksum is not None and not self.done_path.exists() and checksum != self._sum():
                 raise ValueError("bytes of it have changed")
         except (ValueError, EOFError) as error:
-            raise ValueError(f"--features={self.path} is damaged, delete it: {error}") from error
+            raise ValueError(f"{self.shown} is damaged, delete it: {error}") from error
         if not self.images_path.exists():
             raise ValueError(
-                f"--features={self.path} was made by an earlier version, which did not record what "
+                f"{self.shown} was made by an earlier version, which did not record what "
                 f"its images held: {remedy}"
             )
 
         size = {"dimensions": self.shape[1]}
         other = first_difference(found | {"dimensions": shape[-1]}, self.about | size)
         if other is not None:
-            raise ValueError(f"--features={self.path} holds features of other {other}: {remedy}")
+            raise ValueError(f"{self.shown} holds features of other {other}: {remedy}")
 
     def _compare_images(self) -> None:
         """Have the rows of changed images computed again; ValueError where others are listed."""
@@ -120,12 +123,12 @@ class FeatureFile:
             if len(kept) != len(self.read()):
                 raise ValueError(f"{self.images_path.name} is of {len(kept)} images")
         except ValueError as error:
-            raise ValueError(f"--features={self.path} is damaged, delete it: {error}") from error
+            raise ValueError(f"{self.shown} is damaged, delete it: {error}") from error
         self.snapshot = found = snapshot_of(self._image_set, kept, self._verify)
         others = find_names(kept, found)
         if others is not None:
             raise ValueError(
-                f"--features={self.path} holds features of other images ({others}): choose another "
+                f"{self.shown} holds features of other images ({others}): choose another "
                 "name or delete the file"
             )
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from metric_learning.common.atomic import write_text
 from metric_learning.engine.embed.embedding import embed_images, evaluation_mode
+from metric_learning.engine.embed.frozen import FrozenFeatures
 from metric_learning.engine.evaluate.classification import class_layer_of, class_numbers, classify
 from metric_learning.engine.evaluate.scoring import chances, score_images
 from metric_learning.engine.options.parts import MachineOptions, Options
@@ -34,7 +35,8 @@ from metric_learning.engine.train.step import Meter, Outcome
 from metric_learning.engine.train.watch import CollapseError, Watch
 from metric_learning.models import save_weights
 from metric_learning.reader import ImageError, ImageSet, WorkerError
-from metric_learning.reader.batches.loader import Batch, Sampler, train_loader
+from metric_learning.reader.batches.loader import Batch, ImageLoader, Sampler, train_loader
+from metric_learning.reader.batches.views import FeatureBatches
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.retrieval.metrics import summarise
 
@@ -54,6 +56,7 @@ class TrainingRun:
     """All that a run consists of, and how far it has come.
 
     Attributes:
+        frozen: kept features of the images, with --trainable=head.
         path: the run folder.
         meta: what a checkpoint says of the model and its training, the step apart.
         meter: the steps since the last log line.
@@ -71,6 +74,7 @@ class TrainingRun:
     learner: Learner
     train_set: ImageSet
     test_set: ImageSet | None
+    frozen: FrozenFeatures | None
     sampler: Sampler
     preprocessing: Preprocessing
     start: Start
@@ -185,17 +189,22 @@ class TrainingRun:
 
     def batches(self) -> Iterable[Batch]:
         """Return this process's batches from the present step on; ranks agree to take each."""
-        loader = train_loader(
-            self.train_set,
-            self.sampler,
-            self.preprocessing,
-            start_step=self.step,
-            end_step=self.options.schedule.total_iter_num,
-            seed=self.machine.seed,
-            num_workers=self.machine.num_workers,
-            pin_memory=self.machine.device.type == "cuda",
-            reading=self.options.reading.reading,
-        )
+        seed, steps = self.machine.seed, range(self.step, self.options.schedule.total_iter_num)
+        loader: ImageLoader | FeatureBatches
+        if self.frozen is not None:
+            loader = self.frozen.batches(self.train_set.labels, self.sampler, seed, steps)
+        else:
+            loader = train_loader(
+                self.train_set,
+                self.sampler,
+                self.preprocessing,
+                start_step=steps.start,
+                end_step=steps.stop,
+                seed=seed,
+                num_workers=self.machine.num_workers,
+                pin_memory=self.machine.device.type == "cuda",
+                reading=self.options.reading.reading,
+            )
         if self.machine.world.size == 1:
             return loader
         return self.stop.agreed(loader, lambda batch: self.broken.add(batch.broken))
@@ -292,20 +301,8 @@ class TrainingRun:
         Raises Stopped where the run is to stop; nothing of the test is written.
         """
         assert self.test_set is not None
-        model = self.learner.tested_model
-        machine = replace(self.machine, amp_dtype=None, tf32=False)  # tests compute in float32
-        share_buffers(model, machine.world)
-        started = time.perf_counter()
-        embeddings = embed_images(
-            model,
-            self.test_set,
-            self.preprocessing,
-            machine,
-            self.options.run.test_batch_size,
-            log=self.say,
-            log_every=self.options.run.display_iter_step,
-            stop=self.stop,
-        )
+        machine, started = self.machine, time.perf_counter()
+        embeddings = self.embed_test()
         scores = score_images(self.test_set, embeddings, machine.device, world=machine.world)
         metrics = decide_on_main(
             machine.world, lambda: summarise(scores) | self.score_classes(embeddings)
@@ -325,6 +322,26 @@ class TrainingRun:
         self.folder.record("test", self.step, **metrics, **chance)
         self.folder.keep_scores(scores)
         return metrics
+
+    def embed_test(self) -> np.ndarray:
+        """Return the embeddings (N, D) of the test split; Stopped where the run is to stop."""
+        assert self.test_set is not None
+        model = self.learner.tested_model
+        machine = replace(self.machine, amp_dtype=None, tf32=False)  # tests compute in float32
+        share_buffers(model, machine.world)
+        if self.frozen is not None:
+            with self.stop.agreement():
+                return self.frozen.embed_test(model, machine)
+        return embed_images(
+            model,
+            self.test_set,
+            self.preprocessing,
+            machine,
+            self.options.run.test_batch_size,
+            log=self.say,
+            log_every=self.options.run.display_iter_step,
+            stop=self.stop,
+        )
 
     def score_classes(self, embeddings: np.ndarray) -> dict[str, float]:
         """Return loss and accuracies of the test split, see `classify`, or nothing."""

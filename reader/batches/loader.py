@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     """Images of one training step, or some test images."""
 
     # (B, 3, S, S) uint8 in channels-last order, cropped but not normalised; or training images
-    # that are to be resized on the device
+    # that are to be resized on the device; or kept features of them, (B, F) float32
     images: torch.Tensor | DeviceImages
     labels: torch.Tensor  # (B,) int64
     # path -> error of the unreadable images: others were drawn for them, in a test they are black
@@ -150,9 +150,12 @@ def to_crops(batch: Batch, preprocessing: Preprocessing, device: torch.device) -
 def to_inputs(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
     """Return the network inputs of a batch on the device, from `to_crops`.
 
-    (B, 3, S, S) float32 in channels-last order, in which convolutions are fastest.
+    (B, 3, S, S) float32 in channels-last order, in which convolutions are fastest. Features are
+    inputs as they are.
     """
     crops = to_crops(batch, preprocessing, device)
+    if crops.is_floating_point():
+        return crops
     return normalise(crops, preprocessing.mean, preprocessing.std)
 
 
