@@ -108,7 +108,10 @@ def open_frozen(
     if reading.features_dir is None:
         return None
     keeper = _Keeper(model, preprocessing, reading, machine)
-    whole = replace(data, val_fold=NONE).load("train").require_whole()
+    whole = sets["train"]
+    if "val" in data.splits:
+        whole = replace(data, val_fold=NONE).load("train").require_whole()
+
     with acting_signals():  # computing may take long, and goes on where it was
         features = keeper.keep(whole, reading.views)
         row_of = {path: row for row, path in enumerate(whole.paths)}
@@ -161,6 +164,7 @@ class _Keeper:
         """What features depend on beside the images; the file beside them records it."""
         changed = changed_options(self.model.options)
         options = [f"{name} {value}" for name, value in changed.items() if name != "feature_norm"]
+
         pipeline = self.preprocessing
         augmented = {
             "views": num_views,

@@ -205,6 +205,7 @@ class TrainingRun:
                 pin_memory=self.machine.device.type == "cuda",
                 reading=self.options.reading.reading,
             )
+
         if self.machine.world.size == 1:
             return loader
         return self.stop.agreed(loader, lambda batch: self.broken.add(batch.broken))
@@ -332,6 +333,7 @@ class TrainingRun:
         if self.frozen is not None:
             with self.stop.agreement():
                 return self.frozen.embed_test(model, machine)
+
         return embed_images(
             model,
             self.test_set,

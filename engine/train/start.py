@@ -82,9 +82,8 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     train_set, test_set = sets["train"], sets.get("val", sets.get("test"))
     start = check_classes(start, train_set, flags.on_changed_data)
     options = settle(flags, train_set, world)
-    reading, machine = options.reading, options.machine
-    start = compare(start, sets, options.model.pretrained_model, reading, options.schedule, world)
-
+    reading, machine, weights = options.reading, options.machine, options.model.pretrained_model
+    start = compare(start, sets, weights, reading, options.schedule, world)
     # The weights are drawn in this order: those of the network, then those of the loss.
     torch.manual_seed(machine.seed)
     sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world)

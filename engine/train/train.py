@@ -100,7 +100,8 @@ def count(run: TrainingRun, outcome: Outcome) -> None:
 
 def test(run: TrainingRun) -> None:
     """Test the network as it stands; write the epoch that ends here, and keep the best network."""
-    run.save_last()  # before what may fail
+    if run.frozen is None:  # else the steps took less time than saving does
+        run.save_last()  # before what may fail
     metrics = run.test()
     if ends_epoch(run):
         run.write_epoch(metrics)
