@@ -262,7 +262,7 @@ def relative_paths(paths: Sequence[str]) -> list[str]:
     if not paths:
         return []
     split = [os.path.split(path) for path in paths]
-    places = {folder: os.path.abspath(folder) for folder, _ in split}
+    places = {folder: os.path.abspath(folder) for folder in {folder for folder, _ in split}}
     start = len(os.path.join(os.path.commonpath(places.values()), ""))
     inside = {folder: os.path.join(place, "")[start:] for folder, place in places.items()}
     return [inside[folder] + name for folder, name in split]

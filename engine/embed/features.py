@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from metric_learning.common.fingerprint import (
     find_names,
     first_difference,
     load_snapshot,
+    state_of,
 )
 from metric_learning.common.schema import read_json
 from metric_learning.common.text_files import check_regular
@@ -161,8 +163,8 @@ class FeatureFile:
         return np.load(self.path, mmap_mode="r")
 
     def _sum(self) -> int:
-        """Return the CRC-32 of the file."""
-        return zlib.crc32(np.memmap(self.path, np.uint8, mode="r").data)
+        """Return the CRC-32 of the file, as `checksum_of` knows it."""
+        return checksum_of(self.path, state_of(str(self.path)))
 
     def finish(self) -> None:
         """Say that all features are computed."""
@@ -170,6 +172,12 @@ class FeatureFile:
             assert np.fromfile(self.done_path, np.uint8).all()
             write_json(self.about_path, self.about | {CHECKSUM: self._sum()})
             self.done_path.unlink()
+
+
+@lru_cache(maxsize=64)
+def checksum_of(path: Path, state: str) -> int:
+    """Return the CRC-32 of a file that is in a state, see `state_of`, for which it is read once."""
+    return zlib.crc32(np.memmap(path, np.uint8, mode="r").data)
 
 
 class FeatureWriter:

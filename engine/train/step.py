@@ -314,7 +314,7 @@ def seed_draws(*key: int) -> None:
     # torch.manual_seed would do the same, and note for GPUs that nobody uses where it was called,
     # which takes a millisecond.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
 
 
