@@ -250,7 +250,8 @@ class TrainingRun:
         per_second = {"images_per_second": self.options.batches.train_batch_size / seconds}
         self.folder.record("train", self.step, lr=rate, **means, spread=spread, **per_second)
         self.say_all(self.watch.judge(means, spread, num_images))
-        self.say_all(self.pace.reading_caveats(means["wait"], self.machine))
+        if self.frozen is None:
+            self.say_all(self.pace.reading_caveats(means["wait"], self.machine))
 
     def foresee(self, seconds: float) -> None:
         """Take the seconds of a step for its pace, and warn, once, where the end is days away."""

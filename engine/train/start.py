@@ -253,7 +253,7 @@ def build_learner(
     criterion = build_criterion(loss, dim, steps, machine.world).to(machine.device)
     is_half = machine.amp_dtype is torch.float16
     decay = optimizer.ema_decay
-    check_trainable(network, criterion)
+    check_trainable(network, criterion, decay)
 
     return Learner(
         model=model,
@@ -266,14 +266,20 @@ def build_learner(
     )
 
 
-def check_trainable(network: nn.Module, criterion: nn.Module) -> None:
-    """Raise ValueError where nothing of what a run trains has weights."""
-    parameters = [*network.parameters(), *criterion.parameters()]
-    if not any(parameter.requires_grad for parameter in parameters):
+def check_trainable(network: nn.Module, criterion: nn.Module, ema_decay: float) -> None:
+    """Raise ValueError where a run has no weights to train, or none of the network to average."""
+    in_network, in_loss = (
+        any(parameter.requires_grad for parameter in module.parameters())
+        for module in (network, criterion)
+    )
+    advice = "give --embedding_size=128 or --feature_norm=bnneck"
+    if not (in_network or in_loss):
         raise ValueError(
-            "--trainable=head finds nothing to train behind the backbone: give "
-            "--embedding_size=128, --feature_norm=bnneck or a loss with weights"
+            f"--trainable=head finds nothing to train behind the backbone: {advice}, or train a "
+            "loss with weights"
         )
+    if ema_decay and not in_network:
+        raise ValueError(f"--ema_decay finds no weights of the network that train: {advice}")
 
 
 def prepare_network(

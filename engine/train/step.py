@@ -138,7 +138,12 @@ class Step:
         return self.learner.scaler.scale(loss / self.batches.accumulation_steps)
 
     def differentiate(self, values: Tensor, gradient: Tensor | None = None) -> None:
-        """Run the backward pass; where it computes activations again, statistics stay."""
+        """Run the backward pass; where it computes activations again, statistics stay.
+
+        Nothing is to do for values that no weight made, as those of a frozen network are.
+        """
+        if not values.requires_grad:
+            return
         with contextlib.ExitStack() as stack:
             stack.enter_context(casting(self.machine.device, None, self.machine.tf32))
             if self.machine.recompute:

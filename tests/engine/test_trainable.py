@@ -346,6 +346,16 @@ def test_what_makes_no_sense_is_refused(flags, script, more, words, error_of):
     assert words in error_of(script.main, [*flags, *more])
 
 
+def test_a_loss_alone_trains_on_frozen_features(flags, error_of):
+    """A class layer on the features themselves, which stay as they are."""
+    argv = [*flags, "--trainable=head", *LINEAR]
+    start = build_run(train_elem, argv).learner.criterion.state_dict()
+    for more in ([], ["--chunk_size=3"]):
+        folder = train_elem.main([*argv, *more])
+        assert not torch.equal(start["weight"], model_of(folder, "criterion")["weight"])
+    assert "--ema_decay finds no weights" in error_of(train_elem.main, [*argv, "--ema_decay=0.9"])
+
+
 @pytest.mark.parametrize("trainable", ["norm", "head"])
 def test_frozen_weights_have_to_come_from_somewhere(tiny_flags, trainable, error_of):
     error = error_of(train_elem.main, [*tiny_flags, f"--trainable={trainable}"])
