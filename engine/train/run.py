@@ -358,10 +358,13 @@ class TrainingRun:
             return classify(layer, embeddings, numbers, self.options.run.test_batch_size)
 
     def keep_best(self, recall: float) -> None:
-        """Save best.pt where a Recall@1 of the present step is the best so far."""
+        """Save best.pt where a Recall@1 of the present step is the best so far.
+
+        At the end that is what last.pt is to hold too, and a copy costs less.
+        """
         if recall > self.best.get("recall@1", -1.0):
             self.best = {"recall@1": recall, "step": self.step}
-            self.save("best")
+            self.save("best", *(["last"] if self.num_steps_left == 0 else []))
 
     def write_epoch(self, metrics: Mapping[str, float]) -> None:
         """Write the line of the epoch that is done: the means over its steps, and its test.
@@ -421,12 +424,17 @@ class TrainingRun:
             self._saved = self.step, self.tested
 
     def _write(self, checkpoint: dict[str, Any], names: tuple[str, ...]) -> None:
+        bare = [name for name in names if not name.startswith("step_")]
         try:
-            for number, name in enumerate(names):
-                if not name.startswith("step_"):  # before NAME.pt, with which a run resumes
+            for name in names:
+                if name in bare:  # before NAME.pt, with which a run resumes
                     weights = self.path / f"{name}.safetensors"
-                    save_weights(self.learner.tested_model, weights, checkpoint["meta"])
-                if number == 0:
+                    if name == bare[0]:
+                        save_weights(self.learner.tested_model, weights, checkpoint["meta"])
+                    else:
+                        copy_checkpoint(self.path / f"{bare[0]}.safetensors", weights)
+
+                if name == names[0]:
                     save_checkpoint(self.path / f"{name}.pt", checkpoint)
                 else:
                     copy_checkpoint(self.path / f"{names[0]}.pt", self.path / f"{name}.pt")
