@@ -9,9 +9,11 @@ again. One process computes at a time, and others that need the file wait for it
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,6 +109,7 @@ def open_frozen(
     """
     if reading.features_dir is None:
         return None
+    make_folder(Path(reading.features_dir))
     keeper = _Keeper(model, preprocessing, reading, machine)
     whole = sets["train"]
     if "val" in data.splits:
@@ -124,6 +127,18 @@ def open_frozen(
             features = keeper.keep(sets["test"], 0)
             kept["test"] = KeptViews(features, np.arange(len(features)))
     return FrozenFeatures(kept["train"], kept.get("val", kept.get("test")))
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of features, or raise OSError before the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OSError(
+            f"cannot write to --features_dir={folder} ({error.strerror}): choose another folder"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -374,6 +374,11 @@ def announce(run: TrainingRun) -> None:
         f"{learner.model.embedding_size}-d embeddings; {run.options.loss.loss_name}, "
         f"lr {run.options.schedule.lr:g}; {run.machine.device}, {world.size} process(es)"
     )
+    trainable = run.options.optimizer.trainable
+    if trainable != "all":
+        size = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
+        run.say(f"--trainable={trainable}: {size / 1e6:.2f} million of them train")
+
     for note in run.start.notes:
         run.say(note)
     run.say_all(caveats_of(run))

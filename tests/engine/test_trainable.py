@@ -362,6 +362,11 @@ def test_frozen_weights_have_to_come_from_somewhere(tiny_flags, trainable, error
     assert f"--trainable={trainable} freezes weights of the backbone, which would be" in error
 
 
+def test_a_folder_that_cannot_be_written_is_named(flags, weights, error_of):
+    error = error_of(train_elem.main, [*flags, *HEAD, *LINEAR, f"--features_dir={weights}"])
+    assert f"cannot write to --features_dir={weights} (File exists): choose another" in error
+
+
 def test_a_run_is_resumed_with_what_it_trained(flags, error_of, tmp_path):
     argv = [*flags, *LINEAR, "--embedding_size=8"]
     folder = train_elem.main(argv)
