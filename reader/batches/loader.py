@@ -101,7 +101,7 @@ def train_loader(
     the step of a resume changes it.
     """
     reading = reading or Reading()
-    _warm_up(preprocessing)
+    warm_up(preprocessing)
     batches = TrainBatches(image_set, sampler, preprocessing, seed, reading)
     steps = range(start_step, end_step)
     return ImageLoader(batches, steps, num_workers, pin_memory, reading.prefetch)
@@ -123,14 +123,14 @@ def eval_loader(
     """
     if batch_size < 1:
         raise ValueError(f"expected a batch size of 1 or more, got {batch_size}")
-    _warm_up(preprocessing)
+    warm_up(preprocessing)
     chosen = np.arange(len(image_set)) if indices is None else np.asarray(indices, dtype=np.int64)
     batches = EvalBatches(image_set, preprocessing, chosen, batch_size, on_bad_image)
     numbers = range(-(-len(chosen) // batch_size))
     return ImageLoader(batches, numbers, num_workers, pin_memory)
 
 
-def _warm_up(preprocessing: Preprocessing) -> None:
+def warm_up(preprocessing: Preprocessing) -> None:
     """Import and compile what the transform needs, once: workers have it from their fork."""
     TRANSFORMS[preprocessing.transform].test(np.zeros((8, 8, 3), np.uint8), 4)
 

@@ -14,6 +14,7 @@ from metric_learning.reader.batches.loader import (
     ImageLoader,
     Sampler,
     stack,
+    warm_up,
 )
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.image_set import ImageSet
@@ -38,6 +39,7 @@ def view_loader(
     A batch has so many images, and 1 + `num_views` times as many crops. An augmented view follows
     from the row of its image and its own number alone, whatever is asked for beside it.
     """
+    warm_up(preprocessing)
     batches = ViewBatches(image_set, preprocessing, rows, batch_size, num_views=num_views)
     numbers = range(-(-len(rows) // batch_size))
     return ImageLoader(batches, numbers, num_workers, pin_memory)
