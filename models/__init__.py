@@ -3,6 +3,7 @@
 - build: a model by its name, from timm or open_clip; begin here.
 - embedder: a model is a backbone, the options of its head, and an embedding layer. pooling,
   last_stride and feature_norm are what these options choose, options their defaults.
+- trainable: which weights train, and which are frozen.
 - clip, clip_text: image towers of CLIP models as backbones, and texts embedded by text towers.
 - weights: files of weights of any origin, read without running code.
 """
@@ -10,6 +11,7 @@
 from metric_learning.models.build import build_model, image_size_of, timm_name
 from metric_learning.models.embedder import REFERENCE_MODELS, EmbeddingModel
 from metric_learning.models.options import MODEL_OPTIONS, changed_options, options_of
+from metric_learning.models.trainable import choose_trainable
 from metric_learning.models.weights.files import read_metadata
 from metric_learning.models.weights.load import (
     WeightsReport,
@@ -25,6 +27,7 @@ __all__ = [
     "WeightsReport",
     "build_model",
     "changed_options",
+    "choose_trainable",
     "image_size_of",
     "load_classifier",
     "load_weights",

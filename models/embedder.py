@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,6 +89,18 @@ class EmbeddingModel(nn.Module):
         """Return the embeddings (B, D) of images (B, 3, H, W)."""
         embeddings: torch.Tensor = self.embedding(self.feature_norm(self.backbone(images)))
         return embeddings
+
+    @property
+    def top(self) -> nn.Sequential:
+        """What turns the backbone's features (B, F) into embeddings (B, D), in one module."""
+        return nn.Sequential(self.feature_norm, self.embedding)
+
+    def with_top(self, top: nn.Module) -> EmbeddingModel:
+        """Return a model of the same backbone, not a copy of it, under another `top`."""
+        model = copy.copy(self)
+        model._modules = dict(self._modules)
+        model.feature_norm, model.embedding = top.children()
+        return model
 
     def take_norm(self, metadata: Mapping[str, Any]) -> None:
         """Take the mean and std that weights were trained with, where their metadata has them."""

@@ -2,6 +2,7 @@
 
 reader.py       training images from files
 train.py        training steps
+frozen.py       training steps on kept features of a frozen backbone
 retrieval.py    exact ranks, by the ways of retrieval_methods.py
 few_classes.py  exact ranks of few large classes, beside those of many small ones
 shard.py        a class layer split over processes

@@ -15,7 +15,11 @@ import torch
 from metric_learning.engine.embed.class_layer import load_class_layer
 from metric_learning.engine.embed.embedding import embed_images, readable_rows
 from metric_learning.engine.embed.features import FeatureFile
-from metric_learning.engine.embed.network import build_network, preprocessing_of
+from metric_learning.engine.embed.network import (
+    build_network,
+    describe_inputs,
+    preprocessing_of,
+)
 from metric_learning.engine.options.evaluation import EmbeddingOptions
 from metric_learning.engine.parallel.devices import place
 from metric_learning.models import EmbeddingModel, changed_options, load_weights
@@ -49,16 +53,12 @@ class Embedder:
     @cached_property
     def depends_on(self) -> dict[str, str | int]:
         """What embeddings depend on beside the images; all that is kept of them records it."""
-        model, preprocessing = self.model, self.preprocessing
+        model = self.model
         changed = [f"{name} {value}" for name, value in changed_options(model.options).items()]
         return {
             "weights": hash_tensors(model.state_dict()),
             "model": ", ".join([model.name, *changed]),
-            "preprocessing": (
-                f"{preprocessing.transform}, {preprocessing.crop_size} px, mean "
-                f"{tuple(preprocessing.mean)}, std {tuple(preprocessing.std)}, alpha "
-                f"{preprocessing.decoding.alpha}"
-            ),
+            "preprocessing": describe_inputs(self.preprocessing),
             "decoder": DECODER,
             "precision": self.work.machine.precision,
         }

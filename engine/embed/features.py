@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from metric_learning.common.fingerprint import (
     find_names,
     first_difference,
     load_snapshot,
+    state_of,
 )
 from metric_learning.common.schema import read_json
 from metric_learning.common.text_files import check_regular
@@ -36,6 +38,7 @@ class FeatureFile:
     per image, says which rows are computed, and is gone when all are.
 
     Attributes:
+        shown: what it is called in messages; by default it is the file of --features.
         snapshot: of the images, from `prepare` on.
         notes: lines for the user about what `prepare` found.
     """
@@ -47,7 +50,9 @@ class FeatureFile:
         image_set: ImageSet,
         embedding_size: int,
         verify: bool = False,
+        shown: str | None = None,
     ) -> None:
+        self.shown = shown or f"--features={path}"
         self.path, self.about, self._image_set, self._verify = path, about, image_set, verify
         self.shape = len(image_set), embedding_size
         self.about_path, self.images_path, self.done_path = (
@@ -70,7 +75,7 @@ class FeatureFile:
             write_atomically(self.path, self._write_empty)
         elif not self.about_path.exists():
             raise ValueError(
-                f"--features={self.path} exists without {self.about_path.name}, so another program "
+                f"{self.shown} exists without {self.about_path.name}, so another program "
                 "made it, and it is not replaced: choose another name"
             )
         else:
@@ -83,10 +88,10 @@ class FeatureFile:
         """Return which rows are computed, (N,) uint8."""
         if not self.done_path.exists():
             return np.ones(self.shape[0], np.uint8)
-        check_regular(self.done_path, f"--features={self.path}")
+        check_regular(self.done_path, self.shown)
         done = np.fromfile(self.done_path, np.uint8)
         if len(done) != self.shape[0]:
-            raise ValueError(f"--features={self.path} is damaged, delete it: no byte an image")
+            raise ValueError(f"{self.shown} is damaged, delete it: no byte an image")
         return done
 
     def _compare_facts(self) -> None:
@@ -101,17 +106,17 @@ class FeatureFile:
             if checksum is not None and not self.done_path.exists() and checksum != self._sum():
                 raise ValueError("bytes of it have changed")
         except (ValueError, EOFError) as error:
-            raise ValueError(f"--features={self.path} is damaged, delete it: {error}") from error
+            raise ValueError(f"{self.shown} is damaged, delete it: {error}") from error
         if not self.images_path.exists():
             raise ValueError(
-                f"--features={self.path} was made by an earlier version, which did not record what "
+                f"{self.shown} was made by an earlier version, which did not record what "
                 f"its images held: {remedy}"
             )
 
         size = {"dimensions": self.shape[1]}
         other = first_difference(found | {"dimensions": shape[-1]}, self.about | size)
         if other is not None:
-            raise ValueError(f"--features={self.path} holds features of other {other}: {remedy}")
+            raise ValueError(f"{self.shown} holds features of other {other}: {remedy}")
 
     def _compare_images(self) -> None:
         """Have the rows of changed images computed again; ValueError where others are listed."""
@@ -120,12 +125,12 @@ class FeatureFile:
             if len(kept) != len(self.read()):
                 raise ValueError(f"{self.images_path.name} is of {len(kept)} images")
         except ValueError as error:
-            raise ValueError(f"--features={self.path} is damaged, delete it: {error}") from error
+            raise ValueError(f"{self.shown} is damaged, delete it: {error}") from error
         self.snapshot = found = snapshot_of(self._image_set, kept, self._verify)
         others = find_names(kept, found)
         if others is not None:
             raise ValueError(
-                f"--features={self.path} holds features of other images ({others}): choose another "
+                f"{self.shown} holds features of other images ({others}): choose another "
                 "name or delete the file"
             )
 
@@ -158,8 +163,8 @@ class FeatureFile:
         return np.load(self.path, mmap_mode="r")
 
     def _sum(self) -> int:
-        """Return the CRC-32 of the file."""
-        return zlib.crc32(np.memmap(self.path, np.uint8, mode="r").data)
+        """Return the CRC-32 of the file, as `checksum_of` knows it."""
+        return checksum_of(self.path, state_of(str(self.path)))
 
     def finish(self) -> None:
         """Say that all features are computed."""
@@ -167,6 +172,12 @@ class FeatureFile:
             assert np.fromfile(self.done_path, np.uint8).all()
             write_json(self.about_path, self.about | {CHECKSUM: self._sum()})
             self.done_path.unlink()
+
+
+@lru_cache(maxsize=64)
+def checksum_of(path: Path, state: str) -> int:
+    """Return the CRC-32 of a file that is in a state, see `state_of`, for which it is read once."""
+    return zlib.crc32(np.memmap(path, np.uint8, mode="r").data)
 
 
 class FeatureWriter:

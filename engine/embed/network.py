@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+import copy
+from functools import lru_cache
+from pathlib import Path
 
+import torch
+from torch import nn
+
+from metric_learning.common.fingerprint import state_of
 from metric_learning.engine.embed.embedding import evaluation_mode
 from metric_learning.engine.options.parts import ModelOptions
-from metric_learning.models import EmbeddingModel, build_model
+from metric_learning.models import EmbeddingModel, WeightsReport, build_model, load_weights
+from metric_learning.models.weights.fingerprint import hash_tensors
 from metric_learning.reader.preprocessing import Preprocessing
 
 
@@ -16,6 +23,45 @@ def build_network(options: ModelOptions) -> EmbeddingModel:
     model = build_model(options.model, options.embedding_size, image_size=size, **options.head)
     check_image_size(model, size)
     return model
+
+
+def build_frozen(options: ModelOptions, seed: int) -> tuple[EmbeddingModel, WeightsReport]:
+    """Build a model of --pretrained_model whose backbone nobody may change, and say what it holds.
+
+    Models of the same weights share their backbone, which a process that trains one head after the
+    other reads once. What the weights do not fill of the rest is drawn from the seed alone.
+    """
+    path = str(options.pretrained_model)
+    load = _load_frozen if Path(path).is_file() else _load_frozen.__wrapped__  # no folders
+    loaded, report = load(options, state_of(path))
+    model = loaded.with_top(copy.deepcopy(loaded.top))
+    torch.manual_seed(seed)
+    for name in ("feature_norm", "embedding"):
+        if any(key.startswith(f"{name}.") for key in report.missing):
+            getattr(model, name).reset_parameters()
+    return model, report
+
+
+@lru_cache(maxsize=1)
+def _load_frozen(options: ModelOptions, state: str) -> tuple[EmbeddingModel, WeightsReport]:
+    """Build a model with the weights of a file, or folder, that is in a state."""
+    model = build_network(options)
+    return model, load_weights(model, str(options.pretrained_model))
+
+
+@lru_cache(maxsize=1)
+def hash_backbone(backbone: nn.Module) -> str:
+    """Identify the weights of a backbone that nobody changes any more."""
+    return hash_tensors(backbone.state_dict())
+
+
+def describe_inputs(preprocessing: Preprocessing) -> str:
+    """Say how images become the inputs of a network, by which kept features are compared."""
+    return (
+        f"{preprocessing.transform}, {preprocessing.crop_size} px, mean "
+        f"{tuple(preprocessing.mean)}, std {tuple(preprocessing.std)}, alpha "
+        f"{preprocessing.decoding.alpha}"
+    )
 
 
 def preprocessing_of(

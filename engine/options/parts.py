@@ -68,7 +68,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How training images are read and augmented."""
+    """How training images are read and augmented, or which features are kept of them."""
 
     num_workers: int
     min_crop_area: float
@@ -81,6 +81,8 @@ class ReadingOptions:
     prefetch: int
     verify: bool
     on_changed_data: str
+    views: int
+    features_dir: str | None
 
     @property
     def reading(self) -> Reading:
@@ -129,7 +131,7 @@ class LossOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """How weights are updated, and those of batch norm not; see the flags of these names."""
+    """Which weights are updated, and how; see the flags of these names."""
 
     optimizer: str
     lr: float
@@ -142,10 +144,16 @@ class OptimizerOptions:
     clip_grad_norm: float
     ema_decay: float
     freeze_bn: bool
+    trainable: str
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
             raise ValueError("--nesterov needs a --momentum above 0")
+
+    @property
+    def is_on_features(self) -> bool:
+        """Whether what trains is computed from kept features of a frozen backbone."""
+        return self.trainable == "head"
 
 
 @dataclass(frozen=True)

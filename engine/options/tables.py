@@ -36,6 +36,7 @@ TIES = ("pessimistic", "expected")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 PLACES = ("workers", "device")
+TRAINABLE = ("all", "norm", "head")
 BAD_IMAGE_POLICIES = ("error", "skip")
 ACCEPT = "accept"
 CHANGED_DATA_POLICIES = ("error", ACCEPT)
@@ -147,6 +148,28 @@ BATCH_NORM_FLAGS = grouped(
     "model",
     Flag("freeze_bn", boolean, False, "batch norm of the backbone keeps its statistics"),
     Flag("sync_bn", boolean, False, "batch norm takes its statistics over all processes (GPUs)"),
+)
+TRAINABLE_FLAGS = grouped(
+    "model",
+    Flag(
+        "trainable",
+        str,
+        "all",
+        "which weights of the network train. norm: of the backbone, those of its normalisation "
+        "layers alone, and all that lies behind it; head: the feature norm and the embedding layer "
+        "on features of a frozen backbone, which are computed once and kept. The loss's always do",
+        TRAINABLE,
+    ),
+    Flag(
+        "views", positive, 8, "augmented views of each training image that --trainable=head keeps"
+    ),
+    Flag(
+        "features_dir",
+        path,
+        None,
+        "folder of the features that --trainable=head keeps, which runs of the same backbone "
+        "share; default: frozen_features in --model_save_dir",
+    ),
 )
 CLASS_FLAGS = grouped(
     "model",
@@ -281,7 +304,7 @@ TRAINING_LACKS: Mapping[str, str] = {
     **dict.fromkeys(("images", "output_dir", "index", "query", "query_text", "topk"), "infer.py"),
 }
 _TRAINING_FLAGS = (
-    *(*READING_FLAGS, *BATCH_NORM_FLAGS, *SHARD_FLAGS, *PAIR_FLAGS),
+    *(*READING_FLAGS, *BATCH_NORM_FLAGS, *TRAINABLE_FLAGS, *SHARD_FLAGS, *PAIR_FLAGS),
     *(*OPTIMIZER_FLAGS, *SCHEDULE_FLAGS, *RUN_FLAGS, *TRAINING_MACHINE_FLAGS),
 )
 OTHERS_LACK: Mapping[str, str] = {

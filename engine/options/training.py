@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Set
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,17 +42,23 @@ V1_EPOCH = 100  # batches
 FACES = 10_000  # classes from which on the scale of losses for faces is their authors'
 CLASS_DROPOUTS = {"SE_ResNeXt50_32x4d": 0.5}  # of the reference's class layer on a model, else 0
 # What flags were before there were such flags, for checkpoints of then.
-EARLIER = {"class_dropout": 0.0}
+EARLIER = {"class_dropout": 0.0, "trainable": "all"}
 
 # Flags that a resumed run must have as its checkpoint has them.
 FIXED_FLAGS = (
     *("model", "embedding_size", *MODEL_OPTIONS, "loss_name", "class_dim"),
-    *("optimizer", "decay_norm_and_bias"),
+    *("optimizer", "decay_norm_and_bias", "trainable"),
     *("alpha", "xbm_size", "loss_options"),
     *("normalize_embeddings", "embedding_scale"),
 )
 LENGTHS = {"num_epochs", "total_iter_num"}
 OF_THE_CALL = {"verify", "on_changed_data"}  # are given again where they are meant again
+# Flags about images that are read in training, of which there are none where features are kept.
+OF_READING = (
+    *("cache", "cache_size", "augment_on", "decode_on", "on_bad_image", "prefetch"),
+    *("freeze_bn", "sync_bn", "with_mem_opt"),
+)
+FEATURES_DIR = "frozen_features"  # below --model_save_dir
 PIPELINE = ("image_shape", "transform")  # how images become the input of a network
 
 
@@ -117,7 +124,7 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
     it belongs to the other stage.
     """
     found = (
-        MODEL_OPTIONS | {"normalize_embeddings": False} | meta["flags"]
+        MODEL_OPTIONS | EARLIER | {"normalize_embeddings": False} | meta["flags"]
     )  # checkpoints of earlier versions lack some
     name = found["loss_name"]
     if is_own(name) and "loss_name" not in flags.given:
@@ -192,12 +199,14 @@ def _derive(flags: Flags, loss: parts.LossOptions, epoch_size: int) -> Flags:
     if num_steps is None or "num_epochs" in flags.given:
         num_steps = math.ceil(flags.num_epochs * epoch_size / flags.train_batch_size)
     size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
+    folder = flags.features_dir or str(Path(flags.model_save_dir) / FEATURES_DIR)
     return flags.replaced(
         image_shape=(3, size, size),
         transform=flags.transform or default_transform(flags.model, flags.loss_name),
         total_iter_num=num_steps,
         class_dim=loss.class_dim,
         **({"class_dropout": loss.class_dropout} if loss.alpha else {}),
+        **({"features_dir": folder} if flags.trainable == "head" else {}),
         **({} if is_pml(loss.loss_name) else loss.options),
     )
 
@@ -221,7 +230,7 @@ def _refuse_unused(flags: Flags) -> None:
 
     if "checkpoint" not in flags.given:
         flags.refuse(["on_changed_data"], "without --checkpoint no run is resumed")
-        if not flags.cache:
+        if not flags.cache and flags.trainable != "head":
             flags.refuse(["verify"], "without --checkpoint and --cache nothing is kept")
     if flags.num_workers == 0:
         flags.refuse(["prefetch"], "--num_workers=0 reads nothing ahead")
@@ -234,6 +243,16 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["test_start"], "without --pretrained_model")
     if flags.given >= LENGTHS:
         raise ValueError("expected --num_epochs or --total_iter_num, found both")
+
+    if flags.trainable != "head":
+        flags.refuse(["views", "features_dir"], f"--trainable={flags.trainable} keeps no features")
+    else:
+        flags.refuse(OF_READING, "--trainable=head trains on kept features of a frozen backbone")
+    if flags.trainable != "all" and flags.pretrained_model is None:
+        raise ValueError(
+            f"--trainable={flags.trainable} freezes weights of the backbone, which would be random "
+            "ones: give --pretrained_model=FILE"
+        )
 
 
 def default_transform(model: str, loss_name: str | None = None) -> str:

@@ -48,6 +48,7 @@ def training_flags(stage: str, loss_name: str, **defaults: Any) -> tuple[Flag, .
 
     table = (
         *(*tables.DATA_FLAGS, *tables.READING_FLAGS, *tables.MODEL_FLAGS, *tables.BATCH_NORM_FLAGS),
+        *tables.TRAINABLE_FLAGS,
         Flag(
             "loss_name",
             partial(parse_loss_name, stage),

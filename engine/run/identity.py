@@ -32,7 +32,7 @@ HARMLESS = {
     *("display_iter_step", "test_iter_step", "save_iter_step", "test_batch_size"),
     *("use_gpu", "device", "num_workers", "prefetch", "with_mem_opt", "compile", "max_pixels"),
     *("on_bad_image", "verify", "on_changed_data", "class_dim", "total_images"),
-    *("on_collapse", "test_start"),
+    *("on_collapse", "test_start", "features_dir"),
 }
 # Where data lies, which is compared by what it holds.
 PLACES = {"data_dir", "csv", "train_list", "test_list"}

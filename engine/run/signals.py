@@ -16,6 +16,7 @@ from metric_learning.engine.parallel.collectives import first_error, largest
 from metric_learning.engine.parallel.world import World
 from metric_learning.reader import ImageError, WorkerError
 from metric_learning.reader.batches.loader import Batch, ImageLoader
+from metric_learning.reader.batches.views import FeatureBatches
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE = 2.0  # seconds in which a process that is interrupted twice may end by itself
@@ -65,7 +66,9 @@ class StopRequest:
         if verdict:
             raise Stopped(verdict)
 
-    def agreed(self, loader: ImageLoader, note: Callable[[Batch], object]) -> Iterator[Batch]:
+    def agreed(
+        self, loader: ImageLoader | FeatureBatches, note: Callable[[Batch], object]
+    ) -> Iterator[Batch]:
         """Yield the batches of a loader, and note them; all ranks agree to take each.
 
         They agree before the step and not after it, since a rank that could not read its batch

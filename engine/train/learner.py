@@ -22,7 +22,8 @@ class Learner:
     Attributes:
         loss_options: those that the loss was built with.
         scaler: of the loss, against underflow in float16; does nothing with other types.
-        ema: moving average of the network, or None.
+        ema: moving average of `network`, or None.
+        is_on_features: whether the inputs are features of a backbone that is frozen.
         is_whole: whether the weights are those of a number of whole steps; not within an update.
     """
 
@@ -32,12 +33,20 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
+    is_on_features: bool = False
     is_whole: bool = True
+
+    @property
+    def network(self) -> nn.Module:
+        """What turns a batch into embeddings: the model, or what lies behind a frozen backbone."""
+        return self.model.top if self.is_on_features else self.model
 
     @property
     def tested_model(self) -> EmbeddingModel:
         """The network that is tested and given away: the moving average, where there is one."""
-        return self.model if self.ema is None else self.ema.module
+        if self.ema is None:
+            return self.model
+        return self.model.with_top(self.ema.module) if self.is_on_features else self.ema.module
 
     def split_parameters(self) -> list[nn.Parameter]:
         """Return the weights of which each rank has others: those of a split class layer."""
@@ -47,7 +56,7 @@ class Learner:
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the weights that are the same on all ranks."""
         own = [] if self.split_parameters() else list(self.criterion.parameters())
-        return [*own, *self.model.parameters()]
+        return [*own, *self.network.parameters()]
 
     def is_finite(self) -> bool:
         """Whether all weights and statistics of the network are."""
@@ -71,7 +80,7 @@ class Learner:
         """Take over the weights of a checkpoint."""
         self.model.load_state_dict(checkpoint.get("live_model") or checkpoint["model"])
         if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoint["model"])
+            self.tested_model.load_state_dict(checkpoint["model"])
 
         criterion, criterion_state, optimizer_state = own_state(
             self.criterion, self.optimizer, checkpoint["criterion"], checkpoint["optimizer"]

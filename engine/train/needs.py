@@ -30,7 +30,7 @@ def memory_caveats(step: Step, size: int, num_steps: int) -> list[str]:
     Images are 3, `size`, `size`. One small forward pass tells, and leaves no trace. Of several
     processes the first one decides for all.
     """
-    if step.machine.device.type != "cpu" or num_steps == 0:
+    if step.machine.device.type != "cpu" or num_steps == 0 or step.learner.is_on_features:
         return []
     return decide_on_main(step.machine.world, lambda: _judge_memory(step, size))
 
@@ -95,7 +95,7 @@ def weight_bytes(step: Step) -> int:
     """Return the bytes of the gradients, and of what the optimizer will keep for them."""
     optimizer = step.learner.optimizer
     num_states = 0 if optimizer.state else STATES[type(optimizer)]
-    return (1 + num_states) * sum(p.nbytes for p in step.shared + step.split)
+    return (1 + num_states) * sum(p.nbytes for p in step.shared + step.split if p.requires_grad)
 
 
 class Pace:

@@ -21,7 +21,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 def build_optimizer(
     model: nn.Module, head: nn.Module, criterion: nn.Module, options: OptimizerOptions
 ) -> torch.optim.Optimizer:
-    """Build the optimizer over all weights of the network and of the loss.
+    """Build the optimizer over the weights of the network, but frozen ones, and of the loss.
 
     By default SGD with momentum 0.9 (not Nesterov) and L2 1e-4 on all parameters, as the
     reference. The rate of the `head`, what is new in the model beside the backbone, is multiplied
@@ -31,15 +31,18 @@ def build_optimizer(
     """
     head_mult = options.lr_head_mult
     loss_mult = head_mult if options.lr_loss_mult is None else options.lr_loss_mult
-    _check_multipliers(_has_parameters(head), _has_parameters(criterion), options)
-
     in_head = {id(parameter) for parameter in head.parameters()}
-    trunk = [parameter for parameter in model.parameters() if id(parameter) not in in_head]
+    # With all of them there are those of fixed values too: the states of checkpoints count them.
+    trained = [p for p in model.parameters() if p.requires_grad or options.trainable == "all"]
+    trunk = [parameter for parameter in trained if id(parameter) not in in_head]
+    new = [parameter for parameter in trained if id(parameter) in in_head]
+    _check_multipliers(bool(new), _has_parameters(criterion), options)
+
     groups = [
         group
         for parameters, multiplier in (
             (trunk, 1.0),
-            (head.parameters(), head_mult),
+            (new, head_mult),
             (criterion.parameters(), loss_mult),
         )
         for group in _groups(parameters, multiplier, options)

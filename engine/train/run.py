@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from metric_learning.common.atomic import write_text
 from metric_learning.engine.embed.embedding import embed_images, evaluation_mode
+from metric_learning.engine.embed.frozen import FrozenFeatures
 from metric_learning.engine.evaluate.classification import class_layer_of, class_numbers, classify
 from metric_learning.engine.evaluate.scoring import chances, score_images
 from metric_learning.engine.options.parts import MachineOptions, Options
@@ -34,7 +35,8 @@ from metric_learning.engine.train.step import Meter, Outcome
 from metric_learning.engine.train.watch import CollapseError, Watch
 from metric_learning.models import save_weights
 from metric_learning.reader import ImageError, ImageSet, WorkerError
-from metric_learning.reader.batches.loader import Batch, Sampler, train_loader
+from metric_learning.reader.batches.loader import Batch, ImageLoader, Sampler, train_loader
+from metric_learning.reader.batches.views import FeatureBatches
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.retrieval.metrics import summarise
 
@@ -54,6 +56,7 @@ class TrainingRun:
     """All that a run consists of, and how far it has come.
 
     Attributes:
+        frozen: kept features of the images, with --trainable=head.
         path: the run folder.
         meta: what a checkpoint says of the model and its training, the step apart.
         meter: the steps since the last log line.
@@ -71,6 +74,7 @@ class TrainingRun:
     learner: Learner
     train_set: ImageSet
     test_set: ImageSet | None
+    frozen: FrozenFeatures | None
     sampler: Sampler
     preprocessing: Preprocessing
     start: Start
@@ -185,17 +189,23 @@ class TrainingRun:
 
     def batches(self) -> Iterable[Batch]:
         """Return this process's batches from the present step on; ranks agree to take each."""
-        loader = train_loader(
-            self.train_set,
-            self.sampler,
-            self.preprocessing,
-            start_step=self.step,
-            end_step=self.options.schedule.total_iter_num,
-            seed=self.machine.seed,
-            num_workers=self.machine.num_workers,
-            pin_memory=self.machine.device.type == "cuda",
-            reading=self.options.reading.reading,
-        )
+        seed, steps = self.machine.seed, range(self.step, self.options.schedule.total_iter_num)
+        loader: ImageLoader | FeatureBatches
+        if self.frozen is not None:
+            loader = self.frozen.batches(self.train_set.labels, self.sampler, seed, steps)
+        else:
+            loader = train_loader(
+                self.train_set,
+                self.sampler,
+                self.preprocessing,
+                start_step=steps.start,
+                end_step=steps.stop,
+                seed=seed,
+                num_workers=self.machine.num_workers,
+                pin_memory=self.machine.device.type == "cuda",
+                reading=self.options.reading.reading,
+            )
+
         if self.machine.world.size == 1:
             return loader
         return self.stop.agreed(loader, lambda batch: self.broken.add(batch.broken))
@@ -240,7 +250,8 @@ class TrainingRun:
         per_second = {"images_per_second": self.options.batches.train_batch_size / seconds}
         self.folder.record("train", self.step, lr=rate, **means, spread=spread, **per_second)
         self.say_all(self.watch.judge(means, spread, num_images))
-        self.say_all(self.pace.reading_caveats(means["wait"], self.machine))
+        if self.frozen is None:
+            self.say_all(self.pace.reading_caveats(means["wait"], self.machine))
 
     def foresee(self, seconds: float) -> None:
         """Take the seconds of a step for its pace, and warn, once, where the end is days away."""
@@ -292,20 +303,8 @@ class TrainingRun:
         Raises Stopped where the run is to stop; nothing of the test is written.
         """
         assert self.test_set is not None
-        model = self.learner.tested_model
-        machine = replace(self.machine, amp_dtype=None, tf32=False)  # tests compute in float32
-        share_buffers(model, machine.world)
-        started = time.perf_counter()
-        embeddings = embed_images(
-            model,
-            self.test_set,
-            self.preprocessing,
-            machine,
-            self.options.run.test_batch_size,
-            log=self.say,
-            log_every=self.options.run.display_iter_step,
-            stop=self.stop,
-        )
+        machine, started = self.machine, time.perf_counter()
+        embeddings = self.embed_test()
         scores = score_images(self.test_set, embeddings, machine.device, world=machine.world)
         metrics = decide_on_main(
             machine.world, lambda: summarise(scores) | self.score_classes(embeddings)
@@ -326,6 +325,27 @@ class TrainingRun:
         self.folder.keep_scores(scores)
         return metrics
 
+    def embed_test(self) -> np.ndarray:
+        """Return the embeddings (N, D) of the test split; Stopped where the run is to stop."""
+        assert self.test_set is not None
+        model = self.learner.tested_model
+        machine = replace(self.machine, amp_dtype=None, tf32=False)  # tests compute in float32
+        share_buffers(model, machine.world)
+        if self.frozen is not None:
+            with self.stop.agreement():
+                return self.frozen.embed_test(model, machine)
+
+        return embed_images(
+            model,
+            self.test_set,
+            self.preprocessing,
+            machine,
+            self.options.run.test_batch_size,
+            log=self.say,
+            log_every=self.options.run.display_iter_step,
+            stop=self.stop,
+        )
+
     def score_classes(self, embeddings: np.ndarray) -> dict[str, float]:
         """Return loss and accuracies of the test split, see `classify`, or nothing."""
         assert self.test_set is not None
@@ -338,10 +358,13 @@ class TrainingRun:
             return classify(layer, embeddings, numbers, self.options.run.test_batch_size)
 
     def keep_best(self, recall: float) -> None:
-        """Save best.pt where a Recall@1 of the present step is the best so far."""
+        """Save best.pt where a Recall@1 of the present step is the best so far.
+
+        At the end that is what last.pt is to hold too, and a copy costs less.
+        """
         if recall > self.best.get("recall@1", -1.0):
             self.best = {"recall@1": recall, "step": self.step}
-            self.save("best")
+            self.save("best", *(["last"] if self.num_steps_left == 0 else []))
 
     def write_epoch(self, metrics: Mapping[str, float]) -> None:
         """Write the line of the epoch that is done: the means over its steps, and its test.
@@ -401,12 +424,17 @@ class TrainingRun:
             self._saved = self.step, self.tested
 
     def _write(self, checkpoint: dict[str, Any], names: tuple[str, ...]) -> None:
+        bare = [name for name in names if not name.startswith("step_")]
         try:
-            for number, name in enumerate(names):
-                if not name.startswith("step_"):  # before NAME.pt, with which a run resumes
+            for name in names:
+                if name in bare:  # before NAME.pt, with which a run resumes
                     weights = self.path / f"{name}.safetensors"
-                    save_weights(self.learner.tested_model, weights, checkpoint["meta"])
-                if number == 0:
+                    if name == bare[0]:
+                        save_weights(self.learner.tested_model, weights, checkpoint["meta"])
+                    else:
+                        copy_checkpoint(self.path / f"{bare[0]}.safetensors", weights)
+
+                if name == names[0]:
                     save_checkpoint(self.path / f"{name}.pt", checkpoint)
                 else:
                     copy_checkpoint(self.path / f"{names[0]}.pt", self.path / f"{name}.pt")

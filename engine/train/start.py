@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
-from metric_learning.engine.embed.network import build_network, preprocessing_of
+from metric_learning.engine.embed.frozen import open_frozen
+from metric_learning.engine.embed.network import build_frozen, build_network, preprocessing_of
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options import parts
@@ -50,7 +51,12 @@ from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.step import Meter
 from metric_learning.engine.train.watch import Watch
 from metric_learning.losses import stage_of
-from metric_learning.models import EmbeddingModel, load_weights, read_metadata
+from metric_learning.models import (
+    EmbeddingModel,
+    choose_trainable,
+    load_weights,
+    read_metadata,
+)
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.retrieval.metrics import default_ks
 
@@ -76,13 +82,12 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     train_set, test_set = sets["train"], sets.get("val", sets.get("test"))
     start = check_classes(start, train_set, flags.on_changed_data)
     options = settle(flags, train_set, world)
-    reading, machine = options.reading, options.machine
-    start = compare(start, sets, options.model.pretrained_model, reading, options.schedule, world)
-
+    reading, machine, weights = options.reading, options.machine, options.model.pretrained_model
+    start = compare(start, sets, weights, reading, options.schedule, world)
     # The weights are drawn in this order: those of the network, then those of the loss.
     torch.manual_seed(machine.seed)
     sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world)
-    model = prepare_network(options.model, options.optimizer, machine, start.meta)
+    model = prepare_network(options.model, options.optimizer, machine, start.state)
     learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
     augmentation = reading.min_crop_area, reading.horizontal_flip
     preprocessing = preprocessing_of(options.model, model, machine.max_pixels, *augmentation)
@@ -90,6 +95,7 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         options=options,
         learner=learner,
         train_set=open_training_images(train_set, reading, preprocessing.decoding),
+        frozen=open_frozen(model, sets, options.data, preprocessing, reading, machine),
         test_set=test_set,
         sampler=sampler,
         preprocessing=preprocessing,
@@ -241,39 +247,53 @@ def build_learner(
     machine: parts.MachineOptions,
 ) -> Learner:
     """Build loss and optimizer around a network; ValueError where an option does not fit them."""
+    is_on_features = optimizer.is_on_features
+    network = model.top if is_on_features else model
     dim, steps = model.embedding_size, batches.accumulation_steps
     criterion = build_criterion(loss, dim, steps, machine.world).to(machine.device)
     is_half = machine.amp_dtype is torch.float16
     decay = optimizer.ema_decay
+    check_trainable(network, criterion, decay)
+
     return Learner(
         model=model,
         criterion=criterion,
         loss_options=complete_options(loss, dim),
         optimizer=build_optimizer(model, model.head, criterion, optimizer),
         scaler=torch.amp.GradScaler(machine.device.type, enabled=is_half),
-        ema=ModelEmaV3(model, decay, use_warmup=True) if decay else None,
+        ema=ModelEmaV3(network, decay, use_warmup=True) if decay else None,
+        is_on_features=is_on_features,
     )
+
+
+def check_trainable(network: nn.Module, criterion: nn.Module, ema_decay: float) -> None:
+    """Raise ValueError where a run has no weights to train, or none of the network to average."""
+    in_network, in_loss = (
+        any(parameter.requires_grad for parameter in module.parameters())
+        for module in (network, criterion)
+    )
+    advice = "give --embedding_size=128 or --feature_norm=bnneck"
+    if not (in_network or in_loss):
+        raise ValueError(
+            f"--trainable=head finds nothing to train behind the backbone: {advice}, or train a "
+            "loss with weights"
+        )
+    if ema_decay and not in_network:
+        raise ValueError(f"--ema_decay finds no weights of the network that train: {advice}")
 
 
 def prepare_network(
     options: parts.ModelOptions,
     optimizer: parts.OptimizerOptions,
     machine: parts.MachineOptions,
-    resumed: Mapping[str, Any],
+    resumed: Mapping[str, Any] | None,
 ) -> EmbeddingModel:
     """Build a network on its device; ValueError where an option does not fit it.
 
-    It has the weights of --pretrained_model, or the mean and std that a `resumed` checkpoint, if
-    it is not empty, says.
+    It has the weights of --pretrained_model, or of a `resumed` checkpoint.
     """
     prepare_steps(machine.device)
-    model = build_network(options)
-    if options.pretrained_model and not resumed:
-        report = load_weights(model, options.pretrained_model)
-        if machine.world.is_main:
-            log(f"weights: {report.source}, {len(report.loaded)} tensors loaded{report.remarks}")
-            if report.missing:
-                log(f"weights: {', '.join(report.missing)} not there, starting as new")
+    model = load_network(options, optimizer.is_on_features, machine, resumed)
     if machine.recompute:
         try:
             model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -284,8 +304,35 @@ def prepare_network(
     if machine.sync_bn:
         synchronise_batch_norm(model, machine.world, machine.device)
     place(model, machine.device)
-    if resumed:
-        model.take_norm(resumed)
+    choose_trainable(model, optimizer.trainable)
+    return model
+
+
+def load_network(
+    options: parts.ModelOptions,
+    is_frozen: bool,
+    machine: parts.MachineOptions,
+    resumed: Mapping[str, Any] | None,
+) -> EmbeddingModel:
+    """Build a network with the weights that it starts from, and say what these were."""
+    if resumed is not None:
+        model = build_network(options)
+        model.take_norm(resumed["meta"])
+        if is_frozen:  # features are kept by it, before all else is restored
+            model.load_state_dict(resumed["model"])
+        return model
+    if not options.pretrained_model:
+        return build_network(options)
+
+    if is_frozen:
+        model, report = build_frozen(options, machine.seed)
+    else:
+        model = build_network(options)
+        report = load_weights(model, options.pretrained_model)
+    if machine.world.is_main:
+        log(f"weights: {report.source}, {len(report.loaded)} tensors loaded{report.remarks}")
+        if report.missing:
+            log(f"weights: {', '.join(report.missing)} not there, starting as new")
     return model
 
 
@@ -327,6 +374,11 @@ def announce(run: TrainingRun) -> None:
         f"{learner.model.embedding_size}-d embeddings; {run.options.loss.loss_name}, "
         f"lr {run.options.schedule.lr:g}; {run.machine.device}, {world.size} process(es)"
     )
+    trainable = run.options.optimizer.trainable
+    if trainable != "all":
+        size = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
+        run.say(f"--trainable={trainable}: {size / 1e6:.2f} million of them train")
+
     for note in run.start.notes:
         run.say(note)
     run.say_all(caveats_of(run))

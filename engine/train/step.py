@@ -76,7 +76,7 @@ class Step:
             collectives.over_all_ranks(stage_loss, world) if batches.gather else stage_loss
         )
 
-        self.network = collectives.wrap(learner.model, world)
+        self.network = collectives.wrap(learner.network, world)
         self.criterion = collectives.wrap(learner.criterion, world)
         modules = (self.network, self.criterion)
         self.replicas = [m for m in modules if isinstance(m, DistributedDataParallel)]
@@ -85,7 +85,7 @@ class Step:
             self.network = compiled(self.network, machine.device)
 
         # Both change before the weights do: statistics of batch norm, and what a loss remembers.
-        self.statistics = Kept(learner.model.buffers())
+        self.statistics = Kept(learner.network.buffers())
         self.memories = Kept(learner.criterion.buffers())
         # A step whose values overflow is to leave no trace in these either.
         average = learner.ema.module.state_dict().values() if learner.ema is not None else ()
@@ -124,13 +124,13 @@ class Step:
             raise ValueError(str(error)) from error  # the other ranks know nothing of it
 
     def embed(self, batch: Batch, step: int, part: int, chunk: int = 0) -> Tensor:
-        """Return the embeddings (B, D) of images, float32 whatever the type of the forward pass."""
+        """Return the embeddings (B, D) of a batch, float32 whatever the forward pass has."""
         machine = self.machine
         seed_draws(machine.seed, step, machine.world.rank, part, chunk)
-        images = to_inputs(batch, self.preprocessing, machine.device)  # Bx3xSxS
+        inputs = to_inputs(batch, self.preprocessing, machine.device)  # Bx3xSxS, or features BxF
 
         with casting(machine.device, machine.amp_dtype, machine.tf32):
-            embeddings: Tensor = self.network(images)
+            embeddings: Tensor = self.network(inputs)
         return embeddings.float()
 
     def scaled(self, loss: Tensor) -> Tensor:
@@ -138,11 +138,16 @@ class Step:
         return self.learner.scaler.scale(loss / self.batches.accumulation_steps)
 
     def differentiate(self, values: Tensor, gradient: Tensor | None = None) -> None:
-        """Run the backward pass; where it computes activations again, statistics stay."""
+        """Run the backward pass; where it computes activations again, statistics stay.
+
+        Nothing is to do for values that no weight made, as those of a frozen network are.
+        """
+        if not values.requires_grad:
+            return
         with contextlib.ExitStack() as stack:
             stack.enter_context(casting(self.machine.device, None, self.machine.tf32))
             if self.machine.recompute:
-                stack.enter_context(unchanged_buffers(self.learner.model))
+                stack.enter_context(unchanged_buffers(self.learner.network))
             torch.autograd.backward(values, gradient)
 
     def backward_in_chunks(
@@ -156,7 +161,7 @@ class Step:
         training mode, whose statistics are those of a chunk.
         """
         chunks = batch.split(math.ceil(len(batch.labels) / self.batches.chunk_size))
-        with torch.no_grad(), unchanged_buffers(self.learner.model):
+        with torch.no_grad(), unchanged_buffers(self.learner.network):
             parts = [self.embed(chunk, step, part, n) for n, chunk in enumerate(chunks)]
         embeddings = torch.cat(parts).requires_grad_()  # BxD
         loss, figures = self.stage_loss(self.criterion, embeddings, batch.labels)
@@ -187,7 +192,7 @@ class Step:
         scaler.step(learner.optimizer)
         scaler.update()
         if learner.ema is not None:
-            learner.ema.update(learner.model, step + 1)
+            learner.ema.update(learner.network, step + 1)
         if scaler.is_enabled():
             for kept in (self.statistics, self.average):
                 kept.give_back(~is_finite)
@@ -310,7 +315,12 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
 def seed_draws(*key: int) -> None:
     """Seed torch's random numbers from non-negative integers."""
     sequence = np.random.SeedSequence([_DRAW_STREAM, *key])
-    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+    seed = int(sequence.generate_state(1, np.uint64)[0])
+    # torch.manual_seed would do the same, and note for GPUs that nobody uses where it was called,
+    # which takes a millisecond.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
 
 
 class Kept:

@@ -38,7 +38,7 @@ def train(flags: Flags, stage: Stage) -> Path:
 
         clip, every = options.optimizer.clip_grad_norm, options.run
         step = Step(learner, stage.loss, run.preprocessing, options.batches, options.machine, clip)
-        set_train_mode(learner.model, options.optimizer.freeze_bn)
+        set_train_mode(learner.model, options.optimizer.freeze_bn, learner.is_on_features)
         caveats = memory_caveats(step, options.model.image_shape[1], run.num_steps_left)
         with run.kept():
             announce(run)
@@ -100,7 +100,8 @@ def count(run: TrainingRun, outcome: Outcome) -> None:
 
 def test(run: TrainingRun) -> None:
     """Test the network as it stands; write the epoch that ends here, and keep the best network."""
-    run.save_last()  # before what may fail
+    if run.frozen is None:  # else the steps took less time than saving does
+        run.save_last()  # before what may fail
     metrics = run.test()
     if ends_epoch(run):
         run.write_epoch(metrics)
@@ -162,12 +163,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["lr_mult"]
 
 
-def set_train_mode(model: EmbeddingModel, freeze_bn: bool) -> None:
+def set_train_mode(model: EmbeddingModel, freeze_bn: bool, is_frozen: bool = False) -> None:
     """Put a model in training mode; with `freeze_bn` batch norm of its backbone does not learn.
 
     That of --feature_norm=bnneck learns its statistics nevertheless, since it starts without any.
+    A backbone that `is_frozen` is in evaluation mode as a whole.
     """
     model.train()
+    if is_frozen:
+        model.backbone.eval()
     if freeze_bn:
         for module in model.backbone.modules():
             if isinstance(module, _BatchNorm):

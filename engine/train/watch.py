@@ -176,7 +176,7 @@ def embed_parts(step: Step, batches: Sequence[Batch]) -> Parts:
     """Embed the parts of batches as the first steps would without updates; nothing of it stays."""
     device, parts = step.machine.device, []
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), unchanged_buffers(step.learner.model):
+    with torch.random.fork_rng(devices), unchanged_buffers(step.learner.network):
         for number, batch in enumerate(batches):
             for part, images in enumerate(
                 step.placed(batch).split(step.batches.accumulation_steps)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import time
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from metric_learning.common.atomic import write_atomically, write_json
 from metric_learning.common.fingerprint import Snapshot, changed_rows, describe_change
+from metric_learning.common.locks import locked
 from metric_learning.reader.batches.cache import (
     BROKEN,
     ENTRY,
@@ -95,7 +95,7 @@ def open_cache(
             on_bad_image=on_bad_image,
             log=log,
         )
-        with locked(folder, log):
+        with locked(builder.files.lock, log, f"cache: another process builds {folder}"):
             if not is_complete(folder, about, snapshot):
                 builder.build()
 
@@ -129,19 +129,6 @@ def _take_snapshot(
         with contextlib.suppress(OSError):  # of a cache that can be read only
             snapshot.save(CachePaths(folder).images)
     return snapshot
-
-
-@contextlib.contextmanager
-def locked(folder: Path, log: Log) -> Iterator[None]:
-    """Hold the lock of a cache, alone among all processes; waits for it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with CachePaths(folder).lock.open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            log(f"cache: another process builds {folder}, waiting for it")
-            fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(eq=False)

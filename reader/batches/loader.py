@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     """Images of one training step, or some test images."""
 
     # (B, 3, S, S) uint8 in channels-last order, cropped but not normalised; or training images
-    # that are to be resized on the device
+    # that are to be resized on the device; or kept features of them, (B, F) float32
     images: torch.Tensor | DeviceImages
     labels: torch.Tensor  # (B,) int64
     # path -> error of the unreadable images: others were drawn for them, in a test they are black
@@ -101,7 +101,7 @@ def train_loader(
     the step of a resume changes it.
     """
     reading = reading or Reading()
-    _warm_up(preprocessing)
+    warm_up(preprocessing)
     batches = TrainBatches(image_set, sampler, preprocessing, seed, reading)
     steps = range(start_step, end_step)
     return ImageLoader(batches, steps, num_workers, pin_memory, reading.prefetch)
@@ -123,14 +123,14 @@ def eval_loader(
     """
     if batch_size < 1:
         raise ValueError(f"expected a batch size of 1 or more, got {batch_size}")
-    _warm_up(preprocessing)
+    warm_up(preprocessing)
     chosen = np.arange(len(image_set)) if indices is None else np.asarray(indices, dtype=np.int64)
     batches = EvalBatches(image_set, preprocessing, chosen, batch_size, on_bad_image)
     numbers = range(-(-len(chosen) // batch_size))
     return ImageLoader(batches, numbers, num_workers, pin_memory)
 
 
-def _warm_up(preprocessing: Preprocessing) -> None:
+def warm_up(preprocessing: Preprocessing) -> None:
     """Import and compile what the transform needs, once: workers have it from their fork."""
     TRANSFORMS[preprocessing.transform].test(np.zeros((8, 8, 3), np.uint8), 4)
 
@@ -150,9 +150,12 @@ def to_crops(batch: Batch, preprocessing: Preprocessing, device: torch.device) -
 def to_inputs(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
     """Return the network inputs of a batch on the device, from `to_crops`.
 
-    (B, 3, S, S) float32 in channels-last order, in which convolutions are fastest.
+    (B, 3, S, S) float32 in channels-last order, in which convolutions are fastest. Features are
+    inputs as they are.
     """
     crops = to_crops(batch, preprocessing, device)
+    if crops.is_floating_point():
+        return crops
     return normalise(crops, preprocessing.mean, preprocessing.std)
 
 

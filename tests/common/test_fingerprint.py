@@ -69,6 +69,22 @@ def test_other_times_are_decided_by_the_content(files, hashed):
     )
 
 
+def test_a_process_reads_a_file_once_unless_it_is_new(files, hashed, monkeypatch):
+    take_snapshot(files)
+    assert sorted(hashed) == files
+    take_snapshot(files)
+    assert sorted(hashed) == sorted(2 * files)  # so new that a later content may have their times
+
+    monkeypatch.setattr(fingerprint, "NEW", -(10**9))
+    first = take_snapshot(files)
+    hashed.clear()
+    assert take_snapshot(files).digest() == first.digest() and hashed == []
+    replace(files[1], b"other")
+    assert changed_rows(first, take_snapshot(files)).tolist() == [1] and hashed == [files[1]]
+    take_snapshot(files, verify=True)
+    assert sorted(hashed[1:]) == files
+
+
 def test_verify_finds_what_times_hide(files):
     known = take_snapshot(files)
     replace(files[1], b"other")

@@ -43,6 +43,7 @@ def announced(data):
             model=SimpleNamespace(model="net"),
             loss=SimpleNamespace(loss_name="eml"),
             schedule=SimpleNamespace(lr=0.1),
+            optimizer=SimpleNamespace(trainable="all"),
         ),
         start=SimpleNamespace(notes=[], checkpoint=None, origin=None),
     )

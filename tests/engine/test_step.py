@@ -1,5 +1,6 @@
 """One update: parts, chunks, recomputed activations, half precision and what is not finite."""
 
+import numpy as np
 import pytest
 import torch
 from building import build_run
@@ -15,6 +16,7 @@ from metric_learning.engine.train.train import count
 from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES
 from metric_learning.reader.batches.loader import to_inputs, train_loader
 
+DRAWS = np.random.SeedSequence([6, 1, 2, 3])  # the stream of draws, and a key
 LOSSES = (*ELEM_LOSSES, *PAIR_LOSSES)
 
 
@@ -93,6 +95,13 @@ def assert_equal_weights(one, other, **tolerance):
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], msg=name, **tolerance)
+
+
+def test_draws_are_those_of_torch_s_seed():
+    torch.manual_seed(int(DRAWS.generate_state(1, np.uint64)[0]))
+    expected = torch.rand(3)
+    seed_draws(1, 2, 3)
+    assert torch.equal(torch.rand(3), expected)
 
 
 # An elastic loss draws its margins where the network has stopped drawing, after the last chunk.
