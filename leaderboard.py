@@ -98,9 +98,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv)
 
-        from metric_learning.engine.leaderboard.leaderboard import compare  # torch, only now
+        # torch and all else, only now
+        from metric_learning.engine.leaderboard.leaderboard import compare, settle_comparison
 
-        return compare(flags)
+        return compare(settle_comparison(flags))
 
 
 if __name__ == "__main__":

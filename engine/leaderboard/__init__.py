@@ -1,14 +1,11 @@
 """The leaderboard: methods compared by one protocol, from a board to its table.
 
-board        what is compared: the YAML file of a board. lengths: how long its trainings are.
-             space: what their settings may be
-tasks        the trainings of a row. plan: which there are, and which are open.
-             outcomes: what they have come to
-work         one process that does what is open. claims: who does what. launch: the processes.
-             live: how far they are
-standings    figures, intervals and differences. results: the table. formats: as it is written
-leaderboard  what leaderboard.py does. dry_run, estimate: what it would take.
-             origin: images and weights that it is of. own_data: without a board
-page         board.html. cells: its table. drawings: intervals and trials. trials: what was tried.
-             curves: how trainings went. reports: what its links lead to
+boards/      what is compared: the YAML file of a board, lengths of trainings, spaces of settings
+trainings/   the trainings of a board: which there are, what they have come to, who does them
+tables/      what the rows have reached, which of them differ, and the files that say so
+pages/       board.html
+
+leaderboard  what leaderboard.py does. launch: the processes of a board. live: how far they are
+dry_run      what it would do. estimate: what that would take
+origin       images and weights that results are of. own_data: without a board
 """

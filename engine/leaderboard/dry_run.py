@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from metric_learning.common.log import show
-from metric_learning.engine.leaderboard.board import Board, Row
+from metric_learning.engine.leaderboard.boards.board import Board, Row
+from metric_learning.engine.leaderboard.boards.space import Point
 from metric_learning.engine.leaderboard.estimate import (
     GPU_FLOPS,
     Estimate,
@@ -18,16 +19,15 @@ from metric_learning.engine.leaderboard.estimate import (
     minutes_text,
 )
 from metric_learning.engine.leaderboard.origin import data_options
-from metric_learning.engine.leaderboard.plan import needs_trials, settings_of
-from metric_learning.engine.leaderboard.space import Point
-from metric_learning.engine.leaderboard.tasks import (
+from metric_learning.engine.leaderboard.trainings.plan import needs_trials, settings_of
+from metric_learning.engine.leaderboard.trainings.tasks import (
     PLANNED,
     RUNS,
     Task,
     final_task,
     trial_of,
 )
-from metric_learning.engine.leaderboard.work import check_words
+from metric_learning.engine.leaderboard.trainings.work import check_words
 
 # Stand for settings that trainings will tell, and for the run folders that are named after these.
 NEAR_BEST, CHOSEN = "NEAR_BEST", "CHOSEN"

@@ -11,10 +11,9 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from metric_learning.common.flags import Flags
 from metric_learning.engine.embed.network import build_network
-from metric_learning.engine.leaderboard.tasks import Task
-from metric_learning.engine.leaderboard.work import check_words
+from metric_learning.engine.leaderboard.trainings.tasks import Task
+from metric_learning.engine.leaderboard.trainings.work import check_words
 from metric_learning.engine.options.parts import ModelOptions
 from metric_learning.engine.options.training import default_transform
 from metric_learning.engine.parallel.devices import choose_device
@@ -69,12 +68,17 @@ def estimate(task: Task, num_images: Mapping[str, int], folds: int) -> Estimate 
         folds: of the training images.
     """
     flags = check_words(task, [f"--{name}={text}" for name, text in task.flags.items()])
-    seen = images_seen(flags, num_images, task.fold, folds)
-    if seen is None:
-        return None
+    num_trained = num_images.get("train", 0) * (1.0 if task.fold is None else 1 - 1 / folds)
+    seen = flags.total_iter_num * flags.train_batch_size
+    if "num_epochs" in flags.given:
+        seen = math.ceil(flags.num_epochs * num_trained)
+        if not seen:
+            return None
+
     size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
     head = tuple((name, getattr(flags, name)) for name in MODEL_OPTIONS)
     cost = image_cost(flags.model, flags.embedding_size, head, size, flags.device)
+
     tested = num_images.get("test", 0) if task.fold is None else num_images.get("train", 0) / folds
     passes = (1 + BACKWARD) * seen + tested
     at_once = min(flags.train_batch_size, flags.chunk_size or flags.train_batch_size)
@@ -84,16 +88,6 @@ def estimate(task: Task, num_images: Mapping[str, int], folds: int) -> Estimate 
         gpu_seconds=max(cost.flops * passes / GPU_FLOPS, GPU_STEP * seen / flags.train_batch_size),
         memory=memory,
     )
-
-
-def images_seen(
-    flags: Flags, num_images: Mapping[str, int], fold: int | None, folds: int
-) -> int | None:
-    """Return how many images a training will see, each as often as it comes, or None."""
-    if "num_epochs" in flags.given:
-        size = num_images.get("train", 0) * (1.0 if fold is None else 1 - 1 / folds)
-        return math.ceil(flags.num_epochs * size) or None
-    return int(flags.total_iter_num * flags.train_batch_size)
 
 
 @cache

@@ -17,13 +17,13 @@ from typing import Any
 from metric_learning.common.log import log
 from metric_learning.common.memory import free_memory
 from metric_learning.common.optional import import_optional
-from metric_learning.engine.leaderboard.board import Board
-from metric_learning.engine.leaderboard.formats import write_tables
+from metric_learning.engine.leaderboard.boards.board import Board
 from metric_learning.engine.leaderboard.live import Live
-from metric_learning.engine.leaderboard.page import write_page
-from metric_learning.engine.leaderboard.plan import Plan
-from metric_learning.engine.leaderboard.results import results_of
-from metric_learning.engine.leaderboard.work import Interrupted, Place, work
+from metric_learning.engine.leaderboard.pages.page import write_page
+from metric_learning.engine.leaderboard.tables.formats import write_tables
+from metric_learning.engine.leaderboard.tables.results import results_of
+from metric_learning.engine.leaderboard.trainings.plan import Plan
+from metric_learning.engine.leaderboard.trainings.work import Interrupted, Place, work
 from metric_learning.engine.parallel.devices import usable_cores
 
 LOOK = 1.0  # seconds between two looks at how far the processes are

@@ -8,10 +8,10 @@ import time
 
 from metric_learning.common.log import log
 from metric_learning.common.names import printable
-from metric_learning.engine.leaderboard.board import Row
-from metric_learning.engine.leaderboard.outcomes import Outcome
-from metric_learning.engine.leaderboard.plan import SELECTED_BY, Plan
-from metric_learning.engine.leaderboard.tasks import Task
+from metric_learning.engine.leaderboard.boards.board import Row
+from metric_learning.engine.leaderboard.trainings.outcomes import Outcome
+from metric_learning.engine.leaderboard.trainings.plan import SELECTED_BY, Plan
+from metric_learning.engine.leaderboard.trainings.tasks import Task
 from metric_learning.engine.run.lines import duration
 
 UP, CLEAR = "\x1b[{}A", "\x1b[J"  # of terminals: lines up, and all below the cursor away

@@ -18,7 +18,7 @@ from metric_learning.common.fingerprint import (
 )
 from metric_learning.common.schema import Field, check_fields, is_object, is_text, read_json
 from metric_learning.engine.evaluate.scoring import check_scorable
-from metric_learning.engine.leaderboard.board import Board
+from metric_learning.engine.leaderboard.boards.board import Board
 from metric_learning.engine.options.parts import DataOptions, pick
 from metric_learning.engine.options.training_table import ELEM, parse_training
 from metric_learning.models.weights.fingerprint import RANDOM, hash_weights

@@ -23,13 +23,13 @@ from metric_learning.common.fingerprint import relative_paths
 from metric_learning.common.log import log
 from metric_learning.common.names import to_cell
 from metric_learning.common.schema import Field, check_fields, is_count, is_object, read_json
-from metric_learning.engine.leaderboard.board import Board, Protocol, Row
+from metric_learning.engine.leaderboard.boards.board import Board, Protocol, Row
+from metric_learning.engine.leaderboard.boards.space import parse_parameter
 from metric_learning.engine.leaderboard.estimate import image_cost, minutes_text
-from metric_learning.engine.leaderboard.formats import percent
-from metric_learning.engine.leaderboard.outcomes import read_outcome
-from metric_learning.engine.leaderboard.space import parse_parameter
-from metric_learning.engine.leaderboard.tasks import OUTPUT, Task, common_flags
-from metric_learning.engine.leaderboard.work import Place, run_task
+from metric_learning.engine.leaderboard.tables.formats import percent
+from metric_learning.engine.leaderboard.trainings.outcomes import read_outcome
+from metric_learning.engine.leaderboard.trainings.tasks import OUTPUT, Task, common_flags
+from metric_learning.engine.leaderboard.trainings.work import Place, run_task
 from metric_learning.engine.parallel.devices import usable_cores
 from metric_learning.engine.report import __main__ as report
 from metric_learning.models import MODEL_OPTIONS
@@ -144,34 +144,34 @@ def divide(images: ImageSet, output: Path) -> OwnImages:
     return OwnImages(folder, divided, whole, splits.count("train"), len(splits), seconds)
 
 
-def find_weights(flags: Mapping[str, str], folder: Path = Path("pretrained")) -> dict[str, str]:
+def find_weights(texts: Mapping[str, str], folder: Path = Path("pretrained")) -> dict[str, str]:
     """Return the flags of the network: those given, or of the weights that lie in pretrained/."""
-    if "model" in flags or "pretrained_model" in flags:
-        return dict(flags)
+    if "model" in texts or "pretrained_model" in texts:
+        return dict(texts)
     for file in sorted(folder.glob("*_imagenet.safetensors")):
         found = {"model": file.name.removesuffix("_imagenet.safetensors")}
-        return {**flags, **found, "pretrained_model": str(file)}
+        return {**texts, **found, "pretrained_model": str(file)}
     log(
         f"no weights in {folder}: {SCRATCH} is trained from random ones, which reaches far less "
         "(python pretrained/fetch_weights.py --model=ResNet50)"
     )
-    return {**flags, "model": SCRATCH}
+    return {**texts, "model": SCRATCH}
 
 
 def choose_effort(
-    images: OwnImages, flags: Mapping[str, str], seconds: float, output: Path
+    images: OwnImages, texts: Mapping[str, str], seconds: float, output: Path
 ) -> Effort:
     """Choose the largest effort that fits into some seconds of all processes together.
 
     The same question has the same answer when it is asked again in the folder: speeds vary.
     """
-    path, question = output / EFFORT, {"seconds": seconds, "flags": dict(flags)}
+    path, question = output / EFFORT, {"seconds": seconds, "flags": dict(texts)}
     if path.exists():
         kept = check_fields(read_json(path, str(path)), EFFORT_FIELDS, str(path))
         if kept["question"] == question and kept["number"] < len(EFFORTS):
             return EFFORTS[kept["number"]]
 
-    needs = [sum(_seconds(images, flags, s, effort) for s in effort.sizes) for effort in EFFORTS]
+    needs = [sum(_seconds(images, texts, s, effort) for s in effort.sizes) for effort in EFFORTS]
     fitting = [number for number, needed in enumerate(needs) if needed <= USABLE * seconds]
     number = fitting[0] if fitting else len(EFFORTS) - 1
     effort = EFFORTS[number]
@@ -185,18 +185,18 @@ def choose_effort(
     return effort
 
 
-def own_board(images: OwnImages, flags: Mapping[str, str], effort: Effort) -> Board:
-    """Return the board of an effort; `flags` are those of all trainings, the network among them."""
+def own_board(images: OwnImages, texts: Mapping[str, str], effort: Effort) -> Board:
+    """Return the board of an effort; `texts` are the flags of all trainings, and the network."""
     data = {"dataset": "csv", "csv": str(images.divided), "data_dir": str(images.folder)}
-    common = {"lr_strategy": "cosine_decay", "min_crop_area": "0.2", "num_workers": "0", **flags}
+    common = {"lr_strategy": "cosine_decay", "min_crop_area": "0.2", "num_workers": "0", **texts}
     rows = [row for size in effort.sizes for row in _rows_of_size(common, size, effort)]
     return Board("own_data", "Your images", data, PROTOCOL, tuple(rows))
 
 
-def _rows_of_size(flags: Mapping[str, str], size: int, effort: Effort) -> list[Row]:
+def _rows_of_size(texts: Mapping[str, str], size: int, effort: Effort) -> list[Row]:
     """Return the rows of a size: frozen, a head on frozen features, and fine-tuned by each loss."""
-    is_pretrained = "pretrained_model" in flags
-    common = {**flags, "image_shape": f"3,{size},{size}"}
+    is_pretrained = "pretrained_model" in texts
+    common = {**texts, "image_shape": f"3,{size},{size}"}
     frozen = {**common, "loss_name": "softmax", "total_iter_num": "0"}
     rows = [Row(f"frozen, {size} px", frozen, is_frozen=True)]
     if is_pretrained:
@@ -213,9 +213,9 @@ def _rows_of_size(flags: Mapping[str, str], size: int, effort: Effort) -> list[R
     return rows
 
 
-def _seconds(images: OwnImages, flags: Mapping[str, str], size: int, effort: Effort) -> float:
+def _seconds(images: OwnImages, texts: Mapping[str, str], size: int, effort: Effort) -> float:
     """Estimate what the rows of a size, and the last training with one of them, take on a core."""
-    cost = image_cost(flags["model"], 0, tuple(MODEL_OPTIONS.items()), size, "auto")
+    cost = image_cost(texts["model"], 0, tuple(MODEL_OPTIONS.items()), size, "auto")
     per_image = cost.seconds + images.read_seconds
     epoch = images.num_train * per_image
     trials = (PROTOCOL.trials + PROTOCOL.reserve) * (PROTOCOL.folds - 1)
@@ -283,6 +283,7 @@ def add_tools(weights: Path, images: OwnImages, measured: Path) -> None:
             [str(measured), f"--report_dir={weights.with_name('report')}"]
         ),
     }
+
     for name, work in works.items():
         try:
             work()

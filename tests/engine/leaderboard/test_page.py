@@ -11,11 +11,11 @@ from board_table import LONG, ODD, make_row, make_table, trial, usual_rows, writ
 from report_subject import Page
 
 from metric_learning.common.names import printable
-from metric_learning.engine.leaderboard import page, reports
-from metric_learning.engine.leaderboard.cells import linked
-from metric_learning.engine.leaderboard.curves import MOST_POINTS, curves_of, thinned
-from metric_learning.engine.leaderboard.drawings import Axis, Dot, draw_trials, interval_axis
-from metric_learning.engine.leaderboard.page import render, write_page
+from metric_learning.engine.leaderboard.pages import page, reports
+from metric_learning.engine.leaderboard.pages.cells import linked
+from metric_learning.engine.leaderboard.pages.curves import MOST_POINTS, curves_of, thinned
+from metric_learning.engine.leaderboard.pages.drawings import Axis, Dot, draw_trials, interval_axis
+from metric_learning.engine.leaderboard.pages.page import render, write_page
 
 
 def of_kind(found: Page, tag: str, kind: str) -> list[dict]:

@@ -6,7 +6,7 @@ import pytest
 from board_table import LONG, ODD, make_row, make_table, usual_rows, write_run
 from browser import needs_chromium
 
-from metric_learning.engine.leaderboard.page import FILE, write_page
+from metric_learning.engine.leaderboard.pages.page import FILE, write_page
 
 pytestmark = needs_chromium
 

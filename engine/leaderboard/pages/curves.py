@@ -11,7 +11,7 @@ import numpy as np
 
 from metric_learning.common.names import printable
 from metric_learning.common.schema import is_count
-from metric_learning.engine.leaderboard.work import settled_flags
+from metric_learning.engine.leaderboard.trainings.work import settled_flags
 from metric_learning.engine.run.records import curve_of, read_records
 
 MOST_POINTS = 200  # of a curve

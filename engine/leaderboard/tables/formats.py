@@ -9,7 +9,7 @@ from typing import Any
 
 from metric_learning.common.atomic import write_csv, write_json, write_text
 from metric_learning.common.log import versions
-from metric_learning.engine.leaderboard.standings import METRICS
+from metric_learning.engine.leaderboard.tables.standings import METRICS
 
 COLUMNS = (
     *("name", "recall@1", "recall@1_deviation", "recall@1_low", "recall@1_high"),
@@ -39,6 +39,7 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
             **{f"{metric}_{part}": figure[part] for part in ("deviation", "low", "high")},
             "seeds": len(figure["by_seed"]),
         }
+
     for kind in ("to_baseline", "to_best"):
         contrast = row.get(kind, {}).get("recall@1")
         cells[kind] = contrast and contrast["difference"]
@@ -110,6 +111,7 @@ def cells_of(row: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     if "figures" not in row:
         blank = [""] * (3 if has_baseline else 2)
         return [name, row["failure"] or "not done yet", *blank, "", *ending]
+
     figures = row["figures"]
     contrasts = ["to_baseline", "to_best"] if has_baseline else ["to_best"]
     return [
@@ -154,6 +156,7 @@ def explanation(found: Mapping[str, Any]) -> list[str]:
         "seeds too. A star: significant at 5 %, corrected for the number of rows (Holm). Bold: "
         "significantly above all others.",
     ]
+
     for row in found["rows"]:
         said = [f"widened: {text}" for text in row["widened"]]
         said += [f"the best {name} is still the most extreme one tried" for name in row["at_edge"]]

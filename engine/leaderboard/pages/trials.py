@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metric_learning.common.names import printable
-from metric_learning.engine.leaderboard.drawings import Dot, draw_trials
-from metric_learning.engine.leaderboard.formats import percent, settings_text
+from metric_learning.engine.leaderboard.pages.drawings import Dot, draw_trials
+from metric_learning.engine.leaderboard.tables.formats import percent, settings_text
 
 LOG = re.compile(r"(?P<name>\w+): \S+ to \S+ \(log\)")  # a parameter, as its text says
 

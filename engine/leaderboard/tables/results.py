@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from metric_learning.engine.leaderboard.board import Row
-from metric_learning.engine.leaderboard.outcomes import Outcome
-from metric_learning.engine.leaderboard.plan import Plan
-from metric_learning.engine.leaderboard.standings import (
+from metric_learning.engine.leaderboard.boards.board import Row
+from metric_learning.engine.leaderboard.tables.standings import (
     METRICS,
     Contrast,
     Scores,
@@ -20,7 +18,9 @@ from metric_learning.engine.leaderboard.standings import (
     figure_of,
     holm,
 )
-from metric_learning.engine.leaderboard.tasks import Task
+from metric_learning.engine.leaderboard.trainings.outcomes import Outcome
+from metric_learning.engine.leaderboard.trainings.plan import Plan
+from metric_learning.engine.leaderboard.trainings.tasks import Task
 from metric_learning.engine.run.records import read_scores
 
 # What differs between runs of the same board: where and how fast it was done.
@@ -81,6 +81,7 @@ def _describe(plan: Plan, row: Row) -> dict[str, Any]:
         o for trial in search.trials for o in map(plan.outcome, trial.tasks) if o is not None
     ]
     choice = search.choice
+
     return {
         "name": row.name,
         "start": row.start,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metric_learning.common.log import log
-from metric_learning.engine.leaderboard.outcomes import RESULT
+from metric_learning.engine.leaderboard.trainings.outcomes import RESULT
 from metric_learning.engine.report.__main__ import main as report
 from metric_learning.engine.report.files import PAGE
 

@@ -16,8 +16,8 @@ from metric_learning.common.atomic import write_text
 from metric_learning.common.log import log
 from metric_learning.common.names import printable
 from metric_learning.common.pages import templates_of
-from metric_learning.engine.leaderboard import formats, trials
-from metric_learning.engine.leaderboard.cells import (
+from metric_learning.engine.leaderboard.pages import trials
+from metric_learning.engine.leaderboard.pages.cells import (
     KINDS,
     Cell,
     cells_of,
@@ -26,8 +26,9 @@ from metric_learning.engine.leaderboard.cells import (
     linked,
     scales_of,
 )
-from metric_learning.engine.leaderboard.curves import MOST_POINTS, chart_of
-from metric_learning.engine.leaderboard.outcomes import RESULT, read_outcome
+from metric_learning.engine.leaderboard.pages.curves import MOST_POINTS, chart_of
+from metric_learning.engine.leaderboard.tables import formats
+from metric_learning.engine.leaderboard.trainings.outcomes import RESULT, read_outcome
 from metric_learning.engine.report import files
 
 FILE = "board.html"

@@ -8,9 +8,9 @@ SMOKE_STEPS = 2
 LENGTHS = ("num_epochs", "total_iter_num")
 
 
-def count(flags: Mapping[str, str], name: str) -> int:
+def count(texts: Mapping[str, str], name: str) -> int:
     """Return the whole number that a flag is given as, or ValueError."""
-    text = flags[name]
+    text = texts[name]
     if not text.isdecimal():
         raise ValueError(f"{name}: expected a whole number, found {text}")
     return int(text)
@@ -34,36 +34,36 @@ def longer(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str
     return stretched(first, (length + added) / length) | {name: str(length + added)}
 
 
-def stretched(flags: Mapping[str, str], factor: float) -> dict[str, str]:
+def stretched(texts: Mapping[str, str], factor: float) -> dict[str, str]:
     """Return flags whose steps of the rate come later, or sooner, by a factor."""
-    found = dict(flags)
+    found = dict(texts)
     for name in ("lr_steps", "warmup_iter_num"):
-        if name in flags:
+        if name in texts:
             least = 1 if name == "lr_steps" else 0
-            numbers = [max(least, round(int(n) * factor)) for n in flags[name].split(",")]
+            numbers = [max(least, round(int(n) * factor)) for n in texts[name].split(",")]
             found[name] = ",".join(map(str, numbers))
     return found
 
 
-def scaled(flags: Mapping[str, str], factor: float) -> dict[str, str]:
+def scaled(texts: Mapping[str, str], factor: float) -> dict[str, str]:
     """Return the flags of a training of so many times the length, of one step or epoch at least."""
-    found = stretched(flags, factor)
+    found = stretched(texts, factor)
     for name in LENGTHS:
-        if name in flags and count(flags, name):
-            found[name] = str(max(1, round(count(flags, name) * factor)))
+        if name in texts and count(texts, name):
+            found[name] = str(max(1, round(count(texts, name) * factor)))
     return found
 
 
-def shortest(flags: Mapping[str, str]) -> dict[str, str]:
+def shortest(texts: Mapping[str, str]) -> dict[str, str]:
     """Return the flags of a training of SMOKE_STEPS steps."""
     left_out = ("num_epochs", "lr_steps", "warmup_iter_num", "xbm_start")
-    steps = "0" if flags.get("total_iter_num") == "0" else str(SMOKE_STEPS)
-    kept = {name: text for name, text in flags.items() if name not in left_out}
+    steps = "0" if texts.get("total_iter_num") == "0" else str(SMOKE_STEPS)
+    kept = {name: text for name, text in texts.items() if name not in left_out}
     return kept | {"total_iter_num": steps}
 
 
-def text_of(flags: Mapping[str, str]) -> str:
+def text_of(texts: Mapping[str, str]) -> str:
     """Return the length of a training in words."""
-    if "num_epochs" in flags:
-        return f"{flags['num_epochs']} epochs"
-    return f"{flags['total_iter_num']} steps"
+    if "num_epochs" in texts:
+        return f"{texts['num_epochs']} epochs"
+    return f"{texts['total_iter_num']} steps"

@@ -10,8 +10,9 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from metric_learning.common.names import printable
-from metric_learning.engine.leaderboard import drawings, formats
-from metric_learning.engine.leaderboard.drawings import Axis
+from metric_learning.engine.leaderboard.pages import drawings
+from metric_learning.engine.leaderboard.pages.drawings import Axis
+from metric_learning.engine.leaderboard.tables import formats
 
 KINDS = {"to_baseline": "the baseline", "to_best": "the best"}
 ADDRESS = re.compile(r"https?://[^\s<>\"']+[^\s<>\"'.,;:)\]]")

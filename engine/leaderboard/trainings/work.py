@@ -20,10 +20,10 @@ from metric_learning import train_elem, train_pair
 from metric_learning.common.cli import describe
 from metric_learning.common.flags import Flags
 from metric_learning.common.schema import Field, check_fields, is_object, read_json
-from metric_learning.engine.leaderboard.claims import Claims
-from metric_learning.engine.leaderboard.outcomes import Outcome
-from metric_learning.engine.leaderboard.plan import Plan
-from metric_learning.engine.leaderboard.tasks import Task
+from metric_learning.engine.leaderboard.trainings.claims import Claims
+from metric_learning.engine.leaderboard.trainings.outcomes import Outcome
+from metric_learning.engine.leaderboard.trainings.plan import Plan
+from metric_learning.engine.leaderboard.trainings.tasks import Task
 from metric_learning.engine.options.training_table import ELEM, PAIR, parse_training
 from metric_learning.engine.run.checkpoints import load_checkpoint
 from metric_learning.engine.run.records import read_records

@@ -15,16 +15,16 @@ from pathlib import Path
 
 from metric_learning.common.atomic import add_once
 from metric_learning.common.schema import check_fields, read_json
-from metric_learning.engine.leaderboard.board import Board, Row
-from metric_learning.engine.leaderboard.outcomes import RESULT, Outcome, read_outcome
-from metric_learning.engine.leaderboard.space import (
+from metric_learning.engine.leaderboard.boards.board import Board, Row
+from metric_learning.engine.leaderboard.boards.space import (
     Point,
     edge_of,
     first_points,
     reserve_points,
     suggest,
 )
-from metric_learning.engine.leaderboard.tasks import Task, Trial, final_task, trial_of
+from metric_learning.engine.leaderboard.trainings.outcomes import RESULT, Outcome, read_outcome
+from metric_learning.engine.leaderboard.trainings.tasks import Task, Trial, final_task, trial_of
 
 SELECTED_BY = "map@r"  # on the held-out folds
 
@@ -212,6 +212,7 @@ class Plan:
         protocol, folder = self.board.protocol, self.output / "points" / row.slug
         points: list[Point] = []
         done: list[tuple[Point, float]] = []
+
         for number in range(protocol.trials + protocol.reserve):
             path = folder / f"{number}.json"
             if not path.exists():

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metric_learning.engine.leaderboard.board import Board, Row
-from metric_learning.engine.leaderboard.space import Point
+from metric_learning.engine.leaderboard.boards.board import Board, Row
+from metric_learning.engine.leaderboard.boards.space import Point
 
 RUNS = "runs"  # folder of the trainings, below the board's
 OUTPUT = "{output}"  # stands for the board's folder, which may lie elsewhere on another machine
@@ -114,7 +114,7 @@ def started_from(start: Task | None) -> dict[str, str]:
     return {} if start is None else {"pretrained_model": f"{OUTPUT}/{start.folder}/last.pt"}
 
 
-def digest(script: str, flags: Mapping[str, str]) -> str:
+def digest(script: str, texts: Mapping[str, str]) -> str:
     """Identify a training by its flags, in eight hexadecimal digits."""
-    text = "\0".join([script, *(f"{name}={flags[name]}" for name in sorted(flags))])
+    text = "\0".join([script, *(f"{name}={texts[name]}" for name in sorted(texts))])
     return hashlib.sha256(text.encode()).hexdigest()[:8]

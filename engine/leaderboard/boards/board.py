@@ -30,8 +30,14 @@ from typing import Any
 
 from metric_learning.common.config import Tree, read_tree
 from metric_learning.common.flags import TRUE_WORDS
-from metric_learning.engine.leaderboard.lengths import count, longer, scaled, shortest, text_of
-from metric_learning.engine.leaderboard.space import Parameter, parse_parameter
+from metric_learning.engine.leaderboard.boards.lengths import (
+    count,
+    longer,
+    scaled,
+    shortest,
+    text_of,
+)
+from metric_learning.engine.leaderboard.boards.space import Parameter, parse_parameter
 from metric_learning.engine.options.signatures import losses_of_table, options_of
 from metric_learning.engine.options.training_table import ELEM, PAIR
 
@@ -205,21 +211,22 @@ def build_board(name: str, found: Mapping[str, Tree], changes: Changes) -> Board
     )
 
 
-def with_smoke(flags: Mapping[str, str], smoke: Mapping[str, str]) -> dict[str, str]:
+def with_smoke(texts: Mapping[str, str], smoke: Mapping[str, str]) -> dict[str, str]:
     """Return the flags of the shortest training, with those of the board."""
-    own = {name: text for name, text in smoke.items() if name in flags or text != "none"}
-    return without_none({**shortest(flags), **own})
+    own = {name: text for name, text in smoke.items() if name in texts or text != "none"}
+    return without_none({**shortest(texts), **own})
 
 
-def without_none(flags: Mapping[str, str]) -> dict[str, str]:
+def without_none(texts: Mapping[str, str]) -> dict[str, str]:
     """Leave out flags that are `none`: a row, or the smallest budget, is without them."""
-    return {name: text for name, text in flags.items() if text != "none"}
+    return {name: text for name, text in texts.items() if text != "none"}
 
 
 def _read_protocol(found: Mapping[str, Tree]) -> Protocol:
     names = {each.name: each.type for each in fields(Protocol)}
     _check_keys(found, names, "protocol")
     values: dict[str, Any] = {}
+
     for name, text in _texts(found, "protocol").items():
         if names[name] == "int":
             least = {"folds": 2, "reserve": 0}.get(name, 1)
@@ -268,13 +275,13 @@ def _read_row(
     return Row(name, flags, space, texts.get("start"), int(seed), is_frozen, None, published)
 
 
-def default_space(flags: Mapping[str, str]) -> tuple[Parameter, ...]:
+def default_space(texts: Mapping[str, str]) -> tuple[Parameter, ...]:
     """Return what a row searches: its rate, that of class weights, and one option of its loss.
 
     That is its scale or temperature, or else its margin; of a loss that takes raw embeddings their
     length, where the row normalises them.
     """
-    name, rate = flags["loss_name"], float(flags.get("lr", "0.01"))
+    name, rate = texts["loss_name"], float(texts.get("lr", "0.01"))
     is_elem = name in losses_of_table(ELEM)
     places = losses_of_table(ELEM if is_elem else PAIR)
     options = options_of(places[name]) if name in places else {}
@@ -282,7 +289,7 @@ def default_space(flags: Mapping[str, str]) -> tuple[Parameter, ...]:
     if is_elem:
         space.append(Parameter("lr_loss_mult", "log", *CLASS_RATES))
 
-    if flags.get("normalize_embeddings", "").lower() in TRUE_WORDS:
+    if texts.get("normalize_embeddings", "").lower() in TRUE_WORDS:
         return (*space, Parameter("embedding_scale", "log", *LENGTH_RANGE))
     for own in (*SCALES, *TEMPERATURES, *MARGINS):
         if own not in options:
