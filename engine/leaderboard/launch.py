@@ -7,13 +7,18 @@ import multiprocessing as mp
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from metric_learning.common.cli import describe
 from metric_learning.common.log import log
 from metric_learning.common.memory import free_memory
 from metric_learning.common.optional import import_optional
@@ -29,6 +34,7 @@ from metric_learning.engine.parallel.devices import usable_cores
 LOOK = 1.0  # seconds between two looks at how far the processes are
 WRITE = 20.0  # seconds between two tables while they work, at least
 BYTES_EACH = 2**31  # memory that a process on the CPU should have
+INTERRUPTED = 130  # exit status of a process that a signal has told to stop
 GRACE = 60.0  # seconds in which a process that is to stop saves its training
 LAUNCHERS = ("processes", "slurm", "local")
 
@@ -76,6 +82,8 @@ def places_of(machines: Machines) -> list[Place]:
     """
     cores = usable_cores()
     if machines.devices:
+        if machines.launcher == "processes":
+            check_devices(machines.devices)
         jobs = machines.jobs or len(machines.devices)
         threads = max(1, cores // jobs)
         devices = [machines.devices[n % len(machines.devices)] for n in range(jobs)]
@@ -85,27 +93,80 @@ def places_of(machines: Machines) -> list[Place]:
     return [Place((), 1)] * jobs
 
 
+def check_devices(names: Sequence[str]) -> None:
+    """Raise ValueError where a device is not there: all trainings would fail."""
+    for name in names:
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise ValueError(f"--devices={name}: expected numbers of GPUs, such as 0,1") from None
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise ValueError(f"--devices={name}: there are {found} GPUs here, counted from 0")
+
+
 def run_processes(board: Board, output: Path, places: Sequence[Place]) -> None:
-    """Let processes of this machine do what is open."""
+    """Let processes of this machine do what is open.
+
+    Raises OSError where they ended before all of it was done, Interrupted where a signal told them.
+    """
     context = mp.get_context("spawn")
+    reasons = context.SimpleQueue()
     processes = [
-        context.Process(target=_work, args=(board, output, place), daemon=False) for place in places
+        context.Process(target=_work, args=(board, output, place, reasons)) for place in places
     ]
-    for process in processes:
-        process.start()
     with stopping(processes):
+        for process in processes:
+            process.start()
         follow(board, output, lambda: any(process.is_alive() for process in processes))
-    codes = [process.exitcode for process in processes]
-    if any(codes):
-        raise Interrupted
+
+    codes = [code for code in (process.exitcode for process in processes) if code]
+    if codes and Plan(board, output).open_tasks():
+        if INTERRUPTED in codes:
+            raise Interrupted
+        raise OSError(reason_of(codes[0]) if reasons.empty() else reasons.get())
 
 
-def _work(board: Board, output: Path, place: Place) -> None:
+def reason_of(code: int) -> str:
+    """Say why a process has ended, from its exit status, and what to do."""
+    if code > 0:
+        return "a process has failed, its traceback is above: the same command goes on"
+    return (
+        f"a process was ended by {signal.Signals(-code).name}, perhaps for want of memory: the "
+        "same command goes on, with a lower --jobs it takes less"
+    )
+
+
+def _work(
+    board: Board, output: Path, place: Place, reasons: SimpleQueue[str] | None = None
+) -> None:
+    """Work as a process of its own; what ends it by a user's or the machine's fault is told."""
     os.environ["OMP_NUM_THREADS"] = str(place.threads)
+    end_with(mp.parent_process())
     try:
         work(Plan(board, output), place)
-    except (Interrupted, KeyboardInterrupt):
-        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        reason = describe(error)
+        if reason is None or reasons is None:
+            raise
+        reasons.put(reason)
+        sys.exit(2)
+
+
+def end_with(parent: BaseProcess | None) -> None:
+    """Stop this process, its training saved, once its parent is gone, even by kill -9."""
+    if parent is None:  # a job of a batch system
+        return
+
+    def stop() -> None:
+        parent.join()
+        while True:  # a training that is about to end takes no notice of the first one
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(LOOK)
+
+    threading.Thread(target=stop, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -118,27 +179,37 @@ def stopping(processes: Sequence[BaseProcess]) -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         for other in before:
-            signal.signal(other, signal.SIG_IGN)
+            signal.signal(other, kill)
         raise KeyboardInterrupt
+
+    def kill(number: int, frame: object) -> None:
+        for process in started(processes):
+            process.kill()
 
     for number in before:
         signal.signal(number, stop)
     try:
         yield
     except BaseException as error:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join(GRACE)
-            process.kill()
+        end = time.monotonic() + GRACE
+        while any(process.is_alive() for process in started(processes)):
+            for process in started(processes):
+                # Again and again: a training that is about to end takes no notice of the first one.
+                process.terminate() if time.monotonic() < end else process.kill()
+            time.sleep(LOOK)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted from None
         raise
     finally:
-        for process in processes:
+        for process in started(processes):
             process.join()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def started(processes: Sequence[BaseProcess]) -> list[BaseProcess]:
+    """Return those that have been started."""
+    return [process for process in processes if process.pid is not None]
 
 
 def follow(board: Board, output: Path, is_working: Callable[[], bool]) -> None:

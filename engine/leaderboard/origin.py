@@ -105,9 +105,9 @@ def check_origin(board: Board, found: BoardData, output: Path) -> None:
                 "--output_dir"
             )
     output.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"weights": {**before, **weights}})  # first: the folder is told by it
     for split, snapshot in found.snapshots.items():
         snapshot.save(output / f"{split}_images.npz")
-    write_json(path, {"weights": {**before, **weights}})
 
 
 def _weights_of(board: Board) -> set[str]:

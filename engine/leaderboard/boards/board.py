@@ -22,8 +22,9 @@ A flag that is `none` in a row or in smoke is left out there.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ MARGINS = (
 RATE_REACH = 8.0  # by which a rate is searched below and above that of the row
 CLASS_RATES = (1.0, 100.0)  # of lr_loss_mult
 SCALE_RANGE, LENGTH_RANGE = (4.0, 80.0), (1.0, 10.0)
+LONGEST_SLUG = 50  # letters, of up to 4 bytes; 255 are the most that a name of a folder has
 SMOKE: dict[str, Any] = {"folds": 2, "trials": 2, "reserve": 1, "seeds": 2}
 
 
@@ -108,7 +110,7 @@ class Row:
     @property
     def slug(self) -> str:
         """The name of its folder."""
-        return re.sub(r"[^\w.+-]+", "_", self.name).strip("_.") or "row"
+        return re.sub(r"[^\w.+-]+", "_", self.name).strip("_.")[:LONGEST_SLUG] or "row"
 
     @property
     def script(self) -> str:
@@ -187,9 +189,7 @@ def build_board(name: str, found: Mapping[str, Tree], changes: Changes) -> Board
         protocol = replace(protocol, **SMOKE)
         rows = {key: replace(row, flags=with_smoke(row.flags, smoke)) for key, row in rows.items()}
     elif changes.budget != 1:
-        rows = {
-            key: replace(row, flags=scaled(row.flags, changes.budget)) for key, row in rows.items()
-        }
+        rows = {key: _scaled(row, changes.budget) for key, row in rows.items()}
     own = {key: replace(row, flags={**row.flags, **changes.flags}) for key, row in rows.items()}
 
     protocol = replace(protocol, **changes.protocol)
@@ -209,6 +209,11 @@ def build_board(name: str, found: Mapping[str, Tree], changes: Changes) -> Board
         tuple(whole),
         {split: count(images, split) for split in images} if "dataset" not in changes.data else {},
     )
+
+
+def _scaled(row: Row, factor: float) -> Row:
+    with _naming(f"row {row.name}"):
+        return replace(row, flags=scaled(row.flags, factor))
 
 
 def with_smoke(texts: Mapping[str, str], smoke: Mapping[str, str]) -> dict[str, str]:
@@ -249,6 +254,8 @@ def _read_row(
     shared: Mapping[str, Tree] | None,
 ) -> Row:
     what = f"row {name}"
+    if not name.isprintable() or not name.strip():
+        raise ValueError(f"{what!r}: expected a name of printable letters in one line")
     _check_keys(found, ROW_KEYS, what)
     texts = {key: value for key, value in found.items() if isinstance(value, str)}
     is_frozen = texts.get("frozen", "").lower() in TRUE_WORDS
@@ -260,14 +267,12 @@ def _read_row(
         raise ValueError(f"{what}: expected a loss_name among its flags")
 
     space: tuple[Parameter, ...] = ()
-    if not is_frozen and shared is None and "search" not in found:
-        space = default_space(flags)
-    elif not is_frozen:
-        wanted = {**(shared or {}), **_mapping(found, "search")}
-        try:
+    wanted = {**(shared or {}), **_mapping(found, "search")}
+    with _naming(f"{what}: search"):
+        if not is_frozen and shared is None and "search" not in found:
+            space = default_space(flags)
+        elif not is_frozen:
             space = tuple(parse_parameter(key, _list(wanted, key)) for key in wanted)
-        except ValueError as error:
-            raise ValueError(f"{what}: search: {error}") from error
     seed = texts.get("seed", "0")
     if not seed.isdecimal():
         raise ValueError(f"{what}: seed: expected a number, found {seed}")
@@ -281,7 +286,7 @@ def default_space(texts: Mapping[str, str]) -> tuple[Parameter, ...]:
     That is its scale or temperature, or else its margin; of a loss that takes raw embeddings their
     length, where the row normalises them.
     """
-    name, rate = texts["loss_name"], float(texts.get("lr", "0.01"))
+    name, rate = texts["loss_name"], _rate_of(texts)
     is_elem = name in losses_of_table(ELEM)
     places = losses_of_table(ELEM if is_elem else PAIR)
     options = options_of(places[name]) if name in places else {}
@@ -305,11 +310,28 @@ def default_space(texts: Mapping[str, str]) -> tuple[Parameter, ...]:
     return tuple(space)
 
 
+def _rate_of(flags: Mapping[str, str]) -> float:
+    try:
+        rate = float(flags.get("lr", "0.01"))
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise ValueError(
+            f"lr: expected a number above 0, around which it is searched, found {flags['lr']}"
+        )
+    return rate
+
+
 def choose_rows(rows: Mapping[str, Row], wanted: Sequence[str] | None) -> dict[str, Row]:
     """Return the wanted rows and those that they start from; ValueError where one is not there."""
     for row in rows.values():
         if row.start is not None and row.start not in rows:
             raise ValueError(f"row {row.name}: no row {row.start} to start from")
+        if row.start is not None and (row.is_frozen or rows[row.start].is_frozen):
+            raise ValueError(
+                f"row {row.name}: starts from {row.start}, but one of them is frozen: leave out "
+                "`start`, and give the weights as its pretrained_model"
+            )
     needed = set(rows if wanted is None else wanted)
     unknown = sorted(needed - set(rows))
     if unknown:
@@ -341,7 +363,8 @@ def with_long_rows(rows: Mapping[str, Row]) -> dict[str, Row]:
         start = rows.get(row.start or "")
         if start is None or start.is_frozen:
             continue
-        flags = longer(start.flags, row.flags)
+        with _naming(f"row {row.name}, which starts from {start.name}"):
+            flags = longer(start.flags, row.flags)
         name = f"{start.name}, for {text_of(flags)}"
         twin = next((other for other in found.values() if other.flags == flags), None)
         if twin is None:
@@ -355,6 +378,15 @@ def _check_slugs(rows: Sequence[Row]) -> None:
         other = seen.setdefault(row.slug.lower(), row.name)
         if other != row.name:
             raise ValueError(f"rows {other} and {row.name} would share a folder: rename one")
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Put the name of a part of the board before a ValueError of the body."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _check_keys(found: Mapping[str, Tree], known: Any, what: str) -> None:

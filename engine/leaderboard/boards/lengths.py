@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 SMOKE_STEPS = 2
+SIZE = "train_batch_size"
 LENGTHS = ("num_epochs", "total_iter_num")
 
 
 def count(texts: Mapping[str, str], name: str) -> int:
     """Return the whole number that a flag is given as, or ValueError."""
-    text = texts[name]
+    return _whole(name, texts[name])
+
+
+def _whole(name: str, text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"{name}: expected a whole number, found {text}")
     return int(text)
@@ -26,11 +30,13 @@ def longer(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str
         raise ValueError("expected num_epochs of both stages, or total_iter_num of both")
     added = count(second, name)
     if name == "total_iter_num":
-        sizes = [int(flags.get("train_batch_size", "0")) for flags in (first, second)]
+        sizes = [_whole(SIZE, flags.get(SIZE, "0")) for flags in (first, second)]
         if 0 in sizes:
             raise ValueError("expected the train_batch_size of both stages beside total_iter_num")
         added = -(-added * sizes[1] // sizes[0])
     length = count(first, name)
+    if not length:
+        raise ValueError(f"{name}: expected a first stage that is trained, found 0")
     return stretched(first, (length + added) / length) | {name: str(length + added)}
 
 
@@ -40,7 +46,9 @@ def stretched(texts: Mapping[str, str], factor: float) -> dict[str, str]:
     for name in ("lr_steps", "warmup_iter_num"):
         if name in texts:
             least = 1 if name == "lr_steps" else 0
-            numbers = [max(least, round(int(n) * factor)) for n in texts[name].split(",")]
+            numbers = [
+                max(least, round(_whole(name, n.strip()) * factor)) for n in texts[name].split(",")
+            ]
             found[name] = ",".join(map(str, numbers))
     return found
 

@@ -51,8 +51,8 @@ class Parameter:
             value = math.exp(math.log(self.low) + place * math.log(self.high / self.low))
         else:
             value = self.low + place * (self.high - self.low)
-        if self.low >= 0:
-            value = max(value, 0.0)
+        if self.low >= 0:  # widened, it stays what it was: above 0, or at least 1 if a whole number
+            value = max(value, 1.0 if self.kind == "integer" and self.low >= 1 else 0.0)
         return f"{value:.0f}" if self.kind == "integer" else f"{value:.{DIGITS}g}"
 
     def place_of(self, text: str) -> float:

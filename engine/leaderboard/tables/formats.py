@@ -171,7 +171,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     """Return the table in Markdown, with what explains it."""
     names = header(found)
     lines = [
-        f"# {found['title']}",
+        f"# {' '.join(found['title'].split())}",
         "",
         f"| {' | '.join(names)} |",
         "|---|" + "--:|" * (len(names) - 1),
@@ -194,7 +194,9 @@ def latex(found: Mapping[str, Any]) -> str:
     ]
     for cells in table_of(found, ("\0", "\1")):
         marked = (in_tex(cell).replace("\0", r"\textbf{").replace("\1", "}") for cell in cells)
-        lines.append(" & ".join(marked) + r" \\")
+        line = " & ".join(marked)
+        # A bracket or a star would be an option of the line end before it.
+        lines.append(("{}" if line[:1] in ("[", "*") else "") + line + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 

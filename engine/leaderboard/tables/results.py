@@ -31,7 +31,7 @@ def results_of(plan: Plan) -> dict[str, Any]:
     """Return the table of a plan: what board.json holds."""
     board = plan.board
     rows = {row.name: _describe(plan, row) for row in board.rows}
-    scores = {row.name: _read_scores(plan, row) for row in board.rows}
+    scores = {row.name: read_scores_of(plan, row) for row in board.rows}
     known = {name: found for name, found in scores.items() if found is not None}
     for name, found in known.items():
         rows[name]["figures"] = {m: asdict(figure_of(found, m)) for m in METRICS}
@@ -77,6 +77,8 @@ def _describe(plan: Plan, row: Row) -> dict[str, Any]:
     search, finals = plan.search(row), plan.finals(row)
     outcomes = [o for o in (plan.outcome(task) for task in finals) if o is not None]
     failures = [o.failure for o in outcomes if o.failure is not None]
+    if row.start is not None and _has_failed(plan, plan.board.row(row.start)):
+        failures.append(f"{row.start} has failed")
     everything = outcomes + [
         o for trial in search.trials for o in map(plan.outcome, trial.tasks) if o is not None
     ]
@@ -112,6 +114,14 @@ def _describe(plan: Plan, row: Row) -> dict[str, Any]:
     }
 
 
+def _has_failed(plan: Plan, row: Row) -> bool:
+    """Whether a training of a row with the chosen settings has failed, or one that it needs."""
+    outcomes = [plan.outcome(task) for task in plan.finals(row)]
+    if any(o is not None and o.failure is not None for o in outcomes):
+        return True
+    return row.start is not None and _has_failed(plan, plan.board.row(row.start))
+
+
 def _selected(outcome: Outcome | None) -> float | None:
     return None if outcome is None else outcome.metrics.get("map@r")
 
@@ -127,7 +137,7 @@ def _failure_of(plan: Plan, tasks: Sequence[Task]) -> str | None:
     return None
 
 
-def _read_scores(plan: Plan, row: Row) -> Scores | None:
+def read_scores_of(plan: Plan, row: Row) -> Scores | None:
     """Return what the finished trainings of a row scored; None before the last one is done."""
     tasks = plan.finals(row)
     outcomes = [plan.outcome(task) for task in tasks]

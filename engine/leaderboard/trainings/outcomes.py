@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -60,8 +60,11 @@ class Outcome:
         write_json(folder / RESULT, values)
 
 
-def read_outcome(folder: Path) -> Outcome | None:
-    """Read the outcome of a run folder, None where there is none; ValueError if it is damaged."""
+def read_outcome(folder: Path, needed: Sequence[str] = ()) -> Outcome | None:
+    """Read the outcome of a run folder, None where there is none.
+
+    Raises ValueError where it is damaged, or lacks metrics that are `needed`.
+    """
     path = folder / RESULT
     if not path.exists():
         return None
@@ -69,4 +72,8 @@ def read_outcome(folder: Path) -> Outcome | None:
         found = check_fields(read_json(path, str(path)), FIELDS, str(path))
     except ValueError as error:
         raise ValueError(f"{error}: delete it, and the training is done again") from error
+    if found.get("failure") is None and not found["metrics"].keys() >= set(needed):
+        raise ValueError(
+            f"{path}: expected {', '.join(needed)}: delete it, and the training is done again"
+        )
     return Outcome(**{each.name: found[each.name] for each in FIELDS if each.name in found})

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metric_learning.common.atomic import add_once
-from metric_learning.common.schema import check_fields, read_json
+from metric_learning.common.schema import Field, check_fields, is_text, read_json
 from metric_learning.engine.leaderboard.boards.board import Board, Row
 from metric_learning.engine.leaderboard.boards.space import (
     Point,
@@ -24,9 +24,16 @@ from metric_learning.engine.leaderboard.boards.space import (
     suggest,
 )
 from metric_learning.engine.leaderboard.trainings.outcomes import RESULT, Outcome, read_outcome
-from metric_learning.engine.leaderboard.trainings.tasks import Task, Trial, final_task, trial_of
+from metric_learning.engine.leaderboard.trainings.tasks import (
+    Task,
+    Trial,
+    digest,
+    final_task,
+    trial_of,
+)
 
 SELECTED_BY = "map@r"  # on the held-out folds
+NEEDED = (SELECTED_BY, "recall@1")  # metrics of every training that did not fail
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Plan:
     def outcome(self, task: Task) -> Outcome | None:
         """Return what a task has come to; None while it is not done."""
         if task.folder not in self._outcomes:
-            found = read_outcome(self.output / task.folder)
+            found = read_outcome(self.output / task.folder, NEEDED)
             if found is None:
                 return None
             self._outcomes[task.folder] = found
@@ -161,7 +168,8 @@ class Plan:
             return found
 
         best = found.choice.trial.point
-        more, widened = reserve_points(row.space, best, points, protocol.reserve, seed)
+        number = protocol.trials + protocol.reserve - len(first)  # a grid of few choices is small
+        more, widened = reserve_points(row.space, best, points, number, seed)
         rest = [trial_of(self.board, row, len(first) + n, p, starts) for n, p in enumerate(more)]
         return replace(self._chosen(row, [*first, *rest]), widened=widened)
 
@@ -209,7 +217,11 @@ class Plan:
 
         They are kept in files, the first one that is written counts.
         """
-        protocol, folder = self.board.protocol, self.output / "points" / row.slug
+        protocol = self.board.protocol
+        space = "; ".join(map(str, row.space))
+        trial = trial_of(self.board, row, 0, {}, starts).tasks[0].folder
+        name = f"{row.slug}-{digest(row.script, {'space': space, 'trial': trial})}"
+        folder = self.output / "points" / name
         points: list[Point] = []
         done: list[tuple[Point, float]] = []
 
@@ -219,8 +231,9 @@ class Plan:
                 if len(done) < number:
                     break
                 add_once(path, json.dumps(suggest(row.space, done, seed)))
-            point = check_fields(read_json(path, str(path)), [], str(path))
-            points.append({p.name: str(point[p.name]) for p in row.space})
+            fields = [Field(p.name, "a text", is_text) for p in row.space]
+            point = check_fields(read_json(path, str(path)), fields, str(path))
+            points.append({p.name: point[p.name] for p in row.space})
             value = self.value(trial_of(self.board, row, number, points[-1], starts))
             if value is not None:
                 done.append((points[-1], value))

@@ -101,7 +101,8 @@ def final_task(
 def common_flags(board: Board, row: Row, point: Point) -> dict[str, str]:
     """Return the flags that all trainings of a row with some settings have."""
     own = {"checkpoint": "auto", "test_iter_step": str(AT_THE_END)}
-    if row.script == "train_pair.py":
+    is_begun = row.start is not None or "pretrained_model" in row.flags
+    if row.script == "train_pair.py" and is_begun:
         own["test_start"] = "False"
     flags = {"save_iter_step": "0", **board.data, **row.flags, **point, **own}
     if flags.get("trainable") == "head":

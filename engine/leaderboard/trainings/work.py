@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -35,6 +36,11 @@ POLL = 2.0  # seconds between looks where others do all that is open
 CLAIMS = "claims"
 # What a run leaves that nobody needs any more once it has been measured.
 SPENT = ("best.pt", "best.safetensors", "last.safetensors")
+# Errors of the machine, not of a training: they stop the board, and the same command goes on.
+OF_THE_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE),
+)
 HIGHEST_MEMORY = "/proc/self/clear_refs", "5"  # sets what VmHWM tells back to what is taken now
 
 
@@ -46,7 +52,7 @@ class Place:
     threads: int = 1
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """A signal has stopped a training: it is saved, and goes on with the same command."""
 
 
@@ -78,7 +84,10 @@ def _do(task: Task, plan: Plan, claims: Claims, place: Place) -> bool:
 
 
 def run_task(task: Task, output: Path, place: Place, *, is_tested: bool = True) -> None:
-    """Run a training and write its outcome; Interrupted where a signal stops it."""
+    """Run a training and write its outcome.
+
+    Raises Interrupted where a signal stops it, OSError where a full disk or the like does.
+    """
     folder = output / task.folder
     started = time.perf_counter()
     forget_peak()
@@ -89,11 +98,14 @@ def run_task(task: Task, output: Path, place: Place, *, is_tested: bool = True) 
     except BusyError:
         raise
     except Exception as error:
+        if is_of_the_machine(error):
+            raise
         failure = describe(error)
         if failure is None:
             failure = " ".join(f"{type(error).__name__}: {error}".split())
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "traceback.txt").write_text(traceback.format_exc(), "utf-8")
+        failure = failure.replace(f"{output}/", "")  # which may lie elsewhere on another machine
     if failure is None and not is_finished(folder):
         raise Interrupted
     metrics = read_metrics(folder) if is_tested and failure is None else {}
@@ -111,6 +123,15 @@ def run_task(task: Task, output: Path, place: Place, *, is_tested: bool = True) 
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     outcome.save(folder)
+
+
+def is_of_the_machine(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, tells of the machine and not of the training."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def run_training(task: Task, words: list[str]) -> None:
