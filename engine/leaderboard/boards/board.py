@@ -310,14 +310,14 @@ def default_space(texts: Mapping[str, str]) -> tuple[Parameter, ...]:
     return tuple(space)
 
 
-def _rate_of(flags: Mapping[str, str]) -> float:
+def _rate_of(texts: Mapping[str, str]) -> float:
     try:
-        rate = float(flags.get("lr", "0.01"))
+        rate = float(texts.get("lr", "0.01"))
     except ValueError:
         rate = 0.0
     if not 0 < rate < float("inf"):
         raise ValueError(
-            f"lr: expected a number above 0, around which it is searched, found {flags['lr']}"
+            f"lr: expected a number above 0, around which it is searched, found {texts['lr']}"
         )
     return rate
 
