@@ -25,6 +25,7 @@ from metric_learning.engine.leaderboard.boards.space import (
 )
 from metric_learning.engine.leaderboard.trainings.outcomes import RESULT, Outcome, read_outcome
 from metric_learning.engine.leaderboard.trainings.tasks import (
+    WEIGHTS,
     Task,
     Trial,
     digest,
@@ -98,6 +99,29 @@ class Plan:
             tasks += [task for task in self.finals(row) if self.outcome(task) is None]
         return tasks
 
+    def spent_weights(self) -> list[Path]:
+        """Return the checkpoints of trials that no training goes on from."""
+        paths = []
+        for row in self.board.rows:
+            search = self.search(row)
+            is_start = any(other.start == row.name for other in self.board.rows)
+            if is_start and search.choice is None:
+                continue
+            chosen = search.choice.trial.number if is_start and search.choice is not None else None
+            tasks = [t for trial in search.trials if trial.number != chosen for t in trial.tasks]
+            paths += [self._weights_of(task) for task in tasks if self.outcome(task) is not None]
+        return paths
+
+    def _weights_of(self, task: Task) -> Path:
+        return self.output / task.folder / WEIGHTS
+
+    def _reopen(self, tasks: Sequence[Task]) -> None:
+        """Let trainings be done once more."""
+        for task in tasks:
+            (self.output / task.folder / RESULT).unlink(missing_ok=True)
+            self._outcomes.pop(task.folder, None)
+        self.refresh()
+
     def total(self) -> int:
         """Return how many trainings there will be, if none fails."""
         protocol, total = self.board.protocol, 0
@@ -110,14 +134,12 @@ class Plan:
 
     def retry(self) -> None:
         """Let trainings that have failed be done once more."""
+        tasks = []
         for row in self.board.rows:
-            trials = [task for trial in self.search(row).trials for task in trial.tasks]
-            for task in trials + self.finals(row):
-                found = self.outcome(task)
-                if found is not None and found.failure is not None:
-                    (self.output / task.folder / RESULT).unlink(missing_ok=True)
-                    del self._outcomes[task.folder]
-        self.refresh()
+            tasks += [task for trial in self.search(row).trials for task in trial.tasks]
+            tasks += self.finals(row)
+        outcomes = [(task, self.outcome(task)) for task in tasks]
+        self._reopen([task for task, found in outcomes if found is not None and found.failure])
 
     def search(self, row: Row) -> Search:
         """Return how far the trials of a row are."""
@@ -154,6 +176,9 @@ class Plan:
         if not needs_trials(self.board, row):
             return Search(choice=Choice(Trial(0, {}, ()), None))
         starts = start.choice.trial.tasks if start is not None and start.choice else None
+        if gone := [task for task in starts or () if not self._weights_of(task).exists()]:
+            self._reopen(gone)  # a board without this row had no use for them
+            return Search()
 
         seed = space_seed(row)
         if row.space and protocol.search == "tpe":

@@ -12,6 +12,7 @@ from metric_learning.engine.leaderboard.boards.board import Board, Row
 from metric_learning.engine.leaderboard.boards.space import Point
 
 RUNS = "runs"  # folder of the trainings, below the board's
+WEIGHTS = "last.pt"  # in a run folder
 OUTPUT = "{output}"  # stands for the board's folder, which may lie elsewhere on another machine
 AT_THE_END = 10**9  # --test_iter_step: the last step alone is tested
 SEEDS_APART = 1000  # between the seeds of rows that have a seed of their own
@@ -112,7 +113,7 @@ def common_flags(board: Board, row: Row, point: Point) -> dict[str, str]:
 
 def started_from(start: Task | None) -> dict[str, str]:
     """Return the flags of a training that goes on from another one."""
-    return {} if start is None else {"pretrained_model": f"{OUTPUT}/{start.folder}/last.pt"}
+    return {} if start is None else {"pretrained_model": f"{OUTPUT}/{start.folder}/{WEIGHTS}"}
 
 
 def digest(script: str, texts: Mapping[str, str]) -> str:

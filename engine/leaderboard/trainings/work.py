@@ -67,6 +67,8 @@ def work(plan: Plan, place: Place) -> None:
             return
         if not any(_do(task, plan, claims, place) for task in tasks):
             time.sleep(POLL)
+        for path in plan.spent_weights():
+            path.unlink(missing_ok=True)
 
 
 def _do(task: Task, plan: Plan, claims: Claims, place: Place) -> bool:
