@@ -9,7 +9,7 @@ from small_boards import EML, FLAGS, PROTOCOL, SEARCH, SOFTMAX, board_of, finish
 from metric_learning.engine.leaderboard.boards.board import Changes
 from metric_learning.engine.leaderboard.trainings.outcomes import Outcome, read_outcome
 from metric_learning.engine.leaderboard.trainings.plan import Plan
-from metric_learning.engine.leaderboard.trainings.tasks import OUTPUT, digest
+from metric_learning.engine.leaderboard.trainings.tasks import OUTPUT, WEIGHTS, digest
 
 ROWS = {"softmax": SOFTMAX}
 STAGES = {"softmax": SOFTMAX, "softmax, eml": EML}
@@ -314,3 +314,39 @@ def test_a_loss_on_pairs_tests_no_start_that_it_has_not(tmp_path):
         **{"softmax": None, "alone": None, "loaded": "False", "softmax, eml": "False"},
         "softmax, for 10 steps": None,
     }
+
+
+def test_weights_that_no_training_goes_on_from_are_spent(tmp_path):
+    alone = Plan(board_of(ROWS), tmp_path)
+    finish_all(alone)
+    trials = [task for trial in alone.search(alone.board.rows[0]).trials for task in trial.tasks]
+    assert alone.spent_weights() == [tmp_path / task.folder / WEIGHTS for task in trials]
+
+    both = Plan(board_of(STAGES), tmp_path)
+    softmax = both.board.row("softmax")
+    chosen = both.search(softmax).choice.trial
+    finish_all(both)
+    spent = {path.parent for path in both.spent_weights()}
+    assert not spent & {tmp_path / task.folder for task in chosen.tasks}
+    assert {
+        tmp_path / task.folder
+        for trial in both.search(softmax).trials
+        for task in trial.tasks
+        if trial.number != chosen.number
+    } <= spent
+
+
+def test_a_row_that_is_added_has_the_weights_made_again_that_it_goes_on_from(tmp_path):
+    alone = Plan(board_of(ROWS), tmp_path)
+    finish_all(alone)
+    for path in alone.spent_weights():
+        path.unlink()
+
+    both = Plan(board_of(STAGES), tmp_path)
+    chosen = alone.search(alone.board.rows[0]).choice.trial
+    both.search(both.board.row("softmax, eml"))
+    both.refresh()
+    assert [t.folder for t in both.open_tasks() if t.row == "softmax"] == [chosen.tasks[0].folder]
+    finish_all(both)
+    assert both.search(both.board.row("softmax, eml")).choice is not None
+    assert both.search(both.board.row("softmax")).choice.trial == chosen
