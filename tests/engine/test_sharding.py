@@ -34,7 +34,8 @@ def test_a_sharded_head_is_the_whole_one(alone, several):
             assert ours["first"].keys() == theirs["first"].keys()
             for part, weight in theirs["first"].items():
                 assert torch.equal(ours["first"][part], weight)
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+            # Sums are in another order, and a scale of 200 multiplies what that rounds.
+            torch.testing.assert_close(ours, theirs, rtol=5e-4, atol=5e-5)
 
 
 def test_the_limit_of_the_reference_is_reached(alone):
