@@ -165,7 +165,7 @@ def reserve_points(
 def edge_of(parameter: Parameter, best: Point, tried: Sequence[Point]) -> int:
     """Return -1 or 1 where the best value is the least or greatest that was tried, else 0.
 
-    It is 0 too for choices, of few settings, and at 0, below which there may be nothing.
+    It is 0 too for choices, of few settings, and where a range begins at 0: there it ends as well.
     """
     if parameter.kind == "choice" or len(tried) < LEAST_TRIED:
         return 0
@@ -174,7 +174,7 @@ def edge_of(parameter: Parameter, best: Point, tried: Sequence[Point]) -> int:
     if min(values) == max(values):
         return 0
     if value == min(values):
-        return -1 if value > 0 or parameter.low < 0 else 0
+        return 0 if parameter.low == 0 else -1
     return 1 if value == max(values) else 0
 
 

@@ -14,6 +14,7 @@ from metric_learning.engine.leaderboard.boards.space import (
 
 LOG = parse_parameter("lr", ["log", "0.001", "0.1"])
 LINEAR = parse_parameter("margin", ["linear", "0", "0.5"])
+FAR = parse_parameter("margin", ["linear", "0.1", "0.5"])
 INTEGER = parse_parameter("samples", ["integer", "1", "8"])
 CHOICE = parse_parameter("mining", ["choice", "all", "semihard", "distance"])
 SPACE = (LOG, LINEAR, INTEGER, CHOICE)
@@ -111,7 +112,8 @@ def test_nothing_to_search_is_one_trial():
         (LOG, "0.01 0.01 0.01 0.01", "0.01", 0),
         (LOG, "0.001 0.01 0.1", "0.1", 0),  # of so few, one is the best for no reason
         (LINEAR, "0 0.1 0.2 0.3", "0", 0),  # there is nothing below
-        (LINEAR, "0.05 0.1 0.2 0.3", "0.05", -1),
+        (LINEAR, "0.05 0.1 0.2 0.3", "0.05", 0),  # the range ends at 0, which is searched
+        (FAR, "0.15 0.2 0.3 0.4", "0.15", -1),
         (CHOICE, "all all semihard distance", "distance", 0),
     ],
 )
