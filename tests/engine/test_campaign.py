@@ -97,7 +97,8 @@ def strike(start, flags, script, folder, kind, rng):
     if filler:
         filler.unlink()
     assert status in ({-9, 0} if kind == "kill" else {0, 2}), f"{kind}: {run.output}"
-    assert "Traceback" not in run.output, f"{kind}: {run.output}"
+    # A reading process whose parent is killed may print one.
+    assert kind == "kill" or "Traceback" not in run.output, f"{kind}: {run.output}"
 
     again = start(*flags, script=script)
     assert again.wait() == 0, f"{kind}: {again.output}"
