@@ -123,7 +123,7 @@ def print_trainings(board: Board, trainings: Sequence[Foreseen], output: Path) -
             f"{'' if is_known else f', {len(known)} of which'} take about {minutes_text(seconds)} "
             f"of {where} here, or {minutes_text(gpu_seconds)} of one that sustains "
             f"{GPU_FLOPS / 1e12:.0f} TFLOP/s, and up to {most:.1f} GiB in float32; reading images "
-            "is not counted"
+            "and computing the features of frozen networks are not counted"
         )
     show(said)
     return {

@@ -22,6 +22,7 @@ from metric_learning.engine.train.needs import activation_bytes
 from metric_learning.models import MODEL_OPTIONS, image_size_of
 
 TRIED = {"cpu": 8, "cuda": 32}  # images of the step that is timed, on the CPU by one thread
+HEAD_START, HEAD_RATE = 0.5, 45_000.0  # seconds and images a second of a head on kept features
 BACKWARD = 2.0  # times the computation of the forward pass
 STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers that an optimizer keeps for each weight
 GPU_STEP = 0.02  # seconds that a step takes there at least, however small the network
@@ -78,6 +79,9 @@ def estimate(task: Task, num_images: Mapping[str, int], folds: int) -> Estimate 
     size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
     head = tuple((name, getattr(flags, name)) for name in MODEL_OPTIONS)
     cost = image_cost(flags.model, flags.embedding_size, head, size, flags.device)
+    if flags.trainable == "head":  # on features, which one of all trainings computes
+        seconds = HEAD_START + seen / HEAD_RATE
+        return Estimate(seconds, seconds, 4.0 * cost.weights)
 
     tested = num_images.get("test", 0) if task.fold is None else num_images.get("train", 0) / folds
     passes = (1 + BACKWARD) * seen + tested

@@ -136,7 +136,10 @@ load_index = load_image_set  # its former name
 
 def splits_of(dataset: str, data_dir: str | Path | None, **options: Any) -> tuple[str, ...]:
     """Return which of train, val and test a data set has; arguments as of `load_image_set`."""
-    found = own_splits(dataset, data_dir, options)
+    own = {name: options.get(name) for name in OWN_OPTIONS}
+    check_options(dataset, own)
+    with _telling_how_to_get(dataset):
+        found = own_splits(dataset, data_dir, own)
     if options.get("val_fold") is None:
         return found
     has_val = options["val_fold"] != NONE
@@ -146,16 +149,13 @@ def splits_of(dataset: str, data_dir: str | Path | None, **options: Any) -> tupl
 def own_splits(
     dataset: str, data_dir: str | Path | None, options: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Return which of train, val and test a data set has by itself."""
-    own = {name: options.get(name) for name in OWN_OPTIONS}
-    check_options(dataset, own)
+    """Return which of train, val and test a data set has by itself; options of OWN_OPTIONS."""
     if dataset == "list":
-        return tuple(split for split in (TRAIN, TEST) if own[f"{split}_list"])
-    with _telling_how_to_get(dataset):
-        if dataset == "csv" and own["csv"]:
-            return splits_of_csv(Path(own["csv"]), own["fold"])
-        if dataset == "folder" and data_dir:
-            return splits_of_folder(existing(data_dir))
+        return tuple(split for split in (TRAIN, TEST) if options[f"{split}_list"])
+    if dataset == "csv" and options["csv"]:
+        return splits_of_csv(Path(options["csv"]), options["fold"])
+    if dataset == "folder" and data_dir:
+        return splits_of_folder(existing(data_dir))
     return TRAIN, TEST
 
 
@@ -231,7 +231,7 @@ def read_all(dataset: str, data_dir: str | Path | None, options: dict[str, Any])
     if dataset == "csv":
         return read_table(dataset, data_dir, ALL, options)
     tables = []
-    for split in splits_of(dataset, data_dir, **options):
+    for split in own_splits(dataset, data_dir, options):
         table = read_table(dataset, data_dir, split, options)
         tables.append(take(table, choose_rows(table, split, None)[0]))
     if not tables:  # a list that was not given
