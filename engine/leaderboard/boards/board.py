@@ -367,6 +367,8 @@ def with_long_rows(rows: Mapping[str, Row]) -> dict[str, Row]:
             flags = longer(start.flags, row.flags)
         name = f"{start.name}, for {text_of(flags)}"
         twin = next((other for other in found.values() if other.flags == flags), None)
+        if twin is None and name in found:
+            raise ValueError(f"row {name}: the first stage for as long has this name: rename yours")
         if twin is None:
             found[name] = replace(start, name=name, flags=flags, length_of=row.name, published={})
     return found

@@ -269,3 +269,10 @@ def test_lengths_stretch_with_their_schedule():
 def test_lengths_that_cannot_be_added(first, second, reason):
     with pytest.raises(ValueError, match=reason):
         longer(first, second)
+
+
+def test_a_row_may_not_be_named_as_one_that_is_added():
+    other = {"flags": {"loss_name": "cosface", "total_iter_num": "6", "lr": "0.01"}}
+    rows = {"softmax": SOFTMAX, "softmax, eml": EML, "softmax, for 10 steps": other}
+    with pytest.raises(ValueError, match="row softmax, for 10 steps: the first stage for as long"):
+        board_of(rows)
