@@ -19,7 +19,7 @@ from metric_learning.engine.leaderboard.estimate import (
     minutes_text,
 )
 from metric_learning.engine.leaderboard.origin import data_options
-from metric_learning.engine.leaderboard.trainings.plan import needs_trials, settings_of
+from metric_learning.engine.leaderboard.trainings.plan import num_trials, settings_of
 from metric_learning.engine.leaderboard.trainings.tasks import (
     PLANNED,
     RUNS,
@@ -56,10 +56,9 @@ def _of_row(board: Board, row: Row) -> Iterator[Foreseen]:
         return
     protocol, middle = board.protocol, {p.name: p.at(0.5) for p in row.space}
     points = [] if protocol.search == "tpe" and row.space else settings_of(board, row)
-    number = protocol.trials + protocol.reserve if row.space else int(needs_trials(board, row))
     starts = [_start(board, row, fold) for fold in range(protocol.folds)]
 
-    for n in range(number):
+    for n in range(num_trials(board, row)):
         is_known = n < len(points)
         point: Point = points[n] if is_known else middle
         hidden = {} if is_known else dict.fromkeys(middle, NEAR_BEST)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,13 +19,13 @@ from metric_learning.engine.options.parts import ModelOptions
 from metric_learning.engine.options.training import default_transform
 from metric_learning.engine.parallel.devices import choose_device
 from metric_learning.engine.parallel.world import World
-from metric_learning.engine.train.needs import activation_bytes
+from metric_learning.engine.train.needs import STATES, activation_bytes
+from metric_learning.engine.train.optimizers import OPTIMIZERS
 from metric_learning.models import MODEL_OPTIONS, image_size_of
 
 TRIED = {"cpu": 8, "cuda": 32}  # images of the step that is timed, on the CPU by one thread
 HEAD_START, HEAD_RATE = 0.5, 45_000.0  # seconds and images a second of a head on kept features
 BACKWARD = 2.0  # times the computation of the forward pass
-STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers that an optimizer keeps for each weight
 GPU_STEP = 0.02  # seconds that a step takes there at least, however small the network
 GPU_FLOPS = 100e12  # a second, that a GPU of 2020 or later sustains in bfloat16 in convolutions
 
@@ -68,7 +69,7 @@ def estimate(task: Task, num_images: Mapping[str, int], folds: int) -> Estimate 
         num_images: of the `train` and the `test` split; empty where the data is not here.
         folds: of the training images.
     """
-    flags = check_words(task, [f"--{name}={text}" for name, text in task.flags.items()])
+    flags = check_words(task, task.words(Path("output")))
     num_trained = num_images.get("train", 0) * (1.0 if task.fold is None else 1 - 1 / folds)
     seen = flags.total_iter_num * flags.train_batch_size
     if "num_epochs" in flags.given:
@@ -86,7 +87,9 @@ def estimate(task: Task, num_images: Mapping[str, int], folds: int) -> Estimate 
     tested = num_images.get("test", 0) if task.fold is None else num_images.get("train", 0) / folds
     passes = (1 + BACKWARD) * seen + tested
     at_once = min(flags.train_batch_size, flags.chunk_size or flags.train_batch_size)
-    memory = at_once * cost.activation + 4 * cost.weights * (2 + STATES[flags.optimizer])
+    memory = at_once * cost.activation + 4 * cost.weights * (
+        2 + STATES[OPTIMIZERS[flags.optimizer]]
+    )
     return Estimate(
         seconds=cost.seconds * passes / (1 + BACKWARD),
         gpu_seconds=max(cost.flops * passes / GPU_FLOPS, GPU_STEP * seen / flags.train_batch_size),

@@ -36,7 +36,6 @@ WRITE = 20.0  # seconds between two tables while they work, at least
 BYTES_EACH = 2**31  # memory that a process on the CPU should have
 INTERRUPTED = 130  # exit status of a process that a signal has told to stop
 GRACE = 60.0  # seconds in which a process that is to stop saves its training
-LAUNCHERS = ("processes", "slurm", "local")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Machines:
     Attributes:
         jobs: processes; None: one for each device, on the CPU one for each core with memory enough.
         devices: of the processes in turn, such as ("cuda:0", "cuda:1"); empty: as --device=auto.
-        launcher: one of LAUNCHERS, the last two of submitit.
+        launcher: `processes`, or of submitit `slurm` or `local`.
         launcher_options: of submitit's executor, such as slurm_partition.
     """
 
@@ -67,10 +66,14 @@ def run_board(board: Board, output: Path, machines: Machines) -> dict[str, Any]:
         submit(board, output, places, machines)
     else:
         run_processes(board, output, places)
-    plan = Plan(board, output)
+    return write_results(Plan(board, output))
+
+
+def write_results(plan: Plan) -> dict[str, Any]:
+    """Write the tables and the page of a plan as far as it is done, and return what they hold."""
     found = results_of(plan)
-    write_tables(found, output)
-    write_page(found, output)
+    write_tables(found, plan.output)
+    write_page(found, plan.output)
     return found
 
 
@@ -224,9 +227,7 @@ def follow(board: Board, output: Path, is_working: Callable[[], bool]) -> None:
         live.update()
         took = time.monotonic()
         if took - written > WRITE:
-            found = results_of(plan)
-            write_tables(found, output)
-            write_page(found, output)
+            write_results(plan)
             written = 2 * time.monotonic() - took  # at most half of this process's time
         time.sleep(0 if is_last else LOOK)
     live.close()

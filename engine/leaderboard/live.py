@@ -42,13 +42,9 @@ class Live:
         self._height = 0
 
     def _finished(self) -> list[tuple[Task, Outcome]]:
-        tasks = [task for row in self.plan.board.rows for task in self._tasks(row)]
+        tasks = [task for row in self.plan.board.rows for task in self.plan.tasks(row)]
         found = [(task, self.plan.outcome(task)) for task in tasks]
         return [(task, outcome) for task, outcome in found if outcome is not None]
-
-    def _tasks(self, row: Row) -> list[Task]:
-        trials = [task for trial in self.plan.search(row).trials for task in trial.tasks]
-        return trials + self.plan.finals(row)
 
     def _progress(self) -> str:
         """Say how many trainings are done, of about how many, and when the last one will be."""

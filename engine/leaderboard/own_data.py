@@ -243,11 +243,11 @@ def make_best(board: Board, results: Mapping[str, Any], images: OwnImages, outpu
     flags |= {"model_save_dir": OUTPUT, "run_name": LAST}
     log(f"{row.name} was best on the folds; it is trained on all {images.num_all:,} images now")
     task = Task(row.name, 0, None, LAST, row.script, flags)
-    if read_outcome(output / LAST) is None:
-        run_task(task, output, Place(threads=usable_cores()), is_tested=False)
     outcome = read_outcome(output / LAST)
-    if outcome is None or outcome.failure is not None:
-        raise ValueError(f"the last training failed: {outcome and outcome.failure}")
+    if outcome is None:
+        outcome = run_task(task, output, Place(threads=usable_cores()), is_tested=False)
+    if outcome.failure is not None:
+        raise ValueError(f"the last training failed: {outcome.failure}")
 
     folder = output / "best"
     folder.mkdir(parents=True, exist_ok=True)

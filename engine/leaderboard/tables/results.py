@@ -19,7 +19,7 @@ from metric_learning.engine.leaderboard.tables.standings import (
     holm,
 )
 from metric_learning.engine.leaderboard.trainings.outcomes import Outcome
-from metric_learning.engine.leaderboard.trainings.plan import Plan
+from metric_learning.engine.leaderboard.trainings.plan import SELECTED_BY, Plan
 from metric_learning.engine.leaderboard.trainings.tasks import Task
 from metric_learning.engine.run.records import read_scores
 
@@ -44,7 +44,7 @@ def results_of(plan: Plan) -> dict[str, Any]:
             for name, difference in _contrasts(known, other, metric).items():
                 told = asdict(difference) | {"is_significant": difference.is_significant}
                 rows[name].setdefault(kind, {})[metric] = told
-    tasks = _all_tasks(plan)
+    tasks = [task for row in board.rows for task in plan.tasks(row)]
     return {
         "board": board.name,
         "title": board.title,
@@ -123,7 +123,7 @@ def _has_failed(plan: Plan, row: Row) -> bool:
 
 
 def _selected(outcome: Outcome | None) -> float | None:
-    return None if outcome is None else outcome.metrics.get("map@r")
+    return None if outcome is None else outcome.metrics.get(SELECTED_BY)
 
 
 def _failure_of(plan: Plan, tasks: Sequence[Task]) -> str | None:
@@ -157,11 +157,3 @@ def _contrasts(known: Mapping[str, Scores], name: str | None, metric: str) -> di
     found = {o: contrast(known[name], s, metric) for o, s in known.items() if o != name}
     corrected = holm([c.p for c in found.values()])
     return {o: replace(c, p_holm=p) for (o, c), p in zip(found.items(), corrected, strict=True)}
-
-
-def _all_tasks(plan: Plan) -> list[Task]:
-    tasks = []
-    for row in plan.board.rows:
-        tasks += [task for trial in plan.search(row).trials for task in trial.tasks]
-        tasks += plan.finals(row)
-    return tasks

@@ -99,6 +99,11 @@ class Plan:
             tasks += [task for task in self.finals(row) if self.outcome(task) is None]
         return tasks
 
+    def tasks(self, row: Row) -> list[Task]:
+        """Return the trainings of a row that are known so far."""
+        trials = [task for trial in self.search(row).trials for task in trial.tasks]
+        return trials + self.finals(row)
+
     def spent_weights(self) -> list[Path]:
         """Return the checkpoints of trials that no training goes on from."""
         paths = []
@@ -126,18 +131,13 @@ class Plan:
         """Return how many trainings there will be, if none fails."""
         protocol, total = self.board.protocol, 0
         for row in self.board.rows:
-            trials = int(needs_trials(self.board, row))
-            if row.space:
-                trials = protocol.trials + protocol.reserve
+            trials = num_trials(self.board, row)
             total += trials * protocol.folds + (1 if row.is_frozen else protocol.seeds)
         return total
 
     def retry(self) -> None:
         """Let trainings that have failed be done once more."""
-        tasks = []
-        for row in self.board.rows:
-            tasks += [task for trial in self.search(row).trials for task in trial.tasks]
-            tasks += self.finals(row)
+        tasks = [task for row in self.board.rows for task in self.tasks(row)]
         outcomes = [(task, self.outcome(task)) for task in tasks]
         self._reopen([task for task, found in outcomes if found is not None and found.failure])
 
@@ -274,6 +274,12 @@ def settings_of(board: Board, row: Row) -> list[Point]:
 def space_seed(row: Row) -> int:
     """Return the seed of the settings of a row's trials."""
     return zlib.crc32(row.name.encode()) + row.seed
+
+
+def num_trials(board: Board, row: Row) -> int:
+    """Return how many trials a row has in all: one where there is nothing to choose, or none."""
+    protocol = board.protocol
+    return protocol.trials + protocol.reserve if row.space else int(needs_trials(board, row))
 
 
 def needs_trials(board: Board, row: Row) -> bool:

@@ -85,8 +85,8 @@ def _do(task: Task, plan: Plan, claims: Claims, place: Place) -> bool:
         claims.release()
 
 
-def run_task(task: Task, output: Path, place: Place, *, is_tested: bool = True) -> None:
-    """Run a training and write its outcome.
+def run_task(task: Task, output: Path, place: Place, *, is_tested: bool = True) -> Outcome:
+    """Run a training, and write and return its outcome.
 
     Raises Interrupted where a signal stops it, OSError where a full disk or the like does.
     """
@@ -125,6 +125,7 @@ def run_task(task: Task, output: Path, place: Place, *, is_tested: bool = True) 
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     outcome.save(folder)
+    return outcome
 
 
 def is_of_the_machine(error: BaseException | None) -> bool:
@@ -145,11 +146,11 @@ def run_training(task: Task, words: list[str]) -> None:
 def check_words(task: Task, words: list[str]) -> Flags:
     """Parse a command line as the task's script does; ValueError where it would not take it."""
     is_elem = task.script == "train_elem.py"
-    table, kind = (train_elem.FLAGS, ELEM) if is_elem else (train_pair.FLAGS, PAIR)
+    table, losses = (train_elem.FLAGS, ELEM) if is_elem else (train_pair.FLAGS, PAIR)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return parse_training(None, kind, table, words)
+            return parse_training(None, losses, table, words)
     except SystemExit:
         reason = said.getvalue().strip().removeprefix("error: ")
         raise ValueError(reason) from None
