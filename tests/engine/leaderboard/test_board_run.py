@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import leaderboard
-from metric_learning.data.make_demo import make_demo
 from metric_learning.engine.leaderboard import launch
 from metric_learning.engine.leaderboard.boards.board import read_board
 from metric_learning.engine.leaderboard.launch import check_devices, reason_of
@@ -42,13 +41,6 @@ rows:
   fails:
     flags: {{loss_name: eml, samples_each_class: 8, total_iter_num: 2, train_batch_size: 400}}
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("boards") / "demo"
-    make_demo(folder, 40, 4, 32)
-    return folder
 
 
 @pytest.fixture

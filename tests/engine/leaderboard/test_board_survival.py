@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from processes import ROOT, children_of, wait_until
 
-from metric_learning.data.make_demo import make_demo
 from metric_learning.engine.leaderboard.tables.results import OF_THE_MACHINE
 
 NUM_KILLS = 10
@@ -33,13 +32,6 @@ rows:
     flags: {{loss_name: eml, samples_each_class: 2, normalize_embeddings: true, total_iter_num: 8}}
   diverges: {{flags: {{loss_name: softmax, total_iter_num: 8}}, search: {{lr: [log, 1e20, 1e30]}}}}
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("boards") / "demo"
-    make_demo(folder, 40, 4, 32)
-    return folder
 
 
 @pytest.fixture
