@@ -44,7 +44,7 @@ bench: setup
 	$(PYTHON) -m benchmarks.speed.train
 	$(PYTHON) -m benchmarks.speed.retrieval
 
-# The check of a GPU, eight minutes; a machine that has one may be unable to install: its own Python.
+# The check of a GPU, nine minutes; a machine that has one may be unable to install: its own Python.
 GPU_PYTHON ?= python3
 gpu:
 	$(GPU_PYTHON) -m benchmarks.gpu.check --out=output/gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -19,6 +20,7 @@ from torchvision.transforms.v2 import functional
 from benchmarks.gpu.section import Section, described
 from benchmarks.speed.reader import image_set_of, write_images
 from metric_learning.data.make_demo import make_demo
+from metric_learning.reader import ImageError
 from metric_learning.reader.batches.on_device import JpegFile, decode_on_device, pack, read_file
 from metric_learning.reader.batches.resize import cut_strips
 from metric_learning.reader.sets.image_set import decode_image
@@ -77,7 +79,9 @@ def nvjpeg(section: Section) -> None:
     """Decode on the device: every kind of file, a race with queued kernels, images per second."""
     for file in sorted((section.images / "kinds").iterdir()):
         section.attempt(file.stem, decode_kind, file, section.device)
-    files = [read(path) for path in sorted((section.images / "train").rglob("*.jpg"))[:64]]
+    photographs = sorted((section.images / "train").rglob("*.jpg"))[:64]
+    section.attempt("damaged", decode_damaged, section, photographs[0].read_bytes())
+    files = [read(path) for path in photographs]
     if section.is_cuda:
         section.attempt("race of the decoder", race_of_decoder, section, files)
     decode = partial(decode_on_device, files, section.device)
@@ -149,6 +153,32 @@ def decode_kind(file: Path, device: torch.device) -> dict[str, Any]:
         gap = np.abs(pixels - expected)
         row["levels"] = [float(gap.mean()), int(gap.max())]
     return row
+
+
+def decode_damaged(section: Section, whole: bytes) -> dict[str, int]:
+    """Damage a file in many places; count who makes an image of it, the device or the CPU."""
+    rng, found = np.random.default_rng(0), Counter[str]()
+    file = section.own / "damaged.jpg"
+    for _ in range(section.size(300, 20)):
+        start, length = int(rng.integers(2, len(whole) - 40)), int(rng.integers(1, 33))
+        middles = rng.bytes(length), bytes(length), b"", rng.bytes(length) + whole[start:][:length]
+        behind = whole[start + length :]
+        file.write_bytes(whole[:start] + middles[int(rng.integers(len(middles)))] + behind)
+        found[" and ".join(who for who in ("device", "CPU") if decodes(file, who, section))] += 1
+    return {f"by {who or 'nobody'}": number for who, number in found.items()}
+
+
+def decodes(file: Path, who: str, section: Section) -> bool:
+    """Whether the device, or the CPU, makes an image of a file."""
+    try:
+        image = read_file(image_set_of([str(file)]), 0)
+        if who == "CPU":
+            decode_image(file.read_bytes(), str(file))
+        elif isinstance(image, JpegFile):
+            decode_on_device([read(file)], section.device)
+    except ImageError:
+        return False
+    return True
 
 
 def race_of_decoder(section: Section, files: list[tuple[str, int, Tensor]]) -> dict[str, int]:

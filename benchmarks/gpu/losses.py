@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -68,7 +67,6 @@ def cases(class_dim: int, dim: int) -> Iterator[Case]:
 
 def losses(section: Section) -> None:
     """Compare values and gradients with the CPU's."""
-    torch.set_num_threads(max(1, min(8, (os.cpu_count() or 2) // 2)))
     size, dim, classes = section.size(*SIZES)
     not_equal = []
     for case in cases(classes, dim):

@@ -19,14 +19,20 @@ SPARE_SECONDS = 4  # before the limit, to write what was found
 
 
 class Section:
-    """A section: where it computes and writes, in folder `work` for all and `own` for itself."""
+    """A section: where it computes and writes, in folder `work` for all and `own` for itself.
 
-    def __init__(self, name: str, device: str, work: Path, findings: Path, limit: int) -> None:
+    At most so many `sharers`, this one among them, run at the same time.
+    """
+
+    def __init__(
+        self, name: str, device: str, work: Path, findings: Path, sharers: int, limit: int
+    ) -> None:
         self.name, self.device, self.work = name, torch.device(device), work
         self.is_cuda, self.own, self.images = device == "cuda", work / name, work / "images"
         self.own.mkdir(parents=True, exist_ok=True)
         self.until = time.monotonic() + limit - SPARE_SECONDS
-        self.workers = self.size(max(1, min(14, (os.cpu_count() or 1) - 2)), 1)
+        cores = os.cpu_count() or 1
+        self.workers, self.threads = self.size(max(1, min(14, cores - 2)), 1), cores // sharers or 1
         self._file = findings.open("a", buffering=1)
 
     def size(self, on_gpu: T, on_cpu: T) -> T:
@@ -88,6 +94,7 @@ def run_section(function: Callable[[Section], None], name: str, *more: Any) -> N
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(log, stream.fileno())
+    torch.set_num_threads(section.threads)
     try:
         function(section)
     except Exception as error:

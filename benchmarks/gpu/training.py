@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from metric_learning import eval as evaluation
 from metric_learning import infer, train_elem, train_pair
 from metric_learning.common.flags import last_of_each
 from metric_learning.engine.options.training_table import ELEM, PAIR, parse_training
+from metric_learning.engine.parallel.devices import casting
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.signals import StopRequest
 from metric_learning.engine.train.stages import ELEM as ELEM_PARTS
@@ -260,7 +262,7 @@ def count_waits(section: Section, stage: int, words: list[str]) -> dict[str, int
         stepper.update(batch, step)
         if section.is_cuda:
             torch.cuda.set_sync_debug_mode("default")
-    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    waits = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     return Counter(f"{Path(wait.filename).name}:{wait.lineno}" for wait in waits)
 
 
@@ -272,7 +274,24 @@ def big_batch(section: Section) -> None:
     for chunk in section.size((256, 128), (8,)):
         words = photo_words(section, batch, *more, f"--chunk_size={chunk}")
         stepper = Stepper(2, words)
+        bare = partial(pass_chunks, stepper, chunk, batch // chunk)
+        section.attempt(f"bare passes of {chunk}", section.rate_of, bare, batch, 2, 1)
         section.attempt(f"chunks of {chunk}", section.rate_of, stepper, batch, 2, 1)
+
+
+def pass_chunks(stepper: Stepper, chunk: int, times: int) -> None:
+    """Make the passes of gradient caching with the network alone: all forward, then all both."""
+    model, machine = stepper.run.learner.model, stepper.run.options.machine
+    size = stepper.run.preprocessing.crop_size
+    images = torch.randn(chunk, 3, size, size, device=machine.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    for with_gradient in (False, True):
+        for _ in range(times):
+            casts = casting(machine.device, machine.amp_dtype, machine.tf32)
+            with torch.set_grad_enabled(with_gradient), casts:
+                embeddings = model(images)
+            if with_gradient:
+                embeddings.float().sum().backward()
 
 
 def compare_chunks(section: Section) -> dict[str, float]:

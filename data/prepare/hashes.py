@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
-import faiss
 import numpy as np
+
+from metric_learning.common.optional import import_optional
 
 HASH_BITS = 64
 _SIDE = 32  # pixels of the shrunken image
@@ -51,16 +54,17 @@ def find_near_duplicates(hashes: np.ndarray, threshold: int) -> tuple[np.ndarray
     return distinct[keepers[position]].astype(np.int64), bits[position]
 
 
-def _build_index(threshold: int) -> faiss.IndexBinary:
+def _build_index(threshold: int) -> Any:
     """Build an index of codes up to `threshold` bits away: one of threshold + 1 bands is equal."""
+    faiss = import_optional("faiss", "the search for near duplicates", "faiss-cpu")
     width = min(HASH_BITS // (threshold + 1), _MAX_BAND)
     if width < _MIN_BAND:
         return faiss.IndexBinaryFlat(HASH_BITS)
     return faiss.IndexBinaryMultiHash(HASH_BITS, threshold + 1, width)
 
 
-def _choose_kept(codes: np.ndarray, threshold: int) -> tuple[np.ndarray, faiss.IndexBinary]:
-    """Numbers of the kept codes, ascending, and an index of them; codes (N, 8) uint8."""
+def _choose_kept(codes: np.ndarray, threshold: int) -> tuple[np.ndarray, Any]:
+    """Numbers of the kept codes, ascending, and a faiss index of them; codes (N, 8) uint8."""
     index = _build_index(threshold)
     kept: list[int] = []
     for start in range(0, len(codes), _BLOCK):

@@ -26,7 +26,7 @@ from metric_learning.reader.sets.image_set import (
     decode_image,
     is_whole_jpeg,
 )
-from metric_learning.reader.sets.jpeg_head import read_jpeg_head
+from metric_learning.reader.sets.jpeg_head import has_scan, read_jpeg_head
 from metric_learning.reader.transforms import Crop
 
 # Colours of JPEG files that a GPU decodes as the CPU does; CMYK has 4.
@@ -54,7 +54,7 @@ def read_file(
     """Read image i, and decode it where no GPU could; ImageError if that cannot be."""
     path, data = image_set.paths[i], image_set.read_bytes(i, decoding)
     head = read_jpeg_head(data) if is_whole_jpeg(data) else None
-    if head is None or head.num_components not in DEVICE_COMPONENTS:
+    if head is None or head.num_components not in DEVICE_COMPONENTS or not has_scan(data):
         return decode_image(data, path, decoding)
     check_size(head.height * head.width, path, decoding)
     shape = oriented_shape((head.height, head.width), head.orientation)

@@ -46,6 +46,11 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             place = max(end, place + 4)
 
 
+def has_scan(data: bytes) -> bool:
+    """Whether a JPEG has image data, and not a head alone: GPUs decode that without an error."""
+    return any(marker == SOS for marker, _, _ in segments(data))
+
+
 def read_jpeg_head(data: bytes) -> JpegHead | None:
     """Read the head of a JPEG; None where it is cut short, damaged or does not tell the height.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metric_learning.common.memory import free_memory
@@ -25,6 +26,7 @@ COPIES = 2  # of the normalised gallery that fit into free memory where one is k
 TILE_ROWS = 2048
 PAIR_ELEMENTS = 2**24  # numbers gathered at once for single pairs
 MOST_COMPARED = 32  # thresholds per query up to which all similarities are compared with each
+WORD, WORDS = 8, 64  # bytes of a number, and numbers that are added up before their bytes are
 
 
 class TorchCounter:
@@ -62,8 +64,10 @@ class TorchCounter:
 
     def sort_descending(self, offsets: np.ndarray, values: np.ndarray) -> None:
         """See Counter."""
-        for start, stop in itertools.pairwise(offsets):
-            values[start:stop][::-1].sort()
+        counts = np.diff(offsets)
+        for count in np.unique(counts):  # all parts of one length at once
+            places = offsets[:-1][counts == count, None] + np.arange(count)
+            values[places] = np.sort(values[places], 1)[:, ::-1]
 
     @torch.inference_mode()
     def count(
@@ -141,10 +145,8 @@ class TorchCounter:
         block = _normalised(self.queries, self.query_norms, rows, torch.float32)
 
         # A similarity that beats n thresholds adds 1 at n; sums from the right follow.
-        ahead, reached = (
-            torch.zeros(len(rows), thresholds.shape[1] + 1, dtype=torch.int64, device=rows.device)
-            for _ in range(2)
-        )
+        shape = len(rows), thresholds.shape[1] + 1
+        ahead, reached = torch.zeros(2, *shape, dtype=torch.int64, device=rows.device)
         margin = tolerance + self.error
         low, high = ((thresholds + sign * margin).float() for sign in (-1, 1))
         for left in range(0, len(self.gallery), width):
@@ -154,34 +156,51 @@ class TorchCounter:
             else:
                 factors = _normalised(self.gallery, self.gallery_norms, columns, torch.float32)
             similarities = block @ factors.T
-            num_ahead = _num_below(high, similarities, right=True)
-            undecided = (num_ahead != _num_below(low, similarities, right=True)).nonzero()
-            num_reached = num_ahead
+            beaten = _num_below(high, similarities, right=True)
+            undecided = (beaten != _num_below(low, similarities, right=True)).nonzero()
 
             # Pairs that are undecided in float32 are decided in float64.
             if len(undecided) > MOST_UNDECIDED * similarities.numel():
                 block64 = _normalised(self.queries, self.query_norms, rows, torch.float64)
                 factors64 = _normalised(self.gallery, self.gallery_norms, columns, torch.float64)
                 exact = block64 @ factors64.T
-                num_ahead = _num_below(thresholds + tolerance, exact)
-                num_reached = _num_below(thresholds - tolerance, exact, right=True)
-            elif len(undecided):
-                num_reached = num_ahead.clone()
-                exact = self._cosines(rows[undecided[:, 0]], columns[undecided[:, 1]])
-                size = max(1, PAIR_ELEMENTS // thresholds.shape[1])
-                parts = zip(torch.split(undecided, size), torch.split(exact, size), strict=True)
-                for pairs, cosines in parts:
-                    at, bounds = pairs.unbind(1), thresholds[pairs[:, 0]]
-                    cosines = cosines[:, None].contiguous()
-                    num_ahead[at] = _num_below(bounds + tolerance, cosines)[:, 0]
-                    num_reached[at] = _num_below(bounds - tolerance, cosines, right=True)[:, 0]
-
-            _add_histogram(ahead, num_ahead)
-            _add_histogram(reached, num_reached)
+                ahead += _histogram(_num_below(thresholds + tolerance, exact), shape)
+                reached += _histogram(_num_below(thresholds - tolerance, exact, right=True), shape)
+                continue
+            found = _histogram(beaten, shape)
+            ahead += found
+            reached += found
+            self._decide(rows, columns, beaten, undecided, thresholds, tolerance, (ahead, reached))
 
         # How many similarities beat each threshold, from how many beat n of them.
         ahead, reached = (counts.flip(1).cumsum(1).flip(1)[:, 1:] for counts in (ahead, reached))
         return ahead, reached - ahead
+
+    def _decide(
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        beaten: Tensor,
+        undecided: Tensor,
+        thresholds: Tensor,
+        tolerance: float,
+        histograms: tuple[Tensor, Tensor],
+    ) -> None:
+        """Move pairs (M, 2) of a tile to how many thresholds they beat, and reach, in float64.
+
+        The histograms (B, R + 1) have them at what they beat in float32, `beaten` (B, J).
+        """
+        size = max(1, PAIR_ELEMENTS // thresholds.shape[1])
+        for pairs in torch.split(undecided, size) if len(undecided) else ():
+            at, j = pairs.unbind(1)
+            bounds, cosines = thresholds[at], self._cosines(rows[at], columns[j])[:, None]
+            passed = _num_below(bounds + tolerance, cosines)
+            come_to = _num_below(bounds - tolerance, cosines, right=True)
+            for histogram, after in zip(histograms, (passed, come_to), strict=True):
+                for numbers, change in ((beaten[at, j], -1), (after[:, 0], 1)):
+                    places = at * histogram.shape[1] + numbers
+                    changes = torch.full_like(places, change)
+                    histogram.view(-1).index_add_(0, places, changes)
 
     def _cosines(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Cosines (M,) float64 of pairs of a query and a gallery image."""
@@ -226,14 +245,25 @@ def _normalised(vectors: Tensor, norms: Tensor, rows: Tensor, dtype: torch.dtype
     return (vectors[rows].double() * scales[:, None]).to(dtype)
 
 
-def _add_histogram(histogram: Tensor, beaten: Tensor) -> None:
-    """Count how many similarities (B, J) beat n thresholds, for n = 1..R, into (B, R + 1)."""
-    num_thresholds = histogram.shape[1] - 1
-    if num_thresholds <= MOST_COMPARED:
-        at_least = [(beaten >= n).sum(1) for n in range(1, num_thresholds + 1)]
-        exactly = torch.stack([*at_least, torch.zeros_like(at_least[0])], 1).diff(dim=1).neg()
-        histogram[:, 1:] += exactly
-        return
-    rows, columns = beaten.nonzero(as_tuple=True)
-    index = rows * histogram.shape[1] + beaten[rows, columns]
-    histogram += torch.bincount(index, minlength=histogram.numel()).view_as(histogram)
+def _histogram(beaten: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Count how many similarities (B, J) beat n thresholds, (B, R + 1) int64, but for n = 0."""
+    num_thresholds = shape[1] - 1
+    if num_thresholds > MOST_COMPARED:
+        rows, columns = beaten.nonzero(as_tuple=True)
+        index = rows * shape[1] + beaten[rows, columns]
+        return torch.bincount(index, minlength=math.prod(shape)).view(shape)
+
+    numbers = F.pad(beaten.to(torch.uint8), (0, -beaten.shape[1] % (WORD * WORDS)))
+    at_least = [_num_true(numbers >= n) for n in range(1, num_thresholds + 1)]
+    exactly = torch.stack([*at_least, torch.zeros_like(at_least[0])], 1).diff(dim=1).neg()
+    return F.pad(exactly, (1, 0))
+
+
+def _num_true(mask: Tensor) -> Tensor:
+    """Count what is true in each row of a mask (B, J), J divisible by WORD x WORDS; (B,) int64.
+
+    PyTorch would make eight bytes of each before it adds them up. Here eight of them are a number,
+    and so few numbers are added up that no byte overflows.
+    """
+    words = mask.view(torch.int64).view(len(mask), -1, WORDS)
+    return words.sum(2).view(torch.uint8).sum(1)

@@ -154,10 +154,28 @@ def keep_head(path):
         file.write(data[: data.index(b"\xff\xda")] + b"\xff\xd9")
 
 
-def test_a_jpeg_broken_inside_is_named_when_it_is_decoded(image_set):
+def break_codes(path):
+    """Give a JPEG a table of more codes than can be."""
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    start = data.index(b"\xff\xc4") + 5
+    data[start : start + 16] = b"\xff" * 16
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def test_a_jpeg_without_image_data_is_left_to_no_gpu(image_set):
+    """NVIDIA's decoder makes an image of it, without an error."""
     keep_head(image_set.paths[1])
     with pytest.raises(ImageError, match=image_set.paths[1]):
-        inputs_of(load(image_set, ShuffledSampler(image_set.labels, 24), Reading("files"), end=1))
+        load(image_set, ShuffledSampler(image_set.labels, 24), Reading("files"), end=1)
+
+
+def test_a_jpeg_broken_inside_is_named_when_it_is_decoded(image_set):
+    break_codes(image_set.paths[1])
+    batches = load(image_set, ShuffledSampler(image_set.labels, 24), Reading("files"), end=1)
+    with pytest.raises(ImageError, match=image_set.paths[1]):
+        inputs_of(batches)
 
 
 @CUDA
@@ -175,7 +193,7 @@ def test_a_gpu_makes_the_same_inputs(image_set, hand_over, levels):
 
 @CUDA
 def test_a_gpu_run_names_a_broken_file(image_set):
-    keep_head(image_set.paths[1])
+    break_codes(image_set.paths[1])
     batches = load(image_set, ShuffledSampler(image_set.labels, 24), Reading("files"), end=1)
     with pytest.raises(ImageError, match=image_set.paths[1]):
         inputs_of(batches, device=torch.device("cuda"))
