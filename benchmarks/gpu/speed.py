@@ -99,7 +99,7 @@ def extraction(section: Section) -> None:
     listed = str(section.images / "train.txt")
     once = load_image_set("list", None, "test", test_list=listed)
     times = section.size(8, 1)  # enough to hide the start of the workers
-    arrays = {name: np.tile(getattr(once, name), times) for name in PER_IMAGE}
+    arrays: dict[str, Any] = {name: np.tile(getattr(once, name), times) for name in PER_IMAGE}
     image_set = replace(once, paths=times * once.paths, **arrays)
 
     for batch, amp in ((10, None), (64, None), (256, None), (256, torch.bfloat16)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing as mp
 import os
 import signal
@@ -55,9 +56,12 @@ class Machines:
     launcher_options: Mapping[str, str]
 
 
-def run_board(board: Board, output: Path, machines: Machines) -> dict[str, Any]:
+def run_board(
+    board: Board, output: Path, machines: Machines, seconds: float | None = None
+) -> dict[str, Any]:
     """Do all that is open of a board, write its table at times, and return it.
 
+    Processes of this machine stop after so many seconds, if given, whatever is still open then.
     Raises Interrupted where a signal has stopped the processes.
     """
     places = places_of(machines)
@@ -65,7 +69,7 @@ def run_board(board: Board, output: Path, machines: Machines) -> dict[str, Any]:
     if machines.launcher != "processes":
         submit(board, output, places, machines)
     else:
-        run_processes(board, output, places)
+        run_processes(board, output, places, seconds)
     return write_results(Plan(board, output))
 
 
@@ -108,8 +112,10 @@ def check_devices(names: Sequence[str]) -> None:
             raise ValueError(f"--devices={name}: there are {found} GPUs here, counted from 0")
 
 
-def run_processes(board: Board, output: Path, places: Sequence[Place]) -> None:
-    """Let processes of this machine do what is open.
+def run_processes(
+    board: Board, output: Path, places: Sequence[Place], seconds: float | None
+) -> None:
+    """Let processes of this machine do what is open, for so many seconds if they are given.
 
     Raises OSError where they ended before all of it was done, Interrupted where a signal told them.
     """
@@ -121,7 +127,12 @@ def run_processes(board: Board, output: Path, places: Sequence[Place]) -> None:
     with stopping(processes):
         for process in processes:
             process.start()
-        follow(board, output, lambda: any(process.is_alive() for process in processes))
+        until = math.inf if seconds is None else time.monotonic() + seconds
+        follow(board, output, lambda: are_alive(processes) and time.monotonic() < until)
+        if are_alive(processes):
+            log("the time is over: rows that have not come to their end do not count")
+            stop_all(processes)
+            return
 
     codes = [code for code in (process.exitcode for process in processes) if code]
     if codes and Plan(board, output).open_tasks():
@@ -194,12 +205,7 @@ def stopping(processes: Sequence[BaseProcess]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        end = time.monotonic() + GRACE
-        while any(process.is_alive() for process in started(processes)):
-            for process in started(processes):
-                # Again and again: a training that is about to end takes no notice of the first one.
-                process.terminate() if time.monotonic() < end else process.kill()
-            time.sleep(LOOK)
+        stop_all(processes)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted from None
         raise
@@ -208,6 +214,21 @@ def stopping(processes: Sequence[BaseProcess]) -> Iterator[None]:
             process.join()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_all(processes: Sequence[BaseProcess]) -> None:
+    """Let processes save their trainings and end; those that do not are killed."""
+    end = time.monotonic() + GRACE
+    while are_alive(processes):
+        for process in started(processes):
+            # Again and again: a training that is about to end takes no notice of the first one.
+            process.terminate() if time.monotonic() < end else process.kill()
+        time.sleep(LOOK)
+
+
+def are_alive(processes: Sequence[BaseProcess]) -> bool:
+    """Whether any of them is at work."""
+    return any(process.is_alive() for process in started(processes))
 
 
 def started(processes: Sequence[BaseProcess]) -> list[BaseProcess]:

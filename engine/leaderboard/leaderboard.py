@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from metric_learning.engine.leaderboard.own_data import (
     choose_effort,
     divide,
     find_weights,
+    last_seconds,
     make_best,
     own_board,
 )
@@ -109,8 +111,10 @@ def compare(asked: Comparison) -> dict[str, Any]:
     return compare_rows(asked, board, asked.output or OUTPUT_ROOT / board.name)
 
 
-def compare_rows(asked: Comparison, board: Board, output: Path) -> dict[str, Any]:
-    """Compare the rows of a board, and print and return the table."""
+def compare_rows(
+    asked: Comparison, board: Board, output: Path, seconds: float | None = None
+) -> dict[str, Any]:
+    """Compare the rows of a board, within so many seconds if given; print and return the table."""
     trainings = foresee(board)
     check_commands(board, [each.task for each in trainings])
     if asked.is_dry:
@@ -123,7 +127,7 @@ def compare_rows(asked: Comparison, board: Board, output: Path) -> dict[str, Any
         log(line)
     if asked.retries:
         Plan(board, output).retry()
-    results = run_board(board, output, asked.machines)
+    results = run_board(board, output, asked.machines, seconds)
     if asked.reports:
         write_reports(results, output, [f"--device={name}" for name in asked.machines.devices[:1]])
         write_page(results, output)  # with links to them
@@ -134,6 +138,7 @@ def compare_rows(asked: Comparison, board: Board, output: Path) -> dict[str, Any
 def compare_own(asked: Comparison) -> dict[str, Any]:
     """Try on one's own images what fits into some minutes, and train the best on all of them."""
     assert asked.minutes is not None
+    end = time.monotonic() + 60.0 * asked.minutes
     output = asked.output or OUTPUT_ROOT / "own_data"
     prepare_folder("output_dir", output, KIND)
     images = asked.data.load("all").require_whole()
@@ -142,9 +147,11 @@ def compare_own(asked: Comparison) -> dict[str, Any]:
     own = divide(images, output)
     network = find_weights(asked.changes.flags)
     seconds = 60.0 * asked.minutes * len(places_of(asked.machines))
-    board = own_board(own, network, choose_effort(own, network, seconds, output))
+    effort = choose_effort(own, network, seconds, output)
+    board = own_board(own, network, effort)
 
-    results = compare_rows(asked, board, output)
+    last = last_seconds(own, network, effort)
+    results = compare_rows(asked, board, output, max(end - time.monotonic() - last, 0.0))
     if not asked.is_dry:
         results["best_folder"] = str(make_best(board, results, own, output))
     return results

@@ -171,7 +171,11 @@ def choose_effort(
         if kept["question"] == question and kept["number"] < len(EFFORTS):
             return EFFORTS[kept["number"]]
 
-    needs = [sum(_seconds(images, texts, s, effort) for s in effort.sizes) for effort in EFFORTS]
+    needs = [
+        sum(_seconds(images, texts, size, effort) for size in effort.sizes)
+        + last_seconds(images, texts, effort)
+        for effort in EFFORTS
+    ]
     fitting = [number for number, needed in enumerate(needs) if needed <= USABLE * seconds]
     number = fitting[0] if fitting else len(EFFORTS) - 1
     effort = EFFORTS[number]
@@ -214,21 +218,31 @@ def _rows_of_size(texts: Mapping[str, str], size: int, effort: Effort) -> list[R
 
 
 def _seconds(images: OwnImages, texts: Mapping[str, str], size: int, effort: Effort) -> float:
-    """Estimate what the rows of a size, and the last training with one of them, take on a core."""
-    cost = image_cost(texts["model"], 0, tuple(MODEL_OPTIONS.items()), size, "auto")
-    per_image = cost.seconds + images.read_seconds
-    epoch = images.num_train * per_image
+    """Estimate what the rows of a size take on a core."""
+    epoch = images.num_train * _image_seconds(images, texts, size)
     trials = (PROTOCOL.trials + PROTOCOL.reserve) * (PROTOCOL.folds - 1)
     passes = len(effort.losses) * (trials + PROTOCOL.seeds) * effort.epochs
     frozen = (2 + HEAD_VIEWS) / 2  # a pass without gradients is half of one with them
-    return (passes + frozen) * epoch + effort.epochs * images.num_all * per_image
+    return (passes + frozen) * epoch
+
+
+def last_seconds(images: OwnImages, texts: Mapping[str, str], effort: Effort) -> float:
+    """Estimate what the last training, on all images, takes at most on a core."""
+    return effort.epochs * images.num_all * _image_seconds(images, texts, max(effort.sizes))
+
+
+def _image_seconds(images: OwnImages, texts: Mapping[str, str], size: int) -> float:
+    cost = image_cost(texts["model"], 0, tuple(MODEL_OPTIONS.items()), size, "auto")
+    return cost.seconds + images.read_seconds
 
 
 def winner_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the row that was best on the folds; ValueError where none came to an end."""
     able = [row for row in results["rows"] if row["validation"] and "figures" in row]
     if not able:
-        raise ValueError("no training came to its end: see the failures in the table")
+        raise ValueError(
+            "no training came to its end: see the failures in the table, or go on with the same command"
+        )
     best: Mapping[str, Any] = max(able, key=lambda row: row["validation"])
     return best
 

@@ -59,7 +59,7 @@ def board(data, tmp_path):
 def compare(board, tmp_path, monkeypatch):
     """Compare in this process, which spares to start others; returns the table."""
 
-    def run_here(board, output, places):
+    def run_here(board, output, places, seconds):
         work(Plan(board, output), places[0])
 
     def compare_here(*flags, output="out", **parts):

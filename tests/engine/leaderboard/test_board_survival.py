@@ -2,6 +2,7 @@
 
 import copy
 import json
+import multiprocessing as mp
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from processes import ROOT, children_of, wait_until
 
+from metric_learning.engine.leaderboard.boards.board import Changes, read_board
+from metric_learning.engine.leaderboard.launch import Machines, run_board
 from metric_learning.engine.leaderboard.tables.results import OF_THE_MACHINE
 
 NUM_KILLS = 10
@@ -160,6 +163,21 @@ def test_two_launches_in_one_folder_divide_the_work(board, launch, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.pt")} == times
     [diverges] = [r for r in json.loads(table_of(whole))["rows"] if r["name"] == "diverges"]
     assert diverges["failure"] and "figures" not in diverges
+
+
+@pytest.mark.slow
+def test_a_board_stops_at_its_time_and_goes_on(board, tmp_path, capsys):
+    asked = read_board(str(board(steps=100000)), Changes(rows=["untrained", "softmax"]))
+    output, machines = tmp_path / "out", Machines(1, (), "processes", {})
+    output.mkdir()
+    rows = {row["name"]: row for row in run_board(asked, output, machines, 15)["rows"]}
+    assert "figures" in rows["untrained"] and "figures" not in rows["softmax"]
+    assert "the time is over" in capsys.readouterr().out
+    assert checkpoints_in(output) and not mp.active_children()
+
+    few = read_board(str(board(steps=12)), Changes(rows=["untrained"]))
+    assert run_board(few, output, machines, 100)["is_finished"]
+    assert "the time is over" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
