@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metric_learning.common.atomic import TEMPORARY
 from metric_learning.common.flags import Flags, shown
 from metric_learning.common.log import log, show
 from metric_learning.common.outputs import Kind, prepare_folder
@@ -35,10 +36,15 @@ BOARDS = Path("configs/boards")
 OUTPUT_ROOT = Path("output/boards")
 PROTOCOL_FLAGS = ("folds", "trials", "reserve", "seeds", "search")
 OURS = (ORIGIN, EFFORT)  # a folder of results holds one of them
-KIND = Kind(
-    "the results of a board",
-    lambda path: None if any((path / n).exists() for n in OURS) else next(path.iterdir()).name,
-)
+
+
+def find_foreign(folder: Path) -> str | None:
+    """Return the name of a file in a folder that is no board's; a kill may leave half a file."""
+    names = [path.name for path in folder.iterdir() if not TEMPORARY.fullmatch(path.name)]
+    return None if not names or set(OURS) & set(names) else min(names)
+
+
+KIND = Kind("the results of a board", find_foreign)
 
 
 @dataclass(frozen=True)
@@ -144,10 +150,12 @@ def compare_own(asked: Comparison) -> dict[str, Any]:
     images = asked.data.load("all").require_whole()
     for line in describe_sets([images]):
         log(line)
+    output.mkdir(parents=True, exist_ok=True)
     own = divide(images, output)
     network = find_weights(asked.changes.flags)
     seconds = 60.0 * asked.minutes * len(places_of(asked.machines))
     effort = choose_effort(own, network, seconds, output)
+    own.write()  # once the folder has what tells that it is of a board
     board = own_board(own, network, effort)
 
     last = last_seconds(own, network, effort)

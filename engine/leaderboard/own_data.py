@@ -88,8 +88,8 @@ class OwnImages:
 
     Attributes:
         folder: that the paths in the CSV files are relative to.
-        divided: CSV file of the training images and those of the classes that are held out.
-        whole: CSV file of all of them for training.
+        lists: CSV file -> its rows: `divided` has the training images and those of the classes
+            that are held out, `whole` all of them for training.
         num_train: images to choose with.
         num_all: images.
         read_seconds: that reading one of them takes.
@@ -98,13 +98,19 @@ class OwnImages:
     folder: Path
     divided: Path
     whole: Path
+    lists: Mapping[Path, list[dict[str, str]]]
     num_train: int
     num_all: int
     read_seconds: float
 
+    def write(self) -> None:
+        """Write both lists."""
+        for file, rows in self.lists.items():
+            write_csv(file, SPLIT_COLUMNS, rows)
+
 
 def divide(images: ImageSet, output: Path) -> OwnImages:
-    """Hold out a fifth of the classes, and write both lists of images.
+    """Hold out a fifth of the classes; both lists of images belong in folder `output`.
 
     Raises ValueError where images are not files, or there are too few classes.
     """
@@ -126,22 +132,22 @@ def divide(images: ImageSet, output: Path) -> OwnImages:
 
     names = relative_paths(images.paths)
     folder = Path(os.path.abspath(images.paths[0])[: -len(names[0])])
-    output.mkdir(parents=True, exist_ok=True)
-    files = {"images.csv": splits, "all_images.csv": ["train"] * len(splits)}
-    for file, parts in files.items():
-        rows = [
+    divided, whole = output / "images.csv", output / "all_images.csv"
+    lists = {
+        file: [
             {"path": to_cell(name), "label": to_cell(label), "split": part}
             for name, label, part in zip(names, labels, parts, strict=True)
         ]
-        write_csv(output / file, SPLIT_COLUMNS, rows)
+        for file, parts in ((divided, splits), (whole, ["train"] * len(splits)))
+    }
 
     started = time.perf_counter()
     step = max(1, len(images) // SAMPLED)
     for row in range(0, len(images), step):
         images.read_image(row)
     seconds = (time.perf_counter() - started) / len(range(0, len(images), step))
-    divided, whole = (output / name for name in files)
-    return OwnImages(folder, divided, whole, splits.count("train"), len(splits), seconds)
+    counts = splits.count("train"), len(splits)
+    return OwnImages(folder, divided, whole, lists, *counts, seconds)
 
 
 def find_weights(texts: Mapping[str, str], folder: Path = Path("pretrained")) -> dict[str, str]:
@@ -241,7 +247,8 @@ def winner_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
     able = [row for row in results["rows"] if row["validation"] and "figures" in row]
     if not able:
         raise ValueError(
-            "no training came to its end: see the failures in the table, or go on with the same command"
+            "no training came to its end: see the failures in the table, or go on with the same "
+            "command"
         )
     best: Mapping[str, Any] = max(able, key=lambda row: row["validation"])
     return best

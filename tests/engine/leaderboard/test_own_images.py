@@ -8,6 +8,7 @@ from PIL import Image
 
 from metric_learning import leaderboard
 from metric_learning.engine.leaderboard import launch, own_data
+from metric_learning.engine.leaderboard.leaderboard import KIND
 from metric_learning.engine.leaderboard.own_data import EFFORTS, Effort
 from metric_learning.engine.leaderboard.trainings.plan import Plan
 from metric_learning.engine.leaderboard.trainings.work import work
@@ -83,6 +84,23 @@ def test_more_time_tries_more(data, tmp_path):
     assert chosen[0] == len(EFFORTS) - 1 and chosen[2] == 0
     assert chosen == sorted(chosen, reverse=True)
     assert own_data.last_seconds(images, texts, EFFORTS[-1]) == 0
+
+
+def test_a_folder_is_known_after_a_kill_at_any_moment(try_out, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    for name in ("image_cost", "write_json", "write_csv"):
+        with monkeypatch.context() as patch, pytest.raises((SystemExit, KeyboardInterrupt)):
+            patch.setattr(own_data, name, stop)
+            try_out("--minutes=5")
+        (output / ".effort.json.77.tmp").write_text("{")
+        assert KIND.find_foreign(output) is None
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "images.csv").write_text("path,label\n")
+    assert KIND.find_foreign(tmp_path / "mine") == "images.csv"
 
 
 def test_too_few_classes_are_refused(tmp_path, error_of):
