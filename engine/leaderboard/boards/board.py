@@ -56,7 +56,7 @@ RATE_REACH = 8.0  # by which a rate is searched below and above that of the row
 CLASS_RATES = (1.0, 100.0)  # of lr_loss_mult
 SCALE_RANGE, LENGTH_RANGE = (4.0, 80.0), (1.0, 10.0)
 LONGEST_SLUG = 50  # letters, of up to 4 bytes; 255 are the most that a name of a folder has
-SMOKE: dict[str, Any] = {"folds": 2, "trials": 2, "reserve": 1, "seeds": 2}
+SMOKE: dict[str, Any] = {"trials": 1, "reserve": 1, "seeds": 2}
 
 
 @dataclass(frozen=True)

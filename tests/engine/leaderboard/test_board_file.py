@@ -199,7 +199,7 @@ def test_smoke_is_short_and_has_its_own_flags():
     softmax, untrained = board.rows
     assert softmax.flags["total_iter_num"] == "2" and untrained.flags["total_iter_num"] == "0"
     assert "pretrained_model" not in softmax.flags and softmax.flags["image_shape"] == "3,16,16"
-    assert (board.protocol.folds, board.protocol.trials, board.protocol.seeds) == (2, 3, 2)
+    assert (board.protocol.folds, board.protocol.trials, board.protocol.seeds) == (4, 3, 2)
 
 
 def test_names_of_any_kind_have_folders():
