@@ -89,8 +89,7 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world)
     model = prepare_network(options.model, options.optimizer, machine, start.state)
     learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
-    augmentation = reading.min_crop_area, reading.horizontal_flip
-    preprocessing = preprocessing_of(options.model, model, machine.max_pixels, *augmentation)
+    preprocessing = preprocessing_of(options.model, model, machine.max_pixels, reading.augmentation)
     run = TrainingRun(
         options=options,
         learner=learner,
