@@ -116,7 +116,8 @@ class ReadingOptions:
 class BatchOptions:
     """What a batch is made of, and in which pieces it is computed; see the flags of these names.
 
-    `layout` is that of `losses.layout_of`, None in stage 1.
+    `layout` is that of `losses.layout_of`, None in stage 1, where without `samples_each_class`
+    images are drawn whatever their class.
     """
 
     train_batch_size: int
@@ -125,6 +126,8 @@ class BatchOptions:
     accumulation_steps: int
     chunk_size: int
     gather: bool
+    sampler: str = "random"
+    hard_classes: int = 0
 
 
 @dataclass(frozen=True)

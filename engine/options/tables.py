@@ -42,6 +42,7 @@ DATASETS = (
 TIES = ("pessimistic", "expected")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
+SAMPLERS = ("random", "hierarchical")
 PLACES = ("workers", "device")
 TRAINABLE = ("all", "norm", "head")
 BAD_IMAGE_POLICIES = ("error", "skip")
@@ -240,10 +241,30 @@ CLASS_FLAGS = grouped(
 )
 SHARD_FLAGS = grouped(
     "loss",
+    Flag(
+        "samples_each_class",
+        natural,
+        0,
+        "K: batches of K images of each of their classes; 0: every image once an epoch",
+    ),
     Flag("shard_head", boolean, False, "split the class weights over the processes of torchrun"),
 )
 PAIR_FLAGS = grouped(
     "loss",
+    Flag(
+        "sampler",
+        str,
+        "random",
+        "classes of a batch. hierarchical: of two super classes (sop, demo), in turn of all pairs",
+        SAMPLERS,
+    ),
+    Flag(
+        "hard_classes",
+        natural,
+        0,
+        "classes of a batch that are nearest to a random one, by the class weights of the stage-1 "
+        "checkpoint in --pretrained_model; 0: all are random",
+    ),
     Flag("gather", boolean, False, "compare the images of all processes of torchrun"),
     Flag("alpha", non_negative, 0.0, "weight of the cross-entropy of a class layer; 0: none"),
     Flag(

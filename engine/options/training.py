@@ -161,7 +161,8 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
     flags = _derive(flags, loss, epoch_size)
 
     is_pair = stage_of(flags.loss_name) == 2
-    samples_each_class = getattr(flags, "samples_each_class", None) or DEFAULT_SAMPLES_EACH_CLASS
+    default = DEFAULT_SAMPLES_EACH_CLASS if is_pair else 0
+    samples_each_class = getattr(flags, "samples_each_class", None) or default
     options = parts.Options(
         model=parts.pick(parts.ModelOptions, flags),
         data=parts.pick(parts.DataOptions, flags),
@@ -172,6 +173,8 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
             samples_each_class=samples_each_class,
             layout=layout_of(flags.loss_name) if is_pair else None,
             gather=is_pair and flags.gather,
+            sampler=flags.sampler if is_pair else "random",
+            hard_classes=flags.hard_classes if is_pair else 0,
         ),
         loss=loss,
         optimizer=parts.pick(parts.OptimizerOptions, flags),
@@ -190,6 +193,7 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
         flags=flags.values,
     )
     check_parts(options.batches, world)
+    check_sampler(options.batches, options.model.pretrained_model)
     check_batch_norm(options.batches, options.optimizer, options.model, options.machine)
     check_reading(options.reading, options.model, options.machine.device, train_set)
     return options
@@ -391,6 +395,27 @@ def check_parts(batches: parts.BatchOptions, world: World) -> None:
         raise ValueError(
             "--gather=True compares the whole batch, --accumulation_steps its parts alone: leave "
             "one of them out, or give --chunk_size to save memory"
+        )
+
+
+def check_sampler(batches: parts.BatchOptions, weights: str | None) -> None:
+    """Raise ValueError where the classes of a batch cannot be drawn as they are to be."""
+    asked = {
+        "--sampler=hierarchical": batches.sampler == "hierarchical",
+        f"--hard_classes={batches.hard_classes}": batches.hard_classes > 0,
+    }
+    found = [name for name, is_asked in asked.items() if is_asked]
+    if len(found) > 1:
+        raise ValueError(f"expected one of {' and '.join(found)}, found both")
+    if found and batches.layout in ("triples", "pairs"):
+        raise ValueError(
+            f"{found[0]} is not used: the loss takes {batches.layout} of images, not blocks of a "
+            "class; leave it out"
+        )
+    if batches.hard_classes and weights is None:
+        raise ValueError(
+            f"{found[0]} needs class weights, which say what classes are near: give "
+            "--pretrained_model=FILE, a checkpoint of stage 1"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -65,6 +66,9 @@ class Sampler(Protocol):
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""
+
+    def save(self, folder: Path) -> None:
+        """Write into a run folder what a resumed run needs to draw the same."""
 
 
 @dataclass(frozen=True)
