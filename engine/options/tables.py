@@ -36,7 +36,7 @@ FEATURE_NORMS = ("none", "layernorm", "bnneck")
 TRANSFORMS = ("reference", "standard", "v1")
 TRAIN_CROPS = ("random_resized", "random")
 DATASETS = (
-    *("sop", "demo", "cub200_2011", "cub200_2010", "cars196", "inshop"),
+    *("sop", "demo", "glyphs", "cub200_2011", "cub200_2010", "cars196", "inshop"),
     *("cifar10", "omniglot", "folder", "list", "csv"),
 )
 TIES = ("pessimistic", "expected")
@@ -255,7 +255,7 @@ PAIR_FLAGS = grouped(
         "sampler",
         str,
         "random",
-        "classes of a batch. hierarchical: of two super classes (sop, demo), in turn of all pairs",
+        "classes of a batch. hierarchical: of two super classes, which sop has, all pairs in turn",
         SAMPLERS,
     ),
     Flag(

@@ -405,6 +405,7 @@ def check_sampler(batches: parts.BatchOptions, weights: str | None) -> None:
         f"--hard_classes={batches.hard_classes}": batches.hard_classes > 0,
     }
     found = [name for name, is_asked in asked.items() if is_asked]
+
     if len(found) > 1:
         raise ValueError(f"expected one of {' and '.join(found)}, found both")
     if found and batches.layout in ("triples", "pairs"):
