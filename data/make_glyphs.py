@@ -66,7 +66,8 @@ INITIALS = (
 )
 MEDIALS_AND_FINALS = 588
 _FACES_STREAM, _IMAGE_STREAM = 0, 1
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 FLAGS = (
     Flag("dir", path, "data/glyphs", "folder to make"),

@@ -99,7 +99,8 @@ class Augmentation:
         if len(self.resize_first) == 2:
             return resize(rgb, *self.resize_first)
         rgb = within_aspect(rgb)
-        return resize(rgb, *resized_shape(*rgb.shape[:2], self.resize_first[0]))
+        height, width = rgb.shape[:2]
+        return resize(rgb, *resized_shape(height, width, self.resize_first[0]))
 
     def draw_crop(self, height: int, width: int, rng: np.random.Generator, crop_size: int) -> Crop:
         """Draw the crop of an image of this size, in pixels."""
@@ -125,7 +126,8 @@ class Augmentation:
         if self.color_jitter:
             image = jitter_colours(image, self.color_jitter, rng)
         if self.rand_augment:
-            image = rand_augment(image, *self.rand_augment, rng)
+            number, strength = self.rand_augment
+            image = rand_augment(image, number, strength, rng)
         if self.random_erasing and rng.random() < self.random_erasing:
             image = erase_rectangle(image, rng, [round(255 * value) for value in mean])
         return to_rgb(image)
@@ -237,7 +239,7 @@ def erase_rectangle(
     height, width = image.shape[-2:]
     for _ in range(ERASING_TRIES):
         area = height * width * rng.uniform(*ERASED_AREA)
-        aspect = math.exp(rng.uniform(*map(math.log, ERASED_ASPECT)))
+        aspect = math.exp(rng.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
         rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if rows < height and columns < width:
             top = int(rng.integers(height - rows + 1))

@@ -23,7 +23,7 @@ class Face(NamedTuple):
     """A typeface: its file, its number in it, and the family that it belongs to."""
 
     file: str
-    index: int
+    number: int
     family: str
 
 
@@ -40,22 +40,22 @@ def find_faces(folders: Sequence[Path]) -> list[Face]:
 
 def _faces_of(file: Path) -> Iterator[Face]:
     """Yield the faces of a file; a collection holds several."""
-    index = 0
+    number = 0
     while True:
         try:
-            font = ImageFont.truetype(str(file), TESTED_SIZE, index)
+            font = ImageFont.truetype(str(file), TESTED_SIZE, number)
         except OSError:  # no more of them, or no font
             return
         words = (font.getname()[0] or file.stem).split()
-        yield Face(str(file), index, " ".join(words[:-1] if words[-1] in LOCALES else words))
+        yield Face(str(file), number, " ".join(words[:-1] if words[-1] in LOCALES else words))
         if file.suffix.lower() not in (".ttc", ".otc"):
             return
-        index += 1
+        number += 1
 
 
 @cache
 def _font(face: Face, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(face.file, size, face.index, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(face.file, size, face.number, layout_engine=ImageFont.Layout.BASIC)
 
 
 @cache

@@ -16,17 +16,17 @@ from metric_learning.engine.parallel.sharded_head import ShardedHead
 from metric_learning.engine.parallel.world import World
 from metric_learning.losses.functional import accuracies, classes_ahead, mean_where, sent
 from metric_learning.reader.batches import samplers
-from metric_learning.reader.batches.loader import Sampler
 from metric_learning.reader.batches.related_classes import (
     HardClassSampler,
     HierarchicalSampler,
     Relations,
 )
+from metric_learning.reader.batches.samplers import SeededSampler
 
 
 def draw_images(
     labels: np.ndarray, batches: BatchOptions, seed: int, world: World, relations: Relations
-) -> Sampler:
+) -> SeededSampler:
     """Draw every image once per epoch, in an order that changes every epoch, or P-K batches."""
     share = (seed, world.rank, world.size, batches.accumulation_steps)
     if batches.samples_each_class:
@@ -49,7 +49,7 @@ def elem_loss(
 
 def draw_groups(
     labels: np.ndarray, batches: BatchOptions, seed: int, world: World, relations: Relations
-) -> Sampler:
+) -> SeededSampler:
     """Draw the batches that the loss takes: triples, pairs, or blocks of K images of P classes."""
     share = (seed, world.rank, world.size, batches.accumulation_steps)
     if batches.layout == "triples":
@@ -111,7 +111,7 @@ class Stage(NamedTuple):
     """One of the two stages: its number, the sampler of its batches, and its loss."""
 
     number: int
-    make_sampler: Callable[[np.ndarray, BatchOptions, int, World, Relations], Sampler]
+    make_sampler: Callable[[np.ndarray, BatchOptions, int, World, Relations], SeededSampler]
     loss: StageLoss
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -66,9 +65,6 @@ class Sampler(Protocol):
 
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""
-
-    def save(self, folder: Path) -> None:
-        """Write into a run folder what a resumed run needs to draw the same."""
 
 
 @dataclass(frozen=True)
@@ -231,11 +227,12 @@ class TrainBatches(Dataset):
         image = self._read_or_replace(i, draw, broken)
         options = self.preprocessing
         rng = np.random.default_rng([_AUGMENTATION_STREAM, self.seed, draw])
+        if isinstance(image, np.ndarray):
+            image = options.resize_first(image)
+        height, width = image.shape[:2]
+        crop = options.draw_crop(height, width, rng)
         if not isinstance(image, np.ndarray):
-            return image, options.draw_crop(*image.shape, rng)
-
-        image = options.resize_first(image)
-        crop = options.draw_crop(*image.shape[:2], rng)
+            return image, crop
         if self.reading.hand_over != "crops":
             from metric_learning.reader.batches.resize import cut_strips
 

@@ -65,6 +65,10 @@ class SeededSampler:
         """Check the labels, and note what is special about them."""
         raise NotImplementedError
 
+    def batch(self, step: int) -> np.ndarray:
+        """Return the image indices of this rank's share of global batch `step`."""
+        raise NotImplementedError
+
     def save(self, folder: Path) -> None:
         """Write into a run folder what a resumed run needs to draw the same, here nothing."""
 

@@ -64,9 +64,10 @@ class ViewBatches(EvalBatches):
         yield options.test_crop(image)
 
         image = options.resize_first(image)
+        height, width = image.shape[:2]
         for view in range(self.num_views):
             rng = np.random.default_rng([_VIEW_STREAM, i, view])
-            crop = options.draw_crop(*image.shape[:2], rng)
+            crop = options.draw_crop(height, width, rng)
             yield options.train_crop(image, crop, rng)
 
 

@@ -115,8 +115,8 @@ def test_faces_are_of_different_families():
 def test_locales_of_a_collection_are_one_family(monkeypatch, tmp_path):
     names = iter(["Noto Sans CJK JP", "Noto Sans CJK KR", "NanumGothic"])
 
-    def truetype(file, size, index=0, **_):
-        if index == 3:
+    def truetype(file, size, number=0, **_):
+        if number == 3:
             raise OSError
         return SimpleNamespace(getname=lambda: (next(names), "Regular"))
 
