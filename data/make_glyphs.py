@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_flags("Draw a data set of characters in typefaces.", FLAGS, argv)
         if args.characters is not None:
             args.refuse(["kanji"], "--characters are all that is drawn")
+
         workers = args.num_workers
         show(
             make_glyphs(
@@ -224,6 +225,7 @@ def choose_classes(job: Job, text: str, half: int, images: int, kanji: bool) -> 
     _check_faces(pairs, most)
     if kanji:
         pairs += _choose_kanji(job, most, rng)
+
     pairs = [pairs[number] for number in rng.permutation(len(pairs))]
     counts = [smallest + (number % half < num_larger) for number in range(len(pairs))]
     return [

@@ -54,6 +54,7 @@ def test_flags_reach_the_augmentation(settled):
             ["--augment_on=device", "--train_crop=random", "--resize_first=36"],
             "--resize_first, --train_crop=random is done by the workers",
         ),
+        (["--trainable=head", "--pretrained_model=x", "--tta_flip"], "features of one view"),
         (["--test_iter_step=0", "--tta_flip"], "--tta_flip is not used .nothing is tested"),
     ],
 )
