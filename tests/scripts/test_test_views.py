@@ -10,6 +10,7 @@ from PIL import Image
 
 import eval as eval_script
 import infer
+import metric_learning
 import train_elem
 from metric_learning.models import build_model
 
@@ -119,6 +120,24 @@ def test_a_query_is_embedded_as_its_index(toy_flags, weights, pictures, error_of
     for other, kept in (("--tta_flip=False", "True"), ("--tta_scales=0.5,1", "1.0,1.5")):
         error = error_of(infer.main, [*asked, other])
         assert f"{other.split('=')[0]}={kept}, found {other.split('=')[0]}=" in error
+
+
+def test_programs_open_an_index_with_its_views(toy_flags, pictures, tmp_path):
+    pytest.importorskip("faiss")
+    flags = [*toy_flags, *SMALL, "--total_iter_num=1", "--train_batch_size=8"]
+    last = (
+        train_elem.main([*flags, "--test_iter_step=0", f"--model_save_dir={tmp_path}"]) / "last.pt"
+    )
+    index = tmp_path / "toy.index"
+    built = [*MACHINE, f"--pretrained_model={last}", f"--index={index}", "--tta_flip"]
+    infer.main([*built, f"--images={pictures / 'plain'}"])
+    with pytest.raises(ValueError, match="built with another preprocessing"):
+        metric_learning.open_index(index, metric_learning.load(last, device="cpu"))
+    opened = metric_learning.open_index(
+        index, metric_learning.load(last, device="cpu", tta_flip=True)
+    )
+    [best] = opened.search(str(pictures / "plain/3.png"), topk=1)
+    assert best["row"] == 3 and best["cosine"] > 0.99999
 
 
 @pytest.mark.parametrize(
