@@ -57,13 +57,9 @@ def load(
         ValueError: the file holds no weights, or does not say of which model.
         OSError: it cannot be read.
     """
-    given: dict[str, Any] = {
-        "pretrained_model": str(file),
-        "device": device,
-        "max_pixels": max_pixels,
-    }
-    given |= {"tta_flip": tta_flip, "tta_scales": tuple(tta_scales)}
-    flags = default_flags(**given, batch_size=batch_size, num_workers=num_workers)
+    given = {"pretrained_model": str(file), "device": device, "max_pixels": max_pixels}
+    views = {"tta_flip": tta_flip, "tta_scales": tuple(tta_scales)}
+    flags = default_flags(**given, **views, batch_size=batch_size, num_workers=num_workers)
     options = settle_embedding(flags, World(), is_quiet=True)
     if not options.meta:
         raise ValueError(

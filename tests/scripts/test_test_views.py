@@ -125,9 +125,8 @@ def test_a_query_is_embedded_as_its_index(toy_flags, weights, pictures, error_of
 def test_programs_open_an_index_with_its_views(toy_flags, pictures, tmp_path):
     pytest.importorskip("faiss")
     flags = [*toy_flags, *SMALL, "--total_iter_num=1", "--train_batch_size=8"]
-    last = (
-        train_elem.main([*flags, "--test_iter_step=0", f"--model_save_dir={tmp_path}"]) / "last.pt"
-    )
+    flags += ["--test_iter_step=0", f"--model_save_dir={tmp_path}"]
+    last = train_elem.main(flags) / "last.pt"
     index = tmp_path / "toy.index"
     built = [*MACHINE, f"--pretrained_model={last}", f"--index={index}", "--tta_flip"]
     infer.main([*built, f"--images={pictures / 'plain'}"])
