@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -171,6 +172,66 @@ def integers(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def color_jitter(text: str) -> tuple[float, ...]:
+    """Parse `B,C,S,H`: four numbers of at least 0, the last of at most 0.5; empty if all are 0."""
+    ranges = _numbers(text)
+    if len(ranges) != 4 or min(ranges) < 0 or ranges[3] > 0.5:
+        raise argparse.ArgumentTypeError(
+            "expected BRIGHTNESS,CONTRAST,SATURATION,HUE, numbers of at least 0 and a hue of at "
+            f"most 0.5, found {text!r}"
+        )
+    return ranges if any(ranges) else ()
+
+
+def rand_augment(text: str) -> tuple[int, int]:
+    """Parse `N,M`: operations of at least 1, and their strength of 0 to 30."""
+    numbers = _integers(text)
+    if len(numbers) != 2 or numbers[0] < 1 or not 0 <= numbers[1] <= 30:
+        raise argparse.ArgumentTypeError(
+            f"expected N,M, operations of 1 or more and a strength of 0 to 30, found {text!r}"
+        )
+    return numbers[0], numbers[1]
+
+
+def aspect_range(text: str) -> tuple[float, float]:
+    """Parse `LOW,HIGH`: width by height, such as 3/4,4/3."""
+    numbers = _numbers(text)
+    if len(numbers) != 2 or not 0 < numbers[0] <= numbers[1]:
+        raise argparse.ArgumentTypeError(
+            f"expected LOW,HIGH of widths by heights above 0, such as 3/4,4/3, found {text!r}"
+        )
+    return numbers[0], numbers[1]
+
+
+def short_side_or_both(text: str) -> tuple[int, ...]:
+    """Parse a short side in pixels, or a height and a width."""
+    numbers = _integers(text)
+    if len(numbers) > 2 or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a short side, or HEIGHT,WIDTH, in pixels, found {text!r}"
+        )
+    return numbers
+
+
+def scales(text: str) -> tuple[float, ...]:
+    """Parse comma-separated numbers above 0, none of them twice, and not 1 alone."""
+    numbers = _numbers(text)
+    if min(numbers) <= 0 or len(set(numbers)) < len(numbers) or numbers == (1.0,):
+        raise argparse.ArgumentTypeError(
+            "expected numbers above 0, each once, such as 0.8,1,1.25 (1 alone is the image as it "
+            f"is), found {text!r}"
+        )
+    return numbers
+
+
+def resize_ratio(text: str) -> float:
+    """Parse a number of 1 to 4."""
+    number = non_negative(text)
+    if not 1 <= number <= 4:
+        raise argparse.ArgumentTypeError(f"expected a number of 1 to 4, found {text!r}")
+    return number
+
+
 def whitening(text: str) -> int:
     """Parse a number of dimensions of at least 1; 0 for `all`."""
     if text.strip().lower() == "all":
@@ -217,6 +278,12 @@ METAVARS: dict[Callable[[str], Any], str] = {
     run_file: "PATH",
     image_shape: "3,S,S",
     integers: "INT,...",
+    color_jitter: "B,C,S,H",
+    rand_augment: "N,M",
+    aspect_range: "LOW,HIGH",
+    short_side_or_both: "SIZE|H,W",
+    scales: "NUMBER,...",
+    resize_ratio: "NUMBER",
     whitening: "INT|all",
     scale: "NUMBER|auto",
     amp: "|".join(AMP_CHOICES),
@@ -231,6 +298,14 @@ def _at_least(low: int, text: str) -> int:
     if not low <= number < 2**63:
         raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, found {text!r}")
     return number
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Parse comma-separated finite numbers, or quotients of them such as 3/4."""
+    try:
+        return tuple(float(Fraction(part.strip())) for part in text.strip("()[] ").split(","))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise argparse.ArgumentTypeError(f"expected comma-separated numbers: {text!r}") from None
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ COMMANDS = {
     "check": ("reader.check", "read every image of a data set, and list what is wrong"),
     "prepare": ("data.prepare.__main__", "make a data set of a folder of images"),
     "make-demo": ("data.make_demo", "draw the demo data set"),
+    "make-glyphs": ("data.make_glyphs", "draw a data set of characters in typefaces"),
     "download": ("data.download", "fetch a public data set"),
     "fetch-weights": ("pretrained.fetch_weights", "fetch or convert pretrained weights"),
 }

@@ -2,6 +2,7 @@
 
 sets/             what images there are: `load_image_set` opens a split of any data set
 transforms.py     an image becomes a crop, uint8
+augment.py        which crops a training takes, and what is done to them
 preprocessing.py  which transform, size, mean and deviation a model has
 batches/          which images a step takes, and the loaders that read them
 check.py          python -m reader.check: reads every image and reports what is wrong

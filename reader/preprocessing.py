@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
+from metric_learning.reader.augment import Augmentation
 from metric_learning.reader.sets.image_set import MAX_PIXELS, Decoding
-from metric_learning.reader.transforms import MAX_ASPECT, TRANSFORMS, v1_short_side
+from metric_learning.reader.transforms import MAX_ASPECT, TRANSFORMS, Crop, v1_short_side
 
 # What is said of a transform of test images: how it rounds the long side, how it resizes, and from
 # where it crops.
@@ -39,16 +42,20 @@ class Preprocessing:
     """How images become network inputs.
 
     Raises:
-        ValueError: an unknown transform or a size or area out of range.
+        ValueError: an unknown transform or a size out of range.
     """
 
     transform: str  # a key of `reader.transforms.TRANSFORMS`
     crop_size: int  # S, side of the network input in pixels
     mean: tuple[float, ...]  # per channel, of values in 0..1
     std: tuple[float, ...]  # per channel, of values in 0..1
-    min_crop_area: float = 0.08  # smallest area of a training crop, as a fraction of the image
-    horizontal_flip: bool = True  # mirror every other training image
+    augmentation: Augmentation = Augmentation()  # of training images
     max_pixels: int = MAX_PIXELS  # most pixels of an image file, in millions
+    # Short side of a test image before its central crop, by the crop's; None: the transform's own
+    resize_ratio: float | None = None
+    # Views of a test image whose embeddings are averaged: mirrored ones too, and of which scales
+    tta_flip: bool = False
+    tta_scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.transform not in TRANSFORMS:
@@ -63,28 +70,53 @@ class Preprocessing:
                 "change --image_shape"
             )
 
-        if not 0 < self.min_crop_area <= 1:
-            raise ValueError(
-                "expected a smallest crop area above 0 and up to 1 (a fraction of the image), "
-                f"got {self.min_crop_area}: change --min_crop_area"
-            )
+        assert self.resize_ratio is None or self.resize_ratio >= 1
+        self.augmentation.check_size(self.crop_size)
 
     @cached_property
     def decoding(self) -> Decoding:
         """How image files become pixels."""
         return Decoding(TRANSFORMS[self.transform].alpha, self.max_pixels)
 
+    @property
+    def short_side(self) -> int:
+        """Short side, in pixels, of a test image before its central crop."""
+        if self.resize_ratio is not None:
+            return round(self.resize_ratio * self.crop_size)
+        return v1_short_side(self.crop_size) if self.transform == "v1" else self.crop_size
+
+    @property
+    def view_sizes(self) -> list[int]:
+        """Sides of the inputs of the scales of a test image, in pixels."""
+        return [int(self.crop_size * scale) for scale in self.tta_scales]
+
+    def test_crop(self, image: np.ndarray) -> np.ndarray:
+        """Return the crop of a test image (H, W, 3): (S, S, 3) uint8 both."""
+        return TRANSFORMS[self.transform].test(image, self.crop_size, self.short_side)
+
+    def resize_first(self, image: np.ndarray) -> np.ndarray:
+        """Resize a training image (H, W, 3) uint8 before it is cropped, where that is to be."""
+        return self.augmentation.resize(image, TRANSFORMS[self.transform].resize)
+
+    def draw_crop(self, height: int, width: int, rng: np.random.Generator) -> Crop:
+        """Draw the crop of a training image of this size, in pixels."""
+        return self.augmentation.draw_crop(height, width, rng, self.crop_size)
+
+    def train_crop(self, image: np.ndarray, crop: Crop, rng: np.random.Generator) -> np.ndarray:
+        """Cut and resize a crop of a training image (H, W, 3), and change it: (S, S, 3) uint8."""
+        pixels = TRANSFORMS[self.transform].train(image, crop, self.crop_size)
+        return self.augmentation.change(pixels, rng, self.mean)
+
     def steps(self) -> list[str]:
         """Say how a test image becomes a network input, for who does it without this project."""
         size = self.crop_size
-        short_side = v1_short_side(size) if self.transform == "v1" else size
         long_side, resizing, rounding = WORDS[self.transform]
         return [
             "decode the image to 8-bit RGB and turn it upright, as its EXIF orientation tells; "
             f"{ALPHA_WORDS[self.decoding.alpha]}",
             f"where one side is more than {MAX_ASPECT} times the other, keep {MAX_ASPECT} times "
             "the other of it, at its centre (first pixel: half of the rest, rounded down)",
-            f"resize to a short side of {short_side} pixels and a long side in proportion, "
+            f"resize to a short side of {self.short_side} pixels and a long side in proportion, "
             f"{long_side}, with {resizing}, to 8-bit values",
             f"crop the central {size} x {size} pixels (first pixel: half of the rest, {rounding})",
             f"divide by 255, subtract {list(self.mean)}, divide by {list(self.std)} (R, G, B)",

@@ -28,6 +28,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Longer images are cut to this ratio around their centre before the short side is resized:
 # a 1 x 5000 strip enlarged in full would take hundreds of megabytes and be cropped anyway.
 MAX_ASPECT = 16
+CROP_ASPECT = 3 / 4, 4 / 3  # width by height of a training crop, as in the reference
 
 # The reference's first version resizes a test image to this short side in pixels, whose centre of
 # this size it crops; other crops in proportion.
@@ -62,8 +63,10 @@ class Transform(NamedTuple):
 
     # (rgb, crop, crop_size) -> (S, S, 3) uint8
     train: Callable[[np.ndarray, Crop, int], np.ndarray]
-    # (rgb, crop_size) -> (S, S, 3) uint8
-    test: Callable[[np.ndarray, int], np.ndarray]
+    # (rgb, crop_size, short side before the crop or None: its own) -> (S, S, 3) uint8
+    test: Callable[..., np.ndarray]
+    # (rgb, height, width) -> (height, width, 3) uint8, as training crops are resized
+    resize: Callable[[np.ndarray, int, int], np.ndarray]
     alpha: str  # what becomes of transparent pixels, see `reader.sets.image_set.Decoding`
 
     def eval(
@@ -95,25 +98,26 @@ def reference_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
 
 def standard_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
     """As `reference_train`, resized with antialiased bilinear interpolation."""
-    resized = resize_bilinear(_to_tensor(_cut(rgb, crop)), crop_size).permute(1, 2, 0).numpy()
+    resized = resize_antialiased(_cut(rgb, crop), crop_size, crop_size)
     return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
-def reference_test(rgb: np.ndarray, crop_size: int) -> np.ndarray:
-    """Return the central crop of the image whose short side was resized to S with Lanczos4.
+def reference_test(rgb: np.ndarray, crop_size: int, short_side: int | None = None) -> np.ndarray:
+    """Return the central crop of the image whose short side was resized with Lanczos4.
 
     An image (H, W, 3) uint8 of any size becomes (S, S, 3) uint8, S being the crop size in pixels.
+    The short side is resized to S, or to a `short_side` of as many pixels or more.
     """
-    return _central_crop(rgb, crop_size, resize_lanczos, math.floor)
+    return _central_crop(rgb, crop_size, short_side, resize_lanczos, math.floor)
 
 
-def standard_test(rgb: np.ndarray, crop_size: int) -> np.ndarray:
+def standard_test(rgb: np.ndarray, crop_size: int, short_side: int | None = None) -> np.ndarray:
     """As `reference_test`, with antialiased bicubic resizing of the short side.
 
     The whole short side is kept, whatever timm's `crop_pct` of a model is: what its classifiers cut
     off a border, a search may need.
     """
-    return _central_crop(rgb, crop_size, resize_bicubic, round)
+    return _central_crop(rgb, crop_size, short_side, resize_bicubic, round)
 
 
 def v1_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
@@ -122,25 +126,17 @@ def v1_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
     return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
-def v1_test(rgb: np.ndarray, crop_size: int) -> np.ndarray:
+def v1_test(rgb: np.ndarray, crop_size: int, short_side: int | None = None) -> np.ndarray:
     """Return the central crop of an image whose short side was resized to 8/7 of the crop's.
 
     As `reference_test`, by Pillow's antialiased bilinear interpolation, the long side rounded down.
     """
-    rgb = _within_aspect(rgb)
-    short_side, shortest = v1_short_side(crop_size), min(rgb.shape[:2])
+    rgb = within_aspect(rgb)
+    shortest, short_side = min(rgb.shape[:2]), short_side or v1_short_side(crop_size)
     height, width = (short_side * side // shortest for side in rgb.shape[:2])
     top, left = ((side - crop_size + 1) // 2 for side in (height, width))
     resized = resize_by_pillow(rgb, height, width)
     return resized[top : top + crop_size, left : left + crop_size]
-
-
-TRANSFORMS: dict[str, Transform] = {
-    "reference": Transform(reference_train, reference_test, "drop"),
-    "standard": Transform(standard_train, standard_test, "white"),
-    "v1": Transform(v1_train, v1_test, "drop"),
-}
-reference_eval = TRANSFORMS["reference"].eval
 
 
 def random_crop(
@@ -149,28 +145,33 @@ def random_crop(
     rng: np.random.Generator,
     min_crop_area: float = 0.08,
     horizontal_flip: bool = True,
+    aspect: tuple[float, float] = CROP_ASPECT,
 ) -> Crop:
     """Draw the crop of an image of this size.
 
-    `min_crop_area` is its smallest area as a fraction of the image; it is mirrored with probability
-    1/2 if there is a horizontal flip.
+    `min_crop_area` is its smallest area as a fraction of the image, and `aspect` the range of its
+    width by its height; it is mirrored with probability 1/2 if there is a horizontal flip.
     """
-    box = random_box(height, width, rng, min_crop_area)
+    box = random_box(height, width, rng, min_crop_area, aspect)
     return Crop(*box, mirrored=bool(horizontal_flip and rng.random() < 0.5))
 
 
 def random_box(
-    height: int, width: int, rng: np.random.Generator, min_crop_area: float
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    min_crop_area: float,
+    aspect: tuple[float, float] = CROP_ASPECT,
 ) -> tuple[int, int, int, int]:
     """Draw a crop as the reference does; it always lies inside the image.
 
-    The width-to-height ratio r is uniform in 3/4..4/3. The area is uniform between `min_crop_area`
-    of the image and the largest box of ratio r that fits in.
+    The width-to-height ratio r is uniform in a range, by default 3/4..4/3. The area is uniform
+    between `min_crop_area` of the image and the largest box of ratio r that fits in.
 
     Returns:
         top, left, height and width in pixels.
     """
-    ratio = rng.uniform(3 / 4, 4 / 3)
+    ratio = rng.uniform(*aspect)
     largest_area = min(1.0, width / height / ratio, height / width * ratio)
     area = rng.uniform(min(min_crop_area, largest_area), largest_area) * height * width
     box_width = min(max(int(math.sqrt(area * ratio)), 1), width)
@@ -205,15 +206,20 @@ def resize_bicubic(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     bicubic = InterpolationMode.BICUBIC
-    resized = functional.resize(_to_tensor(rgb), [height, width], bicubic, antialias=True)
-    return resized.permute(1, 2, 0).numpy()
+    resized = functional.resize(to_tensor(rgb), [height, width], bicubic, antialias=True)
+    return to_rgb(resized)
 
 
-def resize_bilinear(image: torch.Tensor, crop_size: int) -> torch.Tensor:
-    """Resize (3, H, W) uint8 to (3, S, S), antialiased; many at once: `reader.batches.resize`."""
+def resize_bilinear(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resize (3, H, W) uint8, antialiased; many at once to one size: `reader.batches.resize`."""
     from torchvision.transforms.v2 import functional
 
-    return functional.resize(image, [crop_size, crop_size], antialias=True)
+    return functional.resize(image, [height, width], antialias=True)
+
+
+def resize_antialiased(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (height, width, 3), bilinear, antialiased, as torchvision does."""
+    return to_rgb(resize_bilinear(to_tensor(rgb), height, width))
 
 
 def resize_by_pillow(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -222,11 +228,16 @@ def resize_by_pillow(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _to_tensor(rgb: np.ndarray) -> torch.Tensor:
+def to_tensor(rgb: np.ndarray) -> torch.Tensor:
     """Return the image as a (3, H, W) uint8 tensor."""
     import torch
 
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def to_rgb(image: torch.Tensor) -> np.ndarray:
+    """Return an image (3, H, W) as (H, W, 3)."""
+    return image.permute(1, 2, 0).numpy()
 
 
 def _cut(rgb: np.ndarray, crop: Crop) -> np.ndarray:
@@ -236,17 +247,18 @@ def _cut(rgb: np.ndarray, crop: Crop) -> np.ndarray:
 def _central_crop(
     rgb: np.ndarray,
     crop_size: int,
+    short_side: int | None,
     resize: Callable[[np.ndarray, int, int], np.ndarray],
     rounded: Callable[[float], int],
 ) -> np.ndarray:
-    """Resize the short side to S and return the central crop; `rounded` gives its first pixel."""
-    rgb = _within_aspect(rgb)
-    height, width = resized_shape(rgb.shape[0], rgb.shape[1], crop_size)
+    """Resize the short side and return the central crop; `rounded` gives its first pixel."""
+    rgb = within_aspect(rgb)
+    height, width = resized_shape(rgb.shape[0], rgb.shape[1], short_side or crop_size)
     top, left = rounded((height - crop_size) / 2), rounded((width - crop_size) / 2)
     return resize(rgb, height, width)[top : top + crop_size, left : left + crop_size]
 
 
-def _within_aspect(rgb: np.ndarray) -> np.ndarray:
+def within_aspect(rgb: np.ndarray) -> np.ndarray:
     """Cut an image to MAX_ASPECT around its centre."""
     height, width = rgb.shape[:2]
     longest = MAX_ASPECT * min(height, width)
@@ -363,3 +375,11 @@ def _sum_and_round(lines: Any, taps: Any, weights: Any, values: Any) -> None:
         for j in range(len(line)):
             value = np.int32(np.int32(sums[j] + HALF) >> SHIFT)  # else numba takes 64 bits
             line[j] = np.uint8(min(max(value, LEAST), MOST))
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "reference": Transform(reference_train, reference_test, resize_lanczos, "drop"),
+    "standard": Transform(standard_train, standard_test, resize_antialiased, "white"),
+    "v1": Transform(v1_train, v1_test, resize_by_pillow, "drop"),
+}
+reference_eval = TRANSFORMS["reference"].eval

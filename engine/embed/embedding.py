@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -155,8 +156,28 @@ def iterate_embeddings(
     for batch in loader:
         images = to_inputs(batch, preprocessing, machine.device)  # Bx3xSxS
         with casting(machine.device, machine.amp_dtype, machine.tf32):
-            embeddings = model(images)
-        yield embeddings.float()
+            embeddings = embed_views(model, images, preprocessing)
+        yield embeddings
+
+
+def embed_views(model: nn.Module, images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return the embeddings (B, D) float32 of test images (B, 3, S, S), the means of their views.
+
+    Views are of the scales of --tta_scales, resized from the input, and with --tta_flip the mirror
+    image of each. The mean is of raw embeddings: published code averages what its networks give,
+    be it raw (insightface, of mirror images: recognition/arcface_torch/eval/verification.py) or
+    normalised by the network itself (cirtorch, of scales: networks/imageretrievalnet.py), and class
+    layers and Euclidean distances take it as they take one embedding.
+    """
+    views = []
+    for scale in preprocessing.tta_scales or (1.0,):
+        view = images
+        if scale != 1:
+            view = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        views.append(model(view).float())
+        if preprocessing.tta_flip:
+            views.append(model(view.flip(-1)).float())
+    return views[0] if len(views) == 1 else torch.stack(views).mean(0)
 
 
 def logged(

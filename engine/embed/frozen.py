@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from metric_learning.engine.parallel.devices import casting
 from metric_learning.engine.run.signals import acting_signals
 from metric_learning.models import EmbeddingModel, changed_options
 from metric_learning.reader import ImageSet
+from metric_learning.reader.augment import Augmentation
 from metric_learning.reader.batches.loader import Sampler
 from metric_learning.reader.batches.views import FeatureBatches, view_loader
 from metric_learning.reader.preprocessing import Preprocessing
@@ -141,6 +142,20 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+def known_augmentation(augmentation: Augmentation) -> dict[str, Any]:
+    """Return what of an augmentation features of augmented views depend on.
+
+    What came after the first two is left out where it is as by default, as it is in files of then.
+    """
+    values, defaults = asdict(augmentation), asdict(Augmentation())
+    always = ("min_crop_area", "horizontal_flip")
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if name in always or value != defaults[name]
+    }
+
+
 @dataclass(frozen=True)
 class _Keeper:
     """Computes and keeps features of image sets."""
@@ -181,11 +196,7 @@ class _Keeper:
         options = [f"{name} {value}" for name, value in changed.items() if name != "feature_norm"]
 
         pipeline = self.preprocessing
-        augmented = {
-            "views": num_views,
-            "min_crop_area": pipeline.min_crop_area,
-            "horizontal_flip": pipeline.horizontal_flip,
-        }
+        augmented = {"views": num_views, **known_augmentation(pipeline.augmentation)}
         return {
             "weights": hash_backbone(self.model.backbone),
             "model": ", ".join([self.model.name, *options]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from metric_learning.engine.embed.embedding import evaluation_mode
 from metric_learning.engine.options.parts import ModelOptions
 from metric_learning.models import EmbeddingModel, WeightsReport, build_model, load_weights
 from metric_learning.models.weights.fingerprint import hash_tensors
+from metric_learning.reader.augment import Augmentation
 from metric_learning.reader.preprocessing import Preprocessing
+
+NO_AUGMENTATION = Augmentation(min_crop_area=1.0, horizontal_flip=False)
 
 
 def build_network(options: ModelOptions) -> EmbeddingModel:
@@ -22,6 +26,8 @@ def build_network(options: ModelOptions) -> EmbeddingModel:
     size = options.image_shape[1]
     model = build_model(options.model, options.embedding_size, image_size=size, **options.head)
     check_image_size(model, size)
+    for scale in options.tta_scales:
+        check_image_size(model, int(size * scale), f"the size of --tta_scales={scale:g}")
     return model
 
 
@@ -57,19 +63,25 @@ def hash_backbone(backbone: nn.Module) -> str:
 
 def describe_inputs(preprocessing: Preprocessing) -> str:
     """Say how images become the inputs of a network, by which kept features are compared."""
-    return (
+    words = (
         f"{preprocessing.transform}, {preprocessing.crop_size} px, mean "
         f"{tuple(preprocessing.mean)}, std {tuple(preprocessing.std)}, alpha "
         f"{preprocessing.decoding.alpha}"
     )
+    if preprocessing.short_side != replace(preprocessing, resize_ratio=None).short_side:
+        words += f", short side {preprocessing.short_side} px"
+    if preprocessing.tta_flip:
+        words += ", mirrored too"
+    if preprocessing.tta_scales:
+        words += f", scales {', '.join(map(str, preprocessing.tta_scales))}"
+    return words
 
 
 def preprocessing_of(
     options: ModelOptions,
     model: EmbeddingModel,
     max_pixels: int,
-    min_crop_area: float = 1.0,
-    horizontal_flip: bool = False,
+    augmentation: Augmentation = NO_AUGMENTATION,
 ) -> Preprocessing:
     """Build the image pipeline of a model, which knows its mean and std itself."""
     return Preprocessing(
@@ -77,21 +89,26 @@ def preprocessing_of(
         crop_size=options.image_shape[1],
         mean=model.mean,
         std=model.std,
-        min_crop_area=min_crop_area,
-        horizontal_flip=horizontal_flip,
+        augmentation=augmentation,
         max_pixels=max_pixels,
+        resize_ratio=options.resize_ratio,
+        tta_flip=options.tta_flip,
+        tta_scales=options.tta_scales,
     )
 
 
-def check_image_size(model: EmbeddingModel, size: int) -> None:
-    """Embed one black image; ValueError where the model fails on that size or gives no feature."""
+def check_image_size(model: EmbeddingModel, size: int, what: str | None = None) -> None:
+    """Embed one black image; ValueError where the model fails on that size or gives no feature.
+
+    The error calls the size `what`; by default it is that of --image_shape.
+    """
     with evaluation_mode(model), torch.inference_mode():
         try:
             embeddings = model(torch.zeros(1, 3, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ValueError(
-                f"{model.name} cannot take --image_shape=3,{size},{size}: choose another size "
-                f"({str(error).splitlines()[0]})"
+                f"{model.name} cannot take {what or f'--image_shape=3,{size},{size}'}: choose "
+                f"another size ({str(error).splitlines()[0]})"
             ) from error
     if embeddings.shape != (1, model.embedding_size):
         raise ValueError(

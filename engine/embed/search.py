@@ -24,6 +24,7 @@ from metric_learning.common.parameters import parse_options
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.engine.options.tables import ACCEPT
+from metric_learning.engine.options.training import VIEW_NAMES
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of
@@ -79,7 +80,7 @@ def make_index(
             "fingerprint": embedder.depends_on["weights"],
             "depends_on": embedder.depends_on,
             "weights": work.weights,
-            "flags": {name: work.flags[name] for name in EMBEDDING_NAMES},
+            "flags": {name: work.flags[name] for name in (*EMBEDDING_NAMES, *VIEW_NAMES)},
             "images": what,
             "broken": broken,
             "versions": versions(),

@@ -39,6 +39,8 @@ def load(
     batch_size: int = 50,
     num_workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    tta_flip: bool = False,
+    tta_scales: tuple[float, ...] = (),
 ) -> Embedder:
     """Load a model with its weights and its image pipeline.
 
@@ -48,13 +50,16 @@ def load(
         batch_size: images that the network takes at once.
         num_workers: processes that read images; 0: this one alone.
         max_pixels: most pixels of an image file, in millions.
+        tta_flip: average the embedding of an image with that of its mirror image.
+        tta_scales: scales of an image whose embeddings are averaged; empty: it is as it is.
 
     Raises:
         ValueError: the file holds no weights, or does not say of which model.
         OSError: it cannot be read.
     """
     given = {"pretrained_model": str(file), "device": device, "max_pixels": max_pixels}
-    flags = default_flags(**given, batch_size=batch_size, num_workers=num_workers)
+    views = {"tta_flip": tta_flip, "tta_scales": tuple(tta_scales)}
+    flags = default_flags(**given, **views, batch_size=batch_size, num_workers=num_workers)
     options = settle_embedding(flags, World(), is_quiet=True)
     if not options.meta:
         raise ValueError(

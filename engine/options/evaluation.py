@@ -20,6 +20,7 @@ from metric_learning.engine.options.parts import DataOptions, MachineOptions, Mo
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import (
     PIPELINE,
+    VIEW_NAMES,
     default_transform,
     facts_of_model,
     plain,
@@ -49,7 +50,7 @@ ABOUT_FEATURES = json_kind("what tells of features", "weights", "images")
 # What embeddings depend on beside the weights; a query has to be embedded as its index was.
 EMBEDDING_NAMES = (
     *("model", "embedding_size", "pooling", "last_stride", "feature_norm"),
-    *("image_shape", "transform"),
+    *("image_shape", "transform", "resize_ratio"),
 )
 
 
@@ -288,7 +289,8 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         search_index = open_index(flags.index, flags.topk)
         found = search_index.metadata.get("flags", {})
         made = MODEL_OPTIONS | found if found else {}
-        made = {name: plain(made[name]) for name in EMBEDDING_NAMES if name in made}
+        names = (*EMBEDDING_NAMES, *VIEW_NAMES)
+        made = {name: plain(made[name]) for name in names if name in made}
         flags = flags.adopted(flags.index, made).giving(made)
     if flags.split == "all":
         flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")

@@ -12,6 +12,7 @@ from metric_learning.common.flags import Flags
 from metric_learning.engine.parallel.world import World
 from metric_learning.models import MODEL_OPTIONS
 from metric_learning.reader import ImageSet, load_image_set, splits_of
+from metric_learning.reader.augment import Augmentation
 from metric_learning.reader.batches.loader import Reading
 from metric_learning.reader.sets.image_set import MAX_PIXELS
 
@@ -25,6 +26,9 @@ class ModelOptions:
     Attributes:
         transform: a key of `reader.transforms.TRANSFORMS`.
         pretrained_model: weights to start from, or None.
+        resize_ratio: short side of a test image by its crop; None: the transform's own.
+        tta_flip: whether the embedding of a test image is the mean with that of its mirror image.
+        tta_scales: scales of a test image whose embeddings are averaged; empty: it is as it is.
     """
 
     model: str
@@ -35,6 +39,9 @@ class ModelOptions:
     image_shape: tuple[int, int, int]
     transform: str
     pretrained_model: str | None
+    resize_ratio: float | None = None
+    tta_flip: bool = False
+    tta_scales: tuple[float, ...] = ()
 
     @property
     def head(self) -> dict[str, Any]:
@@ -73,6 +80,12 @@ class ReadingOptions:
     num_workers: int
     min_crop_area: float
     horizontal_flip: bool
+    crop_aspect: tuple[float, float]
+    train_crop: str
+    resize_first: tuple[int, ...]
+    color_jitter: tuple[float, ...]
+    rand_augment: tuple[int, ...]
+    random_erasing: float
     cache: str | None
     cache_size: int
     augment_on: str
@@ -83,6 +96,12 @@ class ReadingOptions:
     on_changed_data: str
     views: int
     features_dir: str | None
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training images are cropped, and what is done to their crops."""
+        names = Augmentation.__dataclass_fields__
+        return Augmentation(**{name: getattr(self, name) for name in names})
 
     @property
     def reading(self) -> Reading:
@@ -97,7 +116,8 @@ class ReadingOptions:
 class BatchOptions:
     """What a batch is made of, and in which pieces it is computed; see the flags of these names.
 
-    `layout` is that of `losses.layout_of`, None in stage 1.
+    `layout` is that of `losses.layout_of`, None in stage 1, where without `samples_each_class`
+    images are drawn whatever their class.
     """
 
     train_batch_size: int
@@ -106,6 +126,8 @@ class BatchOptions:
     accumulation_steps: int
     chunk_size: int
     gather: bool
+    sampler: str = "random"
+    hard_classes: int = 0
 
 
 @dataclass(frozen=True)

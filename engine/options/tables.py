@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from metric_learning.common.flags import (
     Flag,
     amp,
+    aspect_range,
     boolean,
+    color_jitter,
     fraction,
     grouped,
     image_shape,
@@ -20,21 +22,27 @@ from metric_learning.common.flags import (
     non_negative,
     path,
     positive,
+    rand_augment,
+    resize_ratio,
     run_file,
     scale,
+    scales,
+    short_side_or_both,
     whitening,
 )
 
 POOLINGS = ("own", "avg", "max", "avg_max", "gem")
 FEATURE_NORMS = ("none", "layernorm", "bnneck")
 TRANSFORMS = ("reference", "standard", "v1")
+TRAIN_CROPS = ("random_resized", "random")
 DATASETS = (
-    *("sop", "demo", "cub200_2011", "cub200_2010", "cars196", "inshop"),
+    *("sop", "demo", "glyphs", "cub200_2011", "cub200_2010", "cars196", "inshop"),
     *("cifar10", "omniglot", "folder", "list", "csv"),
 )
 TIES = ("pessimistic", "expected")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
+SAMPLERS = ("random", "hierarchical")
 PLACES = ("workers", "device")
 TRAINABLE = ("all", "norm", "head")
 BAD_IMAGE_POLICIES = ("error", "skip")
@@ -73,6 +81,42 @@ READING_FLAGS = grouped(
     Flag("total_images", positive, None, "number of training images; default: counted"),
     Flag("min_crop_area", non_negative, 0.08, "least area of a training crop, as a fraction"),
     Flag("horizontal_flip", boolean, True, "mirror every other training image"),
+    Flag("crop_aspect", aspect_range, (3 / 4, 4 / 3), "range of a crop's width by its height"),
+    Flag(
+        "train_crop",
+        str,
+        "random_resized",
+        "random: crops of the network's size, at any place of an image of --resize_first",
+        TRAIN_CROPS,
+    ),
+    Flag(
+        "resize_first",
+        short_side_or_both,
+        (),
+        "size to resize training images to before they are cropped. 256: the short side; 256,256: "
+        "height and width. Default: none",
+    ),
+    Flag(
+        "color_jitter",
+        color_jitter,
+        (),
+        "ranges of a training crop's brightness, contrast, saturation (factors of 1 - r to 1 + r) "
+        "and hue (turns), as torchvision's ColorJitter, e.g. 0.25,0.25,0.25,0. Default: none",
+    ),
+    Flag(
+        "rand_augment",
+        rand_augment,
+        (),
+        "N random operations of strength M (0 to 30) on a training crop, as torchvision's "
+        "RandAugment, e.g. 2,9. Default: none",
+    ),
+    Flag(
+        "random_erasing",
+        fraction,
+        0.0,
+        "share of the training crops of which a rectangle is filled with the mean colour, as "
+        "torchvision's RandomErasing",
+    ),
     Flag(
         "cache",
         path,
@@ -142,6 +186,25 @@ MODEL_FLAGS = grouped(
         "for the reference's models, standard for all others",
         TRANSFORMS,
     ),
+    Flag(
+        "resize_ratio",
+        resize_ratio,
+        None,
+        "short side of a test image by the side of its central crop, 1 or more: 1.143 is 256 for "
+        "224. Default: as the weights were trained, else 1, with --transform=v1 8/7",
+    ),
+    Flag(
+        "tta_flip",
+        boolean,
+        False,
+        "the embedding of a test image is the mean of its own and its mirror image's",
+    ),
+    Flag(
+        "tta_scales",
+        scales,
+        (),
+        "scales of a test image whose embeddings are averaged, e.g. 0.8,1,1.25. Default: none",
+    ),
     Flag("pretrained_model", run_file, None, "weights to start from: a file or folder of any kind"),
 )
 BATCH_NORM_FLAGS = grouped(
@@ -178,10 +241,30 @@ CLASS_FLAGS = grouped(
 )
 SHARD_FLAGS = grouped(
     "loss",
+    Flag(
+        "samples_each_class",
+        natural,
+        0,
+        "K: batches of K images of each of their classes; 0: every image once an epoch",
+    ),
     Flag("shard_head", boolean, False, "split the class weights over the processes of torchrun"),
 )
 PAIR_FLAGS = grouped(
     "loss",
+    Flag(
+        "sampler",
+        str,
+        "random",
+        "classes of a batch. hierarchical: of two super classes, which sop has, all pairs in turn",
+        SAMPLERS,
+    ),
+    Flag(
+        "hard_classes",
+        natural,
+        0,
+        "classes of a batch that are nearest to a random one, by the class weights of the stage-1 "
+        "checkpoint in --pretrained_model; 0: all are random",
+    ),
     Flag("gather", boolean, False, "compare the images of all processes of torchrun"),
     Flag("alpha", non_negative, 0.0, "weight of the cross-entropy of a class layer; 0: none"),
     Flag(

@@ -58,8 +58,10 @@ OF_READING = (
     *("cache", "cache_size", "augment_on", "decode_on", "on_bad_image", "prefetch"),
     *("freeze_bn", "sync_bn", "with_mem_opt"),
 )
+BY_WORKERS = ("resize_first", "color_jitter", "rand_augment", "random_erasing")
+VIEW_NAMES = ("tta_flip", "tta_scales")
 FEATURES_DIR = "frozen_features"  # below --model_save_dir
-PIPELINE = ("image_shape", "transform")  # how images become the input of a network
+PIPELINE = ("image_shape", "transform", "resize_ratio")  # how images become the input of a network
 
 
 def adopt_v1(flags: Flags, world: World) -> Flags:
@@ -83,7 +85,7 @@ def facts_of_model(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a weights file says of its model: flag -> value, of those that it knows."""
     flags = meta.get("flags", {})  # converted weights have none, exported ones those of the model
     named = {name: meta[name] for name in ("model", "embedding_size") if name in meta}
-    pipeline = {name: plain(flags[name]) for name in PIPELINE if name in flags}
+    pipeline = {name: plain(flags[name]) for name in PIPELINE if flags.get(name) is not None}
     return named | options_of(dict(meta)) | pipeline
 
 
@@ -159,7 +161,8 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
     flags = _derive(flags, loss, epoch_size)
 
     is_pair = stage_of(flags.loss_name) == 2
-    samples_each_class = getattr(flags, "samples_each_class", None) or DEFAULT_SAMPLES_EACH_CLASS
+    default = DEFAULT_SAMPLES_EACH_CLASS if is_pair else 0
+    samples_each_class = getattr(flags, "samples_each_class", None) or default
     options = parts.Options(
         model=parts.pick(parts.ModelOptions, flags),
         data=parts.pick(parts.DataOptions, flags),
@@ -170,6 +173,8 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
             samples_each_class=samples_each_class,
             layout=layout_of(flags.loss_name) if is_pair else None,
             gather=is_pair and flags.gather,
+            sampler=flags.sampler if is_pair else "random",
+            hard_classes=flags.hard_classes if is_pair else 0,
         ),
         loss=loss,
         optimizer=parts.pick(parts.OptimizerOptions, flags),
@@ -188,8 +193,9 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
         flags=flags.values,
     )
     check_parts(options.batches, world)
+    check_sampler(options.batches, options.model.pretrained_model)
     check_batch_norm(options.batches, options.optimizer, options.model, options.machine)
-    check_reading(options.reading, options.model.transform, options.machine.device, train_set)
+    check_reading(options.reading, options.model, options.machine.device, train_set)
     return options
 
 
@@ -227,6 +233,8 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["momentum", "nesterov"], f"--optimizer={flags.optimizer}")
     if not flags.cache:
         flags.refuse(["cache_size"], "there is no --cache")
+    if flags.train_crop == "random":
+        flags.refuse(["min_crop_area", "crop_aspect"], "--train_crop=random resizes no crop")
 
     if "checkpoint" not in flags.given:
         flags.refuse(["on_changed_data"], "without --checkpoint no run is resumed")
@@ -238,7 +246,7 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["augment_on"], "--decode_on=device augments there too")
 
     if not (flags.test_iter_step or flags.log_epochs):
-        flags.refuse(["test_start"], "nothing is tested")
+        flags.refuse(["test_start", *VIEW_NAMES], "nothing is tested")
     elif flags.pretrained_model is None:
         flags.refuse(["test_start"], "without --pretrained_model")
     if flags.given >= LENGTHS:
@@ -248,6 +256,7 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["views", "features_dir"], f"--trainable={flags.trainable} keeps no features")
     else:
         flags.refuse(OF_READING, "--trainable=head trains on kept features of a frozen backbone")
+        flags.refuse(VIEW_NAMES, "--trainable=head tests kept features of one view")
     if flags.trainable != "all" and flags.pretrained_model is None:
         raise ValueError(
             f"--trainable={flags.trainable} freezes weights of the backbone, which would be random "
@@ -389,6 +398,28 @@ def check_parts(batches: parts.BatchOptions, world: World) -> None:
         )
 
 
+def check_sampler(batches: parts.BatchOptions, weights: str | None) -> None:
+    """Raise ValueError where the classes of a batch cannot be drawn as they are to be."""
+    asked = {
+        "--sampler=hierarchical": batches.sampler == "hierarchical",
+        f"--hard_classes={batches.hard_classes}": batches.hard_classes > 0,
+    }
+    found = [name for name, is_asked in asked.items() if is_asked]
+
+    if len(found) > 1:
+        raise ValueError(f"expected one of {' and '.join(found)}, found both")
+    if found and batches.layout in ("triples", "pairs"):
+        raise ValueError(
+            f"{found[0]} is not used: the loss takes {batches.layout} of images, not blocks of a "
+            "class; leave it out"
+        )
+    if batches.hard_classes and weights is None:
+        raise ValueError(
+            f"{found[0]} needs class weights, which say what classes are near: give "
+            "--pretrained_model=FILE, a checkpoint of stage 1"
+        )
+
+
 def check_batch_norm(
     batches: parts.BatchOptions,
     optimizer: parts.OptimizerOptions,
@@ -409,9 +440,13 @@ def check_batch_norm(
 
 
 def check_reading(
-    reading: parts.ReadingOptions, transform: str, device: torch.device, train_set: ImageSet
+    reading: parts.ReadingOptions,
+    model: parts.ModelOptions,
+    device: torch.device,
+    train_set: ImageSet,
 ) -> None:
     """Raise ValueError where how images are read contradicts itself, the device or the data set."""
+    reading.augmentation.check_size(model.image_shape[1])
     on_device = reading.decode_on == "device"
     if on_device and device.type != "cuda":
         raise ValueError(
@@ -432,8 +467,18 @@ def check_reading(
         )
 
     place = "decode_on" if on_device else "augment_on"
-    if getattr(reading, place) == "device" and transform != "standard":
+    if getattr(reading, place) != "device":
+        return
+    if model.transform != "standard":
         raise ValueError(
-            f"--{place}=device needs --transform=standard, found {transform}, whose "
+            f"--{place}=device needs --transform=standard, found {model.transform}, whose "
             "resizing is done by the workers alone"
+        )
+    unable = [f"--{name}" for name in BY_WORKERS if getattr(reading, name)]
+    if reading.train_crop == "random":
+        unable.append("--train_crop=random")
+    if unable:
+        raise ValueError(
+            f"--{place}=device crops and mirrors alone, {', '.join(unable)} is done by the "
+            "workers: leave one of them out"
         )

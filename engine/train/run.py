@@ -35,7 +35,8 @@ from metric_learning.engine.train.step import Meter, Outcome
 from metric_learning.engine.train.watch import CollapseError, Watch
 from metric_learning.models import save_weights
 from metric_learning.reader import ImageError, ImageSet, WorkerError
-from metric_learning.reader.batches.loader import Batch, ImageLoader, Sampler, train_loader
+from metric_learning.reader.batches.loader import Batch, ImageLoader, train_loader
+from metric_learning.reader.batches.samplers import SeededSampler
 from metric_learning.reader.batches.views import FeatureBatches
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.retrieval.metrics import summarise
@@ -75,7 +76,7 @@ class TrainingRun:
     train_set: ImageSet
     test_set: ImageSet | None
     frozen: FrozenFeatures | None
-    sampler: Sampler
+    sampler: SeededSampler
     preprocessing: Preprocessing
     start: Start
     stop: StopRequest

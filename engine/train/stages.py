@@ -16,12 +16,22 @@ from metric_learning.engine.parallel.sharded_head import ShardedHead
 from metric_learning.engine.parallel.world import World
 from metric_learning.losses.functional import accuracies, classes_ahead, mean_where, sent
 from metric_learning.reader.batches import samplers
-from metric_learning.reader.batches.loader import Sampler
+from metric_learning.reader.batches.related_classes import (
+    HardClassSampler,
+    HierarchicalSampler,
+    Relations,
+)
+from metric_learning.reader.batches.samplers import SeededSampler
 
 
-def draw_images(labels: np.ndarray, batches: BatchOptions, seed: int, world: World) -> Sampler:
-    """Draw every image once per epoch, in an order that changes every epoch."""
+def draw_images(
+    labels: np.ndarray, batches: BatchOptions, seed: int, world: World, relations: Relations
+) -> SeededSampler:
+    """Draw every image once per epoch, in an order that changes every epoch, or P-K batches."""
     share = (seed, world.rank, world.size, batches.accumulation_steps)
+    if batches.samples_each_class:
+        size = batches.samples_each_class
+        return samplers.ClassBlockSampler(labels, batches.train_batch_size, size, *share)
     return samplers.ShuffledSampler(labels, batches.train_batch_size, *share)
 
 
@@ -37,16 +47,21 @@ def elem_loss(
     return loss, accuracies(ahead)
 
 
-def draw_groups(labels: np.ndarray, batches: BatchOptions, seed: int, world: World) -> Sampler:
+def draw_groups(
+    labels: np.ndarray, batches: BatchOptions, seed: int, world: World, relations: Relations
+) -> SeededSampler:
     """Draw the batches that the loss takes: triples, pairs, or blocks of K images of P classes."""
     share = (seed, world.rank, world.size, batches.accumulation_steps)
     if batches.layout == "triples":
         return samplers.TripleSampler(labels, batches.train_batch_size, *share)
     if batches.layout == "pairs":
         return samplers.PairSampler(labels, batches.train_batch_size, *share)
-    return samplers.ClassBlockSampler(
-        labels, batches.train_batch_size, batches.samples_each_class, *share
-    )
+    blocks = labels, batches.train_batch_size, batches.samples_each_class
+    if relations.super_classes is not None:
+        return HierarchicalSampler(*blocks, relations.super_classes, *share)
+    if relations.nearest is not None:
+        return HardClassSampler(*blocks, relations.nearest, batches.hard_classes, *share)
+    return samplers.ClassBlockSampler(*blocks, *share)
 
 
 def pair_loss(
@@ -96,7 +111,7 @@ class Stage(NamedTuple):
     """One of the two stages: its number, the sampler of its batches, and its loss."""
 
     number: int
-    make_sampler: Callable[[np.ndarray, BatchOptions, int, World], Sampler]
+    make_sampler: Callable[[np.ndarray, BatchOptions, int, World, Relations], SeededSampler]
     loss: StageLoss
 
 

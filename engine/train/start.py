@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
+from metric_learning.engine.embed.class_layer import find_nearest_classes
 from metric_learning.engine.embed.frozen import open_frozen
 from metric_learning.engine.embed.network import build_frozen, build_network, preprocessing_of
 from metric_learning.engine.evaluate import caveats
@@ -58,6 +60,7 @@ from metric_learning.models import (
     read_metadata,
 )
 from metric_learning.reader import ImageSet, describe_sets
+from metric_learning.reader.batches.related_classes import Relations, read_nearest
 from metric_learning.retrieval.metrics import default_ks
 
 
@@ -84,13 +87,13 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     options = settle(flags, train_set, world)
     reading, machine, weights = options.reading, options.machine, options.model.pretrained_model
     start = compare(start, sets, weights, reading, options.schedule, world)
+    relations = relate_classes(options.batches, train_set, weights, start.checkpoint, world)
+    sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world, relations)
     # The weights are drawn in this order: those of the network, then those of the loss.
     torch.manual_seed(machine.seed)
-    sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world)
     model = prepare_network(options.model, options.optimizer, machine, start.state)
     learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
-    augmentation = reading.min_crop_area, reading.horizontal_flip
-    preprocessing = preprocessing_of(options.model, model, machine.max_pixels, *augmentation)
+    preprocessing = preprocessing_of(options.model, model, machine.max_pixels, reading.augmentation)
     run = TrainingRun(
         options=options,
         learner=learner,
@@ -205,6 +208,39 @@ def compare(
     if start.state is not None:
         notes += check_length(schedule, str(start.checkpoint), start.state)
     return replace(start, notes=[*start.notes, *notes], origin=origin)
+
+
+def relate_classes(
+    batches: parts.BatchOptions,
+    train_set: ImageSet,
+    weights: str | None,
+    checkpoint: str | None,
+    world: World,
+) -> Relations:
+    """Find out how classes are related, as far as batches are drawn by it.
+
+    A resumed run has what its folder holds. Raises ValueError where nothing says it.
+    """
+    if batches.sampler == "hierarchical":
+        if train_set.super_classes is None:
+            raise ValueError(
+                f"--sampler=hierarchical needs super classes, which {train_set.name} has not: "
+                "leave it out"
+            )
+        names = [train_set.super_classes[label] for label in range(train_set.num_classes)]
+        return Relations(super_classes=np.unique(names, return_inverse=True)[1])
+    if not batches.hard_classes:
+        return Relations()
+
+    others = batches.train_batch_size // batches.samples_each_class - 1
+    shape = train_set.num_classes, min(others, train_set.num_classes - 1)
+
+    def find() -> np.ndarray:
+        known = read_nearest(Path(checkpoint).parent, shape) if checkpoint else None
+        names = list(train_set.class_names.values())
+        return find_nearest_classes(str(weights), names, shape[1]) if known is None else known
+
+    return Relations(nearest=decide_on_main(world, find))
 
 
 def build_watch(stage: Stage, options: parts.WatchOptions, loss: parts.LossOptions) -> Watch:
@@ -361,6 +397,7 @@ def announce(run: TrainingRun) -> None:
     learner, world = run.learner, run.machine.world
     if world.is_main and run.start.origin is not None:
         run.start.origin.save(run.path)
+        run.sampler.save(run.path)
     for line in describe_sets([split for split in (run.train_set, run.test_set) if split]):
         run.say(line)
     if run.test_set is not None and run.test_set.split == "val":

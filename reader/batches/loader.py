@@ -21,7 +21,7 @@ from metric_learning.reader.batches.workers import (
 )
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.image_set import ImageError, ImageSet, WorkerError
-from metric_learning.reader.transforms import TRANSFORMS, random_crop, scale_and_shift
+from metric_learning.reader.transforms import TRANSFORMS, scale_and_shift
 
 if TYPE_CHECKING:
     from metric_learning.reader.batches.on_device import DeviceImages, JpegFile
@@ -132,7 +132,9 @@ def eval_loader(
 
 def warm_up(preprocessing: Preprocessing) -> None:
     """Import and compile what the transform needs, once: workers have it from their fork."""
-    TRANSFORMS[preprocessing.transform].test(np.zeros((8, 8, 3), np.uint8), 4)
+    black = np.zeros((8, 8, 3), np.uint8)
+    TRANSFORMS[preprocessing.transform].test(black, 4)
+    preprocessing.augmentation.change(black, np.random.default_rng(0), preprocessing.mean)
 
 
 def to_crops(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
@@ -225,15 +227,17 @@ class TrainBatches(Dataset):
         image = self._read_or_replace(i, draw, broken)
         options = self.preprocessing
         rng = np.random.default_rng([_AUGMENTATION_STREAM, self.seed, draw])
+        if isinstance(image, np.ndarray):
+            image = options.resize_first(image)
         height, width = image.shape[:2]
-        crop = random_crop(height, width, rng, options.min_crop_area, options.horizontal_flip)
+        crop = options.draw_crop(height, width, rng)
         if not isinstance(image, np.ndarray):
             return image, crop
         if self.reading.hand_over != "crops":
             from metric_learning.reader.batches.resize import cut_strips
 
             return cut_strips(image, crop), crop
-        return TRANSFORMS[options.transform].train(image, crop, options.crop_size)
+        return options.train_crop(image, crop, rng)
 
     def _read_or_replace(self, i: int, draw: int, broken: dict[str, str]) -> np.ndarray | JpegFile:
         """Read image i or, where it is unreadable and that is allowed, another of its class."""
@@ -302,7 +306,7 @@ class EvalBatches(Dataset):
                 raise
             broken[self.image_set.paths[i]] = str(error)
             return np.zeros((size, size, 3), np.uint8)
-        return TRANSFORMS[self.preprocessing.transform].test(image, size)
+        return self.preprocessing.test_crop(image)
 
 
 def stack(crops: Sequence[np.ndarray]) -> torch.Tensor:

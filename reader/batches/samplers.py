@@ -7,6 +7,7 @@ contiguous share. Nothing but the step is remembered, so a resumed run continues
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -63,6 +64,13 @@ class SeededSampler:
     def _prepare(self) -> None:
         """Check the labels, and note what is special about them."""
         raise NotImplementedError
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the image indices of this rank's share of global batch `step`."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write into a run folder what a resumed run needs to draw the same, here nothing."""
 
     def _classes_with_pairs(self, what: str) -> np.ndarray:
         """Return the classes with two images or more, and note how many have one."""
@@ -131,6 +139,7 @@ class ClassBlockSampler(SeededSampler):
     """
 
     group = "--samples_each_class"
+    blocks_of_group = 1  # that lie on one rank and in one part
 
     def __init__(
         self,
@@ -147,13 +156,14 @@ class ClassBlockSampler(SeededSampler):
                 f"expected at least 2 images of each class, got {samples_each_class}: "
                 "raise --samples_each_class"
             )
-        self.group_size = samples_each_class
-        self._least_blocks = 2 * world_size * num_parts
+        self.group_size = samples_each_class * self.blocks_of_group
+        self._images_each = samples_each_class
+        self._least_blocks = max(2, self.blocks_of_group) * world_size * num_parts
         self._least_per = "device" if num_parts == 1 else "device and part"
         super().__init__(labels, batch_size, seed, rank, world_size, num_parts)
 
     def _prepare(self) -> None:
-        size = self.group_size
+        size = self._images_each
         self._blocks = self.batch_size // size
         if self._blocks < self._least_blocks:
             raise ValueError(
@@ -175,11 +185,15 @@ class ClassBlockSampler(SeededSampler):
     def batch(self, step: int) -> np.ndarray:
         """Return the image indices of this rank's share of global batch `step`."""
         rng = np.random.default_rng([_BLOCK_STREAM, self._seed, step])
-        classes = rng.choice(len(self._sizes), self._blocks, replace=False)
+        classes = self._draw_classes(step, rng)
         offsets = np.empty((self._blocks, len(self._slots)), dtype=np.int64)
         for row, size in zip(offsets, self._sizes[classes], strict=True):
             row[:] = rng.permutation(size)[self._slots % size]
         return self._images[self._starts[classes, None] + offsets].reshape(-1)[self._share]
+
+    def _draw_classes(self, step: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw the classes of a batch, by their number in label order."""
+        return rng.choice(len(self._sizes), self._blocks, replace=False)
 
 
 class TripleSampler(SeededSampler):

@@ -18,7 +18,6 @@ from metric_learning.reader.batches.loader import (
 )
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.image_set import ImageSet
-from metric_learning.reader.transforms import TRANSFORMS, random_crop
 
 # Distinct from the streams of samplers, augmentation and steps (1 to 7).
 _VIEW_STREAM, _CHOICE_STREAM = 8, 9
@@ -61,15 +60,15 @@ class ViewBatches(EvalBatches):
     def _views(self, i: int) -> Iterator[np.ndarray]:
         """Yield the crops of image i, (S, S, 3) uint8 each."""
         options = self.preprocessing
-        transform, size = TRANSFORMS[options.transform], options.crop_size
         image = self.image_set.read_image(i, options.decoding)
-        height, width = image.shape[:2]
+        yield options.test_crop(image)
 
-        yield transform.test(image, size)
+        image = options.resize_first(image)
+        height, width = image.shape[:2]
         for view in range(self.num_views):
             rng = np.random.default_rng([_VIEW_STREAM, i, view])
-            crop = random_crop(height, width, rng, options.min_crop_area, options.horizontal_flip)
-            yield transform.train(image, crop, size)
+            crop = options.draw_crop(height, width, rng)
+            yield options.train_crop(image, crop, rng)
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,7 @@ DEMO, SCAN = "--dataset=demo needs no data", "python -m data.prepare scan FOLDER
 DATASETS: dict[str, DatasetSpec] = {
     "sop": DatasetSpec("Stanford_Online_Products", read_sop, download("sop")),
     "demo": DatasetSpec("demo", read_sop, "run: python data/make_demo.py"),
+    "glyphs": DatasetSpec("glyphs", read_sop, "run: python data/make_glyphs.py"),
     "cub200_2011": DatasetSpec("CUB_200_2011", read_cub200_2011, download("cub200_2011")),
     "cub200_2010": DatasetSpec("CUB_200_2010", read_cub200_2010, download("cub200_2010")),
     "cars196": DatasetSpec("cars196", read_cars196, download("cars196")),

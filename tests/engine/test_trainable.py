@@ -193,16 +193,18 @@ def test_other_weights_and_views_have_other_files_and_changed_images_are_compute
     [first] = kept_files(tmp_path)
     before = np.load(first)
 
-    for more in (["--views=2"], ["--min_crop_area=0.5"], ["--horizontal_flip=False"]):
-        train_elem.main([*argv, *more])
-    assert len(kept_files(tmp_path)) == 4
+    others = ("--views=2", "--min_crop_area=0.5", "--horizontal_flip=False", "--resize_ratio=1.2")
+    augmented = ("--crop_aspect=1,1", "--color_jitter=0,0.2,0,0", "--random_erasing=0.5")
+    for more in (*others, *augmented, "--resize_first=24", "--rand_augment=1,9"):
+        train_elem.main([*argv, more])
+    assert len(kept_files(tmp_path)) == 10
     model = build_model("test_resnet", pretrained_model=weights)
     with torch.no_grad():
         model.backbone.conv1[0].weight.mul_(2)
     other = tmp_path / "other.safetensors"
     save_weights(model, other, {})
     train_elem.main([*argv, f"--pretrained_model={other}"])
-    assert len(kept_files(tmp_path)) == 5
+    assert len(kept_files(tmp_path)) == 11
 
     shutil.copyfile(tree / "train/class_0/1.png", tree / "train/class_0/0.png")
     capsys.readouterr()

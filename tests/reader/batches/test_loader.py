@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from metric_learning.reader.augment import Augmentation
 from metric_learning.reader.batches import loader as loader_module
 from metric_learning.reader.batches.loader import (
     WorkerError,
@@ -170,13 +171,13 @@ def test_augmentation_follows_the_seed_and_the_draw(image_set):
 @pytest.mark.parametrize("options", [{"horizontal_flip": False}, {"min_crop_area": 0.9}])
 def test_options_reach_the_transform(image_set, options):
     draw_without_options, labels = _train(image_set, ShuffledSampler(image_set.labels, 8))
-    preprocessing = replace(PREPROCESSING, **options)
+    preprocessing = replace(PREPROCESSING, augmentation=Augmentation(**options))
     images, same_labels = _train(
         image_set, ShuffledSampler(image_set.labels, 8), preprocessing=preprocessing
     )
     assert torch.equal(labels, same_labels)
     assert not torch.equal(images, draw_without_options)
-    if not preprocessing.horizontal_flip:
+    if not preprocessing.augmentation.horizontal_flip:
         equal = (images == draw_without_options).flatten(2).all(dim=2)
         mirrored = (images == draw_without_options.flip(-1)).flatten(2).all(dim=2)
         assert (equal | mirrored).all()
@@ -215,12 +216,16 @@ def test_a_broken_image_is_one_line_in_the_main_process(image_set, workers, dama
     [
         ({"transform": "fancy"}, "reference, standard, v1, got fancy"),
         ({"crop_size": 0}, "got 0"),
-        ({"min_crop_area": 0.0}, "got 0.0"),
-        ({"min_crop_area": 1.5}, "got 1.5"),
+        ({"augmentation": {"min_crop_area": 0.0}}, "got 0.0"),
+        ({"augmentation": {"min_crop_area": 1.5}}, "got 1.5"),
+        ({"augmentation": {"train_crop": "random"}}, "--resize_first=256"),
+        ({"augmentation": {"train_crop": "random", "resize_first": (15,)}}, "15 is smaller .* 16"),
     ],
 )
 def test_preprocessing_rejects_bad_values(options, message):
     with pytest.raises(ValueError, match=message):
+        if "augmentation" in options:
+            options = {"augmentation": Augmentation(**options["augmentation"])}
         replace(PREPROCESSING, **options)
 
 

@@ -62,8 +62,8 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, name):
     message = str(caught.value)
     assert message.startswith(f"{name}: no folder {tmp_path / DATASETS[name].folder}; ")
     assert "\n" not in message
-    if name == "demo":
-        assert message.endswith("run: python data/make_demo.py")
+    if name in ("demo", "glyphs"):
+        assert message.endswith(f"run: python data/make_{name}.py")
     else:
         assert f"python data/download.py {name}" in message and "--dataset=demo" in message
 
