@@ -192,7 +192,7 @@ PAIR_FLAGS = grouped(
     ),
     Flag("xbm_size", natural, 0, "past embeddings that a batch is compared with too; 0: none"),
     Flag("xbm_start", natural, 0, "steps before the memory of --xbm_size is filled and used"),
-    Flag("normalize_embeddings", boolean, False, "eml, npairs: of embeddings of one length"),
+    Flag("normalize_embeddings", boolean, False, "eml, npairs, hyperbolic: of one length"),
     Flag("embedding_scale", scale, None, "that length; default: auto, chosen at the start"),
     Flag("on_collapse", str, "warn", "embeddings shrink to one point: warn, or stop", ON_COLLAPSE),
     Flag("test_start", boolean, True, "test --pretrained_model first, to compare with the end"),

@@ -231,6 +231,9 @@ def test_build_loss_refuses_what_it_does_not_know():
         ("smooth_ap", {"rank_temperature": 0.0}, "rank_temperature above 0"),
         ("recall_surrogate", {"recall_temperature": 0.0}, "recall_temperature above 0"),
         ("recall_surrogate", {"recall_ks": (0, 1)}, "recall_ks of at least 1"),
+        ("roadmap", {"rank_temperature": 0.0}, "rank_temperature above 0"),
+        ("hyperbolic", {"hyp_c": 0.0}, "hyp_c above 0"),
+        ("hyperbolic", {"hyp_clip": 0.0}, "hyp_clip above 0"),
     ],
 )
 def test_an_option_out_of_range_is_one_line(name, options, message):
