@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,7 @@ class HyperbolicLoss(LabelLoss):
         lengths = row_norms(embeddings)  # Bx1
         factors = (self.hyp_clip / (lengths + LEAST_NORM)).clamp(max=1.0)
         clipped = (lengths * factors).clamp(min=LEAST_NORM)
-        root = self.hyp_c**0.5
+        root = math.sqrt(self.hyp_c)
         radii = torch.tanh(root * clipped).clamp(max=1.0 - RIM) / root
         return full_precision(embeddings) * (factors * radii / clipped)
 
@@ -81,4 +83,4 @@ class HyperbolicLoss(LabelLoss):
         apart = squares + others - 2.0 * pairs.anchors @ pairs.references.T
         room = (1.0 - self.hyp_c * squares) * (1.0 - self.hyp_c * others)
         gaps = (self.hyp_c * apart / room).clamp(min=LEAST_GAP)
-        return 2.0 / self.hyp_c**0.5 * torch.asinh(gaps.sqrt())
+        return 2.0 / math.sqrt(self.hyp_c) * torch.asinh(gaps.sqrt())

@@ -33,6 +33,7 @@ DATASETS = (
     *("cifar10", "omniglot", "folder", "list", "csv"),
 )
 TIES = ("pessimistic", "expected")
+DISTANCES = ("cosine", "euclidean")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 PLACES = ("workers", "device")
@@ -274,6 +275,9 @@ METRIC_FLAGS = grouped(
     Flag("ks", integers, (), "K of Recall@K beside 1,10,100,1000, e.g. 2,4,8"),
     Flag("precision_ks", integers, (), "K of precision@K, e.g. 1,5,10"),
     Flag("ties", str, "pessimistic", "how negatives that tie with a positive count", TIES),
+    Flag(
+        "distance", str, "cosine", "what images are ranked by; euclidean: raw features", DISTANCES
+    ),
     Flag("whiten", whitening, None, "PCA whitening by the training split: dimensions, or all"),
     Flag(
         "rerank",
