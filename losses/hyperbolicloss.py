@@ -28,7 +28,7 @@ class HyperbolicLoss(LabelLoss):
     d(u, v) = 2 / sqrt(c) artanh(sqrt(c) |-u (+)_c v|), the distance of the ball of curvature -c;
     u = tanh(sqrt(c) |x|) x / (sqrt(c) |x|), the exponential map at 0, of raw embeddings x that are
     first shortened to a length of at most r.
-    Hyperbolic Vision Transformers (Ermolov et al. 2022), eq. 3 to 7, and the authors' code,
+    Hyperbolic Vision Transformers (Ermolov et al. 2022), section 3, and the authors' code,
     https://arxiv.org/abs/2203.10833.
 
     Args:

@@ -16,7 +16,7 @@ class MagFaceLoss(CosineLoss):
     c_ij = cos(a_ij) for j != y_i and cos(a_ij + m(n_i)) for j = y_i, a_ij the angle between x_i and
     w_j; m(n) rises linearly from m_l at l to m_u at u; g(n) = 1/n + n/u^2, which falls up to u.
     MagFace: A Universal Representation for Face Recognition and Quality Assessment (Meng et al.
-    2021), eq. 5 to 8, and the authors' code, https://arxiv.org/abs/2103.06627.
+    2021), section 3, and the authors' code, https://arxiv.org/abs/2103.06627.
 
     Args:
         scale: factor s on the cosines.

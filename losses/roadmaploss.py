@@ -17,7 +17,7 @@ class RoadmapLoss(LabelLoss):
       + w (mean [a - s_qp]+ + mean [s_qn - b]+, over those of the pairs that are above 0);
     r_P(p) = 1 + the other positives whose cosine is at least s_qp, without gradient; and
     h(d) = sigmoid(d / t) for d <= 0, 1/2 + sigmoid(d / t) up to the margin m, rho d + o beyond it.
-    Robust and Decomposable Average Precision (Ramzi et al. 2021), eq. 5 to 8, and the authors'
+    Robust and Decomposable Average Precision (Ramzi et al. 2021), section 3, and the authors'
     code, https://arxiv.org/abs/2110.01445.
 
     Args:

@@ -21,6 +21,7 @@ from metric_learning.losses.centerloss import CenterLoss
 from metric_learning.losses.chenquadrupletloss import ChenQuadrupletLoss
 from metric_learning.losses.circleloss import CircleLoss
 from metric_learning.losses.combinedloss import CombinedLoss
+from metric_learning.losses.contextualloss import ContextualLoss
 from metric_learning.losses.contrastiveloss import ContrastiveLoss
 from metric_learning.losses.cosfaceloss import CosFaceLoss
 from metric_learning.losses.curricularfaceloss import CurricularFaceLoss
@@ -94,6 +95,7 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "roadmap": RoadmapLoss,
     "xbm_contrastive": XbmContrastiveLoss,
     "hyperbolic": HyperbolicLoss,
+    "contextual": ContextualLoss,
     "tripletloss": TripletV1Loss,
     "quadrupletloss": QuadrupletV1Loss,
     "emlloss": EmlV1Loss,

@@ -13,8 +13,8 @@ class XbmContrastiveLoss(LabelLoss):
 
     L = 1/B sum_i (sum_p (1 - s_ip) + sum_{n: s_in > m} s_in), s the cosine, sums and not means over
     the pairs of an anchor.
-    Cross-Batch Memory for Embedding Learning (Wang et al. 2020), section 3.1, as the authors' code
-    has it, https://arxiv.org/abs/1912.06798.
+    Cross-Batch Memory for Embedding Learning (Wang et al. 2020), as the authors' code has it,
+    https://arxiv.org/abs/1912.06798.
 
     Args:
         negative_cosine: cosine m up to which a negative pair costs nothing.

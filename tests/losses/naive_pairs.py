@@ -293,6 +293,45 @@ def hyperbolic(criterion, rows, labels):
     return mean(costs)
 
 
+def contextual(criterion, rows, labels):
+    rows, n = unit(rows), len(rows)
+    k = min(criterion.contextual_k, n)
+    distances = [[d2(a, b) for b in rows] for a in rows]
+
+    def near(i, size):
+        limit = sorted(distances[i])[size - 1] + criterion.contextual_slack
+        return {j for j in range(n) if distances[i][j] <= limit}
+
+    sets, halves = ([near(i, size) for i in range(n)] for size in (k, max(1, k // 2)))
+    beyond = [set(range(n)) - own for own in sets]
+
+    def share(q, j):
+        if j not in sets[q]:
+            return 0.0
+        inside = len(sets[q] & sets[j]) / len(sets[q])
+        return (inside + len(beyond[q] & beyond[j]) / max(1, len(beyond[q]))) / 2
+
+    def overlap(i, j):
+        return mean(share(q, j) for q in halves[i] if i in halves[q])
+
+    context, lacking, excess = 0.0, [], []
+    for i in range(n):
+        for j in (j for j in range(n) if j != i):
+            both, cosine = (overlap(i, j) + overlap(j, i)) / 2, float(rows[i] @ rows[j])
+            if labels[i] == labels[j]:
+                context += (1 - both) ** 2
+                lacking.append(criterion.calibration_positive - cosine)
+            else:
+                context += both**2
+                excess.append(cosine - criterion.calibration_negative)
+    hinges = mean(gap for gap in lacking if gap > 0) + mean(gap for gap in excess if gap > 0)
+    spread = (mean(float(a @ b) for a in rows for b in rows) - criterion.mean_cosine) ** 2
+    weights = criterion.contextual_weight, criterion.mean_weight
+    return (
+        weights[0] * context / n**2 + weights[1] * spread + (1 - weights[0] - weights[1]) * hinges
+    )
+
+
 FORMULAS = {
     "triplet": triplet,
     "quadruplet": quadruplet,
@@ -311,6 +350,7 @@ FORMULAS = {
     "roadmap": roadmap,
     "xbm_contrastive": xbm_contrastive,
     "hyperbolic": hyperbolic,
+    "contextual": contextual,
     "tripletloss": tripletloss,
     "quadrupletloss": quadrupletloss,
     "emlloss": emlloss,

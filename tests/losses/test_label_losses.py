@@ -33,9 +33,12 @@ VARIANTS = [
     ("roadmap", {"rank_margin": 0.0, "calibration_negative": 0.2}),
     ("hyperbolic", {"hyp_c": 1.0, "hyp_clip": 1.5, "temperature": 0.5}),
     ("hyperbolic", {"hyp_c": 0.01, "hyp_clip": 9.0}),
+    ("contextual", {"contextual_k": 6, "contextual_slack": 0.3, "mean_cosine": 0.1}),
+    ("contextual", {"contextual_weight": 0.2, "mean_weight": 0.7, "calibration_negative": 0.1}),
+    ("contextual", {"contextual_k": 30, "calibration_positive": 0.2}),
 ]
 # They have a cost of all positive or all negative pairs, whatever else there is in a batch.
-OF_ALL_PAIRS = ("contrastive", "xbm_contrastive", "roadmap")
+OF_ALL_PAIRS = ("contrastive", "xbm_contrastive", "roadmap", "contextual")
 # Labels of 12 images: classes of one size, of several sizes, and of single images too.
 BATCHES = {
     "even": [3, 0, 1, 2, 2, 0, 3, 1, 0, 1, 2, 3],
@@ -228,3 +231,43 @@ def test_cosines_rank_long_embeddings_as_hyperbolic_distances_do():
         others = [j for j in range(9) if j != i]
         by_ball = sorted(others, key=lambda j: hyperbolic_distance(criterion, point, points[j]))
         assert by_ball == sorted(others, key=lambda j: -cosines[i, j].item())
+
+
+class _Step(torch.autograd.Function):
+    """1 where a number is at least another, which passes 10 times its gradient on to the first."""
+
+    @staticmethod
+    def forward(ctx, number, other):
+        return (number >= other).to(number)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 10 * slope, None
+
+
+@pytest.mark.parametrize("labels", ["even", "uneven"])
+def test_the_gradient_of_contextual_similarity_is_that_of_steps_of_slope_ten(labels):
+    criterion = build_loss("contextual", contextual_weight=1.0, mean_weight=0.0)
+    embeddings, labels = batch(BATCHES[labels])
+    n, rows = len(labels), torch.nn.functional.normalize(embeddings)
+    closeness = (2 * rows @ rows.T - 2).clamp(max=0)
+    best = closeness.detach().sort(1, descending=True).values
+    within, closest = (_Step.apply(closeness + 0.05, best[:, [size - 1]]) for size in (4, 2))
+    total = 0.0
+    for i in range(n):
+        for j in (j for j in range(n) if j != i):
+            both = 0.0
+            for a, b in ((i, j), (j, i)):
+                mutual = [closest[a, q] * closest[q, a] for q in range(n)]
+                shares = [
+                    (within[q] * within[b]).sum() / within[q].sum().detach()
+                    + ((1 - within[q]) * (1 - within[b])).sum() / (1 - within[q]).sum().detach()
+                    for q in range(n)
+                ]
+                weighted = [mutual[q] * within[q, b] * shares[q] / 2 for q in range(n)]
+                both = both + sum(weighted) / sum(mutual) / 2
+            aim = 1.0 if labels[i] == labels[j] else 0.0
+            total = total + (both - aim) ** 2 / n**2
+    loss = criterion(embeddings, labels)
+    torch.testing.assert_close(loss, total)
+    torch.testing.assert_close(gradient(loss, embeddings), gradient(total, embeddings))
