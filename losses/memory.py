@@ -71,7 +71,8 @@ class CrossBatchMemory(nn.Module):
         own = self._remember(full_precision(embeddings.detach()), labels)
         count = min(int(self.num_remembered), len(self.labels))
         remembered = self.embeddings[:count], self.labels[:count]
-        return loss + self.loss.compare(pairs_with(embeddings, labels, *remembered, own))
+        pairs = pairs_with(embeddings, labels, *remembered, own, self.loss.place)
+        return loss + self.loss.compare(pairs)
 
     def _remember(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Write a batch over the oldest entries and return its rows in the memory, (B,) int64."""

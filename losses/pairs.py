@@ -7,6 +7,7 @@ where a loss needs both (`Pairs.complete`); a batch without any costs nothing an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +19,7 @@ from metric_learning.losses.functional import check_batch, normalised, sent
 
 @dataclass(frozen=True)
 class Pairs:
-    """Anchors beside the references that they are compared with, rows on the unit sphere.
+    """Anchors beside the references that they are compared with, where `LabelLoss.place` has them.
 
     Which pairs are positive or negative is known where the labels lie, and there it is looked for
     what is variable in number; the device gets masks and positions.
@@ -41,12 +42,12 @@ class Pairs:
 
     @cached_property
     def cosines(self) -> Tensor:
-        """Cosine of every pair, (B, M)."""
+        """Cosine of every pair, (B, M), of rows on the unit sphere."""
         return self.anchors @ self.references.T
 
     @cached_property
     def squared_distances(self) -> Tensor:
-        """Squared Euclidean distance of every pair, (B, M), 0..4."""
+        """Squared Euclidean distance of every pair, (B, M), 0..4, of rows on the unit sphere."""
         return (2.0 - 2.0 * self.cosines).clamp(min=0.0)
 
     def complete(self) -> Pairs:
@@ -71,7 +72,7 @@ class LabelLoss(nn.Module):
     """A loss on the pairs of a batch by label; a subclass computes it in `compare`.
 
     Shape:
-        embeddings: (B, D) float, normalised here.
+        embeddings: (B, D) float, normalised here; a subclass may place them otherwise.
         labels: (B,) int64, in any order.
         returns: () float32.
     """
@@ -82,7 +83,11 @@ class LabelLoss(nn.Module):
         """Return the loss of all pairs inside the batch."""
         check_batch(embeddings, labels)
         own = torch.arange(len(labels), device=labels.device)
-        return self.compare(pairs_with(embeddings, labels, embeddings, labels, own))
+        return self.compare(pairs_with(embeddings, labels, embeddings, labels, own, self.place))
+
+    def place(self, embeddings: Tensor) -> Tensor:
+        """Return embeddings (B, D) where they are compared: on the unit sphere."""
+        return normalised(embeddings)
 
     def compare(self, pairs: Pairs) -> Tensor:
         """Return the loss () of pairs; zero, with zero gradient, where nothing can be compared."""
@@ -90,16 +95,22 @@ class LabelLoss(nn.Module):
 
 
 def pairs_with(
-    embeddings: Tensor, labels: Tensor, references: Tensor, reference_labels: Tensor, own: Tensor
+    embeddings: Tensor,
+    labels: Tensor,
+    references: Tensor,
+    reference_labels: Tensor,
+    own: Tensor,
+    place: Callable[[Tensor], Tensor] = normalised,
 ) -> Pairs:
     """Pair a batch with references (M, D) by label.
 
-    `own` (B,) int64 has the row of each image among the references; it lies with the labels.
+    `own` (B,) int64 has the row of each image among the references; it lies with the labels. The
+    embeddings are compared where `place` maps them to.
     """
     is_same_class = labels[:, None] == reference_labels[None, :]
     return Pairs(
-        normalised(embeddings),
-        normalised(references),
+        place(embeddings),
+        place(references),
         is_same_class.scatter(1, own[:, None], False),
         ~is_same_class,
     )

@@ -17,15 +17,19 @@ from metric_learning.losses.adacosloss import AdaCosLoss
 from metric_learning.losses.adafaceloss import AdaFaceLoss
 from metric_learning.losses.arcmarginloss import ArcMarginLoss
 from metric_learning.losses.batchtripletloss import BatchTripletLoss
+from metric_learning.losses.centerloss import CenterLoss
 from metric_learning.losses.chenquadrupletloss import ChenQuadrupletLoss
 from metric_learning.losses.circleloss import CircleLoss
 from metric_learning.losses.combinedloss import CombinedLoss
+from metric_learning.losses.contextualloss import ContextualLoss
 from metric_learning.losses.contrastiveloss import ContrastiveLoss
 from metric_learning.losses.cosfaceloss import CosFaceLoss
 from metric_learning.losses.curricularfaceloss import CurricularFaceLoss
 from metric_learning.losses.elasticfaceloss import ElasticArcLoss, ElasticCosLoss
 from metric_learning.losses.emlloss import EmlLoss
+from metric_learning.losses.hyperbolicloss import HyperbolicLoss
 from metric_learning.losses.liftedstructureloss import LiftedStructureLoss
+from metric_learning.losses.magfaceloss import MagFaceLoss
 from metric_learning.losses.multisimilarityloss import MultiSimilarityLoss
 from metric_learning.losses.normsoftmaxloss import NormSoftmaxLoss
 from metric_learning.losses.npairsloss import NpairsLoss
@@ -35,6 +39,7 @@ from metric_learning.losses.proxyanchorloss import ProxyAnchorLoss
 from metric_learning.losses.proxyncaloss import ProxyNcaLoss
 from metric_learning.losses.quadrupletloss import QuadrupletLoss
 from metric_learning.losses.recallloss import RecallLoss
+from metric_learning.losses.roadmaploss import RoadmapLoss
 from metric_learning.losses.siameseloss import SiameseLoss
 from metric_learning.losses.smoothaploss import SmoothApLoss
 from metric_learning.losses.softmaxloss import SoftmaxLoss
@@ -45,6 +50,7 @@ from metric_learning.losses.supconloss import SupConLoss
 from metric_learning.losses.tripletloss import TripletLoss
 from metric_learning.losses.v1losses import EmlV1Loss, QuadrupletV1Loss, TripletV1Loss
 from metric_learning.losses.vplloss import VplLoss
+from metric_learning.losses.xbmcontrastiveloss import XbmContrastiveLoss
 
 # Stage 1: look at one image at a time; `loss, logits = criterion(embeddings, labels)`, with a
 # parameter `weight` (C, D), from the options class_dim and embedding_size.
@@ -65,6 +71,8 @@ ELEM_LOSSES: dict[str, type[nn.Module]] = {
     "proxy_anchor": ProxyAnchorLoss,
     "soft_triple": SoftTripleLoss,
     "vpl": VplLoss,
+    "magface": MagFaceLoss,
+    "center": CenterLoss,
 }
 
 # Stage 2: compare the images of a batch; `loss = criterion(embeddings, labels)`. Batches are blocks
@@ -84,6 +92,10 @@ PAIR_LOSSES: dict[str, type[nn.Module]] = {
     "circle": CircleLoss,
     "smooth_ap": SmoothApLoss,
     "recall_surrogate": RecallLoss,
+    "roadmap": RoadmapLoss,
+    "xbm_contrastive": XbmContrastiveLoss,
+    "hyperbolic": HyperbolicLoss,
+    "contextual": ContextualLoss,
     "tripletloss": TripletV1Loss,
     "quadrupletloss": QuadrupletV1Loss,
     "emlloss": EmlV1Loss,
@@ -96,7 +108,7 @@ V1_LOSSES = ("tripletloss", "quadrupletloss", "emlloss")
 # need a smaller one, see `classes.fixed_scale`.
 FACE_LOSSES = (
     *("cosface", "combined", "subcenter", "curricularface", "adaface"),
-    *("elastic_arc", "elastic_cos", "vpl"),
+    *("elastic_arc", "elastic_cos", "vpl", "magface"),
 )
 
 

@@ -7,6 +7,7 @@ Begin at metrics: it has embeddings checked (inputs), ranks them, scores each qu
 - counting: the comparisons of all pairs that ranks and verification are made of.
 - significance: how sure a metric is. tables: scores per class.
 - verification, clustering: scores without queries.
+- euclidean: distances of embeddings as they are, instead of cosines.
 - search: exact neighbours. indexes: built once, kept in a file, of the kinds in index_kinds.
 - rerank, reciprocal: similarities after a second pass. whitening: embeddings with equal variances.
 - unit: embeddings on the unit sphere, for all of these.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from metric_learning.retrieval.counting.thresholds import Share
+from metric_learning.retrieval.euclidean import euclidean_similarities
 from metric_learning.retrieval.inputs import checked_sets
-from metric_learning.retrieval.ranks import iterate_ranks, ranks_of_similarities
+from metric_learning.retrieval.ranks import Ranks, iterate_ranks, ranks_of_similarities
 from metric_learning.retrieval.scores import TIES, QueryScores, score_ranks
 
+DISTANCES = ("cosine", "euclidean")
 DEFAULT_KS = (1, 10, 100, 1000)  # of the papers, whatever the size of the gallery
 
 
@@ -31,7 +33,7 @@ def evaluate(
     gallery_labels: Tensor | np.ndarray | None = None,
     **options: Any,
 ) -> dict[str, float | int]:
-    """Compute Recall@K and the other retrieval metrics by cosine similarity, exactly.
+    """Compute Recall@K and the other retrieval metrics, exactly; by cosine similarity by default.
 
     The means of `score_queries`, whose arguments and errors these are.
 
@@ -123,6 +125,7 @@ def score_queries(
     device: str | torch.device = "cpu",
     share: Share | None = None,
     own_rows: np.ndarray | None = None,
+    distance: str = "cosine",
 ) -> QueryScores:
     """Score every query by the exact ranks of its positives.
 
@@ -141,6 +144,8 @@ def score_queries(
         share: of the work that this process does, where several share it; all get all scores.
         own_rows: (Q,) int64, rows of the gallery that are the queries themselves and are left out,
             -1 where there is none; None: the gallery holds no query.
+        distance: "cosine", or "euclidean" of the embeddings as they are, see
+            `retrieval.euclidean`, where nothing is shared.
 
     Raises:
         ValueError: a shape does not fit, an embedding is not finite, a K is out of range, or no
@@ -150,11 +155,33 @@ def score_queries(
         embeddings, labels, gallery_embeddings, gallery_labels
     )
     _check_settings(ks, precision_ks, ties, len(all_gallery_labels))
-    ranks = iterate_ranks(
-        queries, query_labels, gallery, all_gallery_labels, device, share, own_rows
+    ranks = _ranks_by(
+        distance, queries, query_labels, gallery, all_gallery_labels, device, share, own_rows
     )
     scores = score_ranks(ranks, query_labels, len(all_gallery_labels), ks, precision_ks, ties)
     return _some(scores)
+
+
+def _ranks_by(
+    distance: str,
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray | None,
+    gallery_labels: np.ndarray,
+    device: str | torch.device,
+    share: Share | None,
+    own_rows: np.ndarray | None,
+) -> Iterator[Ranks]:
+    """Rank each query's positives by a distance of DISTANCES, see `ranks.iterate_ranks`."""
+    if distance == "cosine":
+        return iterate_ranks(
+            queries, query_labels, gallery, gallery_labels, device, share, own_rows
+        )
+    if distance != "euclidean":
+        raise ValueError(f"expected a distance of {', '.join(DISTANCES)}, found {distance!r}")
+    chunks = euclidean_similarities(queries, gallery, device)
+    own_rows = np.arange(len(queries)) if gallery is None else own_rows
+    return ranks_of_similarities(chunks, query_labels, gallery_labels, own_rows)
 
 
 def score_similarities(

@@ -51,6 +51,8 @@ def lines_with(page: Path, start: str) -> list[str]:
     return [line for line in page.read_text("utf-8").splitlines() if line.startswith(start)]
 
 
+CONFIGS = ROOT / "configs"
+RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("recipes/*.yaml")])
 ALL_COMMANDS = sorted({command for page in PAGES + OTHERS for command in commands(page)})
 
 
@@ -94,7 +96,7 @@ def source_files(program: Path) -> list[Path]:
     return [program.with_suffix(".py")]
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_recipe_is_understood(recipe):
     text = recipe.read_text("utf-8")
     flags = yaml.safe_load(text)

@@ -10,6 +10,7 @@ import numpy as np
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.evaluate.measures import (
     check_sizes,
+    say_distance,
     score_split,
     warn_of_images,
     warn_of_weights,
@@ -42,6 +43,7 @@ def compare_checkpoints(
     work = works[0]
     image_set, first, origin = _score(work, metrics, is_kept)
     warn_of_images(metrics, work, image_set)
+    say_distance(metrics, work.say)
     _, second, other_origin = _score(works[1], metrics, is_kept)
     found = compare_paired(
         first.columns["recall@1"],

@@ -61,6 +61,7 @@ def evaluate_checkpoint(
     measures.check_sizes(metrics, image_set)
     measures.warn_of_images(metrics, work, image_set)
     measures.warn_of_weights(embedder)
+    measures.say_distance(metrics, work.say)
     file = open_features(features, embedder, image_set, verify) if features else None
     origin = describe_origin(embedder, image_set) if is_kept and file is None else {}
     embeddings = embedder.embed(image_set, file)

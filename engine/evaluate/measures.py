@@ -78,6 +78,12 @@ def whiten(embedder: Embedder, embeddings: np.ndarray, dim: int | None) -> np.nd
     return whitened
 
 
+def say_distance(metrics: MetricOptions, say: Callable[[str], object]) -> None:
+    """Log by what images are ranked, where it is not the cosine."""
+    if metrics.distance != "cosine":
+        say(f"images are ranked by the {metrics.distance} distance of embeddings as they are")
+
+
 def score_split(
     metrics: MetricOptions, machine: MachineOptions, image_set: ImageSet, embeddings: np.ndarray
 ) -> QueryScores:
@@ -91,6 +97,7 @@ def score_split(
         ties=metrics.ties,
         rerank=None if metrics.rerank is None else parse_rerank(metrics.rerank),
         world=machine.world,
+        distance=metrics.distance,
     )
 
 

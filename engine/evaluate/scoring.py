@@ -50,6 +50,7 @@ def score_images(
     ties: str = "pessimistic",
     rerank: Rerank | None = None,
     world: World | None = None,
+    distance: str = "cosine",
 ) -> QueryScores:
     """Score every query of an image set, see `retrieval.score_queries`; all processes get all.
 
@@ -63,7 +64,8 @@ def score_images(
     where = with_float64(device)
     if rerank is None:
         share = share_of(world or World(), device)
-        return score_queries(**sets, ks=all_ks, device=where, share=share, **options)
+        options |= {"device": where, "share": share, "distance": distance}
+        return score_queries(**sets, ks=all_ks, **options)
     queries, gallery = sets.pop("embeddings"), sets.pop("gallery_embeddings", None)
     chunks = reranked_similarities(rerank, queries, gallery, where, sets.get("own_rows"))
     return score_similarities(chunks, **sets, ks=all_ks, **options)

@@ -97,6 +97,7 @@ class MetricOptions:
     ks: tuple[int, ...]
     precision_ks: tuple[int, ...]
     ties: str
+    distance: str
     whiten: int | None
     rerank: str | None
     verification: bool
@@ -217,6 +218,9 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
     if flags.compare:
         alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
         flags.refuse((*alone, "class_dim"), "with --compare")
+    if flags.distance != "cosine":
+        by_cosine = ("whiten", "rerank", "verification", "clustering")
+        flags.refuse(by_cosine, f"--distance={flags.distance}: they compare directions")
     if flags.rerank is not None:
         parse_rerank(flags.rerank)
     refuse_same(**{name: getattr(flags, name) for name in (*RESULTS, "features")})

@@ -40,6 +40,7 @@ DATASETS = (
     *("cifar10", "omniglot", "folder", "list", "csv"),
 )
 TIES = ("pessimistic", "expected")
+DISTANCES = ("cosine", "euclidean")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
 SAMPLERS = ("random", "hierarchical")
@@ -275,7 +276,7 @@ PAIR_FLAGS = grouped(
     ),
     Flag("xbm_size", natural, 0, "past embeddings that a batch is compared with too; 0: none"),
     Flag("xbm_start", natural, 0, "steps before the memory of --xbm_size is filled and used"),
-    Flag("normalize_embeddings", boolean, False, "eml, npairs: of embeddings of one length"),
+    Flag("normalize_embeddings", boolean, False, "eml, npairs, hyperbolic: of one length"),
     Flag("embedding_scale", scale, None, "that length; default: auto, chosen at the start"),
     Flag("on_collapse", str, "warn", "embeddings shrink to one point: warn, or stop", ON_COLLAPSE),
     Flag("test_start", boolean, True, "test --pretrained_model first, to compare with the end"),
@@ -357,6 +358,9 @@ METRIC_FLAGS = grouped(
     Flag("ks", integers, (), "K of Recall@K beside 1,10,100,1000, e.g. 2,4,8"),
     Flag("precision_ks", integers, (), "K of precision@K, e.g. 1,5,10"),
     Flag("ties", str, "pessimistic", "how negatives that tie with a positive count", TIES),
+    Flag(
+        "distance", str, "cosine", "what images are ranked by; euclidean: raw features", DISTANCES
+    ),
     Flag("whiten", whitening, None, "PCA whitening by the training split: dimensions, or all"),
     Flag(
         "rerank",

@@ -10,7 +10,8 @@ from metric_learning.common.fingerprint import first_difference
 from metric_learning.common.schema import check_fields, is_object, read_json
 
 # How the neighbours of a query are counted; a row of a table has to be by the rules of the others.
-RULES = ("split", "ties", "whiten", "rerank")
+# Beside each is what it is in results of earlier versions, which lack some.
+RULES = {"split": None, "ties": None, "distance": "cosine", "whiten": None, "rerank": None}
 
 
 def read_result(file: Path) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def check_joined(results: Mapping[Path, Mapping[str, Any]]) -> None:
     for file, result in results.items():
         about = result["evaluated"]
         shared = {name: about["depends_on"].get(name) for name in ("images", "decoder")}
-        rules = {f"--{name}": about["flags"].get(name) for name in RULES}
+        rules = {f"--{name}": about["flags"].get(name, before) for name, before in RULES.items()}
         facts[file] = shared | rules
     _check_equal(facts, "cannot stand in one table")
 

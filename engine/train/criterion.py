@@ -36,12 +36,12 @@ def build_criterion(
         return build_sharded_loss(world, loss.loss_name, **options)
 
     criterion = build_loss(loss.loss_name, **options)
-    if loss.normalize_embeddings:
-        criterion = ScaledLoss(criterion, loss.embedding_scale or 1.0)
     if loss.xbm_size:
         assert isinstance(criterion, LabelLoss)
         start = loss.xbm_start * accumulation_steps
         criterion = CrossBatchMemory(criterion, embedding_size, loss.xbm_size, start)
+    if loss.normalize_embeddings:  # of what is remembered too
+        criterion = ScaledLoss(criterion, loss.embedding_scale or 1.0)
     if loss.alpha:
         criterion = JointLoss(
             criterion, loss.class_dim, embedding_size, loss.alpha, loss.class_dropout

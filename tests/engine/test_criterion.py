@@ -113,6 +113,26 @@ def test_a_loss_of_the_peer_library_trains_with_its_weights(train):
     assert load_checkpoint(again / "last.pt")["step"] == 3
 
 
+def test_a_memory_of_raw_embeddings_lies_within_their_scale(train):
+    flags = ["--loss_name=hyperbolic", "--samples_each_class=4", "--xbm_size=16"]
+    folder = train(*flags, "--normalize_embeddings=True", "--embedding_scale=2", steps=3)
+    state = load_checkpoint(folder / "last.pt")["criterion"]
+    assert int(state["metric_loss.num_remembered"]) == 24 and float(state["scale"]) == 2
+    assert state["metric_loss.embeddings"].norm(dim=1).tolist() == pytest.approx([2.0] * 16)
+    raw = load_checkpoint(train(*flags, steps=3) / "last.pt")["criterion"]
+    assert raw["embeddings"].norm(dim=1).std() > 0.01
+
+
+def test_the_class_layer_beside_centres_scores_classes(toy_flags, tmp_path, capsys):
+    flags = [*toy_flags, *SHORT, "--loss_name=center", "--class_dropout=0.5"]
+    folder = train_elem.main([*flags, f"--model_save_dir={tmp_path}", "--total_iter_num=2"])
+    state = load_checkpoint(folder / "last.pt")["criterion"]
+    assert state["centers"].shape == (6, 96) and state["centers"].abs().sum() > 0
+    capsys.readouterr()
+    infer.main([f"--pretrained_model={folder / 'last.pt'}", "--num_workers=0"])
+    assert re.search(r"Test-0-score: \[-?\d+\.\d+\], class \[", capsys.readouterr().out)
+
+
 def test_pairs_are_drawn_for_the_siamese_loss(train):
     assert records(train("--loss_name=siamese"))[0]["loss"] > 0
 

@@ -23,6 +23,9 @@ KINDS = {
     "memory": ["--loss_name=batch_triplet", "--mining=semihard", "--xbm_size=30"],
     "joint": ["--loss_name=smooth_ap", "--alpha=0.5"],
     "adamw": ["--loss_name=contrastive", "--optimizer=adamw", "--clip_grad_norm=1"],
+    "centres": ["--loss_name=center", "--class_dropout=0.5"],
+    "raw memory": ["--loss_name=hyperbolic", "--normalize_embeddings=True", "--xbm_size=30"],
+    "neighbours": ["--loss_name=contextual", "--chunk_size=6"],
     "average": ["--loss_name=adaface", "--ema_decay=0.9"],
     "float16": ["--loss_name=arcmargin", "--amp=float16"],
 }

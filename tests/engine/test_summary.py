@@ -75,6 +75,20 @@ def test_what_does_not_belong_together_is_refused(folder, capsys, file, other, w
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_results_by_another_distance_do_not_join(folder, capsys, distance):
+    """Those of earlier versions, which do not say it, are by cosine."""
+    result = json.loads((folder / "eml.json").read_text())
+    result["evaluated"]["flags"] = {"distance": distance}
+    (folder / "eml.json").write_text(json.dumps(result))
+    if distance == "cosine":
+        assert "map@r" in summary.main([str(folder), "untrained", "eml"])
+        return
+    with pytest.raises(SystemExit):
+        summary.main([str(folder), "untrained", "eml"])
+    assert "cannot stand in one table: they differ in --distance" in capsys.readouterr().err
+
+
 def test_a_missing_evaluation_is_one_line(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         summary.main([str(folder), "nothing"])

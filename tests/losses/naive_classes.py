@@ -143,6 +143,27 @@ def soft_triple(criterion, rows, labels):
     return mean(costs) + criterion.soft_regularizer * spread
 
 
+def magface(criterion, rows, labels):
+    low, high = criterion.mag_low, criterion.mag_high
+    margins = criterion.mag_margin_low, criterion.mag_margin_high
+    costs = []
+    for row, label in zip(rows, labels, strict=True):
+        norm = min(max(float(np.linalg.norm(row)), low), high)
+        margin = margins[0] + (margins[1] - margins[0]) / (high - low) * (norm - low)
+        scores = unit(weight_of(criterion)) @ unit(row[None])[0]
+        if scores[label] > 0:
+            scores[label] = math.cos(math.acos(scores[label]) + margin)
+        short = 1 / high**2 * norm + 1 / norm
+        costs.append(cost(criterion.scale * scores, label) + criterion.mag_weight * short)
+    return mean(costs)
+
+
+def center(criterion, rows, labels):
+    centers = criterion.centers.numpy()
+    gaps = [d2(row, centers[label]) for row, label in zip(rows, labels, strict=True)]
+    return softmax(criterion.class_layer, rows, labels) + criterion.center_weight / 2 * mean(gaps)
+
+
 CLASS_FORMULAS = {
     "softmax": softmax,
     "arcmargin": with_target(lambda c, angle: enlarged(angle, c.arc_margin)),
@@ -161,5 +182,7 @@ CLASS_FORMULAS = {
     "proxy_nca": proxy_nca,
     "proxy_anchor": proxy_anchor,
     "soft_triple": soft_triple,
+    "magface": magface,
+    "center": center,
     "vpl": with_target(lambda c, angle: enlarged(angle, c.arc_margin)),
 }

@@ -228,6 +228,110 @@ def recall_surrogate(criterion, rows, labels):
     return mean(costs)
 
 
+def roadmap(criterion, rows, labels):
+    rows, costs = unit(rows), []
+
+    def step(lead):
+        if lead > criterion.rank_margin:
+            return criterion.rank_slope * lead + criterion.rank_offset
+        return sigmoid(lead / criterion.rank_temperature) + (0.5 if lead > 0 else 0)
+
+    for i, same, other in anchors(labels):
+        scores, precisions = rows @ rows[i], []
+        for p in same:
+            before = 1 + sum(scores[j] >= scores[p] for j in same if j != p)
+            precisions.append(before / (before + sum(step(scores[j] - scores[p]) for j in other)))
+        costs.append(1 - mean(precisions))
+
+    pairs = [(i, j) for i in range(len(rows)) for j in range(i)]
+    cosines = {pair: float(rows[pair[0]] @ rows[pair[1]]) for pair in pairs}
+    lacking = [
+        criterion.calibration_positive - cosines[i, j] for i, j in pairs if labels[i] == labels[j]
+    ]
+    excess = [
+        cosines[i, j] - criterion.calibration_negative for i, j in pairs if labels[i] != labels[j]
+    ]
+    active = [[value for value in values if value > 0] for values in (lacking, excess)]
+    return mean(costs) + criterion.calibration * (mean(active[0]) + mean(active[1]))
+
+
+def xbm_contrastive(criterion, rows, labels):
+    rows, total = unit(rows), 0.0
+    for i in range(len(rows)):
+        same, other = others(labels, i)
+        total += sum(1 - float(rows[i] @ rows[j]) for j in same)
+        total += sum(s for s in (float(rows[i] @ rows[j]) for j in other) if s > 0.5)
+    assert criterion.negative_cosine == 0.5
+    return total / len(rows)
+
+
+def in_ball(criterion, row):
+    """The authors' ToPoincare: clipped, then the exponential map at 0."""
+    root, row = math.sqrt(criterion.hyp_c), np.asarray(row, np.float64)
+    row = row * min(1, criterion.hyp_clip / (np.linalg.norm(row) + 1e-5))
+    length = np.linalg.norm(row)
+    return math.tanh(root * length) * row / (root * length)
+
+
+def hyperbolic_distance(criterion, u, v):
+    """The authors' dist: by Moebius addition of -u and v."""
+    c, u = criterion.hyp_c, -u
+    uv, u2, v2 = float(u @ v), float(u @ u), float(v @ v)
+    total = ((1 + 2 * c * uv + c * v2) * u + (1 - c * u2) * v) / (1 + 2 * c * uv + c * c * u2 * v2)
+    return 2 / math.sqrt(c) * math.atanh(math.sqrt(c) * np.linalg.norm(total))
+
+
+def hyperbolic(criterion, rows, labels):
+    rows, costs = [in_ball(criterion, row) for row in rows], []
+    for i, same, other in anchors(labels):
+        scores = {
+            j: -hyperbolic_distance(criterion, rows[i], rows[j]) / criterion.temperature
+            for j in same + other
+        }
+        total = math.log(sum(math.exp(score) for score in scores.values()))
+        costs.append(mean(total - scores[j] for j in same))
+    return mean(costs)
+
+
+def contextual(criterion, rows, labels):
+    rows, n = unit(rows), len(rows)
+    k = min(criterion.contextual_k, n)
+    distances = [[d2(a, b) for b in rows] for a in rows]
+
+    def near(i, size):
+        limit = sorted(distances[i])[size - 1] + criterion.contextual_slack
+        return {j for j in range(n) if distances[i][j] <= limit}
+
+    sets, halves = ([near(i, size) for i in range(n)] for size in (k, max(1, k // 2)))
+    beyond = [set(range(n)) - own for own in sets]
+
+    def share(q, j):
+        if j not in sets[q]:
+            return 0.0
+        inside = len(sets[q] & sets[j]) / len(sets[q])
+        return (inside + len(beyond[q] & beyond[j]) / max(1, len(beyond[q]))) / 2
+
+    def overlap(i, j):
+        return mean(share(q, j) for q in halves[i] if i in halves[q])
+
+    context, lacking, excess = 0.0, [], []
+    for i in range(n):
+        for j in (j for j in range(n) if j != i):
+            both, cosine = (overlap(i, j) + overlap(j, i)) / 2, float(rows[i] @ rows[j])
+            if labels[i] == labels[j]:
+                context += (1 - both) ** 2
+                lacking.append(criterion.calibration_positive - cosine)
+            else:
+                context += both**2
+                excess.append(cosine - criterion.calibration_negative)
+    hinges = mean(gap for gap in lacking if gap > 0) + mean(gap for gap in excess if gap > 0)
+    spread = (mean(float(a @ b) for a in rows for b in rows) - criterion.mean_cosine) ** 2
+    weights = criterion.contextual_weight, criterion.mean_weight
+    return (
+        weights[0] * context / n**2 + weights[1] * spread + (1 - weights[0] - weights[1]) * hinges
+    )
+
+
 FORMULAS = {
     "triplet": triplet,
     "quadruplet": quadruplet,
@@ -243,6 +347,10 @@ FORMULAS = {
     "circle": circle,
     "smooth_ap": smooth_ap,
     "recall_surrogate": recall_surrogate,
+    "roadmap": roadmap,
+    "xbm_contrastive": xbm_contrastive,
+    "hyperbolic": hyperbolic,
+    "contextual": contextual,
     "tripletloss": tripletloss,
     "quadrupletloss": quadrupletloss,
     "emlloss": emlloss,

@@ -34,6 +34,11 @@ VARIANTS = [
     ("soft_triple", {"soft_centers": 1, "cos_margin": 0.2}),
     ("soft_triple", {"soft_centers": 3, "soft_temperature": 0.5, "soft_regularizer": 4.0}),
     ("vpl", {"scale": 10.0, "arc_margin": 0.2}),
+    ("magface", {"scale": 10.0, "mag_low": 2.0, "mag_high": 4.0}),
+    ("magface", {"mag_low": 3.5, "mag_high": 4.0, "mag_margin_low": 0.1, "mag_margin_high": 0.9}),
+    ("magface", {"scale": 10.0, "mag_low": 1.0, "mag_weight": 2.0}),
+    ("center", {"center_weight": 0.7}),
+    ("center", {"center_weight": 0.1, "label_smoothing": 0.2}),
 ]
 STATEFUL = {
     "sphereface": ["num_batches"],
@@ -41,6 +46,7 @@ STATEFUL = {
     "curricularface": ["running_cosine"],
     "adaface": ["running_mean", "running_std"],
     "vpl": ["memory", "num_batches", "written"],
+    "center": ["centers"],
 }
 
 
@@ -156,9 +162,12 @@ def test_smoothed_costs_have_no_limit():
     assert (criterion(rows, labels)[1].amax(1) - criterion(rows, labels)[1].amin(1)).max() > 64
 
 
-@pytest.mark.parametrize("name", [n for n in ELEM_LOSSES if n not in ("softmax", "proxy_anchor")])
+@pytest.mark.parametrize(
+    "name", [n for n in ELEM_LOSSES if n not in ("softmax", "proxy_anchor", "center")]
+)
 def test_only_the_reference_s_losses_limit_a_cost(name):
-    options = {"soft_regularizer": 0.0} if name == "soft_triple" else {}
+    beside = {"soft_triple": {"soft_regularizer": 0.0}, "magface": {"mag_weight": 0.0}}
+    options = beside.get(name, {})
     criterion, labels = criterion_of(name, **options).double().eval(), batch()[1]
     criterion.scale = 500.0
     if name == "adacos":
@@ -185,6 +194,14 @@ def test_only_the_reference_s_losses_limit_a_cost(name):
         ("proxy_anchor", {"scale": 0.0}, "scale above 0"),
         ("soft_triple", {"soft_temperature": 0.0}, "soft_temperature above 0"),
         ("vpl", {"vpl_lambda": 1.0}, "vpl_lambda of 0 to below 1, found 1"),
+        (
+            "magface",
+            {"mag_low": 9.0, "mag_high": 9.0},
+            "below mag_high, found 9 and 9",
+        ),
+        ("magface", {"mag_low": 0.0}, "mag_low above 0"),
+        ("center", {"center_rate": 1.5}, "center_rate of 0 to 1, found 1.5"),
+        ("center", {"class_dropout": 1.0}, "class_dropout of 0 to below 1, found 1"),
     ],
 )
 def test_an_option_out_of_range_is_one_line(name, options, message):
@@ -347,3 +364,38 @@ def test_vpl_mixes_the_newest_embedding_of_a_class_in():
         criterion.num_batches.fill_(number)
         torch.testing.assert_close(criterion(second, labels)[1], logits_of(expected))
     assert criterion.written.tolist() == [3, 3, -1, 3, -1, -1, 3]
+
+
+def test_magface_pulls_norms_up_and_a_longer_image_has_a_larger_margin():
+    criterion = criterion_of("magface", mag_low=1.0, mag_high=9.0, scale=10.0).double()
+    rows = torch.nn.functional.normalize(criterion.weight.detach()[:6])
+    rows = (rows * torch.arange(2.0, 8.0)[:, None].double()).requires_grad_()
+    loss, logits = criterion(rows, torch.arange(6))
+    expected = [10 * math.cos(0.45 + (0.8 - 0.45) / 8 * (norm - 1)) for norm in range(2, 8)]
+    assert logits[range(6), range(6)].tolist() == pytest.approx(expected, rel=2e-3)
+    cost = loss - torch.nn.functional.cross_entropy(logits, torch.arange(6))
+    slope = torch.autograd.grad(cost, rows)[0]
+    assert (slope * rows).sum(1).lt(0).all()  # longer is cheaper
+    outside = (100 * rows.detach()).requires_grad_()
+    loss, logits = criterion(outside, torch.arange(6))
+    slope = torch.autograd.grad(loss, outside)[0]
+    assert (slope * outside).sum(1).abs().max() < 1e-9
+
+
+def test_centers_move_as_in_the_paper():
+    criterion, labels = criterion_of("center", center_rate=0.4).double(), batch()[1].tolist()
+    centers = [[0.0] * SIZE for _ in range(CLASS_DIM)]
+    for seed in range(3):
+        rows, truth = batch(seed)
+        expected = CLASS_FORMULAS["center"](criterion, rows.detach().numpy(), labels)
+        assert criterion(rows, truth)[0].item() == pytest.approx(expected)
+        for j in set(labels):
+            own = [row for row, label in zip(rows.tolist(), labels, strict=True) if label == j]
+            for k in range(SIZE):
+                gap = sum(centers[j][k] - row[k] for row in own) / (1 + len(own))
+                centers[j][k] -= 0.4 * gap
+        torch.testing.assert_close(criterion.centers, torch.tensor(centers).double())
+    assert criterion.centers[[2, 4, 5]].eq(0).all()
+    assert [name for name, _ in criterion.named_parameters()] == [
+        *("class_layer.weight", "class_layer.bias")
+    ]

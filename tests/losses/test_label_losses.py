@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from naive_pairs import FORMULAS
+from naive_pairs import FORMULAS, hyperbolic_distance, in_ball
 
 from metric_learning.losses import PAIR_LOSSES, build_loss, layout_of
 
@@ -28,7 +28,17 @@ VARIANTS = [
     ("circle", {"circle_margin": 0.25, "circle_scale": 20.0}),
     ("smooth_ap", {"rank_temperature": 0.1}),
     ("recall_surrogate", {"recall_ks": (1, 3, 50), "recall_temperature": 0.5}),
+    ("roadmap", {"rank_temperature": 0.1, "rank_margin": 0.4, "rank_slope": 3.0}),
+    ("roadmap", {"rank_offset": 5.0, "calibration": 0.3, "calibration_positive": 0.4}),
+    ("roadmap", {"rank_margin": 0.0, "calibration_negative": 0.2}),
+    ("hyperbolic", {"hyp_c": 1.0, "hyp_clip": 1.5, "temperature": 0.5}),
+    ("hyperbolic", {"hyp_c": 0.01, "hyp_clip": 9.0}),
+    ("contextual", {"contextual_k": 6, "contextual_slack": 0.3, "mean_cosine": 0.1}),
+    ("contextual", {"contextual_weight": 0.2, "mean_weight": 0.7, "calibration_negative": 0.1}),
+    ("contextual", {"contextual_k": 30, "calibration_positive": 0.2}),
 ]
+# They have a cost of all positive or all negative pairs, whatever else there is in a batch.
+OF_ALL_PAIRS = ("contrastive", "xbm_contrastive", "roadmap", "contextual")
 # Labels of 12 images: classes of one size, of several sizes, and of single images too.
 BATCHES = {
     "even": [3, 0, 1, 2, 2, 0, 3, 1, 0, 1, 2, 3],
@@ -87,8 +97,8 @@ def test_nothing_to_compare_costs_nothing(name, options, labels):
     embeddings, labels = batch(labels)
     loss = build_loss(name, **options)(embeddings, labels)
     slope = gradient(loss, embeddings)
-    if name == "contrastive" and len(labels) > 1:
-        assert loss > 0 and slope.isfinite().all()
+    if name in OF_ALL_PAIRS and len(labels) > 1:
+        assert slope.isfinite().all() and (loss > 0 or len(labels.unique()) > 1)
     else:
         assert loss.item() == 0.0 and slope.eq(0).all()
 
@@ -167,3 +177,97 @@ def test_exact_ranks_give_the_average_precision_and_the_recall():
     )
     # A rank of exactly k counts a half.
     assert recall(embeddings, labels).item() == pytest.approx(1 - (1 / 4 + 1 / 4 + 1 / 2) / 3)
+
+
+@pytest.mark.parametrize("labels", ["even", "uneven"])
+def test_calibration_is_the_contrastive_loss_of_pytorch_metric_learning(labels):
+    embeddings, labels = batch(BATCHES[labels])
+    ours = [build_loss("roadmap", calibration=w)(embeddings, labels) for w in (1.0, 0.0)]
+    theirs = pml.ContrastiveLoss(
+        pos_margin=0.9, neg_margin=0.6, distance=distances.CosineSimilarity()
+    )(embeddings, labels)
+    torch.testing.assert_close(ours[0] - ours[1], theirs)
+    torch.testing.assert_close(
+        gradient(ours[0] - ours[1], embeddings), gradient(theirs, embeddings)
+    )
+
+
+def test_sup_ap_is_an_upper_bound_of_one_minus_the_average_precision():
+    for seed in range(5):
+        embeddings, labels = batch(BATCHES["uneven"], seed)
+        exact = build_loss("smooth_ap", rank_temperature=1e-6)(embeddings, labels)
+        assert build_loss("roadmap", calibration=0.0)(embeddings, labels) > exact
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_images_per_class_give_the_hyperbolic_loss_of_its_authors(seed):
+    """Their loop: one view of each class against the other views and its own kind."""
+    criterion = build_loss("hyperbolic")
+    embeddings, labels = batch([0, 0, 1, 1, 2, 2, 3, 3], seed)
+    points = [in_ball(criterion, row) for row in embeddings.detach().numpy()]
+    views, total = (points[0::2], points[1::2]), 0.0
+    for one, other in ((0, 1), (1, 0)):
+        costs = []
+        for i, point in enumerate(views[one]):
+            scores = [-hyperbolic_distance(criterion, point, b) / 0.2 for b in views[other]]
+            own = [
+                -hyperbolic_distance(criterion, point, b) / 0.2
+                for j, b in enumerate(views[one])
+                if j != i
+            ]
+            logits = torch.tensor([*scores, *own])
+            costs.append(float(logits.logsumexp(0) - scores[i]))
+        total += sum(costs) / len(costs)
+    assert criterion(embeddings, labels).item() == pytest.approx(total / 2)
+
+
+def test_cosines_rank_long_embeddings_as_hyperbolic_distances_do():
+    criterion = build_loss("hyperbolic", hyp_clip=2.3)
+    rows = batch([0] * 9)[0].detach()
+    rows = 2.31 * rows / rows.norm(dim=1, keepdim=True) * torch.arange(1.0, 10.0)[:, None]
+    points = [in_ball(criterion, row) for row in rows.numpy()]
+    cosines = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(rows).T
+    for i, point in enumerate(points):
+        others = [j for j in range(9) if j != i]
+        by_ball = sorted(others, key=lambda j: hyperbolic_distance(criterion, point, points[j]))
+        assert by_ball == sorted(others, key=lambda j: -cosines[i, j].item())
+
+
+class _Step(torch.autograd.Function):
+    """1 where a number is at least another, which passes 10 times its gradient on to the first."""
+
+    @staticmethod
+    def forward(ctx, number, other):
+        return (number >= other).to(number)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 10 * slope, None
+
+
+@pytest.mark.parametrize("labels", ["even", "uneven"])
+def test_the_gradient_of_contextual_similarity_is_that_of_steps_of_slope_ten(labels):
+    criterion = build_loss("contextual", contextual_weight=1.0, mean_weight=0.0)
+    embeddings, labels = batch(BATCHES[labels])
+    n, rows = len(labels), torch.nn.functional.normalize(embeddings)
+    closeness = (2 * rows @ rows.T - 2).clamp(max=0)
+    best = closeness.detach().sort(1, descending=True).values
+    within, closest = (_Step.apply(closeness + 0.05, best[:, [size - 1]]) for size in (4, 2))
+    total = 0.0
+    for i in range(n):
+        for j in (j for j in range(n) if j != i):
+            both = 0.0
+            for a, b in ((i, j), (j, i)):
+                mutual = [closest[a, q] * closest[q, a] for q in range(n)]
+                shares = [
+                    (within[q] * within[b]).sum() / within[q].sum().detach()
+                    + ((1 - within[q]) * (1 - within[b])).sum() / (1 - within[q]).sum().detach()
+                    for q in range(n)
+                ]
+                weighted = [mutual[q] * within[q, b] * shares[q] / 2 for q in range(n)]
+                both = both + sum(weighted) / sum(mutual) / 2
+            aim = 1.0 if labels[i] == labels[j] else 0.0
+            total = total + (both - aim) ** 2 / n**2
+    loss = criterion(embeddings, labels)
+    torch.testing.assert_close(loss, total)
+    torch.testing.assert_close(gradient(loss, embeddings), gradient(total, embeddings))

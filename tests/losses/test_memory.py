@@ -31,7 +31,7 @@ def test_memory_adds_the_loss_against_the_newest_embeddings(name):
         kept = torch.cat([kept, embeddings.detach()])[-20:]
         kept_labels = torch.cat([kept_labels, labels])[-20:]
         own = torch.arange(len(kept) - len(labels), len(kept))
-        pairs = pairs_with(embeddings, labels, kept, kept_labels, own)
+        pairs = pairs_with(embeddings, labels, kept, kept_labels, own, plain.place)
         expected = plain(embeddings, labels) + plain.compare(pairs)
         loss = memory(embeddings, labels)
         torch.testing.assert_close(loss, expected)
@@ -49,6 +49,28 @@ def test_the_part_against_the_memory_is_that_of_pytorch_metric_learning():
     for embeddings, labels in batches():
         expected = plain(embeddings, labels) + theirs(embeddings, labels)
         torch.testing.assert_close(ours(embeddings, labels), expected)
+
+
+def test_the_part_against_the_memory_is_that_of_its_authors():
+    """Their loop: the pairs of cosine 1, such as that of an image with its entry, are left out."""
+    memory = CrossBatchMemory(build_loss("xbm_contrastive"), SIZE, size=20).double()
+    kept, kept_labels = torch.empty(0, SIZE).double(), torch.empty(0).long()
+
+    def theirs(rows, labels, others, other_labels):
+        total = 0.0
+        for row, label in zip(rows, labels, strict=True):
+            cosines = others @ row
+            positive = cosines[other_labels == label]
+            negative = cosines[other_labels != label]
+            total += (1 - positive[positive < 1 - 1e-5]).sum() + negative[negative > 0.5].sum()
+        return total / len(rows)
+
+    for embeddings, labels in batches():
+        rows = torch.nn.functional.normalize(embeddings.double())
+        kept = torch.cat([kept, rows])[-20:]
+        kept_labels = torch.cat([kept_labels, labels])[-20:]
+        expected = theirs(rows, labels, rows, labels) + theirs(rows, labels, kept, kept_labels)
+        torch.testing.assert_close(memory(embeddings.double(), labels), expected)
 
 
 def test_memory_is_not_filled_before_its_start():

@@ -8,6 +8,7 @@ from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES, build_loss, layout_
 from metric_learning.losses.jointloss import JointLoss
 from metric_learning.losses.memory import CrossBatchMemory
 from metric_learning.losses.mining import MINERS
+from metric_learning.losses.pairs import LabelLoss
 from metric_learning.losses.scaledloss import ScaledLoss
 
 B, D, C, K = 24, 16, 12, 4
@@ -33,7 +34,7 @@ def cases():
         yield "batch_triplet", "labels", {"mining": mining}, None
     yield "batch_triplet", "labels", {"soft_margin": True, "mining": "semihard"}, None
     for name in PAIR_LOSSES:
-        if layout_of(name) == "labels" and name != "chen_quadruplet":
+        if issubclass(PAIR_LOSSES[name], LabelLoss):
             yield name, "labels", {}, lambda loss: CrossBatchMemory(loss, D, 60)
     yield "eml", "blocks", {"samples_each_class": K}, lambda loss: JointLoss(loss, C, D, 0.5)
     yield "eml", "blocks", {"samples_each_class": K}, lambda loss: ScaledLoss(loss, 3.0)

@@ -120,6 +120,30 @@ def test_expected_ties(runs, embedded):
     assert {name: result[name] for name in expected} == pytest.approx(expected)
 
 
+def test_the_distance_of_raw_features_is_told(runs, embedded, tmp_path, capsys):
+    features, index = embedded["test"]
+    kept = tmp_path / "kept.npy"
+    results = [
+        run(runs[0], f"--distance={name}", f"--features={kept}", f"--json={tmp_path}/{name}.json")
+        for name in ("cosine", "euclidean")
+    ]
+    for name, result in zip(("cosine", "euclidean"), results, strict=True):
+        expected = evaluate(features, index.labels, (1, 10), distance=name)
+        assert {key: result[key] for key in expected} == pytest.approx(expected)
+        written = json.loads((tmp_path / f"{name}.json").read_text())
+        assert written["evaluated"]["flags"]["distance"] == name
+    assert results[0]["map"] != results[1]["map"]
+    line = "images are ranked by the euclidean distance of embeddings as they are"
+    assert capsys.readouterr().out.count(line) == 1
+
+
+def test_compare_ranks_by_the_distance(runs, capsys):
+    flags = ["--distance=euclidean"]
+    result = eval_script.main(["--compare", *map(str, runs), *MACHINE, *flags])
+    assert capsys.readouterr().out.count("ranked by the euclidean distance") == 1
+    assert result["second"]["map"] == run(runs[1], *flags)["map"] != run(runs[1])["map"]
+
+
 @pytest.mark.parametrize("rerank", ["qe:k=2,alpha=1", "dba:k=3", "kreciprocal:k1=5,k2=2"])
 def test_rerank(runs, embedded, rerank):
     features, index = embedded["test"]
@@ -343,6 +367,11 @@ def test_unseen_classes_have_no_accuracy(runs, capsys):
         (["--whiten=0"], ["number of dimensions or all", "'0'"]),
         (["--whiten=400"], ["1 to 23", "400"]),
         (["--ties=lucky"], ["pessimistic", "lucky"]),
+        (["--distance=l1"], ["cosine", "euclidean", "l1"]),
+        (["--distance=euclidean", "--rerank=qe"], ["--rerank is not used", "compare directions"]),
+        (["--distance=euclidean", "--whiten=all"], ["--whiten is not used"]),
+        (["--distance=euclidean", "--verification=True"], ["--verification is not used"]),
+        (["--distance=euclidean", "--clustering=True"], ["--clustering is not used"]),
         (["--class_table=/proc/no/table.csv"], ["--class_table"]),
         (["--train_classes=1-2", "--split=all"], ["--train_classes", "--split=all takes all"]),
         (["--split=val"], ["no class folders with images for the val split", "train/"]),

@@ -1,0 +1,92 @@
+"""The recipes of configs/recipes: each trains on stand-in data, and says where it comes from."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train_elem
+import train_pair
+from metric_learning.losses import ELEM_LOSSES
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+DATA = {"sop": "sop", "cub": "cub200_2011", "cars": "cars196", "inshop": "inshop"}
+RECIPES = [file for file in sorted((CONFIGS / "recipes").glob("*_*.yaml"))]
+RECIPES = [file for file in RECIPES if file.stem.split("_")[0] in DATA]
+LENGTH = ("num_epochs", "total_iter_num", "warmup_iter_num", "lr_steps")
+
+
+def flags_of(recipe):
+    return yaml.load(recipe.read_text("utf-8"), Loader=yaml.BaseLoader)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory, toy_flags):
+    """Weights of a small ResNet, to start from as recipes do."""
+    folder = tmp_path_factory.mktemp("weights")
+    flags = [*toy_flags, "--model=test_resnet", "--train_batch_size=8", "--total_iter_num=1"]
+    flags += ["--test_iter_step=0", f"--model_save_dir={folder}", "--lr=0"]
+    return train_elem.main(flags) / "last.safetensors"
+
+
+def stand_in(flags, network, toy_flags):
+    """The flags of a recipe on the toy tree: of a few small images, for six steps."""
+    small = {name: value for name, value in flags.items() if name not in LENGTH}
+    small |= dict(word.removeprefix("--").split("=", 1) for word in toy_flags)
+    small |= {"model": "test_resnet", "image_shape": "3,32,32", "pretrained_model": str(network)}
+    images = 2 * int(flags.get("samples_each_class", 4))
+    small |= {"train_batch_size": str(images), "total_iter_num": "6", "test_iter_step": "0"}
+    if "chunk_size" in flags:
+        small["chunk_size"] = str(images // 2)
+    return [f"--{name}={value}" for name, value in small.items() if name != "model_save_dir"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_trains_on_stand_in_data(recipe, network, toy_flags, tmp_path):
+    flags = flags_of(recipe)
+    script = train_elem if flags["loss_name"] in ELEM_LOSSES else train_pair
+    words = stand_in(flags, network, toy_flags)
+    folder = script.main([*words, f"--model_save_dir={tmp_path}", "--display_iter_step=1"])
+    records = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    assert len(losses) == 6 and all(loss < 1e4 for loss in losses)  # NaN is not below
+    kept = json.loads((folder / "args.json").read_text())["flags"]
+    for name in ("pooling", "feature_norm", "embedding_size", "optimizer", "freeze_bn"):
+        if name in flags:
+            assert str(kept[name]).lower() == flags[name], name
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_says_where_it_comes_from(recipe):
+    head = " ".join(line[2:] for line in recipe.read_text("utf-8").splitlines() if line[0] == "#")
+    for words in ("Published: ", "GPU memory and hours: ", "Otherwise than there: "):
+        assert words in head
+    assert re.search(r"Recall@1 \d\d\.\d|no figure was found", head)
+    flags = flags_of(recipe)
+    assert flags["dataset"] == DATA[recipe.stem.split("_")[0]]
+    assert flags["run_name"] == recipe.stem
+
+
+def test_there_are_recipes_for_all_four_data_sets():
+    methods = {name: set() for name in DATA}
+    for file in RECIPES:
+        data, _, method = file.stem.partition("_")
+        methods[data].add(method)
+    everywhere = {"fastretri", "dml_cross_entropy", "proxynca_pp", "proxy_anchor", "normsoftmax"}
+    assert all(found >= everywhere | {"vits14_dinov2"} for found in methods.values())
+    assert {name for name in DATA if "roadmap" in methods[name]} == {"sop", "cub", "inshop"}
+    assert {name for name in DATA if "recall_at_k" in methods[name]} == {"sop", "cub", "cars"}
+
+
+def test_the_board_has_the_flags_of_the_recipes():
+    board = yaml.load((CONFIGS / "boards" / "recipes.yaml").read_text(), Loader=yaml.BaseLoader)
+    files = {file.stem: file for file in RECIPES if file.stem.startswith("sop_")}
+    assert {f"sop_{name}" for name in board["rows"]} == set(files)
+    for name, row in board["rows"].items():
+        expected = flags_of(files[f"sop_{name}"])
+        for own in ("dataset", "model_save_dir", "run_name"):
+            del expected[own]
+        assert board["flags"] | row["flags"] == expected, name
+        assert row["published"]["recall@1"] in files[f"sop_{name}"].read_text("utf-8")
