@@ -109,12 +109,20 @@ class BatchOptions:
 
 
 @dataclass(frozen=True)
+class ClassLayer:
+    """A loss of stage 1 that a checkpoint has class weights of; options as in LossOptions."""
+
+    loss_name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class LossOptions:
     """What a loss is, see `losses.build_loss`, and what lies around it.
 
     The `options` are its own, without those derived from data and model; `class_dim` is the number
-    of training classes. Without an `embedding_scale` the start chooses it. For the others see the
-    flags of these names.
+    of training classes. Without an `embedding_scale` the start chooses it. With `keep_loss` there
+    is a `kept` class layer. For the others see the flags of these names.
     """
 
     loss_name: str
@@ -127,6 +135,8 @@ class LossOptions:
     shard_head: bool
     normalize_embeddings: bool = False
     embedding_scale: float | None = None
+    keep_loss: float = 0.0
+    kept: ClassLayer | None = None
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,9 @@ PAIR_FLAGS = grouped(
     Flag("gather", boolean, False, "compare the images of all processes of torchrun"),
     Flag("alpha", non_negative, 0.0, "weight of the cross-entropy of a class layer; 0: none"),
     Flag(
+        "keep_loss", non_negative, 0.0, "weight of stage 1's own loss, class weights kept; 0: none"
+    ),
+    Flag(
         "class_dropout",
         fraction,
         None,

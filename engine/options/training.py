@@ -42,13 +42,13 @@ V1_EPOCH = 100  # batches
 FACES = 10_000  # classes from which on the scale of losses for faces is their authors'
 CLASS_DROPOUTS = {"SE_ResNeXt50_32x4d": 0.5}  # of the reference's class layer on a model, else 0
 # What flags were before there were such flags, for checkpoints of then.
-EARLIER = {"class_dropout": 0.0, "trainable": "all"}
+EARLIER = {"class_dropout": 0.0, "trainable": "all", "keep_loss": 0.0}
 
 # Flags that a resumed run must have as its checkpoint has them.
 FIXED_FLAGS = (
     *("model", "embedding_size", *MODEL_OPTIONS, "loss_name", "class_dim"),
     *("optimizer", "decay_norm_and_bias", "trainable"),
-    *("alpha", "xbm_size", "loss_options"),
+    *("alpha", "keep_loss", "xbm_size", "loss_options"),
     *("normalize_embeddings", "embedding_scale"),
 )
 LENGTHS = {"num_epochs", "total_iter_num"}
@@ -146,13 +146,18 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
     return flags.adopted(path, fixed, values).giving(of_loss)
 
 
-def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
-    """Settle all options of a training, or raise ValueError where flags contradict each other."""
+def settle(
+    flags: Flags, train_set: ImageSet, world: World, kept: parts.ClassLayer | None = None
+) -> parts.Options:
+    """Settle all options of a training, or raise ValueError where flags contradict each other.
+
+    With --keep_loss there is a `kept` class layer.
+    """
     _refuse_unused(flags)
     device = choose_device(flags.device, flags.use_gpu, world)
     flags = flags.replaced(num_workers=reading_workers(flags.num_workers, device))
     class_dim = check_counts(train_set, flags.class_dim, flags.total_images)
-    loss = _settle_loss(flags, world, class_dim)
+    loss = _settle_loss(flags, world, class_dim, kept)
     epoch_size = len(train_set)
     if flags.loss_name in V1_LOSSES:
         epoch_size = V1_EPOCH * flags.train_batch_size
@@ -276,7 +281,9 @@ def check_counts(train_set: ImageSet, class_dim: int | None, total_images: int |
     return train_set.num_classes
 
 
-def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOptions:
+def _settle_loss(
+    flags: Flags, world: World, class_dim: int, kept: parts.ClassLayer | None
+) -> parts.LossOptions:
     """Settle the loss: the options that were given, and its own defaults; or ValueError."""
     name = flags.loss_name
     stage = stage_of(name)
@@ -304,8 +311,12 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOption
         if "scale" not in flags.given:
             options |= scale_of_classes(name, class_dim, world)
         return parts.LossOptions(name, options, class_dim, 0.0, 0.0, 0, 0, flags.shard_head)
+    if flags.alpha and kept:
+        raise ValueError(
+            "expected --keep_loss or --alpha, found both: the class layer is kept, or a new one"
+        )
     if not flags.alpha:
-        flags.refuse(["class_dropout"], "without --alpha there is no class layer")
+        flags.refuse(["class_dropout"], "without --alpha there is no new class layer")
     if not is_pml(name):
         flags.refuse(["loss_options"], f"--loss_name={name} has flags of its own")
     if not flags.xbm_size:
@@ -317,7 +328,8 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOption
         flags.refuse(["embedding_scale"], "without --normalize_embeddings=True")
     memory = flags.xbm_size, flags.xbm_start
     scale = flags.normalize_embeddings, flags.embedding_scale
-    return parts.LossOptions(name, options, class_dim, flags.alpha, dropout, *memory, False, *scale)
+    beside = *memory, False, *scale, flags.keep_loss, kept
+    return parts.LossOptions(name, options, class_dim, flags.alpha, dropout, *beside)
 
 
 def scale_of_classes(loss_name: str, class_dim: int, world: World) -> dict[str, float]:

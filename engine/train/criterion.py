@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from metric_learning.engine.embed.class_layer import build_layer
 from metric_learning.engine.options.parts import LossOptions
 from metric_learning.engine.options.training_table import DERIVED_OPTIONS
 from metric_learning.engine.parallel.sharded_head import build_sharded_loss
@@ -15,6 +16,7 @@ from metric_learning.losses.jointloss import JointLoss
 from metric_learning.losses.memory import CrossBatchMemory
 from metric_learning.losses.pairs import LabelLoss
 from metric_learning.losses.scaledloss import ScaledLoss
+from metric_learning.losses.softmaxloss import SoftmaxLoss
 
 
 def complete_options(loss: LossOptions, embedding_size: int) -> dict[str, Any]:
@@ -43,9 +45,13 @@ def build_criterion(
         start = loss.xbm_start * accumulation_steps
         criterion = CrossBatchMemory(criterion, embedding_size, loss.xbm_size, start)
     if loss.alpha:
-        criterion = JointLoss(
-            criterion, loss.class_dim, embedding_size, loss.alpha, loss.class_dropout
+        layer: nn.Module = SoftmaxLoss(
+            loss.class_dim, embedding_size, class_dropout=loss.class_dropout
         )
+        criterion = JointLoss(criterion, layer, loss.alpha)
+    if loss.kept:
+        layer = build_layer(loss.kept, loss.class_dim, embedding_size)
+        criterion = JointLoss(criterion, layer, loss.keep_loss)
     return criterion
 
 

@@ -15,9 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
+from metric_learning.engine.embed.class_layer import describe_layer, take_class_weights
 from metric_learning.engine.embed.frozen import open_frozen
 from metric_learning.engine.embed.network import build_frozen, build_network, preprocessing_of
 from metric_learning.engine.evaluate import caveats
+from metric_learning.engine.evaluate.classification import class_layer_of
 from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.tables import ACCEPT
@@ -37,6 +39,7 @@ from metric_learning.engine.run.identity import (
     check_flags,
     check_images,
     check_length,
+    describe_classes,
     find_origin,
 )
 from metric_learning.engine.run.resume import AUTO, Start, check_classes, find_start, load_start
@@ -57,6 +60,7 @@ from metric_learning.models import (
     load_weights,
     read_metadata,
 )
+from metric_learning.models.weights.files import identify
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.retrieval.metrics import default_ks
 
@@ -81,7 +85,8 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     sets = load_splits(data, is_tested, may_miss)
     train_set, test_set = sets["train"], sets.get("val", sets.get("test"))
     start = check_classes(start, train_set, flags.on_changed_data)
-    options = settle(flags, train_set, world)
+    kept = find_kept(flags.values.get("keep_loss"), flags.pretrained_model, start, train_set)
+    options = settle(flags, train_set, world, kept)
     reading, machine, weights = options.reading, options.machine, options.model.pretrained_model
     start = compare(start, sets, weights, reading, options.schedule, world)
     # The weights are drawn in this order: those of the network, then those of the loss.
@@ -108,9 +113,47 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         epoch=Meter(world),
         watch=build_watch(stage, options.watch, options.loss),
     )
-    if start.state is not None:
-        run.restore(start.state)
+    fill(run, start.state, weights)
     return run
+
+
+def fill(run: TrainingRun, state: Mapping[str, Any] | None, weights: str | None) -> None:
+    """Restore the state of a checkpoint; a new run takes the class weights that are kept."""
+    if state is not None:
+        run.restore(state)
+    elif run.options.loss.kept is not None:
+        take_class_weights(class_layer_of(run.learner.criterion), str(weights))
+
+
+def find_kept(
+    weight: float | None, weights: str | None, start: Start, train_set: ImageSet
+) -> parts.ClassLayer | None:
+    """Return the loss of the weights that a run began with, which --keep_loss goes on with.
+
+    None where it has no `weight`. A run that is resumed knows it. Raises ValueError where there
+    are no class weights, or those of other classes.
+    """
+    if not weight:
+        return None
+    if start.meta:
+        return describe_layer(start.meta)
+    if weights is None:
+        raise ValueError("--keep_loss goes on with the loss of --pretrained_model=CHECKPOINT")
+
+    meta = read_metadata(weights) or {}
+    layer = describe_layer(meta) if "loss" in meta else None
+    if layer is None or identify(weights)[1] == "safetensors":
+        raise ValueError(
+            f"--keep_loss: {weights} has no class weights of a loss of this project: give a .pt "
+            "checkpoint of stage 1, or leave the flag out"
+        )
+    before, now = list(meta.get("class_names", ())), list(train_set.class_names.values())
+    if before != now:
+        raise ValueError(
+            f"--keep_loss: {weights} was trained on other classes "
+            f"({describe_classes(before, now)}): leave it out, or train on the same"
+        )
+    return layer
 
 
 def check_stage(loss_name: str, stage: Stage) -> None:
@@ -234,6 +277,11 @@ def describe(
         "dataset": data.dataset,
         "loss": loss.loss_name,
         "loss_options": dict(learner.loss_options),
+        **(
+            {"kept_loss": {"loss": loss.kept.loss_name, "options": dict(loss.kept.options)}}
+            if loss.kept
+            else {}
+        ),
         "class_names": list(train_set.class_names.values()),
         "versions": versions(),
     }
@@ -379,6 +427,10 @@ def announce(run: TrainingRun) -> None:
         size = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
         run.say(f"--trainable={trainable}: {size / 1e6:.2f} million of them train")
 
+    kept = run.options.loss.kept
+    if kept is not None:
+        weight = run.options.loss.keep_loss
+        run.say(f"--keep_loss={weight:g}: {kept.loss_name} goes on with its class weights beside")
     for note in run.start.notes:
         run.say(note)
     run.say_all(caveats_of(run))

@@ -9,6 +9,7 @@ from metric_learning.losses.jointloss import JointLoss
 from metric_learning.losses.memory import CrossBatchMemory
 from metric_learning.losses.mining import MINERS
 from metric_learning.losses.scaledloss import ScaledLoss
+from metric_learning.losses.softmaxloss import SoftmaxLoss
 
 B, D, C, K = 24, 16, 12, 4
 LABELS = {
@@ -35,7 +36,12 @@ def cases():
     for name in PAIR_LOSSES:
         if layout_of(name) == "labels" and name != "chen_quadruplet":
             yield name, "labels", {}, lambda loss: CrossBatchMemory(loss, D, 60)
-    yield "eml", "blocks", {"samples_each_class": K}, lambda loss: JointLoss(loss, C, D, 0.5)
+    yield (
+        "eml",
+        "blocks",
+        {"samples_each_class": K},
+        lambda loss: JointLoss(loss, SoftmaxLoss(C, D), 0.5),
+    )
     yield "eml", "blocks", {"samples_each_class": K}, lambda loss: ScaledLoss(loss, 3.0)
 
 
