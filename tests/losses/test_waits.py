@@ -36,12 +36,9 @@ def cases():
     for name in PAIR_LOSSES:
         if layout_of(name) == "labels" and name != "chen_quadruplet":
             yield name, "labels", {}, lambda loss: CrossBatchMemory(loss, D, 60)
-    yield (
-        "eml",
-        "blocks",
-        {"samples_each_class": K},
-        lambda loss: JointLoss(loss, SoftmaxLoss(C, D), 0.5),
-    )
+    for layer in (SoftmaxLoss(C, D), build_loss("adaface", **sizes)):
+        blocks = {"samples_each_class": K}
+        yield "eml", "blocks", blocks, lambda loss, layer=layer: JointLoss(loss, layer, 0.5)
     yield "eml", "blocks", {"samples_each_class": K}, lambda loss: ScaledLoss(loss, 3.0)
 
 
