@@ -3,11 +3,12 @@
 - build: a model by its name, from timm or open_clip; begin here.
 - embedder: a model is a backbone, the options of its head, and an embedding layer. pooling,
   last_stride and feature_norm are what these options choose, options their defaults.
-- trainable: which weights train, and which are frozen.
+- trainable: which weights train, and which are frozen. averaging: weights between two trainings.
 - clip, clip_text: image towers of CLIP models as backbones, and texts embedded by text towers.
 - weights: files of weights of any origin, read without running code.
 """
 
+from metric_learning.models.averaging import average_with
 from metric_learning.models.build import build_model, image_size_of, timm_name
 from metric_learning.models.embedder import REFERENCE_MODELS, EmbeddingModel
 from metric_learning.models.options import MODEL_OPTIONS, changed_options, options_of
@@ -25,6 +26,7 @@ __all__ = [
     "REFERENCE_MODELS",
     "EmbeddingModel",
     "WeightsReport",
+    "average_with",
     "build_model",
     "changed_options",
     "choose_trainable",

@@ -171,6 +171,17 @@ TRAINABLE_FLAGS = grouped(
         "share; default: frozen_features in --model_save_dir",
     ),
 )
+AVERAGE_FLAGS = grouped(
+    "model",
+    Flag(
+        "average_with_start",
+        fraction,
+        0.0,
+        "share of the weights that the training started from in an average with those that it "
+        "ended with (WiSE-FT); 0: none",
+    ),
+    Flag("start", run_file, None, "these weights; default: where the training found them"),
+)
 CLASS_FLAGS = grouped(
     "model",
     Flag("class_dim", positive, None, "classes of the class layer; weights from elsewhere need it"),
@@ -302,7 +313,7 @@ EXPORT_FLAGS = grouped(
 # Flags that a script lacks and others have: name -> what has it. Those of a loss are left out.
 TRAINING_LACKS: Mapping[str, str] = {
     **{flag.name: "eval.py" for flag in METRIC_FLAGS},
-    **dict.fromkeys(("compare", "features", "split"), "eval.py"),
+    **dict.fromkeys(("compare", "features", "split", "average_with_start", "start"), "eval.py"),
     **{flag.name: "infer.py" for flag in EXPORT_FLAGS},
     **dict.fromkeys(("images", "output_dir", "index", "query", "query_text", "topk"), "infer.py"),
 }
