@@ -243,6 +243,7 @@ def settle_average(
         if start is not None:
             raise ValueError("--start is not used (without --average_with_start): leave it out")
         return None
+
     kept, remembered = meta.get("depends_on"), meta.get("flags", {}).get("pretrained_model")
     if kept is not None and remembered is None:
         raise ValueError(

@@ -267,6 +267,10 @@ def describe(
     train_set: ImageSet,
 ) -> dict[str, Any]:
     """Say what a checkpoint needs to rebuild the model, and where it comes from."""
+    kept = {}
+    if loss.kept is not None:
+        kept = {"kept_loss": {"loss": loss.kept.loss_name, "options": dict(loss.kept.options)}}
+
     return {
         "model": model.model,
         "embedding_size": model.embedding_size,
@@ -277,11 +281,7 @@ def describe(
         "dataset": data.dataset,
         "loss": loss.loss_name,
         "loss_options": dict(learner.loss_options),
-        **(
-            {"kept_loss": {"loss": loss.kept.loss_name, "options": dict(loss.kept.options)}}
-            if loss.kept
-            else {}
-        ),
+        **kept,
         "class_names": list(train_set.class_names.values()),
         "versions": versions(),
     }
