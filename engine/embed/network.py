@@ -20,7 +20,8 @@ from metric_learning.reader.preprocessing import Preprocessing
 def build_network(options: ModelOptions) -> EmbeddingModel:
     """Build a model with random weights; ValueError where it cannot take images of that size."""
     size = options.image_shape[1]
-    model = build_model(options.model, options.embedding_size, image_size=size, **options.head)
+    others = options.head | {"drop_path": options.drop_path}
+    model = build_model(options.model, options.embedding_size, image_size=size, **others)
     check_image_size(model, size)
     return model
 

@@ -212,7 +212,7 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
     return pick(
         EmbeddingOptions,
         flags,
-        model=pick(ModelOptions, flags),
+        model=pick(ModelOptions, flags, drop_path=0.0),
         data=pick(DataOptions, flags),
         machine=pick(
             MachineOptions,

@@ -25,6 +25,7 @@ class ModelOptions:
     Attributes:
         transform: a key of `reader.transforms.TRANSFORMS`.
         pretrained_model: weights to start from, or None.
+        drop_path: of training alone.
     """
 
     model: str
@@ -35,6 +36,7 @@ class ModelOptions:
     image_shape: tuple[int, int, int]
     transform: str
     pretrained_model: str | None
+    drop_path: float = 0.0
 
     @property
     def head(self) -> dict[str, Any]:
@@ -155,10 +157,16 @@ class OptimizerOptions:
     ema_decay: float
     freeze_bn: bool
     trainable: str
+    layer_decay: float = 1.0
+    warm_head_steps: int = 0
+    adam_eps: float = 1e-8
+    clip_grad_value: float = 0.0
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
             raise ValueError("--nesterov needs a --momentum above 0")
+        if self.clip_grad_norm and self.clip_grad_value:
+            raise ValueError("expected --clip_grad_norm or --clip_grad_value, found both")
 
     @property
     def is_on_features(self) -> bool:
@@ -176,6 +184,9 @@ class ScheduleOptions:
     warmup_iter_num: int
     total_iter_num: int
     epoch_size: int
+    plateau_patience: int = 10
+    plateau_factor: float = 0.1
+    patience: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from metric_learning.common.flags import (
     Flag,
     amp,
     boolean,
+    factor,
     fraction,
     grouped,
     image_shape,
@@ -34,7 +35,7 @@ DATASETS = (
 )
 TIES = ("pessimistic", "expected")
 OPTIMIZERS = ("sgd", "adam", "adamw")
-LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
+LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant", "reduce_on_plateau")
 PLACES = ("workers", "device")
 TRAINABLE = ("all", "norm", "head")
 BAD_IMAGE_POLICIES = ("error", "skip")
@@ -151,6 +152,7 @@ BATCH_NORM_FLAGS = grouped(
 )
 TRAINABLE_FLAGS = grouped(
     "model",
+    Flag("drop_path", fraction, 0.0, "stochastic depth: most that a block is left out; timm's"),
     Flag(
         "trainable",
         str,
@@ -222,13 +224,17 @@ OPTIMIZER_FLAGS = grouped(
     Flag(
         "lr_loss_mult", non_negative, None, "rate factor of the loss's weights; default: the head's"
     ),
+    Flag("layer_decay", factor, 1.0, "rate factor of each layer of the backbone below the next"),
+    Flag("warm_head_steps", natural, 0, "first steps, in which the backbone's weights rest"),
     Flag("momentum", non_negative, 0.9, "momentum of sgd"),
     Flag("nesterov", boolean, False, "Nesterov's momentum in sgd"),
+    Flag("adam_eps", non_negative, 1e-8, "added to the root of adam's and adamw's second moment"),
     Flag("weight_decay", non_negative, 1e-4, "L2 of sgd and adam, decoupled decay of adamw"),
     Flag(
         "decay_norm_and_bias", boolean, True, "weight decay on norms and biases as in the reference"
     ),
     Flag("clip_grad_norm", non_negative, 0.0, "largest norm of all gradients; 0: no clipping"),
+    Flag("clip_grad_value", non_negative, 0.0, "largest value in a gradient; 0: no clipping"),
     Flag("ema_decay", fraction, 0.0, "decay of a moving average of the weights; 0: none"),
 )
 SCHEDULE_FLAGS = grouped(
@@ -240,7 +246,16 @@ SCHEDULE_FLAGS = grouped(
     Flag("num_epochs", positive, None, "instead of --total_iter_num: passes over the images"),
     Flag("lr_strategy", str, "piecewise_decay", "learning-rate schedule", LR_STRATEGIES),
     Flag("lr_steps", integers, None, "steps at which piecewise_decay divides the rate by 10"),
-    Flag("warmup_iter_num", natural, 0, "first steps, in which the rate rises linearly"),
+    Flag("plateau_patience", natural, 10, "tests that reduce_on_plateau lets pass, no better"),
+    Flag("plateau_factor", fraction, 0.1, "factor by which it then lowers the rate"),
+    Flag("patience", natural, 0, "tests in a row, no better, after which a run ends; 0: never"),
+    Flag(
+        "warmup_iter_num",
+        natural,
+        0,
+        "first steps, in which the rate rises linearly",
+        alias="warmup_steps",
+    ),
     Flag(
         "accumulation_steps", positive, 1, "parts of a device's batch, each with a loss of its own"
     ),

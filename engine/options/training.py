@@ -42,12 +42,12 @@ V1_EPOCH = 100  # batches
 FACES = 10_000  # classes from which on the scale of losses for faces is their authors'
 CLASS_DROPOUTS = {"SE_ResNeXt50_32x4d": 0.5}  # of the reference's class layer on a model, else 0
 # What flags were before there were such flags, for checkpoints of then.
-EARLIER = {"class_dropout": 0.0, "trainable": "all", "keep_loss": 0.0}
+EARLIER = {"class_dropout": 0.0, "trainable": "all", "keep_loss": 0.0, "layer_decay": 1.0}
 
 # Flags that a resumed run must have as its checkpoint has them.
 FIXED_FLAGS = (
     *("model", "embedding_size", *MODEL_OPTIONS, "loss_name", "class_dim"),
-    *("optimizer", "decay_norm_and_bias", "trainable"),
+    *("optimizer", "decay_norm_and_bias", "trainable", "layer_decay"),
     *("alpha", "keep_loss", "xbm_size", "loss_options"),
     *("normalize_embeddings", "embedding_scale"),
 )
@@ -57,6 +57,7 @@ OF_THE_CALL = {"verify", "on_changed_data"}  # are given again where they are me
 OF_READING = (
     *("cache", "cache_size", "augment_on", "decode_on", "on_bad_image", "prefetch"),
     *("freeze_bn", "sync_bn", "with_mem_opt"),
+    *("layer_decay", "warm_head_steps", "drop_path"),
 )
 FEATURES_DIR = "frozen_features"  # below --model_save_dir
 PIPELINE = ("image_shape", "transform")  # how images become the input of a network
@@ -192,10 +193,16 @@ def settle(
         ),
         flags=flags.values,
     )
-    check_parts(options.batches, world)
-    check_batch_norm(options.batches, options.optimizer, options.model, options.machine)
-    check_reading(options.reading, options.model.transform, options.machine.device, train_set)
+    check(options, train_set)
     return options
+
+
+def check(options: parts.Options, train_set: ImageSet) -> None:
+    """Raise ValueError where settled options of several parts contradict each other."""
+    check_parts(options.batches, options.machine.world)
+    check_batch_norm(options.batches, options.optimizer, options.model, options.machine)
+    check_course(options.schedule, options.run, options.data)
+    check_reading(options.reading, options.model.transform, options.machine.device, train_set)
 
 
 def _derive(flags: Flags, loss: parts.LossOptions, epoch_size: int) -> Flags:
@@ -230,6 +237,11 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["lr_steps"], f"--lr_strategy={flags.lr_strategy}")
     if flags.optimizer != "sgd":
         flags.refuse(["momentum", "nesterov"], f"--optimizer={flags.optimizer}")
+    if flags.optimizer not in ("adam", "adamw"):
+        flags.refuse(["adam_eps"], f"--optimizer={flags.optimizer}")
+    if flags.lr_strategy != "reduce_on_plateau":
+        names = ["plateau_patience", "plateau_factor"]
+        flags.refuse(names, f"--lr_strategy={flags.lr_strategy}")
     if not flags.cache:
         flags.refuse(["cache_size"], "there is no --cache")
 
@@ -417,6 +429,22 @@ def check_batch_norm(
         raise ValueError(
             f"--chunk_size={chunk_size} cuts {part} images so that a chunk has one, and batch "
             "norm needs 2: give another, or --freeze_bn=True without --feature_norm=bnneck"
+        )
+
+
+def check_course(
+    schedule: parts.ScheduleOptions, run: parts.RunOptions, data: parts.DataOptions
+) -> None:
+    """Raise ValueError where tests are to decide about a run that has none of validation images."""
+    name = f"--patience={schedule.patience}" if schedule.patience else ""
+    if schedule.lr_strategy == "reduce_on_plateau":
+        name = "--lr_strategy=reduce_on_plateau"
+    if name and not (run.test_iter_step or run.log_epochs):
+        raise ValueError(f"{name} looks at tests, and nothing is tested: give --test_iter_step")
+    if name and "val" not in data.splits:
+        raise ValueError(
+            f"{name} looks at tests of validation images, and there are none: hold some of the "
+            "training classes out by --val_fold=0/5"
         )
 
 

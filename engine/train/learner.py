@@ -48,6 +48,11 @@ class Learner:
             return self.model
         return self.model.with_top(self.ema.module) if self.is_on_features else self.ema.module
 
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        """Return the weights of the backbone, but for those of the head that lie in it."""
+        in_head = {id(parameter) for parameter in self.model.head.parameters()}
+        return [p for p in self.model.backbone.parameters() if id(p) not in in_head]
+
     def split_parameters(self) -> list[nn.Parameter]:
         """Return the weights of which each rank has others: those of a split class layer."""
         is_split = getattr(self.criterion, "is_sharded", False)

@@ -23,6 +23,7 @@ from metric_learning.engine.evaluate.scoring import chances, score_images
 from metric_learning.engine.options.parts import MachineOptions, Options
 from metric_learning.engine.parallel.collectives import decide_on_main, share_buffers
 from metric_learning.engine.run.checkpoints import copy_checkpoint, prune, save_checkpoint
+from metric_learning.engine.run.course import Course
 from metric_learning.engine.run.lines import progress, training_line
 from metric_learning.engine.run.resume import Start, best_so_far
 from metric_learning.engine.run.run_folder import RunFolder
@@ -68,6 +69,7 @@ class TrainingRun:
         outcomes: numbers of the newest steps, and what they found, which the host has not asked.
         watch: what stage 2 started from, and whether it ruins that.
         pace: how fast it is.
+        course: what its tests decide.
     """
 
     options: Options
@@ -90,12 +92,14 @@ class TrainingRun:
     num_skipped: int = 0
     outcomes: deque[tuple[int, Outcome]] = field(default_factory=deque)
     pace: Pace = field(init=False)
+    course: Course = field(init=False)
     folder: RunFolder = field(init=False)  # from `kept` on
     _saved: tuple[int, int] = (-1, -1)  # step and last test in the last.pt that was written
 
     def __post_init__(self) -> None:
         self.broken = BrokenImages(self.train_set, self.say)
         schedule, run = self.options.schedule, self.options.run
+        self.course = Course(schedule)
         # Tests are those of --test_iter_step, or one an epoch.
         epoch = math.ceil(schedule.epoch_size / self.options.batches.train_batch_size)
         self.pace = Pace(
@@ -124,6 +128,7 @@ class TrainingRun:
             self.learner.restore(checkpoint)
             self.epoch.restore(checkpoint.get("epoch", {}), self.machine.device)
             self.watch.restore(checkpoint.get("start", {}))
+            self.course.restore(checkpoint.get("course", {}))
         except (TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ValueError(
@@ -403,6 +408,7 @@ class TrainingRun:
             "tested": self.tested,
             "epoch": self.epoch.state(),
             "start": self.watch.state(),
+            **({"course": self.course.state()} if self.course.is_steered else {}),
             "meta": {**self.meta, "loss_options": loss_options, "step": self.step, "flags": flags},
         }
 

@@ -24,6 +24,8 @@ KINDS = {
     "joint": ["--loss_name=smooth_ap", "--alpha=0.5"],
     "adamw": ["--loss_name=contrastive", "--optimizer=adamw", "--clip_grad_norm=1"],
     "average": ["--loss_name=adaface", "--ema_decay=0.9"],
+    "value": ["--loss_name=softmax", "--clip_grad_value=0.1", "--warm_head_steps=2"],
+    "layers": ["--loss_name=softmax", "--optimizer=adam", "--layer_decay=0.5"],
     "float16": ["--loss_name=arcmargin", "--amp=float16"],
 }
 
