@@ -142,6 +142,15 @@ class LossOptions:
 
 
 @dataclass(frozen=True)
+class TeacherOptions:
+    """A frozen network that a training learns from, if any; see the flags of these names."""
+
+    teacher: str | None
+    distill_weight: float
+    distill_temperature: float
+
+
+@dataclass(frozen=True)
 class OptimizerOptions:
     """Which weights are updated, and how; see the flags of these names."""
 
@@ -249,6 +258,7 @@ class Options:
     reading: ReadingOptions
     batches: BatchOptions
     loss: LossOptions
+    teacher: TeacherOptions
     optimizer: OptimizerOptions
     schedule: ScheduleOptions
     run: RunOptions

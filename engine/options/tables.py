@@ -214,6 +214,12 @@ PAIR_FLAGS = grouped(
     Flag("test_start", boolean, True, "test --pretrained_model first, to compare with the end"),
     Flag("loss_options", str, None, "numbers for a pml: loss, e.g. pos_eps=0.01,neg_eps=0.01"),
 )
+TEACHER_FLAGS = grouped(
+    "loss",
+    Flag("teacher", run_file, None, "checkpoint of a frozen network whose similarities are taught"),
+    Flag("distill_weight", non_negative, 1.0, "weight of the divergence from --teacher"),
+    Flag("distill_temperature", non_negative, 0.1, "what divides the cosines that it compares"),
+)
 OPTIMIZER_FLAGS = grouped(
     "optimizer",
     Flag("optimizer", str, "sgd", "optimizer", OPTIMIZERS),
@@ -334,6 +340,7 @@ TRAINING_LACKS: Mapping[str, str] = {
 }
 _TRAINING_FLAGS = (
     *(*READING_FLAGS, *BATCH_NORM_FLAGS, *TRAINABLE_FLAGS, *SHARD_FLAGS, *PAIR_FLAGS),
+    *TEACHER_FLAGS,
     *(*OPTIMIZER_FLAGS, *SCHEDULE_FLAGS, *RUN_FLAGS, *TRAINING_MACHINE_FLAGS),
 )
 OTHERS_LACK: Mapping[str, str] = {

@@ -57,7 +57,7 @@ OF_THE_CALL = {"verify", "on_changed_data"}  # are given again where they are me
 OF_READING = (
     *("cache", "cache_size", "augment_on", "decode_on", "on_bad_image", "prefetch"),
     *("freeze_bn", "sync_bn", "with_mem_opt"),
-    *("layer_decay", "warm_head_steps", "drop_path"),
+    *("layer_decay", "warm_head_steps", "drop_path", "teacher"),
 )
 FEATURES_DIR = "frozen_features"  # below --model_save_dir
 PIPELINE = ("image_shape", "transform")  # how images become the input of a network
@@ -178,6 +178,7 @@ def settle(
             gather=is_pair and flags.gather,
         ),
         loss=loss,
+        teacher=parts.pick(parts.TeacherOptions, flags),
         optimizer=parts.pick(parts.OptimizerOptions, flags),
         schedule=parts.pick(parts.ScheduleOptions, flags, epoch_size=epoch_size),
         run=parts.pick(parts.RunOptions, flags),
@@ -258,6 +259,10 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["test_start"], "nothing is tested")
     elif flags.pretrained_model is None:
         flags.refuse(["test_start"], "without --pretrained_model")
+    if flags.teacher is None:
+        flags.refuse(["distill_weight", "distill_temperature"], "without --teacher")
+    elif not (flags.distill_weight and flags.distill_temperature):
+        raise ValueError("--teacher: expected --distill_weight and --distill_temperature above 0")
     if flags.given >= LENGTHS:
         raise ValueError("expected --num_epochs or --total_iter_num, found both")
 

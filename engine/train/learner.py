@@ -11,6 +11,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from metric_learning.engine.parallel.sharded_head import collect_state, own_state
+from metric_learning.engine.train.criterion import Teacher
 from metric_learning.engine.train.optimizers import restore_optimizer
 from metric_learning.models import EmbeddingModel
 
@@ -23,6 +24,7 @@ class Learner:
         loss_options: those that the loss was built with.
         scaler: of the loss, against underflow in float16; does nothing with other types.
         ema: moving average of `network`, or None.
+        teacher: a frozen network that it learns from, or None.
         is_on_features: whether the inputs are features of a backbone that is frozen.
         is_whole: whether the weights are those of a number of whole steps; not within an update.
     """
@@ -33,6 +35,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
+    teacher: Teacher | None = None
     is_on_features: bool = False
     is_whole: bool = True
 

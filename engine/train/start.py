@@ -39,13 +39,14 @@ from metric_learning.engine.run.identity import (
     check_flags,
     check_images,
     check_length,
+    check_teacher,
     describe_classes,
     find_origin,
 )
 from metric_learning.engine.run.resume import AUTO, Start, check_classes, find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
-from metric_learning.engine.train.criterion import build_criterion, complete_options
+from metric_learning.engine.train.criterion import build_criterion, complete_options, load_teacher
 from metric_learning.engine.train.images import open_training_images
 from metric_learning.engine.train.learner import Learner
 from metric_learning.engine.train.optimizers import build_optimizer
@@ -93,7 +94,8 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     torch.manual_seed(machine.seed)
     sampler = stage.make_sampler(train_set.labels, options.batches, machine.seed, world)
     model = prepare_network(options.model, options.optimizer, machine, start.state)
-    learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
+    around = options.loss, options.teacher, options.optimizer, options.batches
+    learner = build_learner(model, *around, machine)
     augmentation = reading.min_crop_area, reading.horizontal_flip
     preprocessing = preprocessing_of(options.model, model, machine.max_pixels, *augmentation)
     run = TrainingRun(
@@ -113,16 +115,17 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         epoch=Meter(world),
         watch=build_watch(stage, options.watch, options.loss),
     )
-    fill(run, start.state, weights)
-    return run
+    return filled(run, start.state, weights)
 
 
-def fill(run: TrainingRun, state: Mapping[str, Any] | None, weights: str | None) -> None:
-    """Restore the state of a checkpoint; a new run takes the class weights that are kept."""
+def filled(run: TrainingRun, state: Mapping[str, Any] | None, weights: str | None) -> TrainingRun:
+    """Return a run with the state of a checkpoint; a new one takes the class weights it keeps."""
     if state is not None:
+        check_teacher(run.meta.get("teacher"), str(run.options.run.checkpoint), state["meta"])
         run.restore(state)
     elif run.options.loss.kept is not None:
         take_class_weights(class_layer_of(run.learner.criterion), str(weights))
+    return run
 
 
 def find_kept(
@@ -282,6 +285,7 @@ def describe(
         "loss": loss.loss_name,
         "loss_options": dict(learner.loss_options),
         **kept,
+        **({"teacher": learner.teacher.digest} if learner.teacher else {}),
         "class_names": list(train_set.class_names.values()),
         "versions": versions(),
     }
@@ -290,6 +294,7 @@ def describe(
 def build_learner(
     model: EmbeddingModel,
     loss: parts.LossOptions,
+    teacher: parts.TeacherOptions,
     optimizer: parts.OptimizerOptions,
     batches: parts.BatchOptions,
     machine: parts.MachineOptions,
@@ -310,6 +315,7 @@ def build_learner(
         optimizer=build_optimizer(model, model.head, criterion, optimizer),
         scaler=torch.amp.GradScaler(machine.device.type, enabled=is_half),
         ema=ModelEmaV3(network, decay, use_warmup=True) if decay else None,
+        teacher=load_teacher(teacher, model.image_size, machine),
         is_on_features=is_on_features,
     )
 

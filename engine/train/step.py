@@ -110,6 +110,7 @@ class Step:
                     else:
                         embeddings = self.embed(images, step, part)  # BxD, float32
                         loss, figures = self.stage_loss(self.criterion, embeddings, labels)
+                        loss, figures = self.taught(loss, figures, embeddings, [images])
                         self.differentiate(self.scaled(loss))
                 found.append({"loss": loss.detach(), **figures, "spread": spread_of(embeddings)})
 
@@ -136,6 +137,19 @@ class Step:
         with casting(machine.device, machine.amp_dtype, machine.tf32):
             embeddings: Tensor = self.network(inputs)
         return embeddings.float()
+
+    def taught(
+        self,
+        loss: Tensor,
+        figures: dict[str, Tensor],
+        embeddings: Tensor,
+        chunks: Sequence[Batch],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return loss and figures with what a teacher adds, if there is one."""
+        teacher = self.learner.teacher
+        if teacher is None:
+            return loss, figures
+        return teacher.join(loss, figures, embeddings, chunks, self.preprocessing)
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Return what is differentiated for the loss of one of the parts of a batch."""
@@ -169,6 +183,7 @@ class Step:
             parts = [self.embed(chunk, step, part, n) for n, chunk in enumerate(chunks)]
         embeddings = torch.cat(parts).requires_grad_()  # BxD
         loss, figures = self.stage_loss(self.criterion, embeddings, batch.labels)
+        loss, figures = self.taught(loss, figures, embeddings, chunks)
         self.differentiate(self.scaled(loss))
 
         assert embeddings.grad is not None
