@@ -41,7 +41,7 @@ def announced(data):
         learner=SimpleNamespace(model=SimpleNamespace(parameters=list, embedding_size=8)),
         options=SimpleNamespace(
             model=SimpleNamespace(model="net"),
-            loss=SimpleNamespace(loss_name="eml"),
+            loss=SimpleNamespace(loss_name="eml", kept=None),
             schedule=SimpleNamespace(lr=0.1),
             optimizer=SimpleNamespace(trainable="all"),
         ),
