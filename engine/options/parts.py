@@ -170,6 +170,7 @@ class OptimizerOptions:
     warm_head_steps: int = 0
     adam_eps: float = 1e-8
     clip_grad_value: float = 0.0
+    lora_rank: int = 0
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:

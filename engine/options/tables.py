@@ -152,6 +152,7 @@ BATCH_NORM_FLAGS = grouped(
 )
 TRAINABLE_FLAGS = grouped(
     "model",
+    Flag("lora_rank", natural, 0, "train low-rank matrices beside the backbone's linear layers"),
     Flag("drop_path", fraction, 0.0, "stochastic depth: most that a block is left out; timm's"),
     Flag(
         "trainable",

@@ -42,12 +42,18 @@ V1_EPOCH = 100  # batches
 FACES = 10_000  # classes from which on the scale of losses for faces is their authors'
 CLASS_DROPOUTS = {"SE_ResNeXt50_32x4d": 0.5}  # of the reference's class layer on a model, else 0
 # What flags were before there were such flags, for checkpoints of then.
-EARLIER = {"class_dropout": 0.0, "trainable": "all", "keep_loss": 0.0, "layer_decay": 1.0}
+EARLIER = {
+    "class_dropout": 0.0,
+    "trainable": "all",
+    "keep_loss": 0.0,
+    "layer_decay": 1.0,
+    "lora_rank": 0,
+}
 
 # Flags that a resumed run must have as its checkpoint has them.
 FIXED_FLAGS = (
     *("model", "embedding_size", *MODEL_OPTIONS, "loss_name", "class_dim"),
-    *("optimizer", "decay_norm_and_bias", "trainable", "layer_decay"),
+    *("optimizer", "decay_norm_and_bias", "trainable", "layer_decay", "lora_rank"),
     *("alpha", "keep_loss", "xbm_size", "loss_options"),
     *("normalize_embeddings", "embedding_scale"),
 )
@@ -270,6 +276,14 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["views", "features_dir"], f"--trainable={flags.trainable} keeps no features")
     else:
         flags.refuse(OF_READING, "--trainable=head trains on kept features of a frozen backbone")
+    if flags.trainable != "all":
+        flags.refuse(["lora_rank"], f"--trainable={flags.trainable} chooses what trains")
+    if flags.lora_rank:
+        flags.refuse(["ema_decay"], "with --lora_rank there is no average of the weights")
+    if flags.lora_rank and flags.pretrained_model is None:
+        raise ValueError(
+            "--lora_rank freezes the backbone, which would be random: give --pretrained_model=FILE"
+        )
     if flags.trainable != "all" and flags.pretrained_model is None:
         raise ValueError(
             f"--trainable={flags.trainable} freezes weights of the backbone, which would be random "

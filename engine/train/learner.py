@@ -13,7 +13,7 @@ from torch import nn
 from metric_learning.engine.parallel.sharded_head import collect_state, own_state
 from metric_learning.engine.train.criterion import Teacher
 from metric_learning.engine.train.optimizers import restore_optimizer
-from metric_learning.models import EmbeddingModel
+from metric_learning.models import EmbeddingModel, has_lora, merged_state
 
 
 @dataclass
@@ -76,9 +76,11 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Return the parts of a checkpoint that hold weights; only rank 0's are whole."""
         criterion_state, optimizer_state = collect_state(self.criterion, self.optimizer)
+        has_live = self.ema is not None or has_lora(self.model)
+
         return {
-            "model": self.tested_model.state_dict(),
-            "live_model": None if self.ema is None else self.model.state_dict(),
+            "model": merged_state(self.tested_model),
+            "live_model": self.model.state_dict() if has_live else None,
             "criterion": criterion_state,
             "optimizer": optimizer_state,
             "scaler": self.scaler.state_dict(),

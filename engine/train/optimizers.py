@@ -35,7 +35,8 @@ def build_optimizer(
     loss_mult = head_mult if options.lr_loss_mult is None else options.lr_loss_mult
     in_head = {id(parameter) for parameter in head.parameters()}
     # With all of them there are those of fixed values too: the states of checkpoints count them.
-    trained = [p for p in model.parameters() if p.requires_grad or options.trainable == "all"]
+    has_all = options.trainable == "all" and not options.lora_rank
+    trained = [p for p in model.parameters() if p.requires_grad or has_all]
     trunk = [parameter for parameter in trained if id(parameter) not in in_head]
     new = [parameter for parameter in trained if id(parameter) in in_head]
     if options.warm_head_steps and not new and not _has_parameters(criterion):

@@ -57,6 +57,7 @@ from metric_learning.engine.train.watch import Watch
 from metric_learning.losses import stage_of
 from metric_learning.models import (
     EmbeddingModel,
+    add_lora,
     choose_trainable,
     load_weights,
     read_metadata,
@@ -357,6 +358,8 @@ def prepare_network(
     check_batch_norm(model, optimizer.freeze_bn, machine.sync_bn)
     if machine.sync_bn:
         synchronise_batch_norm(model, machine.world, machine.device)
+    if optimizer.lora_rank:
+        add_lora(model, optimizer.lora_rank)
     place(model, machine.device)
     choose_trainable(model, optimizer.trainable)
     return model
@@ -428,10 +431,11 @@ def announce(run: TrainingRun) -> None:
         f"{learner.model.embedding_size}-d embeddings; {run.options.loss.loss_name}, "
         f"lr {run.options.schedule.lr:g}; {run.machine.device}, {world.size} process(es)"
     )
-    trainable = run.options.optimizer.trainable
-    if trainable != "all":
+    trainable, rank = run.options.optimizer.trainable, run.options.optimizer.lora_rank
+    if trainable != "all" or rank:
+        what = f"--lora_rank={rank}" if rank else f"--trainable={trainable}"
         size = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
-        run.say(f"--trainable={trainable}: {size / 1e6:.2f} million of them train")
+        run.say(f"{what}: {size / 1e6:.2f} million of them train")
 
     kept = run.options.loss.kept
     if kept is not None:

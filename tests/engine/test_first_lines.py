@@ -43,7 +43,7 @@ def announced(data):
             model=SimpleNamespace(model="net"),
             loss=SimpleNamespace(loss_name="eml", kept=None),
             schedule=SimpleNamespace(lr=0.1),
-            optimizer=SimpleNamespace(trainable="all"),
+            optimizer=SimpleNamespace(trainable="all", lora_rank=0),
         ),
         start=SimpleNamespace(notes=[], checkpoint=None, origin=None),
     )
