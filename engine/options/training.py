@@ -206,6 +206,7 @@ def settle(
 
 def check(options: parts.Options, train_set: ImageSet) -> None:
     """Raise ValueError where settled options of several parts contradict each other."""
+    check_frozen(options.optimizer, options.model.pretrained_model)
     check_parts(options.batches, options.machine.world)
     check_batch_norm(options.batches, options.optimizer, options.model, options.machine)
     check_course(options.schedule, options.run, options.data)
@@ -280,15 +281,6 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["lora_rank"], f"--trainable={flags.trainable} chooses what trains")
     if flags.lora_rank:
         flags.refuse(["ema_decay"], "with --lora_rank there is no average of the weights")
-    if flags.lora_rank and flags.pretrained_model is None:
-        raise ValueError(
-            "--lora_rank freezes the backbone, which would be random: give --pretrained_model=FILE"
-        )
-    if flags.trainable != "all" and flags.pretrained_model is None:
-        raise ValueError(
-            f"--trainable={flags.trainable} freezes weights of the backbone, which would be random "
-            "ones: give --pretrained_model=FILE"
-        )
 
 
 def default_transform(model: str, loss_name: str | None = None) -> str:
@@ -415,6 +407,19 @@ def parse_pml_options(loss_name: str, text: str) -> dict[str, float]:
     options = parse_options(text, types, loss_name)
     # A count such as centers_per_class has to be an integer, and 2 is as good as 2.0 elsewhere.
     return {name: int(value) if value == int(value) else value for name, value in options.items()}
+
+
+def check_frozen(optimizer: parts.OptimizerOptions, pretrained_model: str | None) -> None:
+    """Raise ValueError where weights of the backbone would be frozen that are random."""
+    is_partly = optimizer.trainable != "all"
+    if pretrained_model is None and (is_partly or optimizer.lora_rank):
+        name = (
+            f"trainable={optimizer.trainable}" if is_partly else f"lora_rank={optimizer.lora_rank}"
+        )
+        raise ValueError(
+            f"--{name} freezes weights of the backbone, which would be random ones: give "
+            "--pretrained_model=FILE"
+        )
 
 
 def check_parts(batches: parts.BatchOptions, world: World) -> None:

@@ -92,4 +92,4 @@ def test_what_adapters_do_not_go_with_is_one_line(flags, message, train, error_o
 
 def test_adapters_beside_random_weights_are_refused(train, error_of):
     line = error_of(lambda given: train(*given, start=None), ["--lora_rank=2"])
-    assert "--lora_rank freezes the backbone, which would be random" in line
+    assert "--lora_rank=2 freezes weights of the backbone, which would be random" in line
