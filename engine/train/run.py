@@ -33,7 +33,7 @@ from metric_learning.engine.train.images import BrokenImages
 from metric_learning.engine.train.learner import Learner
 from metric_learning.engine.train.needs import Pace
 from metric_learning.engine.train.step import Meter, Outcome
-from metric_learning.engine.train.watch import CollapseError, Watch
+from metric_learning.engine.train.watch import CollapseError, Watch, at_chance, guesses_of
 from metric_learning.models import save_weights
 from metric_learning.reader import ImageError, ImageSet, WorkerError
 from metric_learning.reader.batches.loader import Batch, ImageLoader, Sampler, train_loader
@@ -254,6 +254,9 @@ class TrainingRun:
         self.say(training_line(self.step, rate, means, seconds, self.progress()))
         per_second = {"images_per_second": self.options.batches.train_batch_size / seconds}
         self.folder.record("train", self.step, lr=rate, **means, spread=spread, **per_second)
+        class_dim = self.options.loss.class_dim
+        guesses = guesses_of(self.learner.criterion, class_dim)
+        self.say_all(self.watch.judge_classes(means, num_images, guesses, class_dim))
         self.say_all(self.watch.judge(means, spread, num_images))
         if self.frozen is None:
             self.say_all(self.pace.reading_caveats(means["wait"], self.machine))
@@ -326,6 +329,8 @@ class TrainingRun:
             f"recall@1_chance {chance['recall@1_chance']:.5f}, "
             f"time {self.pace.test_seconds:.2f} sec, {self.progress()}"
         )
+        queries = int(self.test_set.is_query.sum())
+        self.say_all(at_chance(recall, chance["recall@1_chance"], queries))
         self.folder.record("test", self.step, **metrics, **chance)
         self.folder.keep_scores(scores)
         return metrics
