@@ -23,6 +23,7 @@ from metric_learning.common.flags import (
     with_defaults,
 )
 from metric_learning.engine.options.tables import (
+    AVERAGE_FLAGS,
     CLASS_FLAGS,
     DATA_FLAGS,
     MACHINE_FLAGS,
@@ -40,6 +41,7 @@ FLAGS = (
     ),
     *MODEL_FLAGS,
     *CLASS_FLAGS,
+    *AVERAGE_FLAGS,
     *METRIC_FLAGS,
     *grouped(
         "run",

@@ -23,6 +23,7 @@ from typing import Any
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, grouped, parse_flags, path, positive, with_defaults
 from metric_learning.engine.options.tables import (
+    AVERAGE_FLAGS,
     BAD_IMAGE_POLICIES,
     CHANGED_DATA_POLICIES,
     CLASS_FLAGS,
@@ -54,6 +55,7 @@ FLAGS = (
     ),
     *MODEL_FLAGS,
     *CLASS_FLAGS,
+    *AVERAGE_FLAGS,
     *grouped(
         "output",
         Flag("output_dir", path, "features", "folder for features.npy, paths.txt and so on"),

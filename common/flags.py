@@ -146,6 +146,14 @@ def fraction(text: str) -> float:
     return number
 
 
+def factor(text: str) -> float:
+    """Parse a number above 0 and at most 1."""
+    number = non_negative(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, at most 1, found {text!r}")
+    return number
+
+
 def path(text: str) -> str:
     """Parse a path; ~ is expanded, which shells do not do behind `=`."""
     return os.path.expanduser(text)

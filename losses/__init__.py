@@ -3,8 +3,9 @@
 Begin at table: the losses by name, their options, and how one is built.
 
 - NAMEloss: a loss each, or two that are variants of one another; v1losses: the three of the
-  reference's first version. Apart from them, jointloss adds stage 1's class layer to a loss of
-  stage 2, scaledloss gives what such a loss reads one length, pmlloss has the losses of
+  reference's first version. Apart from them, jointloss puts a class layer beside a loss of
+  stage 2, scaledloss gives what such a loss reads one length,
+  similaritydistillation compares with a teacher, pmlloss has the losses of
   pytorch-metric-learning, and ownloss finds those of the user's own modules.
 - classes: base classes of the losses of stage 1 that are computed from cosines to class weights.
 - pairs: pairs by label, for the losses of stage 2 that look at labels and not at positions. mining

@@ -15,6 +15,8 @@ from metric_learning.losses.functional import (
     full_precision,
 )
 
+INITS = ("uniform", "zero")
+
 
 class SoftmaxLoss(nn.Module):
     """Cross-entropy of a linear class layer with bias on the raw embedding.
@@ -30,6 +32,8 @@ class SoftmaxLoss(nn.Module):
         label_smoothing: fraction e of the target that is shared among all classes, 0 to below 1.
         class_dropout: share of the embedding's values that the class layer does not see in
             training, 0 to below 1; the others are enlarged to make up for them.
+        init_class_layer: what the weight begins with: uniform, as in the reference, or zero, as in
+            A Unifying Mutual Information View (Boudiaf et al. 2020).
 
     Shape:
         embeddings: (B, D) float.
@@ -51,8 +55,15 @@ class SoftmaxLoss(nn.Module):
         embedding_size: int,
         label_smoothing: float = 0.0,
         class_dropout: float = 0.0,
+        init_class_layer: str = "uniform",
     ) -> None:
         super().__init__()
+        if init_class_layer not in INITS:
+            raise ValueError(
+                f"expected init_class_layer of {', '.join(INITS)}, found {init_class_layer}"
+            )
+
+        self.init_class_layer = init_class_layer
         for name, share in (("label_smoothing", label_smoothing), ("class_dropout", class_dropout)):
             if not 0 <= share < 1:
                 raise ValueError(f"expected {name} of 0 to below 1, found {share:g}")
@@ -65,7 +76,7 @@ class SoftmaxLoss(nn.Module):
 
     def draw_weight(self, rows: Tensor, class_dim: int) -> None:
         """Fill rows (n, D) of the weight of `class_dim` classes with initial values."""
-        bound = rows.shape[1] ** -0.5
+        bound = 0.0 if self.init_class_layer == "zero" else rows.shape[1] ** -0.5
         nn.init.uniform_(rows, -bound, bound)
 
     def class_scores(self, embeddings: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import timm
+from timm.layers.drop import DropPath
 from torch import nn
 
 from metric_learning.models.clip import ImageTower, find_clip, is_clip
@@ -26,6 +27,7 @@ def build_model(
     pooling: str = "own",
     last_stride: int = 2,
     feature_norm: str = "none",
+    drop_path: float = 0.0,
 ) -> EmbeddingModel:
     """Build the named model, with random weights or those of a file.
 
@@ -41,6 +43,9 @@ def build_model(
             the backbone, an average in nearly all convolutional ones.
         last_stride: 1 doubles the sides of a ResNet's feature map; 2 leaves it as it is.
         feature_norm: layer between pooling and linear layer, a key of `FEATURE_NORMS`.
+        drop_path: stochastic depth in training (Huang et al. 2016,
+            https://arxiv.org/abs/1603.09382): chance with which the last block of a timm model is
+            left out, less for those before it; 0 for none.
 
     Raises:
         ValueError: the name is unknown, a size or an option cannot be had, or the weights do not
@@ -48,7 +53,9 @@ def build_model(
     """
     if embedding_size < 0:
         raise ValueError(f"embedding_size is 0 (no embedding layer) or more, not {embedding_size}")
-    backbone = _build_backbone(name, image_size)
+    backbone = _build_backbone(name, image_size, drop_path)
+    if drop_path and not any(isinstance(module, DropPath) for module in backbone.modules()):
+        raise ValueError(f"--drop_path is not used: {name} has no blocks that it could leave out")
     options = {"pooling": pooling, "last_stride": last_stride, "feature_norm": feature_norm}
     model = EmbeddingModel(name, backbone, embedding_size, image_size, **options)
     if pretrained_model is not None:
@@ -85,7 +92,7 @@ def timm_name(name: str) -> str:
     )
 
 
-def _build_backbone(name: str, image_size: int | None) -> nn.Module:
+def _build_backbone(name: str, image_size: int | None, drop_path: float) -> nn.Module:
     """Build the model of a name without a class layer."""
     if is_clip(name):
         return ImageTower(name, image_size)
@@ -96,8 +103,11 @@ def _build_backbone(name: str, image_size: int | None) -> nn.Module:
         # Models that can be had in their own size alone know no such option.
         if config and config.fixed_input_size and image_size not in (None, config.input_size[1]):
             options["img_size"] = image_size
+        if drop_path:
+            options["drop_path_rate"] = drop_path
+
         return timm.create_model(architecture, pretrained=False, num_classes=0, **options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        size = f" for images of {image_size} px" if options else ""
+        size = f" for images of {image_size} px" if "img_size" in options else ""
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot build model {name}{size}: {reason}") from error

@@ -16,6 +16,7 @@ from metric_learning.engine.train.stages import elem_loss, pair_loss
 from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES, build_loss, layout_of, loss_options
 from metric_learning.losses.jointloss import JointLoss
 from metric_learning.losses.memory import CrossBatchMemory
+from metric_learning.losses.softmaxloss import SoftmaxLoss
 
 RANDOM_LOSSES = ("elastic_arc", "elastic_cos", "batch_triplet distance")  # draw on each device
 PEERS = ("pml:NCALoss", "pml:MultiSimilarityLoss", "pml:NTXentLoss")
@@ -58,7 +59,7 @@ def cases(class_dim: int, dim: int) -> Iterator[Case]:
         inner: Any = build_loss(name)
         yield Case(f"{name} xbm", pair_loss, partial(CrossBatchMemory, inner, dim, 480))
     eml = build_loss("eml", samples_each_class=4)
-    yield Case("eml alpha", pair_loss, partial(JointLoss, eml, class_dim, dim, 0.5))
+    yield Case("eml alpha", pair_loss, lambda: JointLoss(eml, SoftmaxLoss(class_dim, dim), 0.5))
     with suppress(ValueError):  # the package is not there
         for name in PEERS:
             loss_options(name)

@@ -108,7 +108,7 @@ class Stepper:
         flags = parse_training("", table, script.FLAGS, last_of_each(words))
         self.run = run = start_run(flags, parts, world, StopRequest(world))
         options, sight = run.options, run.preprocessing
-        settled = options.batches, options.machine, options.optimizer.clip_grad_norm
+        settled = options.batches, options.machine, options.optimizer
         self.update = Step(run.learner, parts.loss, sight, *settled)
         set_train_mode(run.learner.model, options.optimizer.freeze_bn)
         self.batches, self.waited = iter(run.batches()), 0.0

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from metric_learning.engine.options.parts import ClassLayer
+from metric_learning.engine.options.training_table import DERIVED_OPTIONS
 from metric_learning.engine.run.checkpoints import load_checkpoint
 from metric_learning.losses import ELEM_LOSSES, build_loss
 from metric_learning.losses.softmaxloss import SoftmaxLoss
@@ -76,29 +78,73 @@ def find_nearest_classes(path: str, names: Sequence[str], count: int) -> np.ndar
 
 def _layer_of_training(path: str, meta: Mapping[str, Any], embedding_size: int) -> Any:
     """Load the stage-1 loss of a checkpoint, or the class layer of its joint loss, if any."""
-    file, form = identify(path)
-    if form == "safetensors":  # weights of the network alone
+    found = None if identify(path)[1] == "safetensors" else describe_layer(meta)
+    if found is None:  # or weights of the network alone
         return None
-    is_joint = meta["loss"] not in ELEM_LOSSES
-    if is_joint and not meta.get("flags", {}).get("alpha"):
-        return None
-
-    prefix = "class_layer." if is_joint else ""
-    state = load_checkpoint(file)["criterion"]
-    state = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+    state = class_weights(path, meta)
+    class_dim = len(state.get("weight", ()))
     try:
-        if is_joint:
-            layer: nn.Module = SoftmaxLoss(meta["flags"]["class_dim"], embedding_size)
-        else:
-            layer = build_loss(meta["loss"], **meta.get("loss_options", {}))
+        layer = build_layer(found, class_dim, embedding_size)
         layer.load_state_dict(state)
     except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0][:120]
-        raise ValueError(
-            f"{path}: its class layer is not what the file says of it ({reason}): choose another "
-            "checkpoint of the run"
-        ) from error
+        raise _not_as_told(path, error) from error
     return layer
+
+
+def describe_layer(meta: Mapping[str, Any]) -> ClassLayer | None:
+    """Return the loss whose class weights the checkpoint of a training has, by its `meta`, if any.
+
+    A loss of one's own is none, for no file may name a module to run.
+    """
+    flags = meta.get("flags", {})
+    if meta["loss"] in ELEM_LOSSES:
+        return ClassLayer(meta["loss"], _without_derived(meta.get("loss_options", {})))
+    if "kept_loss" in meta:
+        kept = meta["kept_loss"]
+        return ClassLayer(kept["loss"], kept["options"]) if kept["loss"] in ELEM_LOSSES else None
+    if flags.get("alpha"):
+        return ClassLayer("softmax", {"class_dropout": flags.get("class_dropout") or 0.0})
+    return None
+
+
+def _without_derived(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in DERIVED_OPTIONS}
+
+
+def build_layer(layer: ClassLayer, class_dim: int, embedding_size: int) -> nn.Module:
+    """Build a stage-1 loss with new weights; ValueError where its options are not its own."""
+    derived = dict(zip(DERIVED_OPTIONS, (class_dim, embedding_size), strict=True))
+    return build_loss(layer.loss_name, **layer.options, **derived)
+
+
+def class_weights(path: str, meta: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state of the class layer in a checkpoint, whatever lies around it."""
+    prefix = "" if meta["loss"] in ELEM_LOSSES else "class_layer."
+    state = load_checkpoint(identify(path)[0])["criterion"]
+    return {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+
+
+def take_class_weights(layer: nn.Module, path: str) -> None:
+    """Give a class layer the weights of a checkpoint; ValueError where they do not fit."""
+    state = class_weights(path, read_metadata(path) or {})
+    own, found = layer.state_dict()["weight"], state.get("weight", torch.empty(0))
+    if own.shape != found.shape:
+        raise ValueError(
+            f"--keep_loss: the class weights of {path} are {tuple(found.shape)}, the embeddings "
+            f"take {tuple(own.shape)}: leave the flags of the model out"
+        )
+    try:
+        layer.load_state_dict(state)
+    except RuntimeError as error:
+        raise _not_as_told(path, error) from error
+
+
+def _not_as_told(path: str, error: Exception) -> ValueError:
+    reason = str(error).partition("\n")[0][:120]
+    return ValueError(
+        f"{path}: its class layer is not what the file says of it ({reason}): choose another "
+        "checkpoint of the run"
+    )
 
 
 def _layer_from_elsewhere(path: str, model: EmbeddingModel) -> SoftmaxLoss | None:

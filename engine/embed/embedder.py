@@ -20,10 +20,11 @@ from metric_learning.engine.embed.network import (
     describe_inputs,
     preprocessing_of,
 )
-from metric_learning.engine.options.evaluation import EmbeddingOptions
+from metric_learning.engine.options.evaluation import AverageOptions, EmbeddingOptions
+from metric_learning.engine.options.parts import ModelOptions
 from metric_learning.engine.parallel.devices import place
-from metric_learning.models import EmbeddingModel, changed_options, load_weights
-from metric_learning.models.weights.fingerprint import RANDOM, hash_tensors
+from metric_learning.models import EmbeddingModel, average_with, changed_options, load_weights
+from metric_learning.models.weights.fingerprint import RANDOM, hash_tensors, hash_weights
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.preprocessing import Preprocessing
 from metric_learning.reader.sets.image_set import DECODER
@@ -138,7 +139,11 @@ def load_embedder(work: EmbeddingOptions) -> Embedder:
             )
         source = f"{name}, {len(report.loaded)} tensors of {path} ({report.source}){report.remarks}"
 
-    class_layer = load_class_layer(path, work.meta, model, work.class_dim)
+    class_layer = None
+    if work.average is None:
+        class_layer = load_class_layer(path, work.meta, model, work.class_dim)
+    else:
+        source += f"; {take_average(model, work.average, work.model)}"
     if class_layer is not None:
         class_layer.to(work.machine.device)
     if {"mean", "std"} <= set(work.meta):
@@ -146,6 +151,37 @@ def load_embedder(work: EmbeddingOptions) -> Embedder:
     preprocessing = preprocessing_of(work.model, model, work.machine.max_pixels)
     place(model, work.machine.device)
     return Embedder(work, model.eval(), preprocessing, class_layer, source)
+
+
+def take_average(model: EmbeddingModel, average: AverageOptions, options: ModelOptions) -> str:
+    """Average a model with the start of its training, in place, and say so.
+
+    Raises ValueError where the start is not there, other weights, or lacks some of the network.
+    """
+    share, path = average.share, average.start
+    try:
+        digest = hash_weights(path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"--average_with_start: {path}, which the training started from, is not there: say "
+            "where it is now by --start=FILE"
+        ) from None
+    if average.digest not in (None, digest):
+        raise ValueError(
+            f"--average_with_start: {path} holds other weights than those that the training "
+            "started from: give them as --start=FILE"
+        )
+
+    start = build_network(options)
+    missing = [key for key in load_weights(start, path).missing if not key.startswith("backbone.")]
+    if missing:
+        raise ValueError(
+            f"--average_with_start: {path} lacks {', '.join(missing)}, which the training added: "
+            "only a network that is whole before and after can be averaged"
+        )
+    average_with(model, start, share)
+    said = "" if average.digest else ", whose weights no digest confirms"
+    return f"{1 - share:g} of them and {share:g} of {path}{said}"
 
 
 def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:

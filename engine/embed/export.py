@@ -19,10 +19,14 @@ from metric_learning.common.log import log, versions
 from metric_learning.common.optional import import_optional
 from metric_learning.common.outputs import kind_of_file, prepare_output
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
-from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
+from metric_learning.engine.options.evaluation import (
+    EMBEDDING_NAMES,
+    AverageOptions,
+    EmbeddingOptions,
+)
 from metric_learning.models import save_weights
 from metric_learning.models.weights.files import identify
-from metric_learning.models.weights.fingerprint import RANDOM
+from metric_learning.models.weights.fingerprint import RANDOM, hash_weights
 
 INPUT, OUTPUT = "images", "embeddings"
 METADATA = "metadata"  # the name under which every form holds the description, as JSON
@@ -133,9 +137,18 @@ def describe(embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
             "normalized": is_normalized,
         },
         "weights": Path(work.weights).name,
+        **describe_average(work.average),
         "fingerprint": embedder.depends_on["weights"],
         "versions": versions(),
     }
+
+
+def describe_average(average: AverageOptions | None) -> dict[str, Any]:
+    """Say which weights an average was taken with, if any, and the fingerprint of these."""
+    if average is None:
+        return {}
+    start = {"weights": Path(average.start).name, "fingerprint": hash_weights(average.start)}
+    return {"average_with_start": {"share": average.share, **start}}
 
 
 def write_and_compare(form: str, model: nn.Module, metadata: dict[str, Any], file: Path) -> None:

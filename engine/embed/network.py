@@ -24,7 +24,8 @@ NO_AUGMENTATION = Augmentation(min_crop_area=1.0, horizontal_flip=False)
 def build_network(options: ModelOptions) -> EmbeddingModel:
     """Build a model with random weights; ValueError where it cannot take images of that size."""
     size = options.image_shape[1]
-    model = build_model(options.model, options.embedding_size, image_size=size, **options.head)
+    others = options.head | {"drop_path": options.drop_path}
+    model = build_model(options.model, options.embedding_size, image_size=size, **others)
     check_image_size(model, size)
     for scale in options.tta_scales:
         check_image_size(model, int(size * scale), f"the size of --tta_scales={scale:g}")

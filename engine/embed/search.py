@@ -79,7 +79,7 @@ def make_index(
         metadata={
             "fingerprint": embedder.depends_on["weights"],
             "depends_on": embedder.depends_on,
-            "weights": work.weights,
+            "weights": work.origin,
             "flags": {name: work.flags[name] for name in (*EMBEDDING_NAMES, *VIEW_NAMES)},
             "images": what,
             "broken": broken,
@@ -175,7 +175,7 @@ def check_index(
     if kept.get("weights") != found["weights"]:
         raise ValueError(
             f"{file} was built with other weights ({search_index.metadata.get('weights')})"
-            f" than --pretrained_model={embedder.work.weights}: give those, or build it again"
+            f" than --pretrained_model={embedder.work.origin}: give those, or build it again"
         )
     other = first_difference(kept, found)
     if other is not None:

@@ -20,9 +20,12 @@ def describe_origin(
     The recipe is all that the weights were trained with but the seed, see `recipe_of`. The
     `snapshot` is of the images, where the first process has taken one already.
     """
-    world = embedder.work.machine.world
+    world, average = embedder.work.machine.world, embedder.work.average
+    recipe = recipe_of(embedder.work.meta)
+    if recipe is not None and average is not None:
+        recipe["--average_with_start"] = average.share
     images = decide_on_main(world, lambda: (snapshot or snapshot_of(image_set)).digest())
     return {
         "depends_on": {**embedder.depends_on, "images": images},
-        "recipe": recipe_of(embedder.work.meta),
+        "recipe": recipe,
     }

@@ -55,6 +55,15 @@ EMBEDDING_NAMES = (
 
 
 @dataclass(frozen=True)
+class AverageOptions:
+    """An average with the weights `start`, which have a `share`; their `digest`, where known."""
+
+    share: float
+    start: str
+    digest: str | None
+
+
+@dataclass(frozen=True)
 class EmbeddingOptions:
     """Which model embeds which images, and where.
 
@@ -71,6 +80,14 @@ class EmbeddingOptions:
     display_iter_step: int
     meta: Mapping[str, Any]
     flags: Mapping[str, Any]
+    average: AverageOptions | None = None
+
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, for people."""
+        if self.average is None:
+            return self.weights
+        return f"{self.weights} averaged with {self.average.share:g} of {self.average.start}"
 
     @property
     def weights(self) -> str:
@@ -182,6 +199,10 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
     if meta:
         dataset = flags.dataset if "dataset" in flags.given else None
         flags = flags.adopted(path, *described_by(meta, dataset))
+    share, start = flags.values.get("average_with_start"), flags.values.get("start")
+    average = settle_average(share or 0.0, start, path, meta)
+    if average is not None:
+        flags.refuse(["class_dim"], "--average_with_start has no class layer")
     size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
     flags = flags.replaced(
         image_shape=(3, size, size),
@@ -193,7 +214,7 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
     return pick(
         EmbeddingOptions,
         flags,
-        model=pick(ModelOptions, flags),
+        model=pick(ModelOptions, flags, drop_path=0.0),
         data=pick(DataOptions, flags),
         machine=pick(
             MachineOptions,
@@ -208,7 +229,35 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
         display_iter_step=0 if is_quiet else flags.display_iter_step,
         meta=meta,
         flags=flags.values,
+        average=average,
     )
+
+
+def settle_average(
+    share: float, start: str | None, path: str, meta: Mapping[str, Any]
+) -> AverageOptions | None:
+    """Settle the average of weights with those that their training started from, if any.
+
+    `meta` is what the file at `path` says of itself. Raises ValueError where it does not say what
+    the start was, and none is given, or it had none.
+    """
+    if not share:
+        if start is not None:
+            raise ValueError("--start is not used (without --average_with_start): leave it out")
+        return None
+
+    kept, remembered = meta.get("depends_on"), meta.get("flags", {}).get("pretrained_model")
+    if kept is not None and remembered is None:
+        raise ValueError(
+            f"--average_with_start: the training of {path} started from random weights: leave the "
+            "flag out"
+        )
+    if start is None and remembered is None:
+        raise ValueError(
+            f"--average_with_start: {path} does not say what its training started from: give the "
+            "run's .pt or .safetensors, or --start=FILE"
+        )
+    return AverageOptions(share, str(start or remembered), (kept or {}).get("start"))
 
 
 def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
@@ -217,7 +266,7 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
         flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
     if flags.compare:
         alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
-        flags.refuse((*alone, "class_dim"), "with --compare")
+        flags.refuse((*alone, "class_dim", "average_with_start", "start"), "with --compare")
     if flags.distance != "cosine":
         by_cosine = ("whiten", "rerank", "verification", "clustering")
         flags.refuse(by_cosine, f"--distance={flags.distance}: they compare directions")
@@ -256,6 +305,7 @@ SOURCE_NAMES = ("split", *DATA_NAMES)
 # What the export of a model uses; everything else is refused beside it.
 EXPORT_NAMES = (
     *("config", "seed", "pretrained_model", *EMBEDDING_NAMES, "export", "output", "normalize"),
+    *("average_with_start", "start"),
 )
 
 

@@ -29,6 +29,7 @@ class ModelOptions:
         resize_ratio: short side of a test image by its crop; None: the transform's own.
         tta_flip: whether the embedding of a test image is the mean with that of its mirror image.
         tta_scales: scales of a test image whose embeddings are averaged; empty: it is as it is.
+        drop_path: of training alone.
     """
 
     model: str
@@ -42,6 +43,7 @@ class ModelOptions:
     resize_ratio: float | None = None
     tta_flip: bool = False
     tta_scales: tuple[float, ...] = ()
+    drop_path: float = 0.0
 
     @property
     def head(self) -> dict[str, Any]:
@@ -131,12 +133,20 @@ class BatchOptions:
 
 
 @dataclass(frozen=True)
+class ClassLayer:
+    """A loss of stage 1 that a checkpoint has class weights of; options as in LossOptions."""
+
+    loss_name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class LossOptions:
     """What a loss is, see `losses.build_loss`, and what lies around it.
 
     The `options` are its own, without those derived from data and model; `class_dim` is the number
-    of training classes. Without an `embedding_scale` the start chooses it. For the others see the
-    flags of these names.
+    of training classes. Without an `embedding_scale` the start chooses it. With `keep_loss` there
+    is a `kept` class layer. For the others see the flags of these names.
     """
 
     loss_name: str
@@ -149,6 +159,17 @@ class LossOptions:
     shard_head: bool
     normalize_embeddings: bool = False
     embedding_scale: float | None = None
+    keep_loss: float = 0.0
+    kept: ClassLayer | None = None
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """A frozen network that a training learns from, if any; see the flags of these names."""
+
+    teacher: str | None
+    distill_weight: float
+    distill_temperature: float
 
 
 @dataclass(frozen=True)
@@ -167,10 +188,17 @@ class OptimizerOptions:
     ema_decay: float
     freeze_bn: bool
     trainable: str
+    layer_decay: float = 1.0
+    warm_head_steps: int = 0
+    adam_eps: float = 1e-8
+    clip_grad_value: float = 0.0
+    lora_rank: int = 0
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
             raise ValueError("--nesterov needs a --momentum above 0")
+        if self.clip_grad_norm and self.clip_grad_value:
+            raise ValueError("expected --clip_grad_norm or --clip_grad_value, found both")
 
     @property
     def is_on_features(self) -> bool:
@@ -188,6 +216,9 @@ class ScheduleOptions:
     warmup_iter_num: int
     total_iter_num: int
     epoch_size: int
+    plateau_patience: int = 10
+    plateau_factor: float = 0.1
+    patience: int = 0
 
 
 @dataclass(frozen=True)
@@ -250,6 +281,7 @@ class Options:
     reading: ReadingOptions
     batches: BatchOptions
     loss: LossOptions
+    teacher: TeacherOptions
     optimizer: OptimizerOptions
     schedule: ScheduleOptions
     run: RunOptions

@@ -14,6 +14,7 @@ from metric_learning.common.flags import (
     aspect_range,
     boolean,
     color_jitter,
+    factor,
     fraction,
     grouped,
     image_shape,
@@ -42,7 +43,7 @@ DATASETS = (
 TIES = ("pessimistic", "expected")
 DISTANCES = ("cosine", "euclidean")
 OPTIMIZERS = ("sgd", "adam", "adamw")
-LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant")
+LR_STRATEGIES = ("piecewise_decay", "cosine_decay", "constant", "reduce_on_plateau")
 SAMPLERS = ("random", "hierarchical")
 PLACES = ("workers", "device")
 TRAINABLE = ("all", "norm", "head")
@@ -215,6 +216,8 @@ BATCH_NORM_FLAGS = grouped(
 )
 TRAINABLE_FLAGS = grouped(
     "model",
+    Flag("lora_rank", natural, 0, "train low-rank matrices beside the backbone's linear layers"),
+    Flag("drop_path", fraction, 0.0, "stochastic depth: most that a block is left out; timm's"),
     Flag(
         "trainable",
         str,
@@ -234,6 +237,17 @@ TRAINABLE_FLAGS = grouped(
         "folder of the features that --trainable=head keeps, which runs of the same backbone "
         "share; default: frozen_features in --model_save_dir",
     ),
+)
+AVERAGE_FLAGS = grouped(
+    "model",
+    Flag(
+        "average_with_start",
+        fraction,
+        0.0,
+        "share of the weights that the training started from in an average with those that it "
+        "ended with (WiSE-FT); 0: none",
+    ),
+    Flag("start", run_file, None, "these weights; default: where the training found them"),
 )
 CLASS_FLAGS = grouped(
     "model",
@@ -269,6 +283,9 @@ PAIR_FLAGS = grouped(
     Flag("gather", boolean, False, "compare the images of all processes of torchrun"),
     Flag("alpha", non_negative, 0.0, "weight of the cross-entropy of a class layer; 0: none"),
     Flag(
+        "keep_loss", non_negative, 0.0, "weight of stage 1's own loss, class weights kept; 0: none"
+    ),
+    Flag(
         "class_dropout",
         fraction,
         None,
@@ -282,6 +299,12 @@ PAIR_FLAGS = grouped(
     Flag("test_start", boolean, True, "test --pretrained_model first, to compare with the end"),
     Flag("loss_options", str, None, "numbers for a pml: loss, e.g. pos_eps=0.01,neg_eps=0.01"),
 )
+TEACHER_FLAGS = grouped(
+    "loss",
+    Flag("teacher", run_file, None, "checkpoint of a frozen network whose similarities are taught"),
+    Flag("distill_weight", non_negative, 1.0, "weight of the divergence from --teacher"),
+    Flag("distill_temperature", non_negative, 0.1, "what divides the cosines that it compares"),
+)
 OPTIMIZER_FLAGS = grouped(
     "optimizer",
     Flag("optimizer", str, "sgd", "optimizer", OPTIMIZERS),
@@ -292,13 +315,17 @@ OPTIMIZER_FLAGS = grouped(
     Flag(
         "lr_loss_mult", non_negative, None, "rate factor of the loss's weights; default: the head's"
     ),
+    Flag("layer_decay", factor, 1.0, "rate factor of each layer of the backbone below the next"),
+    Flag("warm_head_steps", natural, 0, "first steps, in which the backbone's weights rest"),
     Flag("momentum", non_negative, 0.9, "momentum of sgd"),
     Flag("nesterov", boolean, False, "Nesterov's momentum in sgd"),
+    Flag("adam_eps", non_negative, 1e-8, "added to the root of adam's and adamw's second moment"),
     Flag("weight_decay", non_negative, 1e-4, "L2 of sgd and adam, decoupled decay of adamw"),
     Flag(
         "decay_norm_and_bias", boolean, True, "weight decay on norms and biases as in the reference"
     ),
     Flag("clip_grad_norm", non_negative, 0.0, "largest norm of all gradients; 0: no clipping"),
+    Flag("clip_grad_value", non_negative, 0.0, "largest value in a gradient; 0: no clipping"),
     Flag("ema_decay", fraction, 0.0, "decay of a moving average of the weights; 0: none"),
 )
 SCHEDULE_FLAGS = grouped(
@@ -310,7 +337,16 @@ SCHEDULE_FLAGS = grouped(
     Flag("num_epochs", positive, None, "instead of --total_iter_num: passes over the images"),
     Flag("lr_strategy", str, "piecewise_decay", "learning-rate schedule", LR_STRATEGIES),
     Flag("lr_steps", integers, None, "steps at which piecewise_decay divides the rate by 10"),
-    Flag("warmup_iter_num", natural, 0, "first steps, in which the rate rises linearly"),
+    Flag("plateau_patience", natural, 10, "tests that reduce_on_plateau lets pass, no better"),
+    Flag("plateau_factor", fraction, 0.1, "factor by which it then lowers the rate"),
+    Flag("patience", natural, 0, "tests in a row, no better, after which a run ends; 0: never"),
+    Flag(
+        "warmup_iter_num",
+        natural,
+        0,
+        "first steps, in which the rate rises linearly",
+        alias="warmup_steps",
+    ),
     Flag(
         "accumulation_steps", positive, 1, "parts of a device's batch, each with a loss of its own"
     ),
@@ -386,12 +422,13 @@ EXPORT_FLAGS = grouped(
 # Flags that a script lacks and others have: name -> what has it. Those of a loss are left out.
 TRAINING_LACKS: Mapping[str, str] = {
     **{flag.name: "eval.py" for flag in METRIC_FLAGS},
-    **dict.fromkeys(("compare", "features", "split"), "eval.py"),
+    **dict.fromkeys(("compare", "features", "split", "average_with_start", "start"), "eval.py"),
     **{flag.name: "infer.py" for flag in EXPORT_FLAGS},
     **dict.fromkeys(("images", "output_dir", "index", "query", "query_text", "topk"), "infer.py"),
 }
 _TRAINING_FLAGS = (
     *(*READING_FLAGS, *BATCH_NORM_FLAGS, *TRAINABLE_FLAGS, *SHARD_FLAGS, *PAIR_FLAGS),
+    *TEACHER_FLAGS,
     *(*OPTIMIZER_FLAGS, *SCHEDULE_FLAGS, *RUN_FLAGS, *TRAINING_MACHINE_FLAGS),
 )
 OTHERS_LACK: Mapping[str, str] = {

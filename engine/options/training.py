@@ -42,13 +42,19 @@ V1_EPOCH = 100  # batches
 FACES = 10_000  # classes from which on the scale of losses for faces is their authors'
 CLASS_DROPOUTS = {"SE_ResNeXt50_32x4d": 0.5}  # of the reference's class layer on a model, else 0
 # What flags were before there were such flags, for checkpoints of then.
-EARLIER = {"class_dropout": 0.0, "trainable": "all"}
+EARLIER = {
+    "class_dropout": 0.0,
+    "trainable": "all",
+    "keep_loss": 0.0,
+    "layer_decay": 1.0,
+    "lora_rank": 0,
+}
 
 # Flags that a resumed run must have as its checkpoint has them.
 FIXED_FLAGS = (
     *("model", "embedding_size", *MODEL_OPTIONS, "loss_name", "class_dim"),
-    *("optimizer", "decay_norm_and_bias", "trainable"),
-    *("alpha", "xbm_size", "loss_options"),
+    *("optimizer", "decay_norm_and_bias", "trainable", "layer_decay", "lora_rank"),
+    *("alpha", "keep_loss", "xbm_size", "loss_options"),
     *("normalize_embeddings", "embedding_scale"),
 )
 LENGTHS = {"num_epochs", "total_iter_num"}
@@ -57,6 +63,7 @@ OF_THE_CALL = {"verify", "on_changed_data"}  # are given again where they are me
 OF_READING = (
     *("cache", "cache_size", "augment_on", "decode_on", "on_bad_image", "prefetch"),
     *("freeze_bn", "sync_bn", "with_mem_opt"),
+    *("layer_decay", "warm_head_steps", "drop_path", "teacher"),
 )
 BY_WORKERS = ("resize_first", "color_jitter", "rand_augment", "random_erasing")
 VIEW_NAMES = ("tta_flip", "tta_scales")
@@ -148,13 +155,18 @@ def adopt_checkpoint(flags: Flags, path: str, meta: Mapping[str, Any]) -> Flags:
     return flags.adopted(path, fixed, values).giving(of_loss)
 
 
-def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
-    """Settle all options of a training, or raise ValueError where flags contradict each other."""
+def settle(
+    flags: Flags, train_set: ImageSet, world: World, kept: parts.ClassLayer | None = None
+) -> parts.Options:
+    """Settle all options of a training, or raise ValueError where flags contradict each other.
+
+    With --keep_loss there is a `kept` class layer.
+    """
     _refuse_unused(flags)
     device = choose_device(flags.device, flags.use_gpu, world)
     flags = flags.replaced(num_workers=reading_workers(flags.num_workers, device))
     class_dim = check_counts(train_set, flags.class_dim, flags.total_images)
-    loss = _settle_loss(flags, world, class_dim)
+    loss = _settle_loss(flags, world, class_dim, kept)
     epoch_size = len(train_set)
     if flags.loss_name in V1_LOSSES:
         epoch_size = V1_EPOCH * flags.train_batch_size
@@ -177,6 +189,7 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
             hard_classes=flags.hard_classes if is_pair else 0,
         ),
         loss=loss,
+        teacher=parts.pick(parts.TeacherOptions, flags),
         optimizer=parts.pick(parts.OptimizerOptions, flags),
         schedule=parts.pick(parts.ScheduleOptions, flags, epoch_size=epoch_size),
         run=parts.pick(parts.RunOptions, flags),
@@ -192,11 +205,18 @@ def settle(flags: Flags, train_set: ImageSet, world: World) -> parts.Options:
         ),
         flags=flags.values,
     )
-    check_parts(options.batches, world)
+    check(options, train_set)
+    return options
+
+
+def check(options: parts.Options, train_set: ImageSet) -> None:
+    """Raise ValueError where settled options of several parts contradict each other."""
+    check_frozen(options.optimizer, options.model.pretrained_model)
+    check_parts(options.batches, options.machine.world)
     check_sampler(options.batches, options.model.pretrained_model)
     check_batch_norm(options.batches, options.optimizer, options.model, options.machine)
+    check_course(options.schedule, options.run, options.data)
     check_reading(options.reading, options.model, options.machine.device, train_set)
-    return options
 
 
 def _derive(flags: Flags, loss: parts.LossOptions, epoch_size: int) -> Flags:
@@ -231,6 +251,11 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["lr_steps"], f"--lr_strategy={flags.lr_strategy}")
     if flags.optimizer != "sgd":
         flags.refuse(["momentum", "nesterov"], f"--optimizer={flags.optimizer}")
+    if flags.optimizer not in ("adam", "adamw"):
+        flags.refuse(["adam_eps"], f"--optimizer={flags.optimizer}")
+    if flags.lr_strategy != "reduce_on_plateau":
+        names = ["plateau_patience", "plateau_factor"]
+        flags.refuse(names, f"--lr_strategy={flags.lr_strategy}")
     if not flags.cache:
         flags.refuse(["cache_size"], "there is no --cache")
     if flags.train_crop == "random":
@@ -249,6 +274,10 @@ def _refuse_unused(flags: Flags) -> None:
         flags.refuse(["test_start", *VIEW_NAMES], "nothing is tested")
     elif flags.pretrained_model is None:
         flags.refuse(["test_start"], "without --pretrained_model")
+    if flags.teacher is None:
+        flags.refuse(["distill_weight", "distill_temperature"], "without --teacher")
+    elif not (flags.distill_weight and flags.distill_temperature):
+        raise ValueError("--teacher: expected --distill_weight and --distill_temperature above 0")
     if flags.given >= LENGTHS:
         raise ValueError("expected --num_epochs or --total_iter_num, found both")
 
@@ -257,11 +286,10 @@ def _refuse_unused(flags: Flags) -> None:
     else:
         flags.refuse(OF_READING, "--trainable=head trains on kept features of a frozen backbone")
         flags.refuse(VIEW_NAMES, "--trainable=head tests kept features of one view")
-    if flags.trainable != "all" and flags.pretrained_model is None:
-        raise ValueError(
-            f"--trainable={flags.trainable} freezes weights of the backbone, which would be random "
-            "ones: give --pretrained_model=FILE"
-        )
+    if flags.trainable != "all":
+        flags.refuse(["lora_rank"], f"--trainable={flags.trainable} chooses what trains")
+    if flags.lora_rank:
+        flags.refuse(["ema_decay"], "with --lora_rank there is no average of the weights")
 
 
 def default_transform(model: str, loss_name: str | None = None) -> str:
@@ -285,7 +313,9 @@ def check_counts(train_set: ImageSet, class_dim: int | None, total_images: int |
     return train_set.num_classes
 
 
-def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOptions:
+def _settle_loss(
+    flags: Flags, world: World, class_dim: int, kept: parts.ClassLayer | None
+) -> parts.LossOptions:
     """Settle the loss: the options that were given, and its own defaults; or ValueError."""
     name = flags.loss_name
     stage = stage_of(name)
@@ -313,8 +343,12 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOption
         if "scale" not in flags.given:
             options |= scale_of_classes(name, class_dim, world)
         return parts.LossOptions(name, options, class_dim, 0.0, 0.0, 0, 0, flags.shard_head)
+    if flags.alpha and kept:
+        raise ValueError(
+            "expected --keep_loss or --alpha, found both: the class layer is kept, or a new one"
+        )
     if not flags.alpha:
-        flags.refuse(["class_dropout"], "without --alpha there is no class layer")
+        flags.refuse(["class_dropout"], "without --alpha there is no new class layer")
     if not is_pml(name):
         flags.refuse(["loss_options"], f"--loss_name={name} has flags of its own")
     if not flags.xbm_size:
@@ -326,7 +360,8 @@ def _settle_loss(flags: Flags, world: World, class_dim: int) -> parts.LossOption
         flags.refuse(["embedding_scale"], "without --normalize_embeddings=True")
     memory = flags.xbm_size, flags.xbm_start
     scale = flags.normalize_embeddings, flags.embedding_scale
-    return parts.LossOptions(name, options, class_dim, flags.alpha, dropout, *memory, False, *scale)
+    beside = *memory, False, *scale, flags.keep_loss, kept
+    return parts.LossOptions(name, options, class_dim, flags.alpha, dropout, *beside)
 
 
 def scale_of_classes(loss_name: str, class_dim: int, world: World) -> dict[str, float]:
@@ -383,6 +418,19 @@ def parse_pml_options(loss_name: str, text: str) -> dict[str, float]:
     return {name: int(value) if value == int(value) else value for name, value in options.items()}
 
 
+def check_frozen(optimizer: parts.OptimizerOptions, pretrained_model: str | None) -> None:
+    """Raise ValueError where weights of the backbone would be frozen that are random."""
+    is_partly = optimizer.trainable != "all"
+    if pretrained_model is None and (is_partly or optimizer.lora_rank):
+        name = (
+            f"trainable={optimizer.trainable}" if is_partly else f"lora_rank={optimizer.lora_rank}"
+        )
+        raise ValueError(
+            f"--{name} freezes weights of the backbone, which would be random ones: give "
+            "--pretrained_model=FILE"
+        )
+
+
 def check_parts(batches: parts.BatchOptions, world: World) -> None:
     """Raise ValueError where the parts of a batch are too small, or the loss sees parts and all."""
     least = 2 * world.size * batches.accumulation_steps
@@ -436,6 +484,22 @@ def check_batch_norm(
         raise ValueError(
             f"--chunk_size={chunk_size} cuts {part} images so that a chunk has one, and batch "
             "norm needs 2: give another, or --freeze_bn=True without --feature_norm=bnneck"
+        )
+
+
+def check_course(
+    schedule: parts.ScheduleOptions, run: parts.RunOptions, data: parts.DataOptions
+) -> None:
+    """Raise ValueError where tests are to decide about a run that has none of validation images."""
+    name = f"--patience={schedule.patience}" if schedule.patience else ""
+    if schedule.lr_strategy == "reduce_on_plateau":
+        name = "--lr_strategy=reduce_on_plateau"
+    if name and not (run.test_iter_step or run.log_epochs):
+        raise ValueError(f"{name} looks at tests, and nothing is tested: give --test_iter_step")
+    if name and "val" not in data.splits:
+        raise ValueError(
+            f"{name} looks at tests of validation images, and there are none: hold some of the "
+            "training classes out by --val_fold=0/5"
         )
 
 

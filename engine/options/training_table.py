@@ -58,6 +58,7 @@ def training_flags(stage: str, loss_name: str, **defaults: Any) -> tuple[Flag, .
         ),
         *loss_flags({name: options_of(place) for name, place in losses.items()}),
         *OWN_FLAGS[stage],
+        *tables.TEACHER_FLAGS,
         *(*tables.OPTIMIZER_FLAGS, *tables.SCHEDULE_FLAGS, *tables.RUN_FLAGS),
         *(*tables.MACHINE_FLAGS, *tables.TRAINING_MACHINE_FLAGS),
     )

@@ -21,7 +21,7 @@ from metric_learning.models.weights.torch_file import read_torch
 
 PARTS = ("model", "criterion", "optimizer", "step", "best", "meta")
 # Checkpoints of earlier versions lack them.
-OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch", "start")
+OPTIONAL_PARTS = ("live_model", "scaler", "tested", "epoch", "start", "course")
 FORMER_PARTS = ("random_state",)  # checkpoints of earlier versions have them; not used
 
 
@@ -102,7 +102,10 @@ FIELDS = (
     Field("best", "numbers by name", lambda value: is_object(value, is_number)),
     Field("meta", "what tells of the run", _is_meta),
     Field("tested", "a step", lambda value: value == -1 or is_count(value), is_needed=False),
-    Field("epoch", "numbers by name", lambda value: is_object(value, is_number), is_needed=False),
+    *(
+        Field(name, "numbers by name", lambda value: is_object(value, is_number), is_needed=False)
+        for name in ("epoch", "course")
+    ),
 )
 
 

@@ -35,7 +35,7 @@ HARMLESS = {
     *("on_collapse", "test_start", "features_dir"),
 }
 # Where data lies, which is compared by what it holds.
-PLACES = {"data_dir", "csv", "train_list", "test_list"}
+PLACES = {"data_dir", "csv", "train_list", "test_list", "teacher"}
 FIRST = ("loss_name", "model", "dataset")  # whose options differ too
 RECIPE_SKIPS = HARMLESS | PLACES | {"seed", "pretrained_model"}
 
@@ -224,6 +224,19 @@ def _find_differences(origin: Origin, folder: Path, kept: Mapping[str, Any]) -> 
     return differences
 
 
+def check_teacher(now: str | None, path: str, meta: Mapping[str, Any]) -> None:
+    """Raise ValueError where a run that is resumed has another teacher than it had, or lacks it.
+
+    It is recognised by the fingerprint of its weights, `now` and in the `meta` of the checkpoint.
+    """
+    before = meta.get("teacher")
+    if before != now:
+        what = "without a --teacher" if before is None else "with a --teacher of other weights"
+        raise ValueError(
+            f"{path} was trained {what}: give what it had, or choose another --run_name"
+        )
+
+
 def check_length(schedule: ScheduleOptions, path: str, checkpoint: Mapping[str, Any]) -> list[str]:
     """Compare the length of a run with what a checkpoint has done, and was to do.
 
@@ -262,6 +275,7 @@ def recipe_of(meta: Mapping[str, Any]) -> dict[str, Any] | None:
                 "training images": kept["train"],
                 "decoder": kept.get("decoder"),
                 "starting weights": kept.get("start_recipe"),
+                **({"teacher": meta["teacher"]} if meta.get("teacher") else {}),
             }
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # Figures of a step that follow the reference's line, in this order.
-FOLLOWING = ("wait", "norm", "d2_pos", "d2_neg", "size")
+FOLLOWING = ("wait", "norm", "d2_pos", "d2_neg", "size", "loss_distill")
 
 
 def duration(seconds: float) -> str:

@@ -1,13 +1,19 @@
-"""The loss of a run, with what lies around it in stage 2: a scale, a memory, a class layer."""
+"""The loss of a run, with what lies around it: a scale, a memory, a class layer, a teacher."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from metric_learning.engine.options.parts import LossOptions
+from metric_learning.engine.embed.class_layer import build_layer
+from metric_learning.engine.embed.serving import load
+from metric_learning.engine.options.parts import LossOptions, MachineOptions, TeacherOptions
 from metric_learning.engine.options.training_table import DERIVED_OPTIONS
+from metric_learning.engine.parallel.devices import casting
 from metric_learning.engine.parallel.sharded_head import build_sharded_loss
 from metric_learning.engine.parallel.world import World
 from metric_learning.losses import build_loss, loss_options
@@ -15,6 +21,12 @@ from metric_learning.losses.jointloss import JointLoss
 from metric_learning.losses.memory import CrossBatchMemory
 from metric_learning.losses.pairs import LabelLoss
 from metric_learning.losses.scaledloss import ScaledLoss
+from metric_learning.losses.similaritydistillation import SimilarityDistillation
+from metric_learning.losses.softmaxloss import SoftmaxLoss
+from metric_learning.models import EmbeddingModel
+from metric_learning.models.weights.fingerprint import hash_weights
+from metric_learning.reader.batches.loader import Batch, to_inputs
+from metric_learning.reader.preprocessing import Preprocessing
 
 
 def complete_options(loss: LossOptions, embedding_size: int) -> dict[str, Any]:
@@ -43,9 +55,13 @@ def build_criterion(
     if loss.normalize_embeddings:  # of what is remembered too
         criterion = ScaledLoss(criterion, loss.embedding_scale or 1.0)
     if loss.alpha:
-        criterion = JointLoss(
-            criterion, loss.class_dim, embedding_size, loss.alpha, loss.class_dropout
+        layer: nn.Module = SoftmaxLoss(
+            loss.class_dim, embedding_size, class_dropout=loss.class_dropout
         )
+        criterion = JointLoss(criterion, layer, loss.alpha)
+    if loss.kept:
+        layer = build_layer(loss.kept, loss.class_dim, embedding_size)
+        criterion = JointLoss(criterion, layer, loss.keep_loss)
     return criterion
 
 
@@ -60,3 +76,59 @@ def scale_options(criterion: nn.Module) -> dict[str, Any]:
     if loss is None:
         return {}
     return {"normalize_embeddings": True, "embedding_scale": float(f"{float(loss.scale):.6g}")}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen network, and what a training pays where its similarities differ from it.
+
+    The images of a process are compared among themselves, in each part of a batch.
+
+    Attributes:
+        digest: fingerprint of its weights.
+    """
+
+    model: EmbeddingModel
+    loss: SimilarityDistillation
+    weight: float
+    digest: str
+    machine: MachineOptions
+
+    def join(
+        self,
+        loss: Tensor,
+        figures: dict[str, Tensor],
+        embeddings: Tensor,
+        chunks: Sequence[Batch],
+        preprocessing: Preprocessing,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss (), and the figures, of embeddings (B, D) with the divergence added."""
+        targets = torch.cat([self.embed(chunk, preprocessing) for chunk in chunks])  # BxE
+        divergence = self.loss(embeddings, targets)
+        return loss + self.weight * divergence, figures | {"loss_distill": divergence.detach()}
+
+    @torch.no_grad()
+    def embed(self, batch: Batch, preprocessing: Preprocessing) -> Tensor:
+        """Return embeddings (B, E) of the student's crops, normalised as the teacher is used to."""
+        own = replace(preprocessing, mean=self.model.mean, std=self.model.std)
+        machine = self.machine
+        with casting(machine.device, machine.amp_dtype, machine.tf32):
+            embeddings: Tensor = self.model(to_inputs(batch, own, machine.device))
+        return embeddings.float()
+
+
+def load_teacher(
+    options: TeacherOptions, image_size: int, machine: MachineOptions
+) -> Teacher | None:
+    """Load --teacher, if any; ValueError where it says of no model, or takes other images."""
+    if options.teacher is None:
+        return None
+    model = load(options.teacher, device=str(machine.device)).model
+    if model.image_size != image_size:
+        raise ValueError(
+            f"--teacher={options.teacher} takes images of {model.image_size} px, this training has "
+            f"{image_size}: give --image_shape=3,{model.image_size},{model.image_size}"
+        )
+    loss = SimilarityDistillation(options.distill_temperature)
+    digest = hash_weights(options.teacher)
+    return Teacher(model.requires_grad_(False), loss, options.distill_weight, digest, machine)

@@ -11,8 +11,9 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from metric_learning.engine.parallel.sharded_head import collect_state, own_state
+from metric_learning.engine.train.criterion import Teacher
 from metric_learning.engine.train.optimizers import restore_optimizer
-from metric_learning.models import EmbeddingModel
+from metric_learning.models import EmbeddingModel, has_lora, merged_state
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Learner:
         loss_options: those that the loss was built with.
         scaler: of the loss, against underflow in float16; does nothing with other types.
         ema: moving average of `network`, or None.
+        teacher: a frozen network that it learns from, or None.
         is_on_features: whether the inputs are features of a backbone that is frozen.
         is_whole: whether the weights are those of a number of whole steps; not within an update.
     """
@@ -33,6 +35,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
+    teacher: Teacher | None = None
     is_on_features: bool = False
     is_whole: bool = True
 
@@ -47,6 +50,11 @@ class Learner:
         if self.ema is None:
             return self.model
         return self.model.with_top(self.ema.module) if self.is_on_features else self.ema.module
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        """Return the weights of the backbone, but for those of the head that lie in it."""
+        in_head = {id(parameter) for parameter in self.model.head.parameters()}
+        return [p for p in self.model.backbone.parameters() if id(p) not in in_head]
 
     def split_parameters(self) -> list[nn.Parameter]:
         """Return the weights of which each rank has others: those of a split class layer."""
@@ -68,9 +76,11 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Return the parts of a checkpoint that hold weights; only rank 0's are whole."""
         criterion_state, optimizer_state = collect_state(self.criterion, self.optimizer)
+        has_live = self.ema is not None or has_lora(self.model)
+
         return {
-            "model": self.tested_model.state_dict(),
-            "live_model": None if self.ema is None else self.model.state_dict(),
+            "model": merged_state(self.tested_model),
+            "live_model": self.model.state_dict() if has_live else None,
             "criterion": criterion_state,
             "optimizer": optimizer_state,
             "scaler": self.scaler.state_dict(),

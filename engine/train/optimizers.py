@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
 from metric_learning.engine.options.parts import OptimizerOptions
@@ -25,7 +26,8 @@ def build_optimizer(
 
     By default SGD with momentum 0.9 (not Nesterov) and L2 1e-4 on all parameters, as the
     reference. The rate of the `head`, what is new in the model beside the backbone, is multiplied
-    by `lr_head_mult`, and that of the weights of the loss by `lr_loss_mult`, if that is not None.
+    by `lr_head_mult`, and that of the weights of the loss by `lr_loss_mult`, if that is not None;
+    those of the backbone's layers by powers of `layer_decay`.
 
     Raises ValueError where a multiplier was changed but there is nothing to multiply.
     """
@@ -33,15 +35,18 @@ def build_optimizer(
     loss_mult = head_mult if options.lr_loss_mult is None else options.lr_loss_mult
     in_head = {id(parameter) for parameter in head.parameters()}
     # With all of them there are those of fixed values too: the states of checkpoints count them.
-    trained = [p for p in model.parameters() if p.requires_grad or options.trainable == "all"]
+    has_all = options.trainable == "all" and not options.lora_rank
+    trained = [p for p in model.parameters() if p.requires_grad or has_all]
     trunk = [parameter for parameter in trained if id(parameter) not in in_head]
     new = [parameter for parameter in trained if id(parameter) in in_head]
+    if options.warm_head_steps and not new and not _has_parameters(criterion):
+        raise ValueError("--warm_head_steps is not used: nothing but the backbone is trained")
     _check_multipliers(bool(new), _has_parameters(criterion), options)
 
     groups = [
         group
         for parameters, multiplier in (
-            (trunk, 1.0),
+            *_layers(model, trunk, options.layer_decay),
             (new, head_mult),
             (criterion.parameters(), loss_mult),
         )
@@ -52,6 +57,8 @@ def build_optimizer(
     settings: dict[str, Any] = {"lr": options.lr, "fused": True}
     if options.optimizer == "sgd":
         settings |= {"momentum": options.momentum, "nesterov": options.nesterov}
+    else:
+        settings["eps"] = options.adam_eps
     return OPTIMIZERS[options.optimizer](groups, **settings)
 
 
@@ -118,6 +125,33 @@ def _check_multipliers(has_head: bool, has_weights: bool, options: OptimizerOpti
 
 def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
+
+
+def _layers(
+    model: nn.Module, trunk: list[nn.Parameter], decay: float
+) -> list[tuple[list[nn.Parameter], float]]:
+    """Group the weights of a backbone by layer, with the factor of each layer's rate.
+
+    decay^(L - l) for layer l of 0..L, the stem first, as timm's `param_groups_layer_decay` has it
+    for a network without class layer; BEiT (Bao et al. 2021), https://arxiv.org/abs/2106.08254.
+    """
+    if decay == 1.0:
+        return [(trunk, 1.0)]
+    backbone: Any = getattr(model, "backbone", model)
+    if not hasattr(backbone, "group_matcher"):
+        raise ValueError(
+            "--layer_decay is not used: the backbone does not say what its layers are; it is for "
+            "models of timm"
+        )
+
+    numbers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    in_trunk = {id(parameter) for parameter in trunk}
+    layers: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in backbone.named_parameters():
+        if id(parameter) in in_trunk:
+            layers.setdefault(numbers[name], []).append(parameter)
+    last = max(layers)
+    return [(layers[number], decay ** (last - number)) for number in sorted(layers)]
 
 
 def _groups(

@@ -23,6 +23,7 @@ from metric_learning.engine.evaluate.scoring import chances, score_images
 from metric_learning.engine.options.parts import MachineOptions, Options
 from metric_learning.engine.parallel.collectives import decide_on_main, share_buffers
 from metric_learning.engine.run.checkpoints import copy_checkpoint, prune, save_checkpoint
+from metric_learning.engine.run.course import Course
 from metric_learning.engine.run.lines import progress, training_line
 from metric_learning.engine.run.resume import Start, best_so_far
 from metric_learning.engine.run.run_folder import RunFolder
@@ -32,7 +33,7 @@ from metric_learning.engine.train.images import BrokenImages
 from metric_learning.engine.train.learner import Learner
 from metric_learning.engine.train.needs import Pace
 from metric_learning.engine.train.step import Meter, Outcome
-from metric_learning.engine.train.watch import CollapseError, Watch
+from metric_learning.engine.train.watch import CollapseError, Watch, at_chance, guesses_of
 from metric_learning.models import save_weights
 from metric_learning.reader import ImageError, ImageSet, WorkerError
 from metric_learning.reader.batches.loader import Batch, ImageLoader, train_loader
@@ -69,6 +70,7 @@ class TrainingRun:
         outcomes: numbers of the newest steps, and what they found, which the host has not asked.
         watch: what stage 2 started from, and whether it ruins that.
         pace: how fast it is.
+        course: what its tests decide.
     """
 
     options: Options
@@ -91,12 +93,14 @@ class TrainingRun:
     num_skipped: int = 0
     outcomes: deque[tuple[int, Outcome]] = field(default_factory=deque)
     pace: Pace = field(init=False)
+    course: Course = field(init=False)
     folder: RunFolder = field(init=False)  # from `kept` on
     _saved: tuple[int, int] = (-1, -1)  # step and last test in the last.pt that was written
 
     def __post_init__(self) -> None:
         self.broken = BrokenImages(self.train_set, self.say)
         schedule, run = self.options.schedule, self.options.run
+        self.course = Course(schedule)
         # Tests are those of --test_iter_step, or one an epoch.
         epoch = math.ceil(schedule.epoch_size / self.options.batches.train_batch_size)
         self.pace = Pace(
@@ -125,6 +129,7 @@ class TrainingRun:
             self.learner.restore(checkpoint)
             self.epoch.restore(checkpoint.get("epoch", {}), self.machine.device)
             self.watch.restore(checkpoint.get("start", {}))
+            self.course.restore(checkpoint.get("course", {}))
         except (TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ValueError(
@@ -250,6 +255,9 @@ class TrainingRun:
         self.say(training_line(self.step, rate, means, seconds, self.progress()))
         per_second = {"images_per_second": self.options.batches.train_batch_size / seconds}
         self.folder.record("train", self.step, lr=rate, **means, spread=spread, **per_second)
+        class_dim = self.options.loss.class_dim
+        guesses = guesses_of(self.learner.criterion, class_dim)
+        self.say_all(self.watch.judge_classes(means, num_images, guesses, class_dim))
         self.say_all(self.watch.judge(means, spread, num_images))
         if self.frozen is None:
             self.say_all(self.pace.reading_caveats(means["wait"], self.machine))
@@ -322,6 +330,8 @@ class TrainingRun:
             f"recall@1_chance {chance['recall@1_chance']:.5f}, "
             f"time {self.pace.test_seconds:.2f} sec, {self.progress()}"
         )
+        queries = int(self.test_set.is_query.sum())
+        self.say_all(at_chance(recall, chance["recall@1_chance"], queries))
         self.folder.record("test", self.step, **metrics, **chance)
         self.folder.keep_scores(scores)
         return metrics
@@ -404,6 +414,7 @@ class TrainingRun:
             "tested": self.tested,
             "epoch": self.epoch.state(),
             "start": self.watch.state(),
+            **({"course": self.course.state()} if self.course.is_steered else {}),
             "meta": {**self.meta, "loss_options": loss_options, "step": self.step, "flags": flags},
         }
 

@@ -16,10 +16,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metric_learning.common.flags import Flags
 from metric_learning.common.log import log, versions
-from metric_learning.engine.embed.class_layer import find_nearest_classes
+from metric_learning.engine.embed.class_layer import (
+    describe_layer,
+    find_nearest_classes,
+    take_class_weights,
+)
 from metric_learning.engine.embed.frozen import open_frozen
 from metric_learning.engine.embed.network import build_frozen, build_network, preprocessing_of
 from metric_learning.engine.evaluate import caveats
+from metric_learning.engine.evaluate.classification import class_layer_of
 from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options import parts
 from metric_learning.engine.options.tables import ACCEPT
@@ -39,12 +44,14 @@ from metric_learning.engine.run.identity import (
     check_flags,
     check_images,
     check_length,
+    check_teacher,
+    describe_classes,
     find_origin,
 )
 from metric_learning.engine.run.resume import AUTO, Start, check_classes, find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
-from metric_learning.engine.train.criterion import build_criterion, complete_options
+from metric_learning.engine.train.criterion import build_criterion, complete_options, load_teacher
 from metric_learning.engine.train.images import open_training_images
 from metric_learning.engine.train.learner import Learner
 from metric_learning.engine.train.optimizers import build_optimizer
@@ -55,10 +62,12 @@ from metric_learning.engine.train.watch import Watch
 from metric_learning.losses import stage_of
 from metric_learning.models import (
     EmbeddingModel,
+    add_lora,
     choose_trainable,
     load_weights,
     read_metadata,
 )
+from metric_learning.models.weights.files import identify
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.batches.related_classes import Relations, read_nearest
 from metric_learning.retrieval.metrics import default_ks
@@ -84,7 +93,8 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     sets = load_splits(data, is_tested, may_miss)
     train_set, test_set = sets["train"], sets.get("val", sets.get("test"))
     start = check_classes(start, train_set, flags.on_changed_data)
-    options = settle(flags, train_set, world)
+    kept = find_kept(flags.values.get("keep_loss"), flags.pretrained_model, start, train_set)
+    options = settle(flags, train_set, world, kept)
     reading, machine, weights = options.reading, options.machine, options.model.pretrained_model
     start = compare(start, sets, weights, reading, options.schedule, world)
     relations = relate_classes(options.batches, train_set, weights, start.checkpoint, world)
@@ -92,7 +102,8 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     # The weights are drawn in this order: those of the network, then those of the loss.
     torch.manual_seed(machine.seed)
     model = prepare_network(options.model, options.optimizer, machine, start.state)
-    learner = build_learner(model, options.loss, options.optimizer, options.batches, machine)
+    around = options.loss, options.teacher, options.optimizer, options.batches
+    learner = build_learner(model, *around, machine)
     preprocessing = preprocessing_of(options.model, model, machine.max_pixels, reading.augmentation)
     run = TrainingRun(
         options=options,
@@ -111,9 +122,48 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         epoch=Meter(world),
         watch=build_watch(stage, options.watch, options.loss),
     )
-    if start.state is not None:
-        run.restore(start.state)
+    return filled(run, start.state, weights)
+
+
+def filled(run: TrainingRun, state: Mapping[str, Any] | None, weights: str | None) -> TrainingRun:
+    """Return a run with the state of a checkpoint; a new one takes the class weights it keeps."""
+    if state is not None:
+        check_teacher(run.meta.get("teacher"), str(run.options.run.checkpoint), state["meta"])
+        run.restore(state)
+    elif run.options.loss.kept is not None:
+        take_class_weights(class_layer_of(run.learner.criterion), str(weights))
     return run
+
+
+def find_kept(
+    weight: float | None, weights: str | None, start: Start, train_set: ImageSet
+) -> parts.ClassLayer | None:
+    """Return the loss of the weights that a run began with, which --keep_loss goes on with.
+
+    None where it has no `weight`. A run that is resumed knows it. Raises ValueError where there
+    are no class weights, or those of other classes.
+    """
+    if not weight:
+        return None
+    if start.meta:
+        return describe_layer(start.meta)
+    if weights is None:
+        raise ValueError("--keep_loss goes on with the loss of --pretrained_model=CHECKPOINT")
+
+    meta = read_metadata(weights) or {}
+    layer = describe_layer(meta) if "loss" in meta else None
+    if layer is None or identify(weights)[1] == "safetensors":
+        raise ValueError(
+            f"--keep_loss: {weights} has no class weights of a loss of this project: give a .pt "
+            "checkpoint of stage 1, or leave the flag out"
+        )
+    before, now = list(meta.get("class_names", ())), list(train_set.class_names.values())
+    if before != now:
+        raise ValueError(
+            f"--keep_loss: {weights} was trained on other classes "
+            f"({describe_classes(before, now)}): leave it out, or train on the same"
+        )
+    return layer
 
 
 def check_stage(loss_name: str, stage: Stage) -> None:
@@ -260,6 +310,10 @@ def describe(
     train_set: ImageSet,
 ) -> dict[str, Any]:
     """Say what a checkpoint needs to rebuild the model, and where it comes from."""
+    kept = {}
+    if loss.kept is not None:
+        kept = {"kept_loss": {"loss": loss.kept.loss_name, "options": dict(loss.kept.options)}}
+
     return {
         "model": model.model,
         "embedding_size": model.embedding_size,
@@ -270,6 +324,8 @@ def describe(
         "dataset": data.dataset,
         "loss": loss.loss_name,
         "loss_options": dict(learner.loss_options),
+        **kept,
+        **({"teacher": learner.teacher.digest} if learner.teacher else {}),
         "class_names": list(train_set.class_names.values()),
         "versions": versions(),
     }
@@ -278,6 +334,7 @@ def describe(
 def build_learner(
     model: EmbeddingModel,
     loss: parts.LossOptions,
+    teacher: parts.TeacherOptions,
     optimizer: parts.OptimizerOptions,
     batches: parts.BatchOptions,
     machine: parts.MachineOptions,
@@ -298,6 +355,7 @@ def build_learner(
         optimizer=build_optimizer(model, model.head, criterion, optimizer),
         scaler=torch.amp.GradScaler(machine.device.type, enabled=is_half),
         ema=ModelEmaV3(network, decay, use_warmup=True) if decay else None,
+        teacher=load_teacher(teacher, model.image_size, machine),
         is_on_features=is_on_features,
     )
 
@@ -339,6 +397,8 @@ def prepare_network(
     check_batch_norm(model, optimizer.freeze_bn, machine.sync_bn)
     if machine.sync_bn:
         synchronise_batch_norm(model, machine.world, machine.device)
+    if optimizer.lora_rank:
+        add_lora(model, optimizer.lora_rank)
     place(model, machine.device)
     choose_trainable(model, optimizer.trainable)
     return model
@@ -411,11 +471,16 @@ def announce(run: TrainingRun) -> None:
         f"{learner.model.embedding_size}-d embeddings; {run.options.loss.loss_name}, "
         f"lr {run.options.schedule.lr:g}; {run.machine.device}, {world.size} process(es)"
     )
-    trainable = run.options.optimizer.trainable
-    if trainable != "all":
+    trainable, rank = run.options.optimizer.trainable, run.options.optimizer.lora_rank
+    if trainable != "all" or rank:
+        what = f"--lora_rank={rank}" if rank else f"--trainable={trainable}"
         size = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
-        run.say(f"--trainable={trainable}: {size / 1e6:.2f} million of them train")
+        run.say(f"{what}: {size / 1e6:.2f} million of them train")
 
+    kept = run.options.loss.kept
+    if kept is not None:
+        weight = run.options.loss.keep_loss
+        run.say(f"--keep_loss={weight:g}: {kept.loss_name} goes on with its class weights beside")
     for note in run.start.notes:
         run.say(note)
     run.say_all(caveats_of(run))

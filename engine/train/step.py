@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
-from metric_learning.engine.options.parts import BatchOptions, MachineOptions
+from metric_learning.engine.options.parts import BatchOptions, MachineOptions, OptimizerOptions
 from metric_learning.engine.parallel import collectives
 from metric_learning.engine.parallel.devices import HostCopy, casting
 from metric_learning.engine.parallel.world import World
@@ -53,8 +53,11 @@ class Step:
     network sees at most so many images at once and the loss still sees all.
 
     The network draws (dropout, stochastic depth) from a stream that derives from seed, step, rank,
-    part and chunk: nothing of it has to be saved. `clip_grad_norm` is the largest norm of all
-    gradients; 0: no clipping.
+    part and chunk: nothing of it has to be saved. Of the `limits`, gradients are clipped by norm or
+    value, and those of the backbone are dropped in the first steps of a warm-up of the head: so its
+    optimizer state begins after these, as with ProxyNCA++'s second optimizer (Teh et al. 2020,
+    https://arxiv.org/abs/2004.01113, train.py). Its batch norm learns statistics meanwhile, as
+    there, unless --freeze_bn.
 
     Nothing in a step asks the device for a number, so that the host runs ahead of it: labels are
     asked in the host's memory, and whether all was finite is decided on the device.
@@ -67,10 +70,10 @@ class Step:
         preprocessing: Preprocessing,
         batches: BatchOptions,
         machine: MachineOptions,
-        clip_grad_norm: float = 0.0,
+        limits: OptimizerOptions,
     ) -> None:
         self.learner, self.preprocessing = learner, preprocessing
-        self.batches, self.machine, self.clip_grad_norm = batches, machine, clip_grad_norm
+        self.batches, self.machine, self.limits = batches, machine, limits
         world = machine.world
         self.stage_loss = (
             collectives.over_all_ranks(stage_loss, world) if batches.gather else stage_loss
@@ -81,6 +84,7 @@ class Step:
         modules = (self.network, self.criterion)
         self.replicas = [m for m in modules if isinstance(m, DistributedDataParallel)]
         self.shared, self.split = learner.shared_parameters(), learner.split_parameters()
+        self.trunk = learner.trunk_parameters() if limits.warm_head_steps else []
         if machine.compile:
             self.network = compiled(self.network, machine.device)
 
@@ -106,6 +110,7 @@ class Step:
                     else:
                         embeddings = self.embed(images, step, part)  # BxD, float32
                         loss, figures = self.stage_loss(self.criterion, embeddings, labels)
+                        loss, figures = self.taught(loss, figures, embeddings, [images])
                         self.differentiate(self.scaled(loss))
                 found.append({"loss": loss.detach(), **figures, "spread": spread_of(embeddings)})
 
@@ -132,6 +137,19 @@ class Step:
         with casting(machine.device, machine.amp_dtype, machine.tf32):
             embeddings: Tensor = self.network(inputs)
         return embeddings.float()
+
+    def taught(
+        self,
+        loss: Tensor,
+        figures: dict[str, Tensor],
+        embeddings: Tensor,
+        chunks: Sequence[Batch],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return loss and figures with what a teacher adds, if there is one."""
+        teacher = self.learner.teacher
+        if teacher is None:
+            return loss, figures
+        return teacher.join(loss, figures, embeddings, chunks, self.preprocessing)
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Return what is differentiated for the loss of one of the parts of a batch."""
@@ -165,6 +183,7 @@ class Step:
             parts = [self.embed(chunk, step, part, n) for n, chunk in enumerate(chunks)]
         embeddings = torch.cat(parts).requires_grad_()  # BxD
         loss, figures = self.stage_loss(self.criterion, embeddings, batch.labels)
+        loss, figures = self.taught(loss, figures, embeddings, chunks)
         self.differentiate(self.scaled(loss))
 
         assert embeddings.grad is not None
@@ -181,10 +200,14 @@ class Step:
         """
         learner, scaler = self.learner, self.learner.scaler
         scaler.unscale_(learner.optimizer)
+        for parameter in self.trunk if step < self.limits.warm_head_steps else ():
+            parameter.grad = None
         norm = self.gradient_norm(loss)
         is_finite = norm.isfinite()
-        if self.clip_grad_norm:
-            clip_grads_with_norm_(self.shared + self.split, self.clip_grad_norm, norm)
+        if self.limits.clip_grad_norm:
+            clip_grads_with_norm_(self.shared + self.split, self.limits.clip_grad_norm, norm)
+        if self.limits.clip_grad_value:
+            clip_grad_value_(self.shared + self.split, self.limits.clip_grad_value)
 
         learner.is_whole = False  # until the step is counted
         self.average.keep()

@@ -36,8 +36,8 @@ def train(flags: Flags, stage: Stage) -> Path:
             leave_world(world)
             return run.path
 
-        clip, every = options.optimizer.clip_grad_norm, options.run
-        step = Step(learner, stage.loss, run.preprocessing, options.batches, options.machine, clip)
+        every, updates = options.run, (options.batches, options.machine, options.optimizer)
+        step = Step(learner, stage.loss, run.preprocessing, *updates)
         set_train_mode(learner.model, options.optimizer.freeze_bn, learner.is_on_features)
         caveats = memory_caveats(step, options.model.image_shape[1], run.num_steps_left)
         with run.kept():
@@ -50,8 +50,10 @@ def train(flags: Flags, stage: Stage) -> Path:
             run.meter.restart_clock()
             bar = run.progress_bar()
             for batch in batches:
+                if run.course.is_over:
+                    break
                 take(run, batch)
-                rate = rate_at(options.schedule, run.step)
+                rate = rate_at(options.schedule, run.step, run.course.rate)
                 set_rate(learner.optimizer, rate)
                 outcome = step(batch, run.step)
 
@@ -106,6 +108,7 @@ def test(run: TrainingRun) -> None:
     if ends_epoch(run):
         run.write_epoch(metrics)
         run.say(f"Saved a model checkpoint at {run.path / f'step_{run.step}'}.pt")
+    run.say_all(run.course.note(metrics["recall@1"]))
     run.keep_best(metrics["recall@1"])
 
 
@@ -133,6 +136,7 @@ def is_finished(run: TrainingRun) -> bool:
     """Whether --checkpoint=auto finds all steps done and the last one tested; says so."""
     is_last = Path(run.start.checkpoint or "").name == "last.pt"
     is_done = run.step >= run.options.schedule.total_iter_num and not is_test_due(run)
+    is_done = is_done or run.course.is_over
     if not (run.start.is_auto and is_last and is_done):
         return False
     if run.machine.world.is_main:
@@ -141,14 +145,16 @@ def is_finished(run: TrainingRun) -> bool:
     return True
 
 
-def rate_at(schedule: ScheduleOptions, step: int) -> float:
+def rate_at(schedule: ScheduleOptions, step: int, lowered: float | None = None) -> float:
     """Return the learning rate of the update that follows `step` completed ones.
 
+    It begins with --lr, or with what tests have `lowered` that to.
     The first `warmup_iter_num` updates rise linearly to the rate of the schedule, which a cosine
     begins after them; the boundaries of piecewise decay are counted from step 0.
     """
     warmup = schedule.warmup_iter_num
-    rate = float(schedule.lr * min(1.0, (step + 1) / (warmup + 1)))
+    first = schedule.lr if lowered is None else lowered
+    rate = float(first * min(1.0, (step + 1) / (warmup + 1)))
     if schedule.lr_strategy == "piecewise_decay":
         return float(rate * 0.1 ** sum(step >= boundary for boundary in schedule.lr_steps))
     if schedule.lr_strategy == "cosine_decay" and step >= warmup:

@@ -1,4 +1,4 @@
-"""What stage 2 starts from, and whether it ruins that.
+"""What stage 2 starts from, whether it ruins that, and whether a class layer learns at all.
 
 The embeddings of a good stage 1 may lie so that a loss is above its value for embeddings that are
 all equal. Then the cheapest way down is to shrink them to one point: the loss falls, and so do the
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metric_learning.engine.evaluate.compare import before_and_after
 from metric_learning.engine.parallel import collectives
@@ -30,6 +30,8 @@ ABOVE = 1.001  # a loss that is so many times that of the collapsed state is abo
 FEWEST = 200  # images that a judgement is about
 FALLEN = 0.5  # of its value at the start
 COLLAPSED = 1e-4  # spread of the embeddings below which they are all but one point
+PER_CLASS = 5  # images of each class that a class layer has seen when it is first judged
+AT_CHANCE = 0.02  # part of a loss by which it may differ from that of a guess
 SHOWN = ("recall", "norm", "d2_pos", "d2_neg")
 COMPARED = ("recall@1", "map@r")
 
@@ -62,6 +64,9 @@ class Watch:
     latest: QueryScores | None = None
     _seen: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
     _is_said: bool = False
+    _is_guess_said: bool = False
+    _num_images: int = 0
+    _of_classes: list[tuple[int, float]] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run has to know of the start."""
@@ -144,6 +149,32 @@ class Watch:
             return self._collapsed(f"{words} since the start")
         return self._once(f"warning: the recall in batches is below half of the start's: {words}")
 
+    def judge_classes(
+        self, means: Mapping[str, float], num_images: int, guesses: Sequence[float], class_dim: int
+    ) -> list[str]:
+        """Warn where a class layer still guesses, once, until it does not.
+
+        From the means as for `judge`, the `guesses` of its loss, and the number of its classes.
+        """
+        self._num_images += num_images
+        self._of_classes.append((num_images, means.get("loss_cls", means["loss"])))
+        counts = [count for count, _ in self._of_classes]
+        is_early = self._num_images < PER_CLASS * class_dim
+        if not guesses or is_early or sum(counts) < max(FEWEST, class_dim):
+            return []
+
+        loss = float(np.average([value for _, value in self._of_classes], weights=counts))
+        self._of_classes = []
+        near = [guess for guess in guesses if abs(loss - guess) < AT_CHANCE * guess]
+        was_said, self._is_guess_said = self._is_guess_said, bool(near)
+        if was_said or not near:
+            return []
+        return [
+            f"warning: the class loss is {loss:.4f}, that of a guess among {class_dim} classes is "
+            f"{near[0]:.4f}: nothing is learned yet. Pretrained weights, another --lr or, with "
+            "very many classes, a loss of stage 2 first (supcon) may help"
+        ]
+
     def _collapsed(self, words: str) -> list[str]:
         line = (
             f"the embeddings have collapsed: {words}; they seldom recover: lower --lr, "
@@ -169,6 +200,36 @@ class Watch:
         if not self.before or self.latest is None:
             return [], {}
         return before_and_after(self.before, self.latest, seed)
+
+
+@torch.no_grad()
+def guesses_of(criterion: nn.Module, class_dim: int) -> list[float]:
+    """Return the losses at which the class layer of a criterion, if any, tells no class apart.
+
+    Of a cross-entropy: log C of logits that are all equal, and, where a margin is added to the
+    cosine of an image's own class, that of cosines that are all 0. None of other losses.
+    """
+    layer: Any = getattr(criterion, "class_layer", criterion)
+    layer = getattr(layer, "loss", layer)  # of a split class layer
+    if not hasattr(layer, "logit_floor"):
+        return []
+    guesses = [math.log(class_dim)]
+    if hasattr(layer, "add_margin"):
+        own = layer.add_margin(torch.zeros(1, 1, device=layer.weight.device))
+        others = math.log(max(class_dim - 1, 1))
+        guesses.append(float(np.logaddexp(0.0, others - float(layer.scale) * float(own))))
+    return guesses
+
+
+def at_chance(recall: float, chance: float, num_queries: int) -> list[str]:
+    """Warn where the Recall@1 of a test is no better than what random embeddings would have."""
+    deviation = math.sqrt(chance * (1.0 - chance) / num_queries)
+    if recall > chance + 2.0 * deviation:
+        return []
+    return [
+        f"warning: test_recall {recall:.5f} is at chance ({chance:.5f}, its deviation "
+        f"{deviation:.5f}): the embeddings tell no classes apart"
+    ]
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from metric_learning.common.atomic import write_atomically
 from metric_learning.models.clip import NEITHER_PARTS, OPENAI_PARTS, PREFIX, TEXT_PARTS, ImageTower
 from metric_learning.models.embedder import EmbeddingModel
+from metric_learning.models.lora import merged_state
 from metric_learning.models.options import changed_options, options_of
 from metric_learning.models.weights import checksum, paddle
 from metric_learning.models.weights.files import WeightsFile, read_weights
@@ -133,10 +134,13 @@ def load_classifier(model: EmbeddingModel, path: str | PathLike[str]) -> Classif
 def save_weights(
     model: EmbeddingModel, path: str | PathLike[str], metadata: dict[str, Any]
 ) -> None:
-    """Write a .safetensors file atomically, with JSON-like facts that rebuild the model."""
+    """Write a .safetensors file atomically, with JSON-like facts that rebuild the model.
+
+    Adapters are merged into the weights that they lie beside.
+    """
     tensors = {
         key: tensor.detach().cpu().contiguous().clone()
-        for key, tensor in model.state_dict().items()
+        for key, tensor in merged_state(model).items()
     }
     texts = {"format": "pt", "metadata": json.dumps(metadata), checksum.NAME: checksum.ZEROS}
     data = checksum.with_checksum(save(tensors, texts))

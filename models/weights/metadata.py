@@ -27,6 +27,7 @@ FIELDS = (
     Field("dataset", "a name", is_text, is_needed=False),
     Field("loss", "a name", is_text, is_needed=False),
     Field("loss_options", "options by name", is_object, is_needed=False),
+    Field("kept_loss", "a loss and its options", lambda value: _is_loss(value), is_needed=False),
     Field("class_names", "a list of names", is_list_of(is_text), is_needed=False),
     Field("step", "a number of steps", is_count, is_needed=False),
     Field("flags", "flags by name", is_object, is_needed=False),
@@ -43,6 +44,10 @@ def own_metadata(found: Any, path: Path) -> dict[str, Any] | None:
         return None
     is_own = is_text(found.get("model")) and isinstance(found.get("embedding_size"), int)
     return check_fields(found, FIELDS, f"{path}: what it says of its model") if is_own else None
+
+
+def _is_loss(value: Any) -> bool:
+    return is_object(value) and is_text(value.get("loss")) and is_object(value.get("options"))
 
 
 def _is_deviation(value: Any) -> bool:

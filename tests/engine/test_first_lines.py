@@ -41,9 +41,9 @@ def announced(data):
         learner=SimpleNamespace(model=SimpleNamespace(parameters=list, embedding_size=8)),
         options=SimpleNamespace(
             model=SimpleNamespace(model="net"),
-            loss=SimpleNamespace(loss_name="eml"),
+            loss=SimpleNamespace(loss_name="eml", kept=None),
             schedule=SimpleNamespace(lr=0.1),
-            optimizer=SimpleNamespace(trainable="all"),
+            optimizer=SimpleNamespace(trainable="all", lora_rank=0),
         ),
         start=SimpleNamespace(notes=[], checkpoint=None, origin=None),
     )

@@ -62,7 +62,7 @@ def step_of(training, stage_loss=None):
         training.preprocessing,
         options.batches,
         options.machine,
-        options.optimizer.clip_grad_norm,
+        options.optimizer,
     )
 
 

@@ -27,6 +27,8 @@ KINDS = {
     "raw memory": ["--loss_name=hyperbolic", "--normalize_embeddings=True", "--xbm_size=30"],
     "neighbours": ["--loss_name=contextual", "--chunk_size=6"],
     "average": ["--loss_name=adaface", "--ema_decay=0.9"],
+    "value": ["--loss_name=softmax", "--clip_grad_value=0.1", "--warm_head_steps=2"],
+    "layers": ["--loss_name=softmax", "--optimizer=adam", "--layer_decay=0.5"],
     "float16": ["--loss_name=arcmargin", "--amp=float16"],
 }
 

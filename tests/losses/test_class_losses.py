@@ -152,6 +152,18 @@ def test_the_class_layer_drops_values_out_in_training_alone():
     assert dropped.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_a_class_layer_of_zeros_finds_all_classes_alike():
+    criterion = criterion_of("softmax", init_class_layer="zero")
+    assert not criterion.weight.any()
+    embeddings = torch.randn(4, criterion.weight.shape[1], requires_grad=True)
+    loss, _ = criterion(embeddings, torch.arange(4) % 2)
+    assert float(loss.detach()) == pytest.approx(math.log(len(criterion.weight)))
+    loss.backward()
+    assert criterion.weight.grad.any() and not embeddings.grad.any()
+    with pytest.raises(ValueError, match="expected init_class_layer of uniform, zero, found one"):
+        criterion_of("softmax", init_class_layer="one")
+
+
 def test_smoothed_costs_have_no_limit():
     """Every class would meet it: 35.4 was logged where the formula says 69.8."""
     criterion = criterion_of("softmax", label_smoothing=0.3).double()

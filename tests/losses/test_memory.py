@@ -7,6 +7,7 @@ from metric_learning.losses import PAIR_LOSSES, build_loss
 from metric_learning.losses.jointloss import JointLoss
 from metric_learning.losses.memory import CrossBatchMemory
 from metric_learning.losses.pairs import LabelLoss, pairs_with
+from metric_learning.losses.softmaxloss import SoftmaxLoss
 
 pml = pytest.importorskip("pytorch_metric_learning.losses")
 
@@ -104,7 +105,7 @@ def test_memory_takes_half_precision_and_refuses_a_larger_batch():
 @pytest.mark.parametrize("name", ["triplet", "eml", "supcon"])
 def test_joint_loss_is_the_sum_of_its_parts(name):
     torch.manual_seed(0)
-    joint = JointLoss(build_loss(name), class_dim=5, embedding_size=SIZE, alpha=0.3)
+    joint = JointLoss(build_loss(name), SoftmaxLoss(5, SIZE), alpha=0.3)
     assert {key for key, _ in joint.named_parameters()} == {
         "class_layer.weight",
         "class_layer.bias",

@@ -10,6 +10,8 @@ from metric_learning.losses.memory import CrossBatchMemory
 from metric_learning.losses.mining import MINERS
 from metric_learning.losses.pairs import LabelLoss
 from metric_learning.losses.scaledloss import ScaledLoss
+from metric_learning.losses.similaritydistillation import SimilarityDistillation
+from metric_learning.losses.softmaxloss import SoftmaxLoss
 
 B, D, C, K = 24, 16, 12, 4
 LABELS = {
@@ -36,7 +38,9 @@ def cases():
     for name in PAIR_LOSSES:
         if issubclass(PAIR_LOSSES[name], LabelLoss):
             yield name, "labels", {}, lambda loss: CrossBatchMemory(loss, D, 60)
-    yield "eml", "blocks", {"samples_each_class": K}, lambda loss: JointLoss(loss, C, D, 0.5)
+    for layer in (SoftmaxLoss(C, D), build_loss("adaface", **sizes)):
+        blocks = {"samples_each_class": K}
+        yield "eml", "blocks", blocks, lambda loss, layer=layer: JointLoss(loss, layer, 0.5)
     yield "eml", "blocks", {"samples_each_class": K}, lambda loss: ScaledLoss(loss, 3.0)
 
 
@@ -52,6 +56,16 @@ def test_neither_pass_waits(name, layout, options, around):
             (loss[0] if isinstance(loss, tuple) else loss).backward()
         assert waits == []
         assert embeddings.grad.inner.isfinite().all()
+
+
+def test_what_a_teacher_adds_waits_for_nothing():
+    generator = torch.Generator().manual_seed(0)
+    embeddings = OnDevice(torch.randn(B, D, generator=generator)).requires_grad_()
+    targets = OnDevice(torch.randn(B, 2 * D, generator=generator))
+    criterion = put_on_device(SimilarityDistillation())
+    with counted_waits() as waits:
+        criterion(embeddings, targets).backward()
+    assert waits == [] and embeddings.grad.inner.isfinite().all()
 
 
 def test_what_asks_a_tensor_of_the_device_is_seen():
