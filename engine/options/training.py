@@ -173,21 +173,11 @@ def settle(
     flags = _derive(flags, loss, epoch_size)
 
     is_pair = stage_of(flags.loss_name) == 2
-    default = DEFAULT_SAMPLES_EACH_CLASS if is_pair else 0
-    samples_each_class = getattr(flags, "samples_each_class", None) or default
     options = parts.Options(
         model=parts.pick(parts.ModelOptions, flags),
         data=parts.pick(parts.DataOptions, flags),
         reading=parts.pick(parts.ReadingOptions, flags),
-        batches=parts.pick(
-            parts.BatchOptions,
-            flags,
-            samples_each_class=samples_each_class,
-            layout=layout_of(flags.loss_name) if is_pair else None,
-            gather=is_pair and flags.gather,
-            sampler=flags.sampler if is_pair else "random",
-            hard_classes=flags.hard_classes if is_pair else 0,
-        ),
+        batches=_batch_options(flags, is_pair),
         loss=loss,
         teacher=parts.pick(parts.TeacherOptions, flags),
         optimizer=parts.pick(parts.OptimizerOptions, flags),
@@ -207,6 +197,19 @@ def settle(
     )
     check(options, train_set)
     return options
+
+
+def _batch_options(flags: Flags, is_pair: bool) -> parts.BatchOptions:
+    default = DEFAULT_SAMPLES_EACH_CLASS if is_pair else 0
+    return parts.pick(
+        parts.BatchOptions,
+        flags,
+        samples_each_class=getattr(flags, "samples_each_class", None) or default,
+        layout=layout_of(flags.loss_name) if is_pair else None,
+        gather=is_pair and flags.gather,
+        sampler=flags.sampler if is_pair else "random",
+        hard_classes=flags.hard_classes if is_pair else 0,
+    )
 
 
 def check(options: parts.Options, train_set: ImageSet) -> None:
