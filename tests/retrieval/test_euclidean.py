@@ -5,7 +5,9 @@ import pytest
 import torch
 from oracle import make
 
+from metric_learning.engine.options import tables
 from metric_learning.retrieval import euclidean, evaluate, score_queries
+from metric_learning.retrieval.metrics import DISTANCES
 from metric_learning.retrieval.ranks import iterate_ranks, ranks_of_similarities
 
 KINDS = ["random", "clustered", "tied", "duplicated", "collapsed", "large classes"]
@@ -102,6 +104,7 @@ def test_mapped_features_are_read_in_pieces(tmp_path):
 
 
 def test_an_unknown_distance_is_one_line():
+    assert tables.DISTANCES == DISTANCES  # written out for the flag
     rows, labels = make("random", 20, 3)
     with pytest.raises(ValueError, match="expected a distance of cosine, euclidean, found 'l1'"):
         score_queries(rows, labels, distance="l1")
