@@ -254,6 +254,7 @@ class TrainingRun:
         self.say(training_line(self.step, rate, means, seconds, self.progress()))
         per_second = {"images_per_second": self.options.batches.train_batch_size / seconds}
         self.folder.record("train", self.step, lr=rate, **means, spread=spread, **per_second)
+
         class_dim = self.options.loss.class_dim
         guesses = guesses_of(self.learner.criterion, class_dim)
         self.say_all(self.watch.judge_classes(means, num_images, guesses, class_dim))
