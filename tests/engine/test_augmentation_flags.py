@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import train_elem
+from metric_learning.engine.options import tables
 from metric_learning.engine.options.training import settle
 from metric_learning.engine.options.training_table import ELEM, parse_training
 from metric_learning.engine.parallel.world import World
-from metric_learning.reader import load_image_set
-from metric_learning.reader.augment import Augmentation
+from metric_learning.reader import DATASETS, load_image_set
+from metric_learning.reader.augment import TRAIN_CROPS, Augmentation
 
 ALL = {
     "crop_aspect": ("1/2,1.5", (0.5, 1.5)),
@@ -28,6 +29,10 @@ def settled(toy_tree):
         return settle(flags, load_image_set("folder", toy_tree, "train"), World())
 
     return run
+
+
+def test_the_table_of_flags_knows_what_the_reader_does():
+    assert tables.TRAIN_CROPS == TRAIN_CROPS and set(tables.DATASETS) == set(DATASETS)
 
 
 def test_flags_reach_the_augmentation(settled):
