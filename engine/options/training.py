@@ -177,7 +177,7 @@ def settle(
         model=parts.pick(parts.ModelOptions, flags),
         data=parts.pick(parts.DataOptions, flags),
         reading=parts.pick(parts.ReadingOptions, flags),
-        batches=_batch_options(flags, is_pair),
+        batches=parts.pick(parts.BatchOptions, flags, **_of_batches(flags.values, is_pair)),
         loss=loss,
         teacher=parts.pick(parts.TeacherOptions, flags),
         optimizer=parts.pick(parts.OptimizerOptions, flags),
@@ -199,17 +199,18 @@ def settle(
     return options
 
 
-def _batch_options(flags: Flags, is_pair: bool) -> parts.BatchOptions:
-    default = DEFAULT_SAMPLES_EACH_CLASS if is_pair else 0
-    return parts.pick(
-        parts.BatchOptions,
-        flags,
-        samples_each_class=getattr(flags, "samples_each_class", None) or default,
-        layout=layout_of(flags.loss_name) if is_pair else None,
-        gather=is_pair and flags.gather,
-        sampler=flags.sampler if is_pair else "random",
-        hard_classes=flags.hard_classes if is_pair else 0,
-    )
+def _of_batches(values: Mapping[str, Any], is_pair: bool) -> dict[str, Any]:
+    """Return what the batches of a stage are made of, of which the first has few flags."""
+    if not is_pair:
+        each = values.get("samples_each_class") or 0
+        alone = {"layout": None, "gather": False, "sampler": "random", "hard_classes": 0}
+        return {"samples_each_class": each, **alone}
+    names = "gather", "sampler", "hard_classes"
+    return {
+        "samples_each_class": values.get("samples_each_class") or DEFAULT_SAMPLES_EACH_CLASS,
+        "layout": layout_of(values["loss_name"]),
+        **{name: values[name] for name in names},
+    }
 
 
 def check(options: parts.Options, train_set: ImageSet) -> None:
