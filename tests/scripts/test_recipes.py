@@ -1,6 +1,7 @@
 """The recipes of configs/recipes: each trains on stand-in data, and says where it comes from."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from metric_learning.losses import ELEM_LOSSES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DATA = {"sop": "sop", "cub": "cub200_2011", "cars": "cars196", "inshop": "inshop"}
+IMAGES = {"sop": 59551, "cub": 5864, "cars": 8054, "inshop": 25882}  # to train on
 RECIPES = [file for file in sorted((CONFIGS / "recipes").glob("*_*.yaml"))]
 RECIPES = [file for file in RECIPES if file.stem.split("_")[0] in DATA]
-LENGTH = ("num_epochs", "total_iter_num", "warmup_iter_num", "lr_steps")
+LENGTH = ("num_epochs", "total_iter_num", "warmup_iter_num", "lr_steps", "warm_head_steps")
+KEPT = ("pooling", "feature_norm", "embedding_size", "optimizer", "freeze_bn", "adam_eps")
+KEPT += ("init_class_layer", "samples_each_class", "clip_grad_value", "train_crop", "sampler")
 
 
 def flags_of(recipe):
@@ -31,11 +35,30 @@ def network(tmp_path_factory, toy_flags):
     return train_elem.main(flags) / "last.safetensors"
 
 
-def stand_in(flags, network, toy_flags):
+@pytest.fixture(scope="module")
+def toy_products(toy_tree, tmp_path_factory):
+    """A folder with the lists of Stanford Online Products, of the toy tree: two super classes."""
+    folder = tmp_path_factory.mktemp("products")
+    for split in ("train", "test"):
+        lines = ["image_id class_id super_class_id path"]
+        for number, file in enumerate(sorted(toy_tree.glob(f"{split}/*/*.png")), 1):
+            label = int(file.parent.name.removeprefix("class_"))
+            lines.append(f"{number} {label + 1} {label % 2 + 1} {file}")
+        (folder / f"Ebay_{split}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+def stand_in(flags, network, toy_flags, toy_products):
     """The flags of a recipe on the toy tree: of a few small images, for six steps."""
     small = {name: value for name, value in flags.items() if name not in LENGTH}
     small |= dict(word.removeprefix("--").split("=", 1) for word in toy_flags)
     small |= {"model": "test_resnet", "image_shape": "3,32,32", "pretrained_model": str(network)}
+    if "sampler" in flags:
+        small |= {"dataset": "sop", "data_dir": str(toy_products)}
+    if "resize_first" in flags:
+        small["resize_first"] = ",".join("36" for _ in flags["resize_first"].split(","))
+    if "warm_head_steps" in flags:
+        small["warm_head_steps"] = "2"
     images = 2 * int(flags.get("samples_each_class", 4))
     small |= {"train_batch_size": str(images), "total_iter_num": "6", "test_iter_step": "0"}
     if "chunk_size" in flags:
@@ -44,18 +67,29 @@ def stand_in(flags, network, toy_flags):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
-def test_a_recipe_trains_on_stand_in_data(recipe, network, toy_flags, tmp_path):
+def test_a_recipe_trains_on_stand_in_data(recipe, network, toy_flags, toy_products, tmp_path):
     flags = flags_of(recipe)
     script = train_elem if flags["loss_name"] in ELEM_LOSSES else train_pair
-    words = stand_in(flags, network, toy_flags)
+    words = stand_in(flags, network, toy_flags, toy_products)
     folder = script.main([*words, f"--model_save_dir={tmp_path}", "--display_iter_step=1"])
     records = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "train"]
     assert len(losses) == 6 and all(loss < 1e4 for loss in losses)  # NaN is not below
     kept = json.loads((folder / "args.json").read_text())["flags"]
-    for name in ("pooling", "feature_norm", "embedding_size", "optimizer", "freeze_bn"):
+    for name in KEPT:
         if name in flags:
-            assert str(kept[name]).lower() == flags[name], name
+            text = str(kept[name]).lower()
+            assert text.removesuffix(".0") == flags[name].removesuffix(".0"), name
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
+def test_the_steps_of_a_recipe_are_whole_epochs_of_its_data(recipe):
+    flags = flags_of(recipe)
+    of_epoch = IMAGES[recipe.stem.split("_")[0]] / int(flags["train_batch_size"])
+    for name in {"lr_steps", "warm_head_steps"} & set(flags):
+        epochs = int(flags[name]) // of_epoch
+        assert 1 <= epochs < int(flags["num_epochs"])
+        assert int(flags[name]) == math.ceil(epochs * of_epoch), name
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)

@@ -41,9 +41,9 @@ def longer(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str
 
 
 def stretched(texts: Mapping[str, str], factor: float) -> dict[str, str]:
-    """Return flags whose steps of the rate come later, or sooner, by a factor."""
+    """Return flags whose steps of the schedule come later, or sooner, by a factor."""
     found = dict(texts)
-    for name in ("lr_steps", "warmup_iter_num"):
+    for name in ("lr_steps", "warmup_iter_num", "warm_head_steps"):
         if name in texts:
             least = 1 if name == "lr_steps" else 0
             numbers = [
@@ -64,7 +64,7 @@ def scaled(texts: Mapping[str, str], factor: float) -> dict[str, str]:
 
 def shortest(texts: Mapping[str, str]) -> dict[str, str]:
     """Return the flags of a training of SMOKE_STEPS steps."""
-    left_out = ("num_epochs", "lr_steps", "warmup_iter_num", "xbm_start")
+    left_out = ("num_epochs", "lr_steps", "warmup_iter_num", "warm_head_steps", "xbm_start")
     steps = "0" if texts.get("total_iter_num") == "0" else str(SMOKE_STEPS)
     kept = {name: text for name, text in texts.items() if name not in left_out}
     return kept | {"total_iter_num": steps}

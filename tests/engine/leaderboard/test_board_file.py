@@ -242,11 +242,12 @@ def test_lengths_stretch_with_their_schedule():
     }
     assert scaled({"total_iter_num": "3"}, 0.01) == {"total_iter_num": "1"}
     assert scaled({"total_iter_num": "0"}, 2.0) == {"total_iter_num": "0"}
-    assert stretched({"lr_steps": "1", "warmup_iter_num": "1"}, 0.1) == {
+    assert stretched({"lr_steps": "1", "warmup_iter_num": "1", "warm_head_steps": "20"}, 0.1) == {
         "lr_steps": "1",
         "warmup_iter_num": "0",
+        "warm_head_steps": "2",
     }
-    assert shortest({"num_epochs": "9", "lr_steps": "5", "lr": "1"}) == {
+    assert shortest({"num_epochs": "9", "lr_steps": "5", "warm_head_steps": "3", "lr": "1"}) == {
         "lr": "1",
         "total_iter_num": "2",
     }
