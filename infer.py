@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, grouped, parse_flags, path, positive, with_defaults
+from metric_learning.common.flags import (
+    Flag,
+    boolean,
+    grouped,
+    parse_flags,
+    path,
+    positive,
+    with_defaults,
+)
 from metric_learning.engine.options.tables import (
     BAD_IMAGE_POLICIES,
     CHANGED_DATA_POLICIES,
@@ -57,6 +65,13 @@ FLAGS = (
     *grouped(
         "output",
         Flag("output_dir", path, "features", "folder for features.npy, paths.txt and so on"),
+        Flag(
+            "shard_size",
+            positive,
+            None,
+            "images of a file of features; default: all are in one file, unless it had 1 GiB",
+        ),
+        Flag("print_features", boolean, True, "print the features and class scores"),
         Flag("json", path, None, "file to write the neighbours to"),
     ),
     *grouped(

@@ -30,7 +30,7 @@ from metric_learning.engine.parallel.devices import (
     embedding_batch,
     reading_workers,
 )
-from metric_learning.engine.parallel.world import World
+from metric_learning.engine.parallel.world import World, join_world
 from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
@@ -82,6 +82,10 @@ class EmbeddingOptions:
         if self.machine.world.is_main:
             log(line)
 
+    def alone(self) -> EmbeddingOptions:
+        """Return the same work of a process that shares it with none."""
+        return replace(self, machine=replace(self.machine, world=World()))
+
     def of_data(self, other: EmbeddingOptions) -> EmbeddingOptions:
         """Return the same model on the data of others."""
         names = (*DATA_NAMES, "split")
@@ -115,6 +119,14 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True)
+class DumpOptions:
+    """What a dump of features holds and prints; see the flags of these names."""
+
+    shard_size: int | None
+    print_features: bool
+
+
+@dataclass(frozen=True)
 class InferenceOptions:
     """What infer.py does: dump features, build or search an index, or export the model.
 
@@ -128,6 +140,7 @@ class InferenceOptions:
     images: str | None
     on_bad_image: str
     output_dir: str
+    dump: DumpOptions
     index: str | None
     index_type: str
     index_options: str
@@ -248,6 +261,7 @@ def check_features(file: str) -> None:
 
 QUERY_NAMES = ("query", "query_text")
 SOURCE_NAMES = ("split", *DATA_NAMES)
+DUMP_NAMES = tuple(DumpOptions.__dataclass_fields__)
 # What the export of a model uses; everything else is refused beside it.
 EXPORT_NAMES = (
     *("config", "seed", "pretrained_model", *EMBEDDING_NAMES, "export", "output", "normalize"),
@@ -255,7 +269,10 @@ EXPORT_NAMES = (
 
 
 def settle_inference(flags: Flags) -> InferenceOptions:
-    """Settle what infer.py does; ValueError where a flag is wrong, or nothing would use it."""
+    """Settle what infer.py does; ValueError where a flag is wrong, or nothing would use it.
+
+    The processes of torchrun join for what they share: a dump or an index.
+    """
     queries = [name for name in QUERY_NAMES if name in flags.given]
     if flags.export is not None:
         unused = [name for name in flags.values if name not in EXPORT_NAMES]
@@ -267,7 +284,8 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         flags.refuse(("output", "normalize"), "without --export")
     if queries:
         _check_queries(queries, flags.index, flags.query, flags.query_text, flags.pretrained_model)
-        others = ("images", *SOURCE_NAMES, "output_dir", "index_type", "index_options", "class_dim")
+        others = ("images", *SOURCE_NAMES, "output_dir", *DUMP_NAMES, "index_type", "index_options")
+        others += ("class_dim",)
         flags.refuse(others, f"--{queries[0]} searches the images of --index")
         if flags.query is None:
             reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
@@ -279,7 +297,7 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         if flags.index is None:
             flags.refuse(("index_type", "index_options"), "without --index")
         else:
-            flags.refuse(("output_dir", "class_dim"), "--index is all that is written")
+            flags.refuse(("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written")
         if flags.images is not None:
             flags.refuse(SOURCE_NAMES, "--images is used instead of a data set")
 
@@ -295,11 +313,13 @@ def settle_inference(flags: Flags) -> InferenceOptions:
     builds_index = flags.index is not None and not queries
     on_bad_image = flags.on_bad_image or ("skip" if builds_index else "error")
     flags = flags.replaced(on_bad_image=on_bad_image, query_text=tuple(flags.query_text))
-    work = settle_embedding(flags, World(), is_quiet=True)
+    shares = flags.export is None and not queries
+    work = settle_embedding(flags, join_world() if shares else World(), is_quiet=True)
     return pick(
         InferenceOptions,
         flags,
         work=work,
+        dump=pick(DumpOptions, flags),
         search_index=search_index,
     )
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import words_of
 from metric_learning.common.log import show
@@ -43,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> str:
 
         if runs:
             plot_curves(runs, curves)
-        plot_neighbours(features.embeddings, features.labels, features.paths, neighbours)
+        plot_neighbours(
+            np.asarray(features.embeddings), features.labels, list(features.paths), neighbours
+        )
         places: dict[str, str | Path] = {
             "run folders": ", ".join(map(str, runs)),
             "features": dump,
