@@ -124,6 +124,8 @@ class DumpOptions:
 
     shard_size: int | None
     print_features: bool
+    feature_dtype: str
+    normalize: bool
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ def settle_inference(flags: Flags) -> InferenceOptions:
             flags.refuse(["normalize"], "--export=safetensors writes weights alone")
         flags = flags.replaced(device="cpu")
     else:
-        flags.refuse(("output", "normalize"), "without --export")
+        flags.refuse(["output"], "without --export")
     if queries:
         _check_queries(queries, flags.index, flags.query, flags.query_text, flags.pretrained_model)
         others = ("images", *SOURCE_NAMES, "output_dir", *DUMP_NAMES, "index_type", "index_options")

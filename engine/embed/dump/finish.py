@@ -98,7 +98,7 @@ def complete(partial: Partial, image_set: ImageSet, about: Mapping[str, Any]) ->
 
     The rows of unreadable images are left out. Raises ValueError where no image could be read.
     """
-    if (partial.folder / META).exists():
+    if partial.is_complete:
         return dict(read_json(partial.folder / META, META))
     broken: Broken = [one for chunk in sorted(partial.done) for one in partial.done[chunk]]
     for _, _, error in broken:

@@ -9,6 +9,7 @@ import numpy as np
 from metric_learning.common.log import log, show
 from metric_learning.engine.embed.dump.digits import to_texts
 from metric_learning.engine.embed.dump.partial import Partial
+from metric_learning.engine.embed.dump.precision import to_float32
 from metric_learning.engine.run.lines import duration
 
 LINES_AT_ONCE = 256
@@ -24,7 +25,9 @@ class Lines:
     def __init__(self, partial: Partial, is_printing: bool) -> None:
         self._partial, self._is_printing = partial, is_printing
         self._next_chunk = self._num_shown = 0
-        self._columns = {column.stem: column for column in partial.plan.columns}
+        self._columns = {
+            column.stem: column for column in partial.plan.columns if column.stem != "exact"
+        }
 
     def advance(self) -> None:
         """Print what can be printed."""
@@ -41,7 +44,7 @@ class Lines:
             stem: self._partial.read(column, rows)[is_read]
             for stem, column in self._columns.items()
         }
-        texts = to_texts(values["features"])
+        texts = to_texts(to_float32(values["features"], values.get("scales")))
         lines = []
         for row, text in enumerate(texts):
             name = f"Test-{self._num_shown + row}"

@@ -79,9 +79,14 @@ class Partial:
                             self.folder.parent.rmdir()
                 raise
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all files are whole, and only have to take their places."""
+        return (self.folder / META).exists()
+
     def has_work(self) -> bool:
         """Whether rows are there that need not be computed again."""
-        return (self.folder / META).exists() or any(
+        return self.is_complete or any(
             path.stat().st_size for path in self.folder.glob("done*.jsonl")
         )
 
@@ -94,7 +99,7 @@ class Partial:
         if not self.has_work():
             self._begin()
         self._compare()
-        if (self.folder / META).exists():
+        if self.is_complete:
             return []
 
         self.poll()

@@ -11,6 +11,7 @@ import torch
 from metric_learning.common.fingerprint import Snapshot
 from metric_learning.engine.embed.dump.partial import Broken, Partial, WorthlessError, look_at
 from metric_learning.engine.embed.dump.plan import Plan
+from metric_learning.engine.embed.dump.precision import normalised, to_dtype
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.embed.embedding import (
     iterate_embeddings,
@@ -93,7 +94,7 @@ def compute_chunks(
     try:
         for chunk in chunks:
             numbers = plan.chunk(chunk)
-            values = take_rows(batches, numbers, image_set.paths)
+            values = as_planned(plan, take_rows(batches, numbers, image_set.paths))
             broken = [
                 (number, path, loader.broken[path])
                 for number in (numbers if loader.broken else ())
@@ -117,6 +118,13 @@ def take_rows(batches: Iterator[Values], numbers: range, paths: Sequence[str]) -
             raise WorthlessError(str(error)) from error
         place += len(features)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def as_planned(plan: Plan, values: Values) -> Values:
+    """Return the rows of a chunk as they are kept, of features in float32 and all else."""
+    features = normalised(values["features"]) if plan.normalize else values["features"]
+    kept = {**values, **to_dtype(features, plan.columns[0].dtype.name)}
+    return kept if plan.exact is None else {**kept, "exact": features}
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from metric_learning.engine.embed.dump.layout import META
 from metric_learning.engine.embed.dump.lines import Lines, Progress
 from metric_learning.engine.embed.dump.partial import Journal, Partial
 from metric_learning.engine.embed.dump.plan import make_plan
+from metric_learning.engine.embed.dump.precision import describe_cost
 from metric_learning.engine.embed.dump.work import compute_chunks
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.options.evaluation import DumpOptions
@@ -86,13 +87,17 @@ def finish(
     folder: Path, embedder: Embedder, image_set: ImageSet, partial: Partial, lines: Lines
 ) -> None:
     """Print what is left to print, and make the dump complete."""
-    partial.poll()
-    lines.advance()
+    if not partial.is_complete:
+        partial.poll()
+        lines.advance()
     about: dict[str, Any] = {
         "flags": dict(embedder.work.flags),
         "checkpoint": embedder.work.meta,
         "depends_on": embedder.depends_on,
     }
+    is_new = not partial.is_complete
     meta = complete(partial, image_set, about)
+    if is_new and partial.plan.exact is not None:
+        log(describe_cost(partial, image_set, embedder.work.machine.device))
     take_places(folder, meta)
     log(f"{meta['images']} features of {meta['dimensions']} dimensions in {folder}")
