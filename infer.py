@@ -49,7 +49,14 @@ FLAGS = (
     *DATA_FLAGS,
     *grouped(
         "data",
-        Flag("images", path, None, "an image or a folder of images, instead of a data set"),
+        Flag(
+            "images",
+            path,
+            None,
+            "images instead of a data set: a file, a folder, a list of paths (.txt, .csv), or - "
+            "for paths from standard input; may be given several times",
+            repeats=True,
+        ),
         Flag("split", str, "test", "split of the data set; all: every image once", SPLITS),
         Flag(
             "on_bad_image",

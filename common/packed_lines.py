@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -16,18 +16,16 @@ BLOCK = 2**24  # bytes that are looked through at once
 
 
 class PackedLines(Sequence[str]):
-    """N lines of a file, read when they are asked for: 8 bytes each, and pages of the file.
+    """N lines of a file, read when they are asked for: 16 bytes each, and pages of the file.
 
     Bytes that are not UTF-8 stay as Python has them in file names (surrogateescape).
     """
 
-    def __init__(
-        self, data: np.ndarray, starts: np.ndarray, read: Callable[[str], str] = from_line
-    ) -> None:
-        self._data, self._starts, self._read = data, starts, read
+    def __init__(self, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+        self._data, self._starts, self._ends = data, starts, ends
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._starts)
 
     @overload
     def __getitem__(self, row: int) -> str: ...
@@ -37,8 +35,8 @@ class PackedLines(Sequence[str]):
         if isinstance(row, slice):
             return [self[number] for number in range(*row.indices(len(self)))]
         row = range(len(self))[row]
-        line = self._data[self._starts[row] : self._starts[row + 1]].tobytes()
-        return self._read(line.removesuffix(b"\n").decode("utf-8", "surrogateescape"))
+        line = self._data[self._starts[row] : self._ends[row]].tobytes()
+        return from_line(line.removesuffix(b"\r").decode("utf-8", "surrogateescape"))
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), 4096):
@@ -53,16 +51,15 @@ class PackedLines(Sequence[str]):
 
 
 def open_lines(path: Path, what: str) -> PackedLines:
-    """Map a text file, which is called `what` in messages; the last line need not be ended."""
+    """Map a text file, which is called `what` in messages; blank lines are left out."""
     check_regular(path, what)
-    if path.stat().st_size == 0:
-        return PackedLines(np.empty(0, np.uint8), np.zeros(1, np.int64))
-    data = np.memmap(path, np.uint8, "r")
-    ends = [
-        np.flatnonzero(data[start : start + BLOCK] == LINE_END) + start + 1
-        for start in range(0, len(data), BLOCK)
+    size = path.stat().st_size
+    data = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+    found = [
+        np.flatnonzero(data[start : start + BLOCK] == LINE_END) + start
+        for start in range(0, size, BLOCK)
     ]
-    starts = np.concatenate([[0], *ends])
-    if starts[-1] != len(data):
-        starts = np.append(starts, len(data))
-    return PackedLines(data, starts.astype(np.int64))
+    ends = np.concatenate([*found, [size]]).astype(np.int64)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    is_blank = starts >= ends
+    return PackedLines(data, starts[~is_blank], ends[~is_blank])

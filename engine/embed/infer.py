@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from metric_learning.engine.options.evaluation import InferenceOptions
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.world import is_first_process, leave_world
 from metric_learning.reader import ImageSet, describe_sets
-from metric_learning.reader.sets.plain_images import list_plain_images
+from metric_learning.reader.sets.plain_images import join_plain_images
 
 
 def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
     if options.export is not None:
         return export_model(work, options.export, options.output, options.normalize)
     if options.search_index is not None:
-        queries = open_plain_images(options.query) if options.query else options.query_text
+        queries = open_plain_images([options.query]) if options.query else options.query_text
         file = prepare_output("json", options.json, ANSWERS) if options.json else None
         compared = options.verify, options.on_changed_data
         index = options.search_index
@@ -55,15 +55,15 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         dump_features(written, embedder, images, on_bad_image, options.dump)
     else:
         kind = IndexKind(options.index_type, options.index_options)
-        what = options.images or f"{work.data.dataset}, {work.split}"
+        what = ", ".join(options.images) or f"{work.data.dataset}, {work.split}"
         written = make_index(Path(options.index), kind, embedder, images, what, on_bad_image)
     leave_world(world)
     return written
 
 
-def open_plain_images(path: str, say: Callable[[str], object] = log) -> ImageSet:
-    """List an image or all below a folder, and say how many, and what is left out."""
-    images = list_plain_images(path)
+def open_plain_images(paths: Sequence[str], say: Callable[[str], object] = log) -> ImageSet:
+    """List images or all below folders, and say how many, and what is left out."""
+    images = join_plain_images(paths)
     for line in describe_sets([images]):
         say(line)
     return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from metric_learning.engine.parallel.devices import (
 from metric_learning.engine.parallel.world import World, join_world
 from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM
+from metric_learning.reader.sets.plain_images import STDIN
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
 from metric_learning.retrieval.rerank import parse_rerank
 from metric_learning.retrieval.tables import COLUMNS
@@ -132,14 +134,14 @@ class DumpOptions:
 class InferenceOptions:
     """What infer.py does: dump features, build or search an index, or export the model.
 
-    Instead of the images of `work` there may be `images`, an image or a folder of them.
+    Instead of the images of `work` there may be `images`: files, folders or lists of them.
     """
 
     work: EmbeddingOptions
     search_index: SearchIndex | None
     verify: bool
     on_changed_data: str
-    images: str | None
+    images: tuple[str, ...]
     on_bad_image: str
     output_dir: str
     dump: DumpOptions
@@ -302,6 +304,8 @@ def settle_inference(flags: Flags) -> InferenceOptions:
             flags.refuse(("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written")
         if flags.images is not None:
             flags.refuse(SOURCE_NAMES, "--images is used instead of a data set")
+            if STDIN in flags.images and "WORLD_SIZE" in os.environ:
+                raise ValueError("--images=- is read by one process: give torchrun's a list file")
 
     search_index = None
     if queries:
@@ -316,11 +320,15 @@ def settle_inference(flags: Flags) -> InferenceOptions:
     on_bad_image = flags.on_bad_image or ("skip" if builds_index else "error")
     flags = flags.replaced(on_bad_image=on_bad_image, query_text=tuple(flags.query_text))
     shares = flags.export is None and not queries
+    images = tuple(flags.images or ())
+    if len(images) == 1:  # told as it is in the results of earlier versions
+        flags = flags.replaced(images=images[0])
     work = settle_embedding(flags, join_world() if shares else World(), is_quiet=True)
     return pick(
         InferenceOptions,
         flags,
         work=work,
+        images=images,
         dump=pick(DumpOptions, flags),
         search_index=search_index,
     )

@@ -3,6 +3,7 @@
 import filecmp
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,3 +236,42 @@ def test_fewer_bits(flags, whole, tmp_path, capsys, dtype):
             np.fill_diagonal(cosines, -2)
             expected = (labels[cosines.argmax(1)] == labels).mean()
             assert f"{name} {expected:.5f}" in out or f"{name} features {expected:.5f}" in out
+
+
+def test_images_come_from_lists(tmp_path, toy_tree, whole, error_of):
+    """A text list, a CSV file, standard input, and several of them, in their order."""
+    files = sorted(map(str, (toy_tree / "test").glob("*/*.png")))
+    listed, table = tmp_path / "list.txt", toy_tree / "table.csv"
+    listed.write_text("\n".join(files[:3]) + "\n\n" + files[3] + "\r\n")
+    names = [os.path.relpath(file, toy_tree) for file in files[4:6]]
+    table.write_text("label,path\n" + "".join(f"a,{name}\n" for name in names))
+    folder = tmp_path / "folder"
+    shutil.copytree(toy_tree / "test" / "class_9", folder)
+    expected = {
+        (f"--images={listed}",): files[:4],
+        (f"--images={table}",): files[4:6],
+        (f"--images={listed}", f"--images={table}", f"--images={files[7]}"): [*files[:6], files[7]],
+    }
+    for words, paths in expected.items():
+        out = infer.main([*MODEL, *words, f"--output_dir={tmp_path / 'dump'}"])
+        assert open_features(out).paths == paths
+        alone = infer.main([*MODEL, f"--images={paths[-1]}", f"--output_dir={tmp_path / 'one'}"])
+        np.testing.assert_allclose(
+            np.load(out / "features.npy")[-1], np.load(alone / "features.npy")[0], rtol=1e-4
+        )
+
+    words = [sys.executable, infer.__file__, *MODEL, "--images=-", f"--output_dir={out}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        words, input="\n".join(files[:2]), text=True, check=True, env=environment, cwd=ROOT
+    )
+    assert open_features(out).paths == files[:2]
+    table.write_text("file,label\na.png,a\n")
+    assert "expected a column path, found file, label" in error_of(
+        infer.main, [*MODEL, f"--images={table}"]
+    )
+    table.unlink()
+    listed.write_text("\n")
+    assert "expected paths of images, one a line" in error_of(
+        infer.main, [*MODEL, f"--images={listed}"]
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from metric_learning.engine.embed.dump.partial import Partial
+from metric_learning.engine.embed.dump.partial import Partial, WorthlessError
 from metric_learning.reader import ImageSet
 from metric_learning.retrieval.search import nearest
 from metric_learning.retrieval.unit import unit_rows
@@ -26,7 +26,7 @@ def to_dtype(features: np.ndarray, name: str) -> dict[str, np.ndarray]:
             halves = features.astype(np.float16)
         if not np.isfinite(halves).all():
             largest = float(np.abs(features).max())
-            raise ValueError(
+            raise WorthlessError(
                 f"a feature of {largest:.6g} is too large for --feature_dtype=float16: give "
                 "--normalize, or another type"
             )
