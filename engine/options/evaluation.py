@@ -266,6 +266,11 @@ def check_features(file: str) -> None:
 QUERY_NAMES = ("query", "query_text")
 SOURCE_NAMES = ("split", *DATA_NAMES)
 DUMP_NAMES = tuple(DumpOptions.__dataclass_fields__)
+# What makes an index or a dump, and no query uses.
+BUILD_NAMES = (
+    *("images", *SOURCE_NAMES, "output_dir", *DUMP_NAMES, "index_type", "index_options"),
+    "class_dim",
+)
 # What the export of a model uses; everything else is refused beside it.
 EXPORT_NAMES = (
     *("config", "seed", "pretrained_model", *EMBEDDING_NAMES, "export", "output", "normalize"),
@@ -273,10 +278,7 @@ EXPORT_NAMES = (
 
 
 def settle_inference(flags: Flags) -> InferenceOptions:
-    """Settle what infer.py does; ValueError where a flag is wrong, or nothing would use it.
-
-    The processes of torchrun join for what they share: a dump or an index.
-    """
+    """Settle what infer.py does; ValueError where a flag is wrong, or nothing would use it."""
     queries = [name for name in QUERY_NAMES if name in flags.given]
     if flags.export is not None:
         unused = [name for name in flags.values if name not in EXPORT_NAMES]
@@ -288,9 +290,7 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         flags.refuse(["output"], "without --export")
     if queries:
         _check_queries(queries, flags.index, flags.query, flags.query_text, flags.pretrained_model)
-        others = ("images", *SOURCE_NAMES, "output_dir", *DUMP_NAMES, "index_type", "index_options")
-        others += ("class_dim",)
-        flags.refuse(others, f"--{queries[0]} searches the images of --index")
+        flags.refuse(BUILD_NAMES, f"--{queries[0]} searches the images of --index")
         if flags.query is None:
             reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
             flags.refuse(reading, f"--{queries[0]} reads no images")
@@ -304,34 +304,40 @@ def settle_inference(flags: Flags) -> InferenceOptions:
             flags.refuse(("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written")
         if flags.images is not None:
             flags.refuse(SOURCE_NAMES, "--images is used instead of a data set")
-            if STDIN in flags.images and "WORLD_SIZE" in os.environ:
-                raise ValueError("--images=- is read by one process: give torchrun's a list file")
 
     search_index = None
     if queries:
         search_index = open_index(flags.index, flags.topk)
-        found = search_index.metadata.get("flags", {})
-        made = MODEL_OPTIONS | found if found else {}
-        made = {name: plain(made[name]) for name in EMBEDDING_NAMES if name in made}
+        made = _flags_of_index(search_index)
         flags = flags.adopted(flags.index, made).giving(made)
     if flags.split == "all":
         flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
     builds_index = flags.index is not None and not queries
     on_bad_image = flags.on_bad_image or ("skip" if builds_index else "error")
     flags = flags.replaced(on_bad_image=on_bad_image, query_text=tuple(flags.query_text))
-    shares = flags.export is None and not queries
-    images = tuple(flags.images or ())
+    images, dump = _check_images(flags.images or ()), pick(DumpOptions, flags)
     if len(images) == 1:  # told as it is in the results of earlier versions
         flags = flags.replaced(images=images[0])
-    work = settle_embedding(flags, join_world() if shares else World(), is_quiet=True)
+    # The processes of torchrun join for what they share.
+    world = World() if queries or flags.export else join_world()
+    work = settle_embedding(flags, world, is_quiet=True)
     return pick(
-        InferenceOptions,
-        flags,
-        work=work,
-        images=images,
-        dump=pick(DumpOptions, flags),
-        search_index=search_index,
+        InferenceOptions, flags, work=work, images=images, dump=dump, search_index=search_index
     )
+
+
+def _check_images(images: Sequence[str]) -> tuple[str, ...]:
+    """Return where images are; ValueError where several processes would share standard input."""
+    if STDIN in images and "WORLD_SIZE" in os.environ:
+        raise ValueError("--images=- is read by one process: give those of torchrun a list file")
+    return tuple(images)
+
+
+def _flags_of_index(search_index: SearchIndex) -> dict[str, Any]:
+    """Return the flags that say how the images of an index were embedded."""
+    found = search_index.metadata.get("flags", {})
+    made = MODEL_OPTIONS | found if found else {}
+    return {name: plain(made[name]) for name in EMBEDDING_NAMES if name in made}
 
 
 def _check_queries(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from metric_learning.common.cli import user_errors
+from metric_learning.common.cli import refuse_torchrun, user_errors
 from metric_learning.common.flags import words_of
 from metric_learning.common.log import show
 from metric_learning.common.outputs import prepare_output
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("names", nargs="+", help="evaluations, in the order of the columns")
     args = parser.parse_args(words_of((), argv))
     with user_errors():
+        refuse_torchrun()
         curves, neighbours = (
             prepare_output(None, args.folder / "report" / name, PICTURE) for name in PICTURES
         )

@@ -187,7 +187,7 @@ def _join(texts: list[str], rows: np.ndarray, written: Written, is_negative: np.
     characters = written.characters
     first = (characters != SPACE).argmax(2) - is_negative
     where = np.nonzero(is_negative)
-    characters[(*where, first[where])] = MINUS
+    characters[where[0], where[1], first[where]] = MINUS
     starts = first.min(1)
     for place, row in enumerate(rows):
         is_shown = written.is_shown[place].copy()

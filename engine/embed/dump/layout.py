@@ -53,13 +53,13 @@ class Shard(NamedTuple):
     """The images from number `start` to before `stop`, whose rows are in files of their own."""
 
     number: int
-    count: int
+    total: int
     start: int
     stop: int
 
     def file(self, stem: str) -> str:
         """Return the name of the file of a column."""
-        of = f"-{self.number:05}-of-{self.count:05}" if self.count > 1 else ""
+        of = f"-{self.number:05}-of-{self.total:05}" if self.total > 1 else ""
         return f"{stem}{of}.npy"
 
 

@@ -44,6 +44,7 @@ class Lines:
             stem: self._partial.read(column, rows)[is_read]
             for stem, column in self._columns.items()
         }
+
         texts = to_texts(to_float32(values["features"], values.get("scales")))
         lines = []
         for row, text in enumerate(texts):

@@ -69,6 +69,7 @@ class Partial:
                     f"{self.folder.parent}: another command is writing its features there: wait "
                     "for it, or choose another --output_dir"
                 ) from error
+
             try:
                 yield
             except BaseException as error:
@@ -257,7 +258,7 @@ def _inside(shards: Sequence[Shard], rows: range) -> Iterator[tuple[Shard, int, 
 
 def _write_at(file: Path, place: int, values: np.ndarray) -> None:
     """Write the bytes of an array at a place of a file; a full disk is an OSError."""
-    data = memoryview(np.ascontiguousarray(values).view(np.uint8).reshape(-1))
+    data = memoryview(values.tobytes())
     descriptor = os.open(file, os.O_WRONLY)
     try:
         while len(data):

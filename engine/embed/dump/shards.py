@@ -35,7 +35,8 @@ class ShardedFeatures:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         if isinstance(rows, tuple):
-            return np.asarray(self[rows[0]][(slice(None), *rows[1:])])
+            rest = (slice(None), *rows[1:])
+            return np.asarray(self[rows[0]][rest])
         numbers = np.arange(len(self))[rows]
         if numbers.ndim == 0:
             return np.asarray(self._read(numbers[None])[0])

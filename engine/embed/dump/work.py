@@ -75,6 +75,7 @@ def compute_chunks(
     plan, work = partial.plan, embedder.work
     if not chunks:
         return
+
     lookout = Lookout(image_set, plan, chunks)
     rows = np.concatenate([np.array(plan.chunk(chunk), np.int64) for chunk in chunks])
     loader = load_images(
@@ -91,6 +92,7 @@ def compute_chunks(
         iterate_embeddings(embedder.model, loader, embedder.preprocessing, work.machine),
         score=any(column.stem == "scores" for column in plan.columns),
     )
+
     try:
         for chunk in chunks:
             numbers = plan.chunk(chunk)

@@ -69,6 +69,7 @@ def compute(
     progress = Progress(partial)
     journal = Journal(partial, world.rank)
     own = missing[world.rank :: world.size]
+
     try:
         for chunk, values, states, broken in compute_chunks(
             embedder, image_set, partial, own, on_bad_image
