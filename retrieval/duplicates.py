@@ -1,4 +1,8 @@
-"""python -m retrieval.duplicates FEATURES: near duplicates among features that infer.py wrote."""
+"""Near duplicates among features that infer.py wrote, or between two such folders.
+
+python -m retrieval.duplicates FEATURES [--threshold=0.95] [--output=found.csv] [--kept=kept.csv]
+python -m retrieval.duplicates FEATURES --against=FEATURES
+"""
 
 import runpy
 

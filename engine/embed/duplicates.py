@@ -59,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
         against = open_features(flags.against) if flags.against else None
 
         device = choose_device("auto", flags.use_gpu, World())
-        others = None if against is None else against.embeddings
-        pairs = find_near_pairs(found.embeddings, others, flags.threshold, device)
+        ours: Any = found.embeddings  # in files, which are read in blocks as an array is
+        others: Any = None if against is None else against.embeddings
+        pairs = find_near_pairs(ours, others, flags.threshold, device)
         rows = list(rows_of(found, against, pairs))
         write_csv(output, COLUMNS, rows)
         is_leak = against is not None  # of the same file too

@@ -275,3 +275,26 @@ def test_images_come_from_lists(tmp_path, toy_tree, whole, error_of):
     assert "expected paths of images, one a line" in error_of(
         infer.main, [*MODEL, f"--images={listed}"]
     )
+
+
+def test_a_damaged_journal_and_a_second_writer_are_one_line(flags, tmp_path, broken_off, error_of):
+    words = [*flags, f"--output_dir={tmp_path / 'dump'}"]
+    broken_off(words, 2)
+    folder = tmp_path / "dump" / "partial"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder
+    )
+    assert holder.stdout.readline() == b"held\n"
+    assert "another command is writing its features there" in error_of(infer.main, words)
+    holder.communicate(b"\n")
+    (folder / "done-00000.jsonl").write_text('{"chunk": 99, "broken": []}\n')
+    assert "done-00000.jsonl is damaged" in error_of(infer.main, words)
+
+
+HOLD = """
+import fcntl, sys
+file = open("lock", "a")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.readline()
+"""

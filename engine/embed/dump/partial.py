@@ -161,8 +161,19 @@ class Partial:
                 text = text[: text.rfind(b"\n") + 1]  # the last line may be half written
                 self._read[journal.name] = self._read.get(journal.name, 0) + len(text)
                 for line in text.splitlines():
-                    found = json.loads(line)
-                    self.done[found["chunk"]] = [tuple(one) for one in found["broken"]]
+                    self._note(line, journal)
+
+    def _note(self, line: bytes, journal: Path) -> None:
+        """Read a line about a chunk that is done; ValueError where it is damaged."""
+        try:
+            found = json.loads(line)
+            broken = [(int(row), str(path), str(error)) for row, path, error in found["broken"]]
+            chunk = range(self.plan.num_chunks)[found["chunk"]]
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"{journal} is damaged: delete {self.folder}, to begin anew"
+            ) from error
+        self.done[chunk] = broken
 
     def files(self) -> list[tuple[Column, Shard]]:
         """Return what is in which file."""
@@ -227,10 +238,14 @@ class Journal:
         for file in self._unsynced:
             sync(file)
         if self._lines:
-            with self._file.open("a") as journal:
-                journal.write("".join(self._lines))
-                journal.flush()
-                os.fsync(journal.fileno())
+            try:
+                with self._file.open("a") as journal:
+                    journal.write("".join(self._lines))
+                    journal.flush()
+                    os.fsync(journal.fileno())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._file)) from error
+
         self._lines, self._unsynced, self._synced_at = [], set(), time.monotonic()
 
 
