@@ -119,11 +119,14 @@ def _scaled(values: np.ndarray, powers: np.ndarray) -> np.ndarray:
 
 
 def _decimals(numbers: np.ndarray, count: int) -> np.ndarray:
-    """Write numbers (N, D) as so many digits, (N, D, count) uint8 of ASCII."""
+    """Write numbers (N, D) below 2^32 as so many digits, (N, D, count) uint8 of ASCII."""
     characters = np.empty((*numbers.shape, count), np.uint8)
+    left = numbers.astype(np.uint32)  # which NumPy divides fastest
     for place in range(count - 1, -1, -1):
-        numbers, characters[..., place] = np.divmod(numbers, 10)
-    return characters + np.uint8(ZERO)
+        shorter = left // np.uint32(10)
+        characters[..., place] = left - shorter * np.uint32(10) + np.uint32(ZERO)
+        left = shorter
+    return characters
 
 
 def _rounded(scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
