@@ -1,6 +1,7 @@
 """Dumps of features: in shards, broken off, shared among processes, always the same bytes."""
 
 import filecmp
+import io
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from metric_learning.common.flags import last_of_each
 from metric_learning.engine.embed.dump import digits
 from metric_learning.engine.embed.dump.partial import Journal
 from metric_learning.engine.report.subjects import of_features
+from metric_learning.retrieval.indexes import load_search_index
+from metric_learning.retrieval.unit import unit_rows
 
 ROOT = Path(infer.__file__).resolve().parent
 MODEL = ["--pretrained_model=random", "--model=test_resnet", "--image_shape=3,32,32"]
@@ -238,7 +241,7 @@ def test_fewer_bits(flags, whole, tmp_path, capsys, dtype):
             assert f"{name} {expected:.5f}" in out or f"{name} features {expected:.5f}" in out
 
 
-def test_images_come_from_lists(tmp_path, toy_tree, whole, error_of):
+def test_images_come_from_lists(tmp_path, toy_tree, error_of, monkeypatch):
     """A text list, a CSV file, standard input, and several of them, in their order."""
     files = sorted(map(str, (toy_tree / "test").glob("*/*.png")))
     listed, table = tmp_path / "list.txt", toy_tree / "table.csv"
@@ -260,11 +263,9 @@ def test_images_come_from_lists(tmp_path, toy_tree, whole, error_of):
             np.load(out / "features.npy")[-1], np.load(alone / "features.npy")[0], rtol=1e-4
         )
 
-    words = [sys.executable, infer.__file__, *MODEL, "--images=-", f"--output_dir={out}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        words, input="\n".join(files[:2]), text=True, check=True, env=environment, cwd=ROOT
-    )
+    typed = io.TextIOWrapper(io.BytesIO("\n".join(files[:2]).encode()))
+    monkeypatch.setattr(sys, "stdin", typed)
+    infer.main([*MODEL, "--images=-", f"--output_dir={out}"])
     assert open_features(out).paths == files[:2]
     table.write_text("file,label\na.png,a\n")
     assert "expected a column path, found file, label" in error_of(
@@ -298,3 +299,15 @@ fcntl.lockf(file, fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.readline()
 """
+
+
+def test_processes_share_an_index(flags, whole, tmp_path, torchrun):
+    """It holds what an index of one process does."""
+    pytest.importorskip("faiss")
+    file = tmp_path / "photos.index"
+    torchrun([infer.__file__, *last_of_each([*flags, f"--index={file}"])])
+    found = load_search_index(file)
+    rows = np.load(whole / "features.npy")
+    assert found.paths == open_features(whole).paths
+    unit = found.vectors.reconstruct_n(0, len(found))
+    assert np.array_equal(unit, unit_rows(rows).numpy())
