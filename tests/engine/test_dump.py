@@ -18,7 +18,7 @@ import infer
 from metric_learning import open_features
 from metric_learning.common.flags import last_of_each
 from metric_learning.engine.embed.dump import digits
-from metric_learning.engine.embed.dump.partial import Journal
+from metric_learning.engine.embed.dump.partial import Journal, Partial
 from metric_learning.engine.report.subjects import of_features
 from metric_learning.retrieval.indexes import load_search_index
 from metric_learning.retrieval.unit import unit_rows
@@ -139,6 +139,26 @@ def test_a_dump_goes_on_where_it_was(flags, whole, tmp_path, broken_off, capsys,
     assert len(lines_of(out)) == 40 and lines_of(out)[39].startswith("Test-39-feature: [")
     assert sorted(os.listdir(folder)) == ["features.npy", "labels.txt", "meta.json", "paths.txt"]
     assert_same(folder, whole)
+
+
+def test_what_others_do_after_a_resume_is_noted(flags, tmp_path, broken_off, monkeypatch):
+    """Their journals begin anew, however long those of the killed processes were."""
+    words = [*flags, f"--output_dir={tmp_path / 'dump'}"]
+    broken_off(words, 5)
+    journal = tmp_path / "dump" / "partial" / "done-00001.jsonl"
+    journal.with_name("done-00000.jsonl").rename(journal)
+    take_up, noted = Partial.open, []
+
+    def take_up_and_note(partial, *rest):
+        missing = take_up(partial, *rest)
+        journal.write_text(json.dumps({"chunk": missing[0], "broken": []}) + "\n")
+        partial.poll()
+        noted.append(missing[0] in partial.done)
+        return missing
+
+    monkeypatch.setattr(Partial, "open", take_up_and_note)
+    infer.main(words)
+    assert noted == [True]
 
 
 def test_unfinished_work_is_no_dump_and_of_one_command(flags, tmp_path, broken_off, error_of):

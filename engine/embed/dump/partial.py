@@ -114,6 +114,7 @@ class Partial:
         write_text(self.folder / DONE, lines)
         for journal in self.folder.glob("done-*.jsonl"):
             journal.unlink()
+        self._read = {}  # others of these names begin
         return [chunk for chunk in range(self.plan.num_chunks) if chunk not in self.done]
 
     def _begin(self) -> None:

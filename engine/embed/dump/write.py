@@ -90,6 +90,7 @@ def finish(
     """Print what is left to print, and make the dump complete."""
     if not partial.is_complete:
         partial.poll()
+        assert len(partial.done) == partial.plan.num_chunks
         lines.advance()
     about: dict[str, Any] = {
         "flags": dict(embedder.work.flags),
