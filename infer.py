@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from metric_learning.common.cli import user_errors
-from metric_learning.common.flags import Flag, grouped, parse_flags, path, positive, with_defaults
+from metric_learning.common.flags import (
+    Flag,
+    boolean,
+    grouped,
+    parse_flags,
+    path,
+    positive,
+    with_defaults,
+)
 from metric_learning.engine.options.tables import (
     AVERAGE_FLAGS,
     BAD_IMAGE_POLICIES,
@@ -29,6 +37,7 @@ from metric_learning.engine.options.tables import (
     CLASS_FLAGS,
     DATA_FLAGS,
     EXPORT_FLAGS,
+    FEATURE_DTYPES,
     INDEX_TYPES,
     MACHINE_FLAGS,
     MODEL_FLAGS,
@@ -41,7 +50,14 @@ FLAGS = (
     *DATA_FLAGS,
     *grouped(
         "data",
-        Flag("images", path, None, "an image or a folder of images, instead of a data set"),
+        Flag(
+            "images",
+            path,
+            None,
+            "images instead of a data set: a file, a folder, a list of paths (.txt, .csv), or - "
+            "for paths from standard input; may be given several times",
+            repeats=True,
+        ),
         Flag("split", str, "test", "split of the data set; all: every image once", SPLITS),
         Flag(
             "on_bad_image",
@@ -59,6 +75,20 @@ FLAGS = (
     *grouped(
         "output",
         Flag("output_dir", path, "features", "folder for features.npy, paths.txt and so on"),
+        Flag(
+            "shard_size",
+            positive,
+            None,
+            "images of a file of features; default: all are in one file, unless it had 1 GiB",
+        ),
+        Flag(
+            "feature_dtype",
+            str,
+            "float32",
+            "numbers of the features; int8: times the number of each row in scales.npy",
+            FEATURE_DTYPES,
+        ),
+        Flag("print_features", boolean, True, "print the features and class scores"),
         Flag("json", path, None, "file to write the neighbours to"),
     ),
     *grouped(

@@ -61,6 +61,15 @@ def user_errors() -> Iterator[None]:
         sys.exit(130)
 
 
+def refuse_torchrun() -> None:
+    """Raise ValueError in each of several processes of torchrun, which would do the same work."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise ValueError(
+            f"this command works in one process, found {count}: start it without torchrun"
+        )
+
+
 def describe(error: Exception) -> str | None:
     """Say in one line what a user or the machine did to cause an error; None: neither did."""
     words = str(error)

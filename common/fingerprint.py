@@ -13,7 +13,7 @@ import os
 import stat
 import time
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +37,7 @@ STATE = np.dtype(
 )
 TIMES = ["size", "mtime", "ctime"]
 THREADS, FILES_AT_ONCE = 8, 64
+LEAST_SHOWN = 100  # times as many files, from which on a bar shows how far their reading is
 # Digests of files that this process has read, by path and TIMES: a run that follows another one in
 # it need not read their images again. Not of files so new, in ns, that the clock may stand still
 # between two of their contents.
@@ -82,9 +83,7 @@ class Snapshot:
 
     def digest(self) -> str:
         """Identify names, labels and contents, whatever the times of the files."""
-        digest = hashlib.sha256(_joined(self.names) + b"\0\0" + _joined(self.labels) + b"\0\0")
-        digest.update(self.states["digest"].tobytes())
-        return f"{len(self)} images, sha256:{digest.hexdigest()[:32]}"
+        return digest_of(len(self), self.names, self.labels, [self.states["digest"].tobytes()])
 
     def select(self, rows: np.ndarray) -> Snapshot:
         """Return the snapshot of some images in files, `rows` (M,) int64."""
@@ -105,6 +104,20 @@ class Snapshot:
         """Write it to a file, atomically."""
         data = self.to_bytes()
         write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def digest_of(
+    num_images: int, names: Iterable[str], labels: Iterable[str], digests: Iterable[bytes]
+) -> str:
+    """Identify images as `Snapshot.digest` does, one after the other: there may be many."""
+    digest = hashlib.sha256()
+    for texts in (names, labels):
+        for number, text in enumerate(texts):
+            digest.update(f"{chr(0) * bool(number)}{text}".encode("utf-8", "surrogateescape"))
+        digest.update(b"\0\0")
+    for part in digests:
+        digest.update(part)
+    return f"{num_images} images, sha256:{digest.hexdigest()[:32]}"
 
 
 def load_snapshot(path: Path) -> Snapshot:
@@ -228,9 +241,11 @@ def _hash_files(paths: Sequence[str]) -> np.ndarray:
     digests = np.zeros((len(paths), DIGEST_BYTES), np.uint8)
     starts = range(0, len(paths), FILES_AT_ONCE)
     chunks = [paths[start : start + FILES_AT_ONCE] for start in starts]
-    bar = partial(tqdm, total=len(chunks), desc="looking at images", disable=None, leave=False)
+    bar = partial(tqdm, total=len(chunks), desc="looking at images", leave=False)
+    is_hidden = len(chunks) < LEAST_SHOWN or None  # None: shown on a terminal
     with ThreadPoolExecutor(THREADS) as pool:
-        for start, found in zip(starts, bar(pool.map(_hash_some, chunks)), strict=True):
+        hashed = bar(pool.map(_hash_some, chunks), disable=is_hidden)
+        for start, found in zip(starts, hashed, strict=True):
             digests[start : start + len(found)] = found
     return digests
 
@@ -259,13 +274,21 @@ def _digest(*parts: bytes) -> np.ndarray:
 
 def relative_paths(paths: Sequence[str]) -> list[str]:
     """Return the paths relative to their common folder."""
-    if not paths:
-        return []
-    split = [os.path.split(path) for path in paths]
-    places = {folder: os.path.abspath(folder) for folder in {folder for folder, _ in split}}
-    start = len(os.path.join(os.path.commonpath(places.values()), ""))
+    return list(relative_names(paths))
+
+
+def relative_names(paths: Sequence[str]) -> Iterator[str]:
+    """Yield the paths relative to their common folder, without keeping them."""
+    places: dict[str, str] = {}
+    for path in paths:
+        folder = os.path.split(path)[0]
+        if folder not in places:
+            places[folder] = os.path.abspath(folder)
+    start = len(os.path.join(os.path.commonpath(places.values()), "")) if places else 0
     inside = {folder: os.path.join(place, "")[start:] for folder, place in places.items()}
-    return [inside[folder] + name for folder, name in split]
+    for path in paths:
+        folder, name = os.path.split(path)
+        yield inside[folder] + name
 
 
 def changed_rows(kept: Snapshot, found: Snapshot) -> np.ndarray:

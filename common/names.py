@@ -49,6 +49,8 @@ def printable(line: str, encoding: str | None = None) -> str:
 
     With an `encoding` there are escapes for what it has not, such as odd bytes of a path.
     """
+    if line.isascii() and line.isprintable():  # as lines of features, which are long, are
+        return line
     shown = "".join(
         character.encode("unicode_escape").decode() if _is_breaking(character) else character
         for character in line

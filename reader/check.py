@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from metric_learning.common.atomic import write_json
-from metric_learning.common.cli import user_errors
+from metric_learning.common.cli import refuse_torchrun, user_errors
 from metric_learning.common.flags import Flag, natural, parse_flags, positive
 from metric_learning.common.flags import path as parse_path
 from metric_learning.common.log import show
@@ -52,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check a data set; 0: clean, 1: problems were found."""
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv, prog="python -m reader.check")
+        refuse_torchrun()
         if flags.json is not None:
             prepare_output("json", flags.json, REPORT)
+
         options = {name: getattr(flags, name) for name in SET_OPTIONS}
         found = splits_of(flags.dataset, flags.data_dir, **options) or SPLITS
         image_sets = [

@@ -100,7 +100,7 @@ def extraction(section: Section) -> None:
     once = load_image_set("list", None, "test", test_list=listed)
     times = section.size(8, 1)  # enough to hide the start of the workers
     arrays: dict[str, Any] = {name: np.tile(getattr(once, name), times) for name in PER_IMAGE}
-    image_set = replace(once, paths=times * once.paths, **arrays)
+    image_set = replace(once, paths=times * list(once.paths), **arrays)
 
     for batch, amp in ((10, None), (64, None), (256, None), (256, torch.bfloat16)):
         machine = MachineOptions(World(), section.device, amp, 0, section.workers)

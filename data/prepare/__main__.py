@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metric_learning.common.cli import user_errors
+from metric_learning.common.cli import refuse_torchrun, user_errors
 from metric_learning.common.flags import (
     Flag,
     boolean,
@@ -150,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = (*command.flags, Flag("output", path, None, help_text))
         prog = f"python -m data.prepare {name}"
         flags = parse_flags(command.help, table, arguments, command.source, prog)
+        refuse_torchrun()
         source = check_source(flags.path)
         output = choose_output(source, flags.output, command)
         command.run(

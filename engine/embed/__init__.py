@@ -7,7 +7,8 @@ class_layer.py  the class layer of a weights file
 embedding.py    the embeddings of an image set
 features.py     embeddings kept in a file, computed once
 frozen.py       features of a frozen backbone, kept for all runs that train a head on them
-dump.py         embeddings in files and on the screen
+dump/           embeddings in files and on the screen, of any number of images
+duplicates.py   near duplicates among dumped embeddings
 search.py       search indexes, built and asked
 export.py       the model as one file that runs without this project
 """

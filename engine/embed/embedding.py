@@ -131,6 +131,7 @@ def load_images(
     batch_size: int,
     rows: np.ndarray | None = None,
     on_bad_image: str = "error",
+    before: Callable[[np.ndarray], object] | None = None,
 ) -> ImageLoader:
     """Return the batches of an image set, or of some of its rows, in order; see `eval_loader`."""
     count = len(image_set) if rows is None else len(rows)
@@ -142,6 +143,7 @@ def load_images(
         pin_memory=machine.device.type == "cuda",
         indices=rows,
         on_bad_image=on_bad_image,
+        before=before,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +13,57 @@ from metric_learning.engine.embed.embedder import load_embedder, open_images
 from metric_learning.engine.embed.export import export_model
 from metric_learning.engine.embed.search import ANSWERS, INDEX, IndexKind, make_index, search
 from metric_learning.engine.options.evaluation import InferenceOptions
-from metric_learning.engine.parallel.world import is_first_process
+from metric_learning.engine.parallel.collectives import decide_on_main
+from metric_learning.engine.parallel.world import is_first_process, leave_world
 from metric_learning.reader import ImageSet, describe_sets
-from metric_learning.reader.sets.plain_images import list_plain_images
+from metric_learning.reader.sets.plain_images import join_plain_images
 
 
 def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
     """Return the folder of the dump, the file of the index or export, or the answers to queries.
 
-    Of the processes of torchrun the first one does it all; the others return nothing, so that no
-    two write the same files.
+    The processes of torchrun share the images of a dump or an index. All else the first one does
+    alone, and the others return nothing, so that no two write the same files.
     """
-    if not is_first_process():
+    work, on_bad_image = options.work, options.on_bad_image
+    world = work.machine.world
+    if world.size == 1 and not is_first_process():
         return []
-    work = options.work
     if options.export is not None:
         return export_model(work, options.export, options.output, options.normalize)
     if options.search_index is not None:
-        queries = open_plain_images(options.query) if options.query else options.query_text
+        queries = open_plain_images([options.query]) if options.query else options.query_text
         file = prepare_output("json", options.json, ANSWERS) if options.json else None
-        index, on_bad_image = options.search_index, options.on_bad_image
         compared = options.verify, options.on_changed_data
+        index = options.search_index
         return search(work, index, queries, options.topk, file, on_bad_image, *compared)
 
     if options.index is not None:
-        prepare_output("index", options.index, INDEX)
+        decide_on_main(world, lambda: prepare_output("index", options.index or "", INDEX))
     else:
-        prepare_folder("output_dir", options.output_dir, DUMP)
+        decide_on_main(world, lambda: prepare_folder("output_dir", options.output_dir, DUMP))
     embedder = load_embedder(work)
-    log(embedder.source)
-    may_miss = options.on_bad_image == "skip"
+    work.say(embedder.source)
+    may_miss = on_bad_image == "skip"
     images = (
-        open_plain_images(options.images)
+        open_plain_images(options.images, work.say)
         if options.images
         else open_images(work, may_miss, may_repeat=True)
     )
     if options.index is None:
-        return dump_features(Path(options.output_dir), embedder, images, options.on_bad_image)
-    kind = IndexKind(options.index_type, options.index_options)
-    what = options.images or f"{work.data.dataset}, {work.split}"
-    return make_index(Path(options.index), kind, embedder, images, what, options.on_bad_image)
+        written = Path(options.output_dir)
+        dump_features(written, embedder, images, on_bad_image, options.dump)
+    else:
+        kind = IndexKind(options.index_type, options.index_options)
+        what = ", ".join(options.images) or f"{work.data.dataset}, {work.split}"
+        written = make_index(Path(options.index), kind, embedder, images, what, on_bad_image)
+    leave_world(world)
+    return written
 
 
-def open_plain_images(path: str) -> ImageSet:
-    """List an image or all below a folder, and say how many, and what is left out."""
-    images = list_plain_images(path)
+def open_plain_images(paths: Sequence[str], say: Callable[[str], object] = log) -> ImageSet:
+    """List images or all below folders, and say how many, and what is left out."""
+    images = join_plain_images(paths)
     for line in describe_sets([images]):
-        log(line)
+        say(line)
     return images

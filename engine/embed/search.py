@@ -22,9 +22,11 @@ from metric_learning.common.names import to_line
 from metric_learning.common.outputs import json_kind, kind_of_file
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
+from metric_learning.engine.embed.embedding import readable_rows
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.engine.options.tables import ACCEPT
 from metric_learning.engine.options.training import VIEW_NAMES
+from metric_learning.engine.parallel.collectives import gather_on_main, merge
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of
@@ -60,12 +62,17 @@ def make_index(
 ) -> Path:
     """Embed images, build the search index of them, which says `what` they are; return its file.
 
+    All processes embed, and the first one builds.
     What `on_bad_image` leaves out, the metadata of the index tell.
     """
     work = embedder.work
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
     snapshot, listed = snapshot_of(image_set), image_set.paths
-    features, image_set, broken = embedder.embed_readable(image_set, on_bad_image)
+    rows, broken = embed_shared(embedder, image_set, on_bad_image)
+    if not work.machine.world.is_main:
+        return file
+    readable = readable_rows(image_set, broken)
+    features, image_set = rows[readable], image_set.select(readable)
     if broken:  # which may be too many for what was chosen
         parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
         snapshot = snapshot.select(np.flatnonzero([path not in broken for path in listed]))
@@ -95,6 +102,25 @@ def make_index(
     if kind.name != "exact":
         log(describe_recall(search_index, features, work.machine.device))
     return file
+
+
+def embed_shared(
+    embedder: Embedder, image_set: ImageSet, on_bad_image: str
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Embed images, whole batches of those of one process by each: (N, D) float32, what is broken.
+
+    The first process alone gets them.
+    """
+    work, world = embedder.work, embedder.work.machine.world
+    batches = np.arange(len(image_set)) // work.batch_size
+    own = np.flatnonzero(batches % world.size == world.rank)
+    broken: dict[str, str] = {}
+    rows = np.empty((0, embedder.model.embedding_size), np.float32)
+    if len(own):
+        noted = broken if on_bad_image == "skip" else None
+        alone = replace(embedder, work=work.alone())
+        rows = alone.embed(image_set.select(own), broken=noted)
+    return gather_on_main(rows, own, world), merge(broken, world)
 
 
 def describe_recall(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from metric_learning.common.arrays import open_array
 from metric_learning.common.log import log
-from metric_learning.common.names import from_line
+from metric_learning.common.packed_lines import open_lines
 from metric_learning.common.schema import LARGEST_JSON, Field, check_fields, is_object, read_json
 from metric_learning.common.text_files import read_text
-from metric_learning.engine.embed.dump import FEATURES, LABELS, META, PATHS
+from metric_learning.engine.embed.dump import LABELS, META, PATHS
+from metric_learning.engine.embed.dump.shards import (
+    ShardedFeatures,
+    is_shard_table,
+    open_embeddings,
+    refuse_incomplete,
+)
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.embed.search import check_index, find_neighbours
 from metric_learning.engine.options import evaluation
@@ -29,7 +35,9 @@ META_FIELDS = (
     Field("flags", "flags by name", is_object, is_needed=False),
     Field("checkpoint", "an object", is_object, is_needed=False),
     Field("depends_on", "an object", is_object, is_needed=False),
+    Field("shards", "files and their numbers of rows", is_shard_table, is_needed=False),
 )
+LONG_LIST = 2**26  # bytes of paths.txt from which on its lines are read when they are asked for
 
 
 def load(
@@ -119,13 +127,15 @@ def open_index(
 
 @dataclass(frozen=True)
 class Features:
-    """What infer.py dumped: embeddings (N, D) float32, mapped from the file, and their images.
+    """What infer.py dumped: embeddings (N, D), mapped from the file or files, and their images.
 
-    The labels (N,) int64 are None where they are not known; `meta` says what made all.
+    Those of several files are a `ShardedFeatures`, which is indexed as an array is. The paths are a
+    list or, of millions, a sequence that reads them when they are asked for. The labels (N,) int64
+    are None where they are not known; `meta` says what made all.
     """
 
-    embeddings: np.ndarray
-    paths: list[str]
+    embeddings: np.ndarray | ShardedFeatures
+    paths: Sequence[str]
     labels: np.ndarray | None
     meta: dict[str, Any]
 
@@ -134,19 +144,24 @@ class Features:
 
 
 def open_features(folder: str | PathLike[str]) -> Features:
-    """Open the features that infer.py wrote into a folder; ValueError where they are damaged."""
+    """Open the features that infer.py wrote into a folder, in one file or several.
+
+    Raises ValueError where they are damaged, or the work on them was broken off.
+    """
     folder = Path(folder)
+    refuse_incomplete(folder)
     labels = None
     try:
-        embeddings = open_array(folder / FEATURES, FEATURES)
-        text = read_text(folder / PATHS, PATHS, LARGEST_JSON, errors="surrogateescape")
-        paths = [from_line(line) for line in text.removesuffix("\n").split("\n") if text]
-        if (folder / LABELS).exists():
-            lines = read_text(folder / LABELS, LABELS, LARGEST_JSON).split()
-            labels = np.array([int(line) for line in lines], dtype=np.int64)
         meta = {}
         if (folder / META).exists():
             meta = check_fields(read_json(folder / META, META), META_FIELDS, META)
+        embeddings = open_embeddings(folder, meta)
+        paths: Sequence[str] = open_lines(folder / PATHS, PATHS)
+        if (folder / PATHS).stat().st_size < LONG_LIST:
+            paths = list(paths)
+        if (folder / LABELS).exists():
+            lines = read_text(folder / LABELS, LABELS, LARGEST_JSON).split()
+            labels = np.array([int(line) for line in lines], dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{folder}: a file is damaged ({error}): run infer.py again") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,9 +32,10 @@ from metric_learning.engine.parallel.devices import (
     embedding_batch,
     reading_workers,
 )
-from metric_learning.engine.parallel.world import World
+from metric_learning.engine.parallel.world import World, join_world
 from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM
+from metric_learning.reader.sets.plain_images import STDIN
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
 from metric_learning.retrieval.rerank import parse_rerank
 from metric_learning.retrieval.tables import COLUMNS
@@ -100,6 +102,10 @@ class EmbeddingOptions:
         if self.machine.world.is_main:
             log(line)
 
+    def alone(self) -> EmbeddingOptions:
+        """Return the same work of a process that shares it with none."""
+        return replace(self, machine=replace(self.machine, world=World()))
+
     def of_data(self, other: EmbeddingOptions) -> EmbeddingOptions:
         """Return the same model on the data of others."""
         names = (*DATA_NAMES, "split")
@@ -134,19 +140,30 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True)
+class DumpOptions:
+    """What a dump of features holds and prints; see the flags of these names."""
+
+    shard_size: int | None
+    print_features: bool
+    feature_dtype: str
+    normalize: bool
+
+
+@dataclass(frozen=True)
 class InferenceOptions:
     """What infer.py does: dump features, build or search an index, or export the model.
 
-    Instead of the images of `work` there may be `images`, an image or a folder of them.
+    Instead of the images of `work` there may be `images`: files, folders or lists of them.
     """
 
     work: EmbeddingOptions
     search_index: SearchIndex | None
     verify: bool
     on_changed_data: str
-    images: str | None
+    images: tuple[str, ...]
     on_bad_image: str
     output_dir: str
+    dump: DumpOptions
     index: str | None
     index_type: str
     index_options: str
@@ -302,6 +319,12 @@ def check_features(file: str) -> None:
 
 QUERY_NAMES = ("query", "query_text")
 SOURCE_NAMES = ("split", *DATA_NAMES)
+DUMP_NAMES = tuple(DumpOptions.__dataclass_fields__)
+# What makes an index or a dump, and no query uses.
+BUILD_NAMES = (
+    *("images", *SOURCE_NAMES, "output_dir", *DUMP_NAMES, "index_type", "index_options"),
+    "class_dim",
+)
 # What the export of a model uses; everything else is refused beside it.
 EXPORT_NAMES = (
     *("config", "seed", "pretrained_model", *EMBEDDING_NAMES, "export", "output", "normalize"),
@@ -319,11 +342,10 @@ def settle_inference(flags: Flags) -> InferenceOptions:
             flags.refuse(["normalize"], "--export=safetensors writes weights alone")
         flags = flags.replaced(device="cpu")
     else:
-        flags.refuse(("output", "normalize"), "without --export")
+        flags.refuse(["output"], "without --export")
     if queries:
         _check_queries(queries, flags.index, flags.query, flags.query_text, flags.pretrained_model)
-        others = ("images", *SOURCE_NAMES, "output_dir", "index_type", "index_options", "class_dim")
-        flags.refuse(others, f"--{queries[0]} searches the images of --index")
+        flags.refuse(BUILD_NAMES, f"--{queries[0]} searches the images of --index")
         if flags.query is None:
             reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
             flags.refuse(reading, f"--{queries[0]} reads no images")
@@ -334,30 +356,44 @@ def settle_inference(flags: Flags) -> InferenceOptions:
         if flags.index is None:
             flags.refuse(("index_type", "index_options"), "without --index")
         else:
-            flags.refuse(("output_dir", "class_dim"), "--index is all that is written")
+            flags.refuse(("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written")
         if flags.images is not None:
             flags.refuse(SOURCE_NAMES, "--images is used instead of a data set")
 
     search_index = None
     if queries:
         search_index = open_index(flags.index, flags.topk)
-        found = search_index.metadata.get("flags", {})
-        made = MODEL_OPTIONS | found if found else {}
-        names = (*EMBEDDING_NAMES, *VIEW_NAMES)
-        made = {name: plain(made[name]) for name in names if name in made}
+        made = _flags_of_index(search_index)
         flags = flags.adopted(flags.index, made).giving(made)
     if flags.split == "all":
         flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
     builds_index = flags.index is not None and not queries
     on_bad_image = flags.on_bad_image or ("skip" if builds_index else "error")
     flags = flags.replaced(on_bad_image=on_bad_image, query_text=tuple(flags.query_text))
-    work = settle_embedding(flags, World(), is_quiet=True)
+    images, dump = _check_images(flags.images or ()), pick(DumpOptions, flags)
+    if len(images) == 1:  # told as it is in the results of earlier versions
+        flags = flags.replaced(images=images[0])
+    # The processes of torchrun join for what they share.
+    world = World() if queries or flags.export else join_world()
+    work = settle_embedding(flags, world, is_quiet=True)
     return pick(
-        InferenceOptions,
-        flags,
-        work=work,
-        search_index=search_index,
+        InferenceOptions, flags, work=work, images=images, dump=dump, search_index=search_index
     )
+
+
+def _check_images(images: Sequence[str]) -> tuple[str, ...]:
+    """Return where images are; ValueError where several processes would share standard input."""
+    if STDIN in images and "WORLD_SIZE" in os.environ:
+        raise ValueError("--images=- is read by one process: give those of torchrun a list file")
+    return tuple(images)
+
+
+def _flags_of_index(search_index: SearchIndex) -> dict[str, Any]:
+    """Return the flags that say how the images of an index were embedded."""
+    found = search_index.metadata.get("flags", {})
+    made = MODEL_OPTIONS | found if found else {}
+    names = (*EMBEDDING_NAMES, *VIEW_NAMES)
+    return {name: plain(made[name]) for name in names if name in made}
 
 
 def _check_queries(

@@ -53,6 +53,7 @@ CHANGED_DATA_POLICIES = ("error", ACCEPT)
 ON_COLLAPSE = ("warn", "stop")
 SPLITS = ("train", "val", "test", "all")
 INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
+FEATURE_DTYPES = ("float32", "float16", "int8")
 EXPORT_FORMS = ("onnx", "torchscript", "safetensors")
 
 VERIFY = Flag(
@@ -415,7 +416,7 @@ EXPORT_FLAGS = grouped(
     "export",
     Flag("export", str, None, "write the model to --output, in this form", EXPORT_FORMS),
     Flag("output", path, None, "file that --export writes"),
-    Flag("normalize", boolean, False, "the exported network's embeddings have length 1"),
+    Flag("normalize", boolean, False, "features, or those of what --export writes, have length 1"),
 )
 
 

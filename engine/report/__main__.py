@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from metric_learning.common.cli import user_errors
+from metric_learning.common.cli import refuse_torchrun, user_errors
 from metric_learning.common.flags import Flag, parse_flags, path, positive, with_defaults
 from metric_learning.common.outputs import prepare_folder
 from metric_learning.engine.options.tables import (
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """Write the report and return its file."""
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv, SOURCE, elsewhere=OTHERS_LACK)
+        refuse_torchrun()
         if flags.features:
             unused = [flag.name for flag in FLAGS if flag.name not in FEATURES_USE]
             flags.refuse(unused, "--features holds what they would choose")

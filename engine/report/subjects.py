@@ -13,6 +13,7 @@ from metric_learning.common.log import versions
 from metric_learning.common.names import to_line
 from metric_learning.common.schema import shown
 from metric_learning.engine.embed.dump import META
+from metric_learning.engine.embed.dump.shards import refuse_incomplete
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.embed.serving import open_features
 from metric_learning.engine.evaluate.measures import warn_of_weights
@@ -42,6 +43,7 @@ def of_checkpoint(work: EmbeddingOptions) -> Subject:
 
 def of_features(folder: Path) -> Subject:
     """Read the features that infer.py wrote, and list the images that they are of."""
+    refuse_incomplete(folder)
     if not (folder / "labels.txt").is_file():
         raise ValueError(
             f"{folder} holds no labels.txt: expected a folder that infer.py wrote for a --dataset, "
@@ -62,9 +64,9 @@ def of_features(folder: Path) -> Subject:
         image_set = whole.select(np.flatnonzero([path not in broken for path in whole.paths]))
         made_with = adopted.values
     else:
-        image_set = plain_image_set(found.paths, labels)
+        image_set = plain_image_set(list(found.paths), labels)
 
-    if image_set.paths != found.paths or not np.array_equal(image_set.labels, labels):
+    if image_set.paths != list(found.paths) or not np.array_equal(image_set.labels, labels):
         raise ValueError(
             f"{folder}: the images are no longer those of the data set {image_set.name}: run "
             "infer.py again"
@@ -72,7 +74,7 @@ def of_features(folder: Path) -> Subject:
     if whole is not None:
         check_unchanged(folder, whole, found.meta)
     meta = own_metadata(found.meta.get("checkpoint"), folder / META) or {}
-    return build_subject(image_set, found.embeddings, made_with, meta, [])
+    return build_subject(image_set, np.asarray(found.embeddings), made_with, meta, [])
 
 
 def check_unchanged(folder: Path, image_set: ImageSet, meta: Mapping[str, Any]) -> None:

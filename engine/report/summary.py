@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metric_learning.common.cli import user_errors
+import numpy as np
+
+from metric_learning.common.cli import refuse_torchrun, user_errors
 from metric_learning.common.flags import words_of
 from metric_learning.common.log import show
 from metric_learning.common.outputs import prepare_output
@@ -28,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("names", nargs="+", help="evaluations, in the order of the columns")
     args = parser.parse_args(words_of((), argv))
     with user_errors():
+        refuse_torchrun()
         curves, neighbours = (
             prepare_output(None, args.folder / "report" / name, PICTURE) for name in PICTURES
         )
@@ -43,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> str:
 
         if runs:
             plot_curves(runs, curves)
-        plot_neighbours(features.embeddings, features.labels, features.paths, neighbours)
+        plot_neighbours(
+            np.asarray(features.embeddings), features.labels, list(features.paths), neighbours
+        )
         places: dict[str, str | Path] = {
             "run folders": ", ".join(map(str, runs)),
             "features": dump,

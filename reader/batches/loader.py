@@ -116,17 +116,21 @@ def eval_loader(
     pin_memory: bool,
     indices: Sequence[int] | np.ndarray | None = None,
     on_bad_image: str = "error",
+    before: Callable[[np.ndarray], object] | None = None,
 ) -> ImageLoader:
     """Return all images, or those of `indices`, once each and in order; the last batch is short.
 
-    With `on_bad_image` "skip" unreadable ones are black, and their batches name them.
+    With `on_bad_image` "skip" unreadable ones are black, and their batches name them. If there is
+    something to do `before` the images of a batch are read, it is given their indices (B,) int64.
     """
     if batch_size < 1:
         raise ValueError(f"expected a batch size of 1 or more, got {batch_size}")
     warm_up(preprocessing)
     chosen = np.arange(len(image_set)) if indices is None else np.asarray(indices, dtype=np.int64)
     batches = EvalBatches(image_set, preprocessing, chosen, batch_size, on_bad_image)
-    numbers = range(-(-len(chosen) // batch_size))
+    numbers: range | Announced = range(-(-len(chosen) // batch_size))
+    if before is not None:
+        numbers = Announced(chosen, batch_size, before)
     return ImageLoader(batches, numbers, num_workers, pin_memory)
 
 
@@ -309,6 +313,24 @@ class EvalBatches(Dataset):
         return self.preprocessing.test_crop(image)
 
 
+@dataclass(frozen=True, eq=False)
+class Announced:
+    """The numbers of the batches of `indices`, each after `before` was given its indices."""
+
+    indices: np.ndarray
+    batch_size: int
+    before: Callable[[np.ndarray], object]
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(len(self)):
+            start = number * self.batch_size
+            self.before(self.indices[start : start + self.batch_size])
+            yield number
+
+
 def stack(crops: Sequence[np.ndarray]) -> torch.Tensor:
     """Stack crops (S, S, 3) uint8 to (B, 3, S, S) in channels-last order."""
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
@@ -340,7 +362,7 @@ class ImageLoader:
     def __init__(
         self,
         batches: Dataset,
-        numbers: range,
+        numbers: range | Announced,
         num_workers: int,
         pin_memory: bool,
         prefetch: int = 2,

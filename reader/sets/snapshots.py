@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from metric_learning.common.fingerprint import Snapshot, take_snapshot
 from metric_learning.reader.sets.image_set import ImageSet
 
@@ -13,11 +15,18 @@ def snapshot_of(
 
     Where not every image is both query and gallery, which of the two it is counts as well.
     """
-    labels = [str(image_set.class_names.get(n, n)) for n in image_set.labels.tolist()]
-    if not image_set.is_self_retrieval:
-        roles = zip(image_set.is_query, image_set.is_gallery, strict=True)
-        labels = [
-            f"{label}{' (query)' * bool(is_query)}{' (gallery)' * bool(is_gallery)}"
-            for label, (is_query, is_gallery) in zip(labels, roles, strict=True)
-        ]
+    labels = list(label_names(image_set))
     return take_snapshot(image_set.paths, image_set.images, labels, known, verify)
+
+
+def label_names(image_set: ImageSet) -> Iterator[str]:
+    """Yield the name of each image's class, and its role, as a snapshot has it."""
+    names = image_set.class_names
+    if image_set.is_self_retrieval:
+        for label in image_set.labels:
+            yield str(names.get(int(label), label))
+        return
+    roles = zip(image_set.labels, image_set.is_query, image_set.is_gallery, strict=True)
+    for label, is_query, is_gallery in roles:
+        name = names.get(int(label), label)
+        yield f"{name}{' (query)' * bool(is_query)}{' (gallery)' * bool(is_gallery)}"

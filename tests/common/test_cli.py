@@ -9,6 +9,11 @@ import pytest
 
 from metric_learning.common.cli import OTHER_RANKS_WAIT, user_errors
 from metric_learning.common.log import log, show
+from metric_learning.data.prepare import __main__ as prepare
+from metric_learning.engine.embed import duplicates
+from metric_learning.engine.report import __main__ as report
+from metric_learning.engine.report import summary
+from metric_learning.reader import check
 
 
 @pytest.mark.parametrize(
@@ -99,3 +104,18 @@ def test_a_name_can_neither_break_nor_turn_a_line(name, capsys):
     assert (
         found.out.endswith(f"image {escaped}\n") and found.err == f"error: {escaped}.jpg: no file\n"
     )
+
+
+@pytest.mark.parametrize(
+    "main", [report.main, check.main, prepare.main, summary.main, duplicates.main]
+)
+def test_what_works_in_one_process_refuses_several(main, error_of, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = {
+        report.main: ["run"],
+        check.main: [],
+        prepare.main: ["scan", str(tmp_path)],
+        summary.main: [str(tmp_path), "a"],
+        duplicates.main: [str(tmp_path)],
+    }
+    assert "works in one process, found 2: start it without torchrun" in error_of(main, words[main])

@@ -257,7 +257,7 @@ def test_only_its_own_lines_are_printed(form, sources, tmp_path, capfd):
             "--normalize is not used (--export=safetensors",
         ),
         (["--output=a.onnx"], "--output is not used (without --export)"),
-        (["--normalize=True"], "--normalize is not used (without --export)"),
+        (["--normalize=True", "--index=b"], "--normalize is not used (--index is all"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

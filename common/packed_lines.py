@@ -1,0 +1,65 @@
+"""Lines of a text file by their numbers, without a text per line in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from metric_learning.common.names import from_line
+from metric_learning.common.text_files import check_regular
+
+LINE_END = ord("\n")
+BLOCK = 2**24  # bytes that are looked through at once
+
+
+class PackedLines(Sequence[str]):
+    """N lines of a file, read when they are asked for: 16 bytes each, and pages of the file.
+
+    Bytes that are not UTF-8 stay as Python has them in file names (surrogateescape).
+    """
+
+    def __init__(self, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+        self._data, self._starts, self._ends = data, starts, ends
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        row = range(len(self))[row]
+        line = self._data[self._starts[row] : self._ends[row]].tobytes()
+        return from_line(line.removesuffix(b"\r").decode("utf-8", "surrogateescape"))
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), 4096):
+            yield from self[start : start + 4096]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(ours == theirs for ours, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def open_lines(path: Path, what: str) -> PackedLines:
+    """Map a text file, which is called `what` in messages; blank lines are left out."""
+    check_regular(path, what)
+    size = path.stat().st_size
+    data = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+    found = [
+        np.flatnonzero(data[start : start + BLOCK] == LINE_END) + start
+        for start in range(0, size, BLOCK)
+    ]
+    ends = np.concatenate([*found, [size]]).astype(np.int64)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    is_blank = starts >= ends
+    return PackedLines(data, starts[~is_blank], ends[~is_blank])

@@ -1,0 +1,85 @@
+"""What a dump says on the screen: the reference's lines, in the order of the images; progress."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from metric_learning.common.log import log, show
+from metric_learning.engine.embed.dump.digits import to_texts
+from metric_learning.engine.embed.dump.partial import Partial
+from metric_learning.engine.embed.dump.precision import to_float32
+from metric_learning.engine.run.lines import duration
+
+LINES_AT_ONCE = 256
+PROGRESS_SECONDS = 10.0  # between lines of progress
+
+
+class Lines:
+    """Prints the lines of the images, as far as all before them are done too.
+
+    Images that cannot be read have none, and no number.
+    """
+
+    def __init__(self, partial: Partial, is_printing: bool) -> None:
+        self._partial, self._is_printing = partial, is_printing
+        self._next_chunk = self._num_shown = 0
+        self._columns = {
+            column.stem: column for column in partial.plan.columns if column.stem != "exact"
+        }
+
+    def advance(self) -> None:
+        """Print what can be printed."""
+        while self._is_printing and self._next_chunk in self._partial.done:
+            rows = self._partial.plan.chunk(self._next_chunk)
+            broken = {number for number, _, _ in self._partial.done[self._next_chunk]}
+            for start in range(rows.start, rows.stop, LINES_AT_ONCE):
+                self._print(range(start, min(start + LINES_AT_ONCE, rows.stop)), broken)
+            self._next_chunk += 1
+
+    def _print(self, rows: range, broken: set[int]) -> None:
+        is_read = np.array([row not in broken for row in rows], bool)
+        values = {
+            stem: self._partial.read(column, rows)[is_read]
+            for stem, column in self._columns.items()
+        }
+
+        texts = to_texts(to_float32(values["features"], values.get("scales")))
+        lines = []
+        for row, text in enumerate(texts):
+            name = f"Test-{self._num_shown + row}"
+            lines.append(f"{name}-feature: {text}")
+            if "scores" in values:
+                score, best = values["scores"][row, 0], values["classes"][row, 0]
+                lines.append(f"{name}-score: [{score:.6f}], class [{best}]")
+        if lines:
+            show("\n".join(lines))
+        self._num_shown += len(texts)
+
+
+class Progress:
+    """Logs, now and then, how many images are done, how fast, and how many are left out."""
+
+    def __init__(self, partial: Partial) -> None:
+        self._partial = partial
+        self._begun = self._told = time.monotonic()
+        self._before = self._count()
+
+    def _count(self) -> int:
+        return sum(len(self._partial.plan.chunk(chunk)) for chunk in self._partial.done)
+
+    def tell(self) -> None:
+        """Log a line, if the last one is long ago."""
+        now = time.monotonic()
+        if now - self._told < PROGRESS_SECONDS:
+            return
+        self._told = now
+        count, total = self._count(), self._partial.plan.num_images
+        rate = (count - self._before) / (now - self._begun)
+        num_broken = sum(map(len, self._partial.done.values()))
+        left = duration((total - count) / rate) if rate else "unknown"
+        log(
+            f"{count} of {total} images, {rate:.1f} images/s, eta {left}, {num_broken} unreadable "
+            "and left out"
+        )

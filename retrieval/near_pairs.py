@@ -1,0 +1,119 @@
+"""Pairs of embeddings above a cosine: exact by blocks, or by an index where there are many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from metric_learning.retrieval.index_kinds import build_vectors, choose_options
+from metric_learning.retrieval.unit import unit_rows
+
+BLOCK = 4096  # rows and columns of the similarities that are computed at once
+MOST_EXACT = 1_000_000  # embeddings up to which all pairs are compared
+NUM_MEASURED = 1000  # embeddings whose pairs are compared, to tell what an index finds
+
+
+class Pairs(NamedTuple):
+    """Pairs (M,) by their rows, in the order of `rows` and then of `others`.
+
+    `recall` is the share of all pairs that were found, as it was measured; 1 of exact ones.
+    """
+
+    rows: np.ndarray
+    others: np.ndarray
+    cosines: np.ndarray
+    recall: float = 1.0
+
+
+def find_near_pairs(
+    features: np.ndarray,
+    against: np.ndarray | None,
+    threshold: float,
+    device: str | torch.device = "cpu",
+    most_exact: int = MOST_EXACT,
+) -> Pairs:
+    """Find the pairs whose cosine is at least `threshold`: of N embeddings, or of N with M others.
+
+    Up to `most_exact` embeddings every pair is compared, in time N x N x D; beyond, faiss's
+    inverted file looks for them, and what it misses is measured on some.
+
+    Args:
+        features: (N, D) float, any scale.
+        against: (M, D) float, or None for pairs among the features.
+        threshold: from -1 to 1.
+        device: where similarities are computed exactly.
+        most_exact: see above.
+    """
+    if against is not None and against.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"features of {features.shape[1]} and of {against.shape[1]} dimensions cannot be "
+            "compared: expected those of one model"
+        )
+    ours = unit_rows(features, device=device)
+    theirs = None if against is None else unit_rows(against, device=device)
+    if max(len(ours), 0 if theirs is None else len(theirs)) <= most_exact:
+        return _joined(_exact(ours, theirs, threshold))
+    return _by_index(ours, theirs, threshold)
+
+
+def group_pairs(pairs: Pairs, num_rows: int) -> np.ndarray:
+    """Number the groups of embeddings that pairs connect: (N,) int64, -1 for those in no pair."""
+    edges = (np.ones(len(pairs.rows)), (pairs.rows, pairs.others))
+    _, groups = connected_components(coo_array(edges, (num_rows, num_rows)), directed=False)
+    is_paired = np.zeros(num_rows, bool)
+    is_paired[pairs.rows] = is_paired[pairs.others] = True
+    numbers = np.full(num_rows, -1, np.int64)
+    _, first, inverse = np.unique(groups[is_paired], return_index=True, return_inverse=True)
+    numbers[is_paired] = np.argsort(np.argsort(first))[inverse]
+    return numbers
+
+
+def _exact(
+    ours: torch.Tensor, theirs: torch.Tensor | None, threshold: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield the pairs of one block of similarities after the other."""
+    columns = ours if theirs is None else theirs
+    for start in range(0, len(ours), BLOCK):
+        for other in range(start if theirs is None else 0, len(columns), BLOCK):
+            cosines = ours[start : start + BLOCK] @ columns[other : other + BLOCK].T
+            if theirs is None and other == start:
+                cosines = cosines.triu(1) - 2 * torch.ones_like(cosines).tril()
+            rows, others = (cosines >= threshold).nonzero(as_tuple=True)
+            found = cosines[rows, others]
+            yield (rows + start).cpu().numpy(), (others + other).cpu().numpy(), found.cpu().numpy()
+
+
+def _joined(parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Pairs:
+    rows, others, cosines = (np.concatenate(values) for values in zip(*parts, strict=True))
+    order = np.lexsort((others, rows))
+    return Pairs(rows[order], others[order], cosines[order])
+
+
+def _by_index(ours: torch.Tensor, theirs: torch.Tensor | None, threshold: float) -> Pairs:
+    """Find pairs by an inverted file, and measure which share of all it finds."""
+    columns = (ours if theirs is None else theirs).cpu().numpy()
+    options = choose_options("ivf", {}, *columns.shape)
+    vectors = build_vectors(columns, "ivf", options)
+    parts = []
+    for start in range(0, len(ours), BLOCK):
+        queries = ours[start : start + BLOCK].cpu().numpy()
+        limits, cosines, others = vectors.range_search(queries, float(np.nextafter(threshold, -2)))
+        rows = start + np.repeat(np.arange(len(queries)), np.diff(limits).astype(np.int64))
+        is_new = rows < others if theirs is None else np.ones(len(rows), bool)
+        parts.append((rows[is_new], others[is_new].astype(np.int64), cosines[is_new]))
+    found = _joined(iter(parts))
+
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.choice(len(ours), min(NUM_MEASURED, len(ours)), replace=False))
+    num_all = num_found = 0
+    for row in chosen.tolist():
+        similar = (ours[row : row + 1] @ (ours if theirs is None else theirs).T)[0] >= threshold
+        similar[: row + 1 if theirs is None else 0] = False
+        num_all += int(similar.sum())
+        num_found += int((found.rows == row).sum())
+    return found._replace(recall=num_found / num_all if num_all else 1.0)

@@ -1,0 +1,81 @@
+"""Near duplicates: pairs against brute force in float64, groups, and the command."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from metric_learning.engine.embed import duplicates
+from metric_learning.reader import load_index
+from metric_learning.retrieval import near_pairs
+from metric_learning.retrieval.near_pairs import find_near_pairs, group_pairs
+
+
+@pytest.fixture
+def rows():
+    """60 embeddings of any length, of which 7 are copied with a little noise."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 12)) * rng.uniform(0.1, 9, (60, 1))
+    rows[50:57] = rows[3:10] * 2 + 0.02 * rng.normal(size=(7, 12))
+    rows[57] = rows[3]
+    return rows.astype(np.float32)
+
+
+def brute_force(ours, theirs, threshold):
+    unit = [
+        rows / np.linalg.norm(rows.astype(np.float64), axis=1)[:, None] for rows in (ours, theirs)
+    ]
+    return np.argwhere(unit[0] @ unit[1].T >= threshold)
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+def test_pairs_are_those_of_brute_force(rows, monkeypatch, block, threshold):
+    monkeypatch.setattr(near_pairs, "BLOCK", block)
+    expected = brute_force(rows, rows, threshold)
+    found = find_near_pairs(rows, None, threshold)
+    assert np.stack(found[:2], 1).tolist() == [
+        pair for pair in expected.tolist() if pair[0] < pair[1]
+    ]
+    found = find_near_pairs(rows[:20], rows, threshold)
+    assert np.stack(found[:2], 1).tolist() == brute_force(rows[:20], rows, threshold).tolist()
+
+
+def test_an_index_finds_most_and_says_how_many(rows):
+    pytest.importorskip("faiss")
+    exact = find_near_pairs(rows, None, 0.9)
+    found = find_near_pairs(rows, None, 0.9, most_exact=10)
+    assert {*zip(*found[:2], strict=True)} <= {*zip(*exact[:2], strict=True)}
+    assert found.recall == len(found.rows) / len(exact.rows) > 0.5
+
+
+def test_groups_are_connected(rows):
+    groups = group_pairs(find_near_pairs(rows, None, 0.9), len(rows))
+    assert groups[3] == groups[50] == groups[57] == 0 and groups[4] == groups[51] == 1
+    assert groups.max() == 6 and (groups >= 0).sum() == 15
+
+
+def test_the_command(rows, toy_tree, tmp_path, capsys, error_of):
+    images = load_index("folder", toy_tree, "all")
+    folders = [tmp_path / name for name in ("all", "some")]
+    for folder, chosen in zip(folders, (range(40), range(3, 6)), strict=True):
+        folder.mkdir()
+        np.save(folder / "features.npy", rows[[*range(30), *range(50, 60)]][chosen])
+        (folder / "paths.txt").write_text("".join(f"{images.paths[n]}\n" for n in chosen))
+        (folder / "labels.txt").write_text("".join(f"{images.labels[n]}\n" for n in chosen))
+    output, kept = tmp_path / "found.csv", tmp_path / "kept.csv"
+    words = [str(folders[0]), "--threshold=0.9", f"--output={output}", "--use_gpu=False"]
+    duplicates.main([*words, f"--kept={kept}"])
+    assert "15 of 40 images are in 7 groups of near duplicates, 8 beside" in capsys.readouterr().out
+    listed = [*csv.DictReader(output.open())]
+    assert [row["path"] for row in listed if row["group"] == "0"] == [
+        images.paths[n] for n in (3, 30, 37)
+    ]
+    left = load_index("csv", None, "all", csv=str(kept))
+    assert len(left) == 32 and images.paths[30] not in left.paths
+
+    duplicates.main([*words, f"--against={folders[1]}"])
+    assert "7 of 40 images are among the 3 others" in capsys.readouterr().out
+    (folders[0] / "labels.txt").unlink()
+    assert "has none" in error_of(duplicates.main, [*words, f"--kept={kept}"])
+    assert "No such file" in error_of(duplicates.main, [tmp_path / "nowhere", *words[1:]])
