@@ -49,7 +49,7 @@ def find_nearest_classes(path: str, names: Sequence[str], count: int) -> np.ndar
     has no class weights, or none of some of the classes.
     """
     meta = {} if path == RANDOM else read_metadata(path) or {}
-    layer = _layer_of_training(path, meta, meta["embedding_size"]) if "loss" in meta else None
+    layer = _layer_of_training(path, meta) if "loss" in meta else None
     if layer is None:
         raise ValueError(
             f"--hard_classes: {path} has no class weights, which say what classes are near: give "
@@ -76,15 +76,20 @@ def find_nearest_classes(path: str, names: Sequence[str], count: int) -> np.ndar
     return torch.cat(parts).numpy()
 
 
-def _layer_of_training(path: str, meta: Mapping[str, Any], embedding_size: int) -> Any:
-    """Load the stage-1 loss of a checkpoint, or the class layer of its joint loss, if any."""
+def _layer_of_training(
+    path: str, meta: Mapping[str, Any], embedding_size: int | None = None
+) -> Any:
+    """Load the stage-1 loss of a checkpoint, or the class layer of its joint loss, if any.
+
+    ValueError where it is not for embeddings of the size, if that is given.
+    """
     found = None if identify(path)[1] == "safetensors" else describe_layer(meta)
     if found is None:  # or weights of the network alone
         return None
     state = class_weights(path, meta)
-    class_dim = len(state.get("weight", ()))
+    weight = main_weight(state)
     try:
-        layer = build_layer(found, class_dim, embedding_size)
+        layer = build_layer(found, len(weight), embedding_size or weight.shape[-1])
         layer.load_state_dict(state)
     except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
         raise _not_as_told(path, error) from error
@@ -124,10 +129,16 @@ def class_weights(path: str, meta: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
 
 
+def main_weight(state: Mapping[str, Tensor]) -> Tensor:
+    """Return the class weights (C, D) or (C, K, D) in the state of a stage-1 loss, or (0, 1)."""
+    names = [name for name in state if name.rpartition(".")[2] == "weight"]
+    return state[names[0]] if names else torch.empty(0, 1)
+
+
 def take_class_weights(layer: nn.Module, path: str) -> None:
     """Give a class layer the weights of a checkpoint; ValueError where they do not fit."""
     state = class_weights(path, read_metadata(path) or {})
-    own, found = layer.state_dict()["weight"], state.get("weight", torch.empty(0))
+    own, found = main_weight(layer.state_dict()), main_weight(state)
     if own.shape != found.shape:
         raise ValueError(
             f"--keep_loss: the class weights of {path} are {tuple(found.shape)}, the embeddings "

@@ -64,7 +64,7 @@ def test_all_sections_end_without_errors(tmp_path):
 
 def test_an_error_is_noted_and_the_section_goes_on(tmp_path):
     findings = tmp_path / "findings.jsonl"
-    section = Section("env", "cpu", tmp_path, findings, 60)
+    section = Section("env", "cpu", tmp_path, findings, 1, 60)
     assert section.attempt("wrong", int, "x") is None
     assert section.attempt("right", relative, 3.0, 2.0) == 0.5
     section.until = 0.0

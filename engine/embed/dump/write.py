@@ -92,11 +92,13 @@ def finish(
         partial.poll()
         assert len(partial.done) == partial.plan.num_chunks
         lines.advance()
+
     about: dict[str, Any] = {
         "flags": dict(embedder.work.flags),
         "checkpoint": embedder.work.meta,
         "depends_on": embedder.depends_on,
     }
+
     is_new = not partial.is_complete
     meta = complete(partial, image_set, about)
     if is_new and partial.plan.exact is not None:
