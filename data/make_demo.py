@@ -8,11 +8,10 @@ in another pose, place, size and light, amid clutter and at times partly hidden.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from metric_learning.common.cli import user_errors
 from metric_learning.common.flags import Flag, parse_flags, path
 from metric_learning.common.log import show
 from metric_learning.common.outputs import Kind, prepare_folder, replaced_folder
-from metric_learning.common.schema import read_json
+from metric_learning.data.draw.drawn_set import find_foreign, is_made_of, write_lists
 from metric_learning.data.draw.products import KINDS, Product, draw_product, draw_products
 from metric_learning.data.draw.views import draw_view
 
@@ -65,18 +64,15 @@ def make_demo(
     arguments = {"num_classes": num_classes, "views": views, "size": size, "seed": seed}
     arguments["version"] = _VERSION
     what = f"{num_classes} classes, {views} views each, {size} pixels, seed {seed}: {folder}"
-    if _read_marker(folder) == arguments:
+    if is_made_of(folder, MARKER, arguments):
         return f"the demo data set is there already ({what})"
 
-    prepare_folder("dir", folder, Kind("a demo data set", find_foreign))
+    prepare_folder("dir", folder, Kind("a demo data set", partial(find_foreign, marker=MARKER)))
     with replaced_folder(folder) as unfinished:
         lines = _write_images(unfinished, _draw_classes(num_classes, seed), arguments)
         half = len(lines) // 2
-        for split, part in (("train", lines[:half]), ("test", lines[half:])):
-            text = "\n".join(["image_id class_id super_class_id path", *part]) + "\n"
-            (unfinished / f"Ebay_{split}.txt").write_text(text)
-
-        (unfinished / MARKER).write_text(json.dumps(arguments) + "\n")
+        halves = {"train": lines[:half], "test": lines[half:]}
+        write_lists(unfinished, halves, MARKER, arguments)
     return f"drew the demo data set ({what})"
 
 
@@ -91,26 +87,6 @@ def _check_arguments(num_classes: int, views: int, size: int, seed: int) -> None
     ):
         if not low <= value <= high:
             raise ValueError(f"expected --{name} between {low} and {high}, got {value}")
-
-
-def _read_marker(folder: Path) -> Any:
-    """Return the arguments that made the folder, None where they are not known."""
-    try:
-        return read_json(folder / MARKER, MARKER)
-    except (OSError, ValueError):
-        return None
-
-
-def find_foreign(folder: Path) -> str | None:
-    """Return the name of something in a folder that was not drawn here, if any."""
-    if not (folder / MARKER).is_file():
-        return min(path.name for path in folder.iterdir())
-    lists = [f"Ebay_{split}.txt" for split in ("train", "test")]
-    lines = [line for name in lists for line in (folder / name).read_text().splitlines()[1:]]
-    drawn = {MARKER, *lists, *(line.split()[-1] for line in lines)}
-    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
-    names = [path.relative_to(folder).as_posix() for path in files]
-    return next((name for name in names if name not in drawn), None)
 
 
 def _draw_classes(num_classes: int, seed: int) -> list[tuple[str, Product]]:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import features
@@ -49,7 +49,7 @@ from metric_learning.common.flags import (
 )
 from metric_learning.common.log import show
 from metric_learning.common.outputs import Kind, prepare_folder, replaced_folder
-from metric_learning.common.schema import read_json
+from metric_learning.data.draw.drawn_set import find_foreign, is_made_of, write_lists
 from metric_learning.data.draw.glyphs import Face, choose_faces, draw_glyph, find_faces
 
 MARKER = "glyphs.json"
@@ -145,24 +145,30 @@ def make_glyphs(
     arguments = {"characters": text if characters else None, "kanji": kanji, "images": images}
     arguments |= {"size": size, "seed": seed, "version": _VERSION, "typefaces": _digest(faces)}
     what = f"{2 * half} classes, {images} images in a half, {size} pixels, seed {seed}: {folder}"
-    if _read_marker(folder) == arguments:
+    if is_made_of(folder, MARKER, arguments):
         return f"the glyphs are there already ({what})"
 
-    prepare_folder("dir", folder, Kind("a data set of glyphs", find_foreign))
+    prepare_folder(
+        "dir", folder, Kind("a data set of glyphs", partial(find_foreign, marker=MARKER))
+    )
     job = Job(faces, size, seed, num_workers)
     classes = choose_classes(job, text, half, images, kanji)
     with replaced_folder(folder) as unfinished:
         for name in sorted({super_class(each.character)[1] for each in classes}):
             (unfinished / f"{name}_final").mkdir()
         drawn = run(partial(_draw_class, job, unfinished), classes, num_workers, "drawing")
-        for split, part in (("train", drawn[:half]), ("test", drawn[half:])):
-            rows = [row for rows in part for row in rows]
-            lines = [f"{number} {row}" for number, row in enumerate(rows, start=1)]
-            header = "image_id class_id super_class_id path"
-            (unfinished / f"Ebay_{split}.txt").write_text("\n".join([header, *lines]) + "\n")
-        (unfinished / MARKER).write_text(json.dumps(arguments) + "\n")
+        halves = {"train": drawn[:half], "test": drawn[half:]}
+        lines = {split: _numbered(part) for split, part in halves.items()}
+        write_lists(unfinished, lines, MARKER, arguments)
+
     families = {face.family for each in classes for face in each.faces}
     return f"drew the glyphs, in typefaces of {len(families)} families ({what})"
+
+
+def _numbered(classes: Iterable[Iterable[str]]) -> list[str]:
+    """Number the rows of the images of all classes, from 1 on."""
+    rows = [row for rows in classes for row in rows]
+    return [f"{number} {row}" for number, row in enumerate(rows, start=1)]
 
 
 def _check_arguments(num_characters: int, half: int, images: int, size: int) -> None:
@@ -185,29 +191,6 @@ def _digest(faces: Iterable[Face]) -> str:
     files = sorted({(Path(face.file).name, os.stat(face.file).st_size) for face in faces})
     text = json.dumps([files, features.version("freetype2")])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _read_marker(folder: Path) -> Any:
-    """Return the arguments that made the folder, None where they are not known."""
-    try:
-        return read_json(folder / MARKER, MARKER)
-    except (OSError, ValueError):
-        return None
-
-
-def find_foreign(folder: Path) -> str | None:
-    """Return the name of something in a folder that was not drawn here, if any."""
-    if not (folder / MARKER).is_file():
-        return min(path.name for path in folder.iterdir())
-    lists = [f"Ebay_{split}.txt" for split in ("train", "test")]
-    lines = [line for name in lists for line in (folder / name).read_text().splitlines()[1:]]
-    drawn = {MARKER, *lists, *(line.split()[-1] for line in lines)}
-    names = (
-        os.path.relpath(os.path.join(parent, name), folder)
-        for parent, _, names in os.walk(folder)
-        for name in names
-    )
-    return min((name for name in names if name not in drawn), default=None)
 
 
 def choose_classes(job: Job, text: str, half: int, images: int, kanji: bool) -> list[GlyphClass]:
