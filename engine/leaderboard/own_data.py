@@ -40,7 +40,6 @@ HELD_OUT = 5  # one of so many parts of the classes
 FEWEST = 8  # classes, of which some can be held out and others divided into folds
 FEW_HELD_OUT = 10  # classes, with fewer of which a measurement says little
 PROTOCOL = Protocol(folds=3, trials=3, reserve=1, seeds=1, validates_all=True)
-USABLE = 0.6  # of the minutes: estimates are rough
 SAMPLED = 8  # images that are read, to learn how long that takes
 HEAD_VIEWS = 4
 SPLIT_COLUMNS = ("path", "label", "split")
@@ -182,7 +181,7 @@ def choose_effort(
         + last_seconds(images, texts, effort)
         for effort in EFFORTS
     ]
-    fitting = [number for number, needed in enumerate(needs) if needed <= USABLE * seconds]
+    fitting = [number for number, needed in enumerate(needs) if needed <= seconds]
     number = fitting[0] if fitting else len(EFFORTS) - 1
     effort = EFFORTS[number]
     losses = "".join(f", {loss}" for loss in effort.losses)
