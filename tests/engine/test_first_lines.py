@@ -115,7 +115,7 @@ def test_both_doors_refuse_what_is_missing_or_listed_twice(photos):
 
 
 def test_plain_images_are_counted_and_what_is_left_out(photos, capsys):
-    open_plain_images(str(photos.parent))
+    open_plain_images([str(photos.parent)])
     out = capsys.readouterr().out
     assert "images: 20 images\n" in out
     assert f"left out of {photos.parent}: 1 file that is no image (.csv 1)\n" in out
