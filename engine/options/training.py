@@ -164,13 +164,15 @@ def settle(
     """
     _refuse_unused(flags)
     device = choose_device(flags.device, flags.use_gpu, world)
-    flags = flags.replaced(num_workers=reading_workers(flags.num_workers, device))
     class_dim = check_counts(train_set, flags.class_dim, flags.total_images)
     loss = _settle_loss(flags, world, class_dim, kept)
     epoch_size = len(train_set)
     if flags.loss_name in V1_LOSSES:
         epoch_size = V1_EPOCH * flags.train_batch_size
     flags = _derive(flags, loss, epoch_size)
+    batch_bytes = flags.train_batch_size // world.size * math.prod(flags.image_shape)
+    workers = reading_workers(flags.num_workers, device, flags.prefetch * batch_bytes)
+    flags = flags.replaced(num_workers=workers)
 
     is_pair = stage_of(flags.loss_name) == 2
     options = parts.Options(

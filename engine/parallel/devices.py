@@ -19,6 +19,7 @@ from metric_learning.retrieval.counting.full_precision import full_precision, tf
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 SUPPORTED = ("cpu", "cuda")
 LEAST_WORKERS, MOST_WORKERS = 2, 16
+AHEAD_BYTES = 2**33  # of batches that are ready, which lie in shared and in pinned memory
 GPU_BATCH = 64  # images at once from which on a GPU computes longer than it takes to tell it what
 
 
@@ -74,14 +75,18 @@ def _existing(name: str, world: World) -> torch.device:
     return device
 
 
-def reading_workers(asked: int | None, device: torch.device) -> int:
-    """Return how many processes read images for this one: by default, for a GPU, all its cores."""
+def reading_workers(asked: int | None, device: torch.device, each_ahead: int = 0) -> int:
+    """Return how many processes read images for this one: by default, for a GPU, all its cores.
+
+    There are fewer where what each has ready, so many bytes, would be more than AHEAD_BYTES.
+    """
     if asked is not None:
         return asked
     if device.type != "cuda":
         return LEAST_WORKERS
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun, on this node
-    return max(LEAST_WORKERS, min(MOST_WORKERS, usable_cores() // num_processes))
+    most = min(MOST_WORKERS, AHEAD_BYTES // max(1, each_ahead))
+    return max(LEAST_WORKERS, min(most, usable_cores() // num_processes))
 
 
 def usable_cores() -> int:

@@ -123,6 +123,12 @@ def test_a_gpu_is_read_for_by_the_cores_of_its_process(monkeypatch):
     assert reading_workers(None, torch.device("cpu")) == 2
     assert reading_workers(0, torch.device("cuda")) == 0
     assert reading_workers(None, torch.device("cuda")) == 16
+
+    # Two batches of 4096 crops of 224 px are 1.2 GB.
+    crops = 3 * 224 * 224
+    assert reading_workers(None, torch.device("cuda"), 2 * 256 * crops) == 16
+    assert reading_workers(None, torch.device("cuda"), 2 * 4096 * crops) == 6
+    assert reading_workers(12, torch.device("cuda"), 2 * 4096 * crops) == 12
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert reading_workers(None, torch.device("cuda")) == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "24")
