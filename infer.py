@@ -94,6 +94,7 @@ FLAGS = (
     *grouped(
         "search",
         Flag("index", path, None, "search index: built of the images, or searched by a query"),
+        Flag("features", path, None, "dump of the same images that --index is built of"),
         Flag("index_type", str, "exact", "kind of index that is built", INDEX_TYPES),
         Flag("index_options", str, "", "its parameters, e.g. nlist=1000,nprobe=32"),
         Flag("query", path, None, "an image or a folder of images to search for in --index"),
