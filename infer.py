@@ -88,6 +88,7 @@ FLAGS = (
             "numbers of the features; int8: times the number of each row in scales.npy",
             FEATURE_DTYPES,
         ),
+        Flag("parquet", boolean, False, "write the features with paths and labels as Parquet too"),
         Flag("print_features", boolean, True, "print the features and class scores"),
         Flag("json", path, None, "file to write the neighbours to"),
     ),

@@ -158,6 +158,7 @@ class DumpOptions:
     print_features: bool
     feature_dtype: str
     normalize: bool
+    parquet: bool
 
 
 @dataclass(frozen=True)

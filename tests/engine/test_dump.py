@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from processes import PATIENCE, context, wait_until
 
 import eval as eval_script
@@ -228,9 +229,10 @@ def launch(words, num_processes, sync_seconds=partial.SYNC_SECONDS):
     """Start processes as torchrun does, forked from a server that has imported torch."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    settings = sync_seconds, torch.get_num_threads()
     common = {"WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     found = [
-        context().Process(target=take_part, args=({**common, "RANK": rank}, words, sync_seconds))
+        context().Process(target=take_part, args=({**common, "RANK": rank}, words, *settings))
         for rank in range(num_processes)
     ]
     for process in found:
@@ -238,7 +240,8 @@ def launch(words, num_processes, sync_seconds=partial.SYNC_SECONDS):
     return found
 
 
-def take_part(place, words, sync_seconds):
+def take_part(place, words, sync_seconds, num_threads):
+    torch.set_num_threads(num_threads)  # on which the last bits depend
     partial.SYNC_SECONDS = sync_seconds
     os.environ |= {name: str(value) for name, value in place.items()}
     infer.main(words)
@@ -398,6 +401,39 @@ def test_a_dump_of_something_else_is_not_evaluated(flags, whole, tmp_path, error
     unit = infer.main([*flags, "--normalize=True", f"--output_dir={tmp_path / 'unit'}"])
     asked = [*words, f"--features={unit}", "--distance=euclidean"]
     assert "holds normalised features" in error_of(eval_script.main, asked)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_parquet_holds_the_same(flags, tmp_path, dtype, broken_off):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    words = [*flags, "--parquet=True", f"--feature_dtype={dtype}", "--shard_size=25"]
+    words.append(f"--output_dir={tmp_path / 'dump'}")
+    broken_off(words, 3)
+    folder = infer.main(infer.main(words) and words)  # which replaces it
+    found = open_features(folder)
+    tables = [parquet.read_table(file) for file in sorted(folder.glob("*.parquet"))]
+    assert [len(table) for table in tables] == [25, 15]
+    start = 0
+    for table in tables:
+        rows = slice(start, start := start + len(table))
+        assert table.column_names == ["path", "label", "class_name", "feature"]
+        kind = table.schema.field("feature").type
+        assert kind.list_size == 96 and kind.value_type == {"float16": "halffloat"}.get(
+            dtype, "float"
+        )
+        assert table["path"].to_pylist() == found.paths[rows]
+        assert table["label"].to_pylist() == found.labels[rows].tolist()
+        assert table["class_name"].to_pylist() == [
+            Path(path).parent.name for path in found.paths[rows]
+        ]
+        features = table["feature"].combine_chunks().flatten().to_numpy().reshape(-1, 96)
+        assert np.array_equal(features, found.embeddings[rows])
+
+
+def test_parquet_without_pyarrow_is_one_line(flags, tmp_path, error_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    error = error_of(infer.main, [*flags, "--parquet=True", f"--output_dir={tmp_path / 'dump'}"])
+    assert error == "error: --parquet needs the package pyarrow: pip install pyarrow\n"
 
 
 def test_images_come_from_lists(tmp_path, toy_tree, error_of, monkeypatch):
