@@ -385,6 +385,19 @@ def test_a_dump_is_evaluated_and_indexed_instead_of_images(flags, tmp_path, more
         assert found["recall@1"] == expected["recall@1"] and np.allclose(rows, vectors, atol=1e-6)
 
 
+def test_an_index_of_a_dump_leaves_out_what_the_dump_does(tmp_path, toy_tree):
+    pytest.importorskip("faiss")
+    photos, file = tmp_path / "photos", tmp_path / "photos.index"
+    shutil.copytree(toy_tree / "test" / "class_6", photos)
+    (photos / "1.png").write_bytes(b"no image")
+    about = [*MODEL[:4], f"--images={photos}"]
+    dump = infer.main([*about, "--on_bad_image=skip", f"--output_dir={tmp_path / 'dump'}"])
+    infer.main([*about, f"--features={dump}", f"--index={file}"])
+    found = load_search_index(file)
+    assert found.paths == [str(photos / f"{number}.png") for number in (0, 2, 3)]
+    assert [*found.metadata["broken"]] == [str(photos / "1.png")]
+
+
 def test_a_dump_of_something_else_is_not_evaluated(flags, whole, tmp_path, error_of):
     words = [word for word in flags if word.split("=")[0] not in ("--batch_size", "--num_workers")]
     for more, message in (
