@@ -49,11 +49,15 @@ FLAGS = (
             "compare",
             run_file,
             None,
-            "two checkpoints: does the second beat the first?",
+            "two checkpoints, or folders of features: does the second beat the first?",
             num_values=2,
         ),
         Flag(
-            "features", path, None, "FILE.npy to keep the features in, reused where it holds them"
+            "features",
+            path,
+            None,
+            "FILE.npy to keep the features in, reused where it holds them; or a folder of them "
+            "that infer.py wrote, which is read",
         ),
         VERIFY,
         Flag("json", path, None, "file to write the metrics to"),

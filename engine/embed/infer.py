@@ -9,6 +9,7 @@ from typing import Any
 from metric_learning.common.log import log
 from metric_learning.common.outputs import prepare_folder, prepare_output
 from metric_learning.engine.embed.dump import DUMP, dump_features
+from metric_learning.engine.embed.dump.given import take_features
 from metric_learning.engine.embed.embedder import load_embedder, open_images
 from metric_learning.engine.embed.export import export_model
 from metric_learning.engine.embed.search import ANSWERS, INDEX, IndexKind, make_index, search
@@ -56,7 +57,10 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
     else:
         kind = IndexKind(options.index_type, options.index_options)
         what = ", ".join(options.images) or f"{work.data.dataset}, {work.split}"
-        written = make_index(Path(options.index), kind, embedder, images, what, on_bad_image)
+        given = None
+        if options.features is not None:
+            given = take_features(Path(options.features), embedder, images)
+        written = make_index(Path(options.index), kind, embedder, images, what, on_bad_image, given)
     leave_world(world)
     return written
 

@@ -21,6 +21,7 @@ from metric_learning.common.log import log, show, versions
 from metric_learning.common.names import to_line
 from metric_learning.common.outputs import json_kind, kind_of_file
 from metric_learning.common.parameters import parse_options
+from metric_learning.engine.embed.dump.shards import Given
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.embed.embedding import readable_rows
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
@@ -59,20 +60,26 @@ def make_index(
     image_set: ImageSet,
     what: str,
     on_bad_image: str,
+    given: Given | None = None,
 ) -> Path:
     """Embed images, build the search index of them, which says `what` they are; return its file.
 
-    All processes embed, and the first one builds.
-    What `on_bad_image` leaves out, the metadata of the index tell.
+    All processes embed, unless the features are `given`, and the first one builds.
+    What `on_bad_image` or a dump leaves out, the metadata of the index tell.
     """
     work = embedder.work
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
-    snapshot, listed = snapshot_of(image_set), image_set.paths
-    rows, broken = embed_shared(embedder, image_set, on_bad_image)
+    known, listed = None if given is None else given.snapshot, image_set.paths
+    snapshot = known or snapshot_of(image_set)
+    if given is None:
+        rows, broken = embed_shared(embedder, image_set, on_bad_image)
+    else:
+        rows, broken = given.embeddings, given.broken
     if not work.machine.world.is_main:
         return file
     readable = readable_rows(image_set, broken)
-    features, image_set = rows[readable], image_set.select(readable)
+    features = rows[readable] if given is None else rows
+    image_set = image_set.select(readable)
     if broken:  # which may be too many for what was chosen
         parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
         snapshot = snapshot.select(np.flatnonzero([path not in broken for path in listed]))
@@ -83,15 +90,7 @@ def make_index(
         kind.name,
         labels=image_set.labels if image_set.class_names else (),
         class_names=image_set.class_names,
-        metadata={
-            "fingerprint": embedder.depends_on["weights"],
-            "depends_on": embedder.depends_on,
-            "weights": work.origin,
-            "flags": {name: work.flags[name] for name in (*EMBEDDING_NAMES, *VIEW_NAMES)},
-            "images": what,
-            "broken": broken,
-            "versions": versions(),
-        },
+        metadata={**origin_of(embedder), "images": what, "broken": broken},
         options=parameters,
     )
     search_index = replace(search_index, snapshot=snapshot)
@@ -102,6 +101,18 @@ def make_index(
     if kind.name != "exact":
         log(describe_recall(search_index, features, work.machine.device))
     return file
+
+
+def origin_of(embedder: Embedder) -> dict[str, Any]:
+    """Say in the metadata of an index what its embeddings depend on, and what made them."""
+    work = embedder.work
+    return {
+        "fingerprint": embedder.depends_on["weights"],
+        "depends_on": embedder.depends_on,
+        "weights": work.origin,
+        "flags": {name: work.flags[name] for name in (*EMBEDDING_NAMES, *VIEW_NAMES)},
+        "versions": versions(),
+    }
 
 
 def embed_shared(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from metric_learning.engine.embed.dump.given import take_whole_features
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.evaluate.measures import (
     check_sizes,
@@ -28,11 +30,14 @@ SHOWN = 10  # flipped queries that are logged; --json has them all
 
 
 def compare_checkpoints(
-    works: Sequence[EmbeddingOptions], metrics: MetricOptions, is_kept: bool = False
+    works: Sequence[EmbeddingOptions],
+    metrics: MetricOptions,
+    is_kept: bool = False,
+    dumps: Sequence[str | None] = (None, None),
 ) -> dict[str, Any]:
     """Evaluate two checkpoints on the same images, and test the difference.
 
-    A result that is kept says of each what it depends on.
+    Features are read from `dumps`, where given. A kept result says of each what it depends on.
 
     Returns:
         `first` and `second`, the metrics of each, with `recall@K_chance`; `difference` of Recall@1,
@@ -41,10 +46,10 @@ def compare_checkpoints(
         `worsened`; what was `evaluated`.
     """
     work = works[0]
-    image_set, first, origin = _score(work, metrics, is_kept)
+    image_set, first, origin = _score(work, metrics, is_kept, dumps[0])
     warn_of_images(metrics, work, image_set)
     say_distance(metrics, work.say)
-    _, second, other_origin = _score(works[1], metrics, is_kept)
+    _, second, other_origin = _score(works[1], metrics, is_kept, dumps[1])
     found = compare_paired(
         first.columns["recall@1"],
         second.columns["recall@1"],
@@ -130,13 +135,20 @@ def interval_words(found: PairedComparison) -> str:
 
 
 def _score(
-    work: EmbeddingOptions, metrics: MetricOptions, is_kept: bool
+    work: EmbeddingOptions, metrics: MetricOptions, is_kept: bool, dump: str | None
 ) -> tuple[ImageSet, QueryScores, dict[str, Any]]:
     embedder, image_set = open_split(work)
     check_sizes(metrics, image_set)
     warn_of_weights(embedder)
-    origin = describe_origin(embedder, image_set) if is_kept else {}
-    embeddings = embedder.embed(image_set)
+    snapshot = None
+    if dump is None:
+        embeddings = embedder.embed(image_set)
+    else:
+        needs_lengths = not metrics.compares_directions
+        given = take_whole_features(Path(dump), embedder, image_set, needs_lengths)
+        embeddings, snapshot = given.embeddings, given.snapshot
+    origin = describe_origin(embedder, image_set, snapshot) if is_kept else {}
+
     if metrics.whiten is not None:
         embeddings = whiten(embedder, embeddings, metrics.whiten or None)
     scores = score_split(metrics, work.machine, image_set, embeddings)

@@ -17,6 +17,7 @@ from metric_learning.common.outputs import (
     prepare_output,
     refuse_same,
 )
+from metric_learning.common.schema import read_json
 from metric_learning.engine.options.parts import DataOptions, MachineOptions, ModelOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import (
@@ -40,6 +41,7 @@ from metric_learning.retrieval.indexes import SearchIndex, load_search_index
 from metric_learning.retrieval.rerank import parse_rerank
 from metric_learning.retrieval.tables import COLUMNS
 
+READING_NAMES = ("batch_size", "num_workers", "display_iter_step")  # what a dump has no use for
 DATA_NAMES = tuple(DataOptions.__dataclass_fields__)
 # What eval.py writes, by the flags that name the files.
 RESULTS = {
@@ -126,12 +128,21 @@ class MetricOptions:
     verification: bool
     clustering: bool
 
+    @property
+    def compares_directions(self) -> bool:
+        """Whether nothing that is measured depends on the lengths of features."""
+        return self.distance == "cosine" and self.whiten is None
+
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What eval.py does: measure one checkpoint, or compare the second with the first."""
+    """What eval.py does: measure one checkpoint, or compare the second with the first.
+
+    `dumps` has, per checkpoint that is compared, the folder of its features or None.
+    """
 
     works: tuple[EmbeddingOptions, ...]
+    dumps: tuple[str | None, ...]
     metrics: MetricOptions
     features: str | None
     verify: bool
@@ -147,6 +158,7 @@ class DumpOptions:
     print_features: bool
     feature_dtype: str
     normalize: bool
+    parquet: bool
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,7 @@ class InferenceOptions:
     on_bad_image: str
     output_dir: str
     dump: DumpOptions
+    features: str | None
     index: str | None
     index_type: str
     index_options: str
@@ -297,21 +310,47 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
         flags.refuse(["verify"], "without --features nothing is kept that it could be about")
     else:
         check_features(flags.features)
+        if Path(flags.features).is_dir():
+            unused = ("verify", *READING_NAMES)
+            flags.refuse(unused, "the folder of --features holds all features, always compared")
 
-    files = flags.compare or [flags.pretrained_model]
+    compared = flags.compare or ()
+    dumps = tuple(file if Path(file).is_dir() else None for file in compared)
+    if dumps and None not in dumps:
+        flags.refuse(READING_NAMES, "the folders of --compare hold all features")
+    files = [weights_of_dump(file) if Path(file).is_dir() else file for file in compared]
+    files = files or [flags.pretrained_model]
     works = [settle_embedding(flags.replaced(pretrained_model=file), world) for file in files]
     return pick(
         EvaluationOptions,
         flags,
         works=tuple(work.of_data(works[0]) for work in works),
+        dumps=dumps,
         metrics=pick(MetricOptions, flags),
     )
 
 
+def weights_of_dump(folder: str) -> str:
+    """Return which weights made the features in a folder; ValueError where it does not say so."""
+    file = Path(folder) / "meta.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no meta.json: expected a checkpoint, or whole features")
+    meta = read_json(file, str(file))
+    flags = meta.get("flags") if isinstance(meta, dict) else None
+    weights = flags.get("pretrained_model") if isinstance(flags, dict) else None
+    if not isinstance(weights, str):
+        raise ValueError(f"{file} does not say which weights made the features")
+    return weights
+
+
 def check_features(file: str) -> None:
     """Raise ValueError, before the work, where features cannot be kept in a file and beside it."""
+    if Path(file).is_dir():
+        return  # a dump, which is read alone
     if not file.endswith(".npy"):
-        raise ValueError(f"--features={file}: expected a name that ends in .npy")
+        raise ValueError(
+            f"--features={file}: expected a name that ends in .npy, or a folder of features"
+        )
     prepare_output("features", file, KEPT_FEATURES)
     if not Path(file).exists():
         prepare_output("features", f"{file}.json", ABOUT_FEATURES)
@@ -320,10 +359,11 @@ def check_features(file: str) -> None:
 QUERY_NAMES = ("query", "query_text")
 SOURCE_NAMES = ("split", *DATA_NAMES)
 DUMP_NAMES = tuple(DumpOptions.__dataclass_fields__)
+EMBEDDING_ALONE = ("batch_size", "num_workers", "on_bad_image")  # no use for features of a dump
 # What makes an index or a dump, and no query uses.
 BUILD_NAMES = (
     *("images", *SOURCE_NAMES, "output_dir", *DUMP_NAMES, "index_type", "index_options"),
-    "class_dim",
+    *("class_dim", "features"),
 )
 # What the export of a model uses; everything else is refused beside it.
 EXPORT_NAMES = (
@@ -354,9 +394,11 @@ def settle_inference(flags: Flags) -> InferenceOptions:
             ("topk", "json", "verify", "on_changed_data"), "without --query or --query_text"
         )
         if flags.index is None:
-            flags.refuse(("index_type", "index_options"), "without --index")
+            flags.refuse(("index_type", "index_options", "features"), "without --index")
         else:
             flags.refuse(("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written")
+        if flags.features is not None:
+            flags.refuse(EMBEDDING_ALONE, "--features holds what --index is built of")
         if flags.images is not None:
             flags.refuse(SOURCE_NAMES, "--images is used instead of a data set")
 

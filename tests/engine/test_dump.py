@@ -1,11 +1,13 @@
 """Dumps of features: in shards, broken off, shared among processes, always the same bytes."""
 
+import contextlib
 import filecmp
 import io
 import json
 import os
+import random
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,17 +15,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from processes import PATIENCE, context, wait_until
 
+import eval as eval_script
 import infer
+import metric_learning
 from metric_learning import open_features
 from metric_learning.common.flags import last_of_each
-from metric_learning.engine.embed.dump import digits
+from metric_learning.engine.embed import embedding
+from metric_learning.engine.embed.dump import digits, partial
 from metric_learning.engine.embed.dump.partial import Journal, Partial
 from metric_learning.engine.report.subjects import of_features
 from metric_learning.retrieval.indexes import load_search_index
 from metric_learning.retrieval.unit import unit_rows
 
 ROOT = Path(infer.__file__).resolve().parent
+NUM_KILLS = 10
 MODEL = ["--pretrained_model=random", "--model=test_resnet", "--image_shape=3,32,32"]
 MODEL += ["--use_gpu=False", "--num_workers=0", "--batch_size=3"]
 
@@ -149,11 +158,11 @@ def test_what_others_do_after_a_resume_is_noted(flags, tmp_path, broken_off, mon
     journal.with_name("done-00000.jsonl").rename(journal)
     take_up, noted = Partial.open, []
 
-    def take_up_and_note(partial, *rest):
-        missing = take_up(partial, *rest)
+    def take_up_and_note(work, *rest):
+        missing = take_up(work, *rest)
         journal.write_text(json.dumps({"chunk": missing[0], "broken": []}) + "\n")
-        partial.poll()
-        noted.append(missing[0] in partial.done)
+        work.poll()
+        noted.append(missing[0] in work.done)
         return missing
 
     monkeypatch.setattr(Partial, "open", take_up_and_note)
@@ -218,24 +227,114 @@ def test_the_end_of_a_dump_can_be_broken_off_too(flags, whole, tmp_path, monkeyp
     assert_same(folder, whole)
 
 
-def test_processes_share_a_dump_and_are_killed(flags, whole, tmp_path, torchrun):
-    """Killed as one process, it goes on as two; its bytes and lines are those of one."""
+def launch(words, num_processes, sync_seconds=partial.SYNC_SECONDS):
+    """Start processes as torchrun does, forked from a server that has imported torch."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = sync_seconds, torch.get_num_threads()
+    common = {"WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    found = [
+        context().Process(target=take_part, args=({**common, "RANK": rank}, words, *settings))
+        for rank in range(num_processes)
+    ]
+    for process in found:
+        process.start()
+    return found
+
+
+def take_part(place, words, sync_seconds, num_threads):
+    torch.set_num_threads(num_threads)  # on which the last bits depend
+    partial.SYNC_SECONDS = sync_seconds
+    os.environ |= {name: str(value) for name, value in place.items()}
+    infer.main(words)
+
+
+def end_well(processes):
+    for process in processes:
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+
+
+def test_processes_share_a_dump_and_are_killed(flags, whole, tmp_path):
+    """Killed as one process, it goes on as two; its bytes are those of one."""
     folder = tmp_path / "dump"
     words = [*last_of_each([*flags, f"--output_dir={folder}"])]
-    process = subprocess.Popen(
-        [sys.executable, infer.__file__, *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not (folder / "partial" / "done.jsonl").exists() and time.monotonic() < deadline:
-        assert process.poll() is None or folder.exists()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    torchrun([infer.__file__, *words])
+    (process,) = launch(words, 1)
+    wait_until((folder / "partial" / "done.jsonl").exists)
+    process.kill()
+    process.join()
+    end_well(launch(words, 2))
     assert_same(folder, whole)
+
+
+def test_processes_share_an_index(flags, whole, tmp_path):
+    """It holds what an index of one process does."""
+    pytest.importorskip("faiss")
+    file = tmp_path / "photos.index"
+    end_well(launch([*last_of_each([*flags, f"--index={file}"])], 2))
+    found = load_search_index(file)
+    assert found.paths == open_features(whole).paths
+    unit = found.vectors.reconstruct_n(0, len(found))
+    assert np.array_equal(unit, unit_rows(np.load(whole / "features.npy")).numpy())
+
+
+@pytest.fixture
+def many(toy_tree, tmp_path, capsys):
+    """Flags of a dump that takes some seconds; its folder and lines when it is not disturbed."""
+    listed = tmp_path / "many.txt"
+    listed.write_text("".join(f"{file}\n" for file in sorted(toy_tree.glob("*/*/*.png")) * 200))
+    flags = [*last_of_each([*MODEL, f"--images={listed}"])]
+    folder = infer.main([*flags, f"--output_dir={tmp_path / 'undisturbed'}"])
+    return flags, folder, lines_of(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_byte(many, tmp_path, capsys):
+    """Of one, two and three processes; at the end the lines of all images are printed."""
+    flags, undisturbed, expected = many
+    folder = tmp_path / "dump"
+    words = [*flags, f"--output_dir={folder}"]
+    rng = random.Random(0)
+    for number in range(NUM_KILLS):
+        before = noted_at(folder)
+        processes = launch(words, number % 3 + 1, sync_seconds=0.05)
+        wait_until(lambda before=before: noted_at(folder) > before)
+        time.sleep(rng.random() / 10)
+        assert not (folder / "meta.json").exists()
+        for process in processes:
+            process.kill()
+            process.join()
+
+    infer.main(words)
+    out = capsys.readouterr().out
+    assert "parts of the work are there already" in out and lines_of(out) == expected
+    assert_same(folder, undisturbed, ("features.npy", "paths.txt"))
+
+
+def noted_at(folder):
+    """When processes last noted what they had done."""
+    times = [0]
+    with contextlib.suppress(FileNotFoundError):
+        for file in (folder / "partial").glob("done-*.jsonl"):
+            times.append(file.stat().st_mtime_ns)
+    return max(times)
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_a_dump_which_goes_on_later(many, tmp_path, error_of):
+    flags, undisturbed, _ = many
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs to mount a small disk")
+    try:
+        words = [*flags, f"--output_dir={disk / 'dump'}"]
+        assert "No space left on device" in error_of(infer.main, words)
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        assert_same(infer.main(words), undisturbed, ("features.npy", "paths.txt"))
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
@@ -259,6 +358,117 @@ def test_fewer_bits(flags, whole, tmp_path, capsys, dtype):
             np.fill_diagonal(cosines, -2)
             expected = (labels[cosines.argmax(1)] == labels).mean()
             assert f"{name} {expected:.5f}" in out or f"{name} features {expected:.5f}" in out
+
+
+@pytest.mark.parametrize("more", [[], ["--shard_size=7", "--feature_dtype=int8"]])
+def test_a_dump_is_evaluated_and_indexed_instead_of_images(flags, tmp_path, more, monkeypatch):
+    """What is measured of its features is what is measured of those of the images, to its bits."""
+    pytest.importorskip("faiss")
+    about, file = [*flags[:-1], "--split=test"], tmp_path / "found.index"
+    dump = infer.main([*about, *more, f"--output_dir={tmp_path / 'dump'}"])
+    expected = eval_script.main(about)
+    computed = infer.main([*about, f"--index={file}"])
+    vectors = load_search_index(computed).vectors.reconstruct_n(0, 16)
+    monkeypatch.setattr(embedding, "load_images", None)  # nothing is computed again
+
+    about = [word for word in about if word.split("=")[0] not in ("--batch_size", "--num_workers")]
+    found = eval_script.main([*about, f"--features={dump}"])
+    compared = eval_script.main([*about[1:], "--compare", str(dump), str(dump)])
+    for result in (compared["first"], compared["second"]):
+        assert result["recall@1"] == found["recall@1"]
+    infer.main([*about, f"--features={dump}", f"--index={file}"])
+    kept = load_search_index(file)
+    assert kept.paths == open_features(dump).paths and kept.class_name(0) == "class_6"
+    rows = unit_rows(np.asarray(open_features(dump).embeddings)).numpy()
+    assert np.array_equal(kept.vectors.reconstruct_n(0, 16), rows)
+    if not more:
+        assert found["recall@1"] == expected["recall@1"] and np.allclose(rows, vectors, atol=1e-6)
+
+
+def test_an_index_of_a_dump_leaves_out_what_the_dump_does(tmp_path, toy_tree):
+    pytest.importorskip("faiss")
+    photos, file = tmp_path / "photos", tmp_path / "photos.index"
+    shutil.copytree(toy_tree / "test" / "class_6", photos)
+    (photos / "1.png").write_bytes(b"no image")
+    about = [*MODEL[:4], f"--images={photos}"]
+    dump = infer.main([*about, "--on_bad_image=skip", f"--output_dir={tmp_path / 'dump'}"])
+    infer.main([*about, f"--features={dump}", f"--index={file}"])
+    found = load_search_index(file)
+    assert found.paths == [str(photos / f"{number}.png") for number in (0, 2, 3)]
+    assert [*found.metadata["broken"]] == [str(photos / "1.png")]
+
+
+def test_a_dump_of_something_else_is_not_evaluated(flags, whole, tmp_path, error_of):
+    words = [word for word in flags if word.split("=")[0] not in ("--batch_size", "--num_workers")]
+    for more, message in (
+        (["--seed=1"], "holds features of other weights"),
+        (["--split=test"], "holds features of other images, or these have changed since"),
+        (["--batch_size=4"], "--batch_size is not used"),
+        ([f"--features={tmp_path}"], "holds no meta.json"),
+    ):
+        asked = last_of_each([*words, f"--features={whole}", *more])
+        assert message in error_of(eval_script.main, asked)
+    pair = [*words[1:], "--compare", whole, tmp_path]
+    assert "holds no meta.json: expected a checkpoint" in error_of(eval_script.main, pair)
+    assert "--features is not used (without --index)" in error_of(
+        infer.main, [*flags, f"--features={whole}"]
+    )
+    unit = infer.main([*flags, "--normalize=True", f"--output_dir={tmp_path / 'unit'}"])
+    asked = [*words, f"--features={unit}", "--distance=euclidean"]
+    assert "holds normalised features" in error_of(eval_script.main, asked)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_parquet_holds_the_same(flags, tmp_path, dtype, broken_off):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    words = [*flags, "--parquet=True", f"--feature_dtype={dtype}", "--shard_size=25"]
+    words.append(f"--output_dir={tmp_path / 'dump'}")
+    broken_off(words, 3)
+    folder = infer.main(infer.main(words) and words)  # which replaces it
+    found = open_features(folder)
+    tables = [parquet.read_table(file) for file in sorted(folder.glob("*.parquet"))]
+    assert [len(table) for table in tables] == [25, 15]
+    start = 0
+    for table in tables:
+        rows = slice(start, start := start + len(table))
+        assert table.column_names == ["path", "label", "class_name", "feature"]
+        kind = table.schema.field("feature").type
+        assert kind.list_size == 96 and kind.value_type == {"float16": "halffloat"}.get(
+            dtype, "float"
+        )
+        assert table["path"].to_pylist() == found.paths[rows]
+        assert table["label"].to_pylist() == found.labels[rows].tolist()
+        assert table["class_name"].to_pylist() == [
+            Path(path).parent.name for path in found.paths[rows]
+        ]
+        features = table["feature"].combine_chunks().flatten().to_numpy().reshape(-1, 96)
+        assert np.array_equal(features, found.embeddings[rows])
+
+
+def test_parquet_without_pyarrow_is_one_line(flags, tmp_path, error_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    error = error_of(infer.main, [*flags, "--parquet=True", f"--output_dir={tmp_path / 'dump'}"])
+    assert error == "error: --parquet needs the package pyarrow: pip install pyarrow\n"
+
+
+def test_a_batch_of_columns_comes_back_with_embeddings(toy_tree, tmp_path):
+    """As Ray Data's map_batches calls it: a dict of arrays in, a dict of arrays out."""
+    file = tmp_path / "random.safetensors"
+    infer.main([*MODEL[:3], "--export=safetensors", f"--output={file}"])
+    model = metric_learning.load(file, device="cpu")
+    paths = sorted(map(str, (toy_tree / "test").glob("*/*.png")))[:5]
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    expected = model(paths)
+    assert expected.shape == (5, 96) and np.ptp(expected, axis=0).max() > 0
+    for column, values in (("path", np.array(paths, object)), ("image", pixels)):
+        batch = {column: values, "number": np.arange(5)}
+        found = model(batch)
+        assert [*found] == [column, "number", "embedding"] and [*batch] == [column, "number"]
+        assert found[column] is values and np.array_equal(found["number"], np.arange(5))
+        assert found["embedding"].dtype == np.float32
+        assert np.array_equal(found["embedding"], expected)
+    with pytest.raises(ValueError, match="expected a column image or path, found \\['number'\\]"):
+        model({"number": np.arange(5)})
 
 
 def test_images_come_from_lists(tmp_path, toy_tree, error_of, monkeypatch):
@@ -319,15 +529,3 @@ fcntl.lockf(file, fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.readline()
 """
-
-
-def test_processes_share_an_index(flags, whole, tmp_path, torchrun):
-    """It holds what an index of one process does."""
-    pytest.importorskip("faiss")
-    file = tmp_path / "photos.index"
-    torchrun([infer.__file__, *last_of_each([*flags, f"--index={file}"])])
-    found = load_search_index(file)
-    rows = np.load(whole / "features.npy")
-    assert found.paths == open_features(whole).paths
-    unit = found.vectors.reconstruct_n(0, len(found))
-    assert np.array_equal(unit, unit_rows(rows).numpy())

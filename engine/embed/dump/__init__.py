@@ -10,6 +10,7 @@ digits.py   the text of features, as NumPy writes it
 finish.py   the finished files take their places
 shards.py   the features as one array, whatever the files
 write.py    all of it, in order
+given.py    a dump that is taken in place of the work
 """
 
 from metric_learning.engine.embed.dump.finish import DUMP

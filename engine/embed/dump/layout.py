@@ -57,10 +57,10 @@ class Shard(NamedTuple):
     start: int
     stop: int
 
-    def file(self, stem: str) -> str:
+    def file(self, stem: str, suffix: str = ".npy") -> str:
         """Return the name of the file of a column."""
         of = f"-{self.number:05}-of-{self.total:05}" if self.total > 1 else ""
-        return f"{stem}{of}.npy"
+        return f"{stem}{of}{suffix}"
 
 
 def shards_of(num_images: int, shard_size: int) -> list[Shard]:

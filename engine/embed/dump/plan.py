@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from metric_learning.common.parquet import import_parquet
 from metric_learning.engine.embed.dump.layout import Column, Shard, choose_shard_size, shards_of
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.options.evaluation import DumpOptions
@@ -32,6 +33,7 @@ class Plan:
         shard_size: images of a file.
         facts: all that other results would follow from, as JSON has it.
         normalize: whether features have length 1.
+        parquet: whether they are written as Parquet too.
     """
 
     num_images: int
@@ -40,6 +42,7 @@ class Plan:
     shard_size: int
     facts: Mapping[str, Any]
     normalize: bool = False
+    parquet: bool = False
 
     @property
     def exact(self) -> Column | None:
@@ -81,7 +84,12 @@ def make_plan(embedder: Embedder, image_set: ImageSet, options: DumpOptions) -> 
         "files": [[column.stem, column.dtype.str, column.width] for column in columns],
         "shard size": size,
     }
-    return Plan(len(image_set), embedder.work.batch_size, columns, size, facts, options.normalize)
+
+    if options.parquet:
+        facts["--parquet"] = True
+        import_parquet()
+    outputs = options.normalize, options.parquet
+    return Plan(len(image_set), embedder.work.batch_size, columns, size, facts, *outputs)
 
 
 def choose_columns(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from metric_learning.common.arrays import map_array, open_array
+from metric_learning.common.fingerprint import Snapshot
 from metric_learning.engine.embed.dump.layout import FEATURES, META, PARTIAL, SHARD
 
 QUANTISED = np.int8
@@ -63,6 +64,22 @@ class ShardedFeatures:
         if copy is False:
             raise ValueError("features in several files are one array only as a copy")
         return self[:].astype(dtype or self.dtype, copy=False)
+
+
+class Given(NamedTuple):
+    """The features of a dump.
+
+    Attributes:
+        embeddings: (M, D) float32, of the M readable images in the order of their set.
+        broken: path -> error of the other images.
+        has_unit_length: whether the dump was normalised.
+        snapshot: of all images; None but in the first process.
+    """
+
+    embeddings: np.ndarray
+    broken: dict[str, str]
+    has_unit_length: bool
+    snapshot: Snapshot | None
 
 
 def refuse_incomplete(folder: Path) -> None:
