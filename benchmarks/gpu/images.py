@@ -171,10 +171,9 @@ def decode_damaged(section: Section, whole: bytes) -> dict[str, int]:
 def decodes(file: Path, who: str, section: Section) -> bool:
     """Whether the device, or the CPU, makes an image of a file."""
     try:
-        image = read_file(image_set_of([str(file)]), 0)
         if who == "CPU":
             decode_image(file.read_bytes(), str(file))
-        elif isinstance(image, JpegFile):
+        elif isinstance(read_file(image_set_of([str(file)]), 0), JpegFile):
             decode_on_device([read(file)], section.device)
     except ImageError:
         return False

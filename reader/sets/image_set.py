@@ -65,9 +65,8 @@ class ImageSet:
 
     name: str  # data set name, e.g. "sop"
     split: str  # "train", "val", "test" or "all"
-    paths: Sequence[
-        str
-    ]  # N file paths, or names such as "data_batch_1:0042" of images held in memory
+    # N file paths, or names such as "data_batch_1:0042" of images held in memory
+    paths: Sequence[str]
     # (N,) int64; 0..C-1 in the train split, the data set's own numbers in all others
     labels: np.ndarray
     class_names: dict[int, str]  # label -> name, in label order

@@ -16,18 +16,8 @@ import metric_learning
 from metric_learning.engine.embed import embedder
 from metric_learning.engine.report import __main__ as report
 from metric_learning.engine.report.subjects import of_features
-from metric_learning.models import build_model
 
 MACHINE = ["--use_gpu=False", "--num_workers=0", "--batch_size=16"]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Weights of a random tiny model."""
-    file = tmp_path_factory.mktemp("weights") / "0.pth"
-    torch.manual_seed(0)
-    torch.save(build_model("test_resnet").state_dict(), file)
-    return file
 
 
 @pytest.fixture

@@ -18,14 +18,6 @@ MACHINE = ["--use_gpu=False", "--num_workers=0"]
 SMALL = ["--model=test_resnet", "--image_shape=3,32,32", "--transform=standard"]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    file = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.manual_seed(0)
-    torch.save(build_model("test_resnet").state_dict(), file)
-    return file
-
-
 @pytest.fixture
 def pictures(toy_tree, tmp_path):
     """Six images of the toy tree, 40 x 32 pixels, and the same mirrored."""

@@ -29,6 +29,7 @@ from metric_learning.engine.embed.dump.layout import (
     REPORT,
     Column,
     Shard,
+    pieces_of,
 )
 from metric_learning.engine.embed.dump.partial import (
     DONE,
@@ -143,8 +144,7 @@ def _leave_out(partial: Partial, column: Column, shard: Shard, is_read: np.ndarr
     name = f"{READABLE}{shard.file(column.stem)}"
     with (partial.folder / name).open("wb") as file:
         file.write(column.header(int(kept.sum())))
-        for start in range(shard.start, shard.stop, BLOCK):
-            rows = range(start, min(start + BLOCK, shard.stop))
+        for rows in pieces_of(shard.rows, BLOCK):
             file.write(partial.read(column, rows)[is_read[rows.start : rows.stop]].tobytes())
     sync(partial.folder / name)
 
@@ -159,8 +159,7 @@ def _write_tables(partial: Partial, image_set: ImageSet, is_read: np.ndarray) ->
     dtype = np.dtype(np.float32) if dtype == np.int8 else dtype
 
     def blocks(shard: Shard) -> Iterator[Block]:
-        for start in range(shard.start, shard.stop, BLOCK):
-            rows = range(start, min(start + BLOCK, shard.stop))
+        for rows in pieces_of(shard.rows, BLOCK):
             numbers = np.array(rows)[is_read[rows.start : rows.stop]]
             paths = [image_set.paths[number] for number in numbers]
             labels, names = image_set.labels[numbers], image_set.class_names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -57,10 +58,21 @@ class Shard(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def rows(self) -> range:
+        """The numbers of the images."""
+        return range(self.start, self.stop)
+
     def file(self, stem: str, suffix: str = ".npy") -> str:
         """Return the name of the file of a column."""
         of = f"-{self.number:05}-of-{self.total:05}" if self.total > 1 else ""
         return f"{stem}{of}{suffix}"
+
+
+def pieces_of(rows: range, size: int) -> Iterator[range]:
+    """Cut rows into successive ones, of at most so many each."""
+    for start in range(rows.start, rows.stop, size):
+        yield range(start, min(start + size, rows.stop))
 
 
 def shards_of(num_images: int, shard_size: int) -> list[Shard]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from metric_learning.common.log import log, show
 from metric_learning.engine.embed.dump.digits import to_texts
+from metric_learning.engine.embed.dump.layout import pieces_of
 from metric_learning.engine.embed.dump.partial import Partial
 from metric_learning.engine.embed.dump.precision import to_float32
 from metric_learning.engine.run.lines import duration
@@ -34,8 +35,8 @@ class Lines:
         while self._is_printing and self._next_chunk in self._partial.done:
             rows = self._partial.plan.chunk(self._next_chunk)
             broken = {number for number, _, _ in self._partial.done[self._next_chunk]}
-            for start in range(rows.start, rows.stop, LINES_AT_ONCE):
-                self._print(range(start, min(start + LINES_AT_ONCE, rows.stop)), broken)
+            for part in pieces_of(rows, LINES_AT_ONCE):
+                self._print(part, broken)
             self._next_chunk += 1
 
     def _print(self, rows: range, broken: set[int]) -> None:
