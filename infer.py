@@ -129,8 +129,8 @@ def main(argv: Sequence[str] | None = None) -> Path | list[dict[str, Any]]:
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv, elsewhere=OTHERS_LACK)
 
-        from metric_learning.engine.embed.infer import infer  # torch and all else, only now
         from metric_learning.engine.options.evaluation import settle_inference
+        from metric_learning.engine.search.infer import infer  # torch and all else, only now
 
         return infer(settle_inference(flags))
 

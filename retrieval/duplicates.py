@@ -7,4 +7,4 @@ python -m retrieval.duplicates FEATURES --against=FEATURES
 import runpy
 
 if __name__ == "__main__":
-    runpy.run_module("metric_learning.engine.embed.duplicates", run_name="__main__")
+    runpy.run_module("metric_learning.engine.search.duplicates", run_name="__main__")

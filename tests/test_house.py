@@ -14,7 +14,17 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_elem", "train_pair", "eval", "infer")
 # From the ground up: what stands later may use what stands before it.
 ROOMS = ("common", "losses", "models", "reader", "retrieval", "engine", "pretrained", "data")
-ENGINE = ("parallel", "options", "run", "embed", "evaluate", "train", "report", "leaderboard")
+ENGINE = (
+    "parallel",
+    "options",
+    "run",
+    "embed",
+    "search",
+    "evaluate",
+    "train",
+    "report",
+    "leaderboard",
+)
 FLOORS = {room: number for number, room in enumerate((*ROOMS, *SCRIPTS, "metric_learning"))}
 MOST_RAW_FLAGS = 13
 TAKE_ALL = {"train", "evaluate", "infer"}

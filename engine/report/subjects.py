@@ -13,9 +13,9 @@ from metric_learning.common.log import versions
 from metric_learning.common.names import to_line
 from metric_learning.common.schema import shown
 from metric_learning.engine.embed.dump import META
+from metric_learning.engine.embed.dump.opened import open_features
 from metric_learning.engine.embed.dump.shards import refuse_incomplete
 from metric_learning.engine.embed.embedder import open_split
-from metric_learning.engine.embed.serving import open_features
 from metric_learning.engine.evaluate.measures import warn_of_weights
 from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options.evaluation import EmbeddingOptions, default_flags

@@ -17,7 +17,7 @@ from metric_learning.common.flags import words_of
 from metric_learning.common.log import show
 from metric_learning.common.outputs import prepare_output
 from metric_learning.common.schema import Field, check_fields, is_number
-from metric_learning.engine.embed.serving import open_features
+from metric_learning.engine.embed.dump.opened import open_features
 from metric_learning.engine.report.files import PAGE, PICTURE, PICTURES
 from metric_learning.engine.report.plots import plot_curves, plot_neighbours
 from metric_learning.engine.report.results import check_features, read_joined

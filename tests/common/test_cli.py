@@ -10,9 +10,9 @@ import pytest
 from metric_learning.common.cli import OTHER_RANKS_WAIT, user_errors
 from metric_learning.common.log import log, show
 from metric_learning.data.prepare import __main__ as prepare
-from metric_learning.engine.embed import duplicates
 from metric_learning.engine.report import __main__ as report
 from metric_learning.engine.report import summary
+from metric_learning.engine.search import duplicates
 from metric_learning.reader import check
 
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 import eval as eval_script
 from metric_learning.engine.embed.embedder import open_images
-from metric_learning.engine.embed.infer import open_plain_images
 from metric_learning.engine.evaluate.scoring import score_images
 from metric_learning.engine.options.parts import DataOptions
+from metric_learning.engine.search.infer import open_plain_images
 from metric_learning.engine.train import start
 from metric_learning.reader import ImageError
 

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from metric_learning.engine.embed import duplicates
+from metric_learning.engine.search import duplicates
 from metric_learning.reader import load_index
 from metric_learning.retrieval import near_pairs
 from metric_learning.retrieval.near_pairs import find_near_pairs, group_pairs

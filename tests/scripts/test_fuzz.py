@@ -27,7 +27,7 @@ from metric_learning.common.arrays import open_array
 from metric_learning.common.cli import user_errors
 from metric_learning.common.config import read_config
 from metric_learning.common.flags import parse_flags
-from metric_learning.engine.embed.serving import open_features
+from metric_learning.engine.embed.dump.opened import open_features
 from metric_learning.engine.report import __main__ as report
 from metric_learning.engine.report import summary
 from metric_learning.engine.run.records import read_records

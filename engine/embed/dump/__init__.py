@@ -9,6 +9,7 @@ lines.py    the reference's lines on the screen
 digits.py   the text of features, as NumPy writes it
 finish.py   the finished files take their places
 shards.py   the features as one array, whatever the files
+opened.py   the features with the paths and labels of their images
 write.py    all of it, in order
 given.py    a dump that is taken in place of the work
 """

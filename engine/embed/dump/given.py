@@ -8,9 +8,9 @@ import numpy as np
 
 from metric_learning.common.fingerprint import Snapshot, first_difference
 from metric_learning.engine.embed.dump.layout import META
+from metric_learning.engine.embed.dump.opened import open_features
 from metric_learning.engine.embed.dump.shards import Given, refuse_incomplete
 from metric_learning.engine.embed.embedder import Embedder
-from metric_learning.engine.embed.serving import open_features
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of

@@ -20,7 +20,7 @@ from metric_learning.common.flags import Flag, boolean, fraction, parse_flags, p
 from metric_learning.common.log import show
 from metric_learning.common.names import to_cell
 from metric_learning.common.outputs import csv_kind, prepare_output, refuse_same
-from metric_learning.engine.embed.serving import Features, open_features
+from metric_learning.engine.embed.dump.opened import Features, open_features
 from metric_learning.engine.parallel.devices import choose_device
 from metric_learning.engine.parallel.world import World
 from metric_learning.retrieval.near_pairs import Pairs, find_near_pairs, group_pairs

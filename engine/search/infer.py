@@ -12,10 +12,10 @@ from metric_learning.engine.embed.dump import DUMP, dump_features
 from metric_learning.engine.embed.dump.given import take_features
 from metric_learning.engine.embed.embedder import load_embedder, open_images
 from metric_learning.engine.embed.export import export_model
-from metric_learning.engine.embed.search import ANSWERS, INDEX, IndexKind, make_index, search
 from metric_learning.engine.options.evaluation import InferenceOptions
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.world import is_first_process, leave_world
+from metric_learning.engine.search.search import ANSWERS, INDEX, IndexKind, make_index, search
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.sets.plain_images import join_plain_images
 

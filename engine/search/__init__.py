@@ -1,0 +1,7 @@
+"""Images that are searched: indexes built and asked, near duplicates found.
+
+infer.py       what infer.py does: a dump, an index, an answer or an export
+search.py      search indexes, built and asked
+open_index.py  an index with its model, for programs
+duplicates.py  near duplicates among dumped embeddings
+"""

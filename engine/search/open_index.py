@@ -1,0 +1,63 @@
+"""Search indexes with their model, for programs in Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from metric_learning.common.log import log
+from metric_learning.engine.embed.embedder import Embedder
+from metric_learning.engine.options import evaluation
+from metric_learning.engine.options.tables import CHANGED_DATA_POLICIES
+from metric_learning.engine.search.search import check_index, find_neighbours
+from metric_learning.reader.sets.plain_images import is_one_image
+from metric_learning.retrieval.indexes import SearchIndex
+
+
+@dataclass(frozen=True)
+class OpenIndex:
+    """A search index, and the model that its images were embedded by."""
+
+    search_index: SearchIndex
+    embedder: Embedder
+
+    def search(
+        self, queries: Any, topk: int = 10
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Find the nearest images.
+
+        Args:
+            queries: images as the embedder takes them.
+            topk: neighbours of each.
+
+        Returns:
+            The neighbours of one query, nearest first, each with `rank` (from 1), `row` in the
+            index, `cosine`, `path` and `class_name` (None where it is not known); of several
+            queries, a list of such lists.
+
+        Raises:
+            ValueError: `topk` is below 1 or above the number of images.
+        """
+        if not 1 <= topk <= len(self.search_index):
+            raise ValueError(f"expected topk of 1 to {len(self.search_index)}, found {topk}")
+        device = self.embedder.work.machine.device
+        found = find_neighbours(self.search_index, self.embedder(queries), topk, device)
+        return found[0] if is_one_image(queries) else found
+
+
+def open_index(
+    file: str | PathLike[str], embedder: Embedder, *, on_changed_data: str = "error"
+) -> OpenIndex:
+    """Open a search index that infer.py --index built with a model.
+
+    Raises ValueError for one of other weights, or where its images have changed since, unless
+    `on_changed_data` is accept: then they are found by what they were.
+    """
+    if on_changed_data not in CHANGED_DATA_POLICIES:
+        policies = " or ".join(CHANGED_DATA_POLICIES)
+        raise ValueError(f"expected on_changed_data of {policies}, found {on_changed_data!r}")
+    search_index = evaluation.open_index(str(file), 1)
+    for note in check_index(str(file), search_index, embedder, on_changed_data=on_changed_data):
+        log(note)
+    return OpenIndex(search_index, embedder)
