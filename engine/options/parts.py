@@ -216,6 +216,7 @@ class ScheduleOptions:
     warmup_iter_num: int
     total_iter_num: int
     epoch_size: int
+    lr_gamma: float = 0.1
     plateau_patience: int = 10
     plateau_factor: float = 0.1
     patience: int = 0

@@ -254,7 +254,7 @@ def _watch_options(values: Mapping[str, Any]) -> parts.WatchOptions:
 def _refuse_unused(flags: Flags) -> None:
     """Raise ValueError where a flag was given that others leave without use."""
     if flags.lr_strategy != "piecewise_decay":
-        flags.refuse(["lr_steps"], f"--lr_strategy={flags.lr_strategy}")
+        flags.refuse(["lr_steps", "lr_gamma"], f"--lr_strategy={flags.lr_strategy}")
     if flags.optimizer != "sgd":
         flags.refuse(["momentum", "nesterov"], f"--optimizer={flags.optimizer}")
     if flags.optimizer not in ("adam", "adamw"):

@@ -156,7 +156,8 @@ def rate_at(schedule: ScheduleOptions, step: int, lowered: float | None = None) 
     first = schedule.lr if lowered is None else lowered
     rate = float(first * min(1.0, (step + 1) / (warmup + 1)))
     if schedule.lr_strategy == "piecewise_decay":
-        return float(rate * 0.1 ** sum(step >= boundary for boundary in schedule.lr_steps))
+        num_passed = sum(step >= boundary for boundary in schedule.lr_steps)
+        return float(rate * schedule.lr_gamma**num_passed)
     if schedule.lr_strategy == "cosine_decay" and step >= warmup:
         progress = (step - warmup) / max(1, schedule.total_iter_num - warmup)
         return float(rate * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -173,7 +173,11 @@ def read_list(file: Path, data_dir: Path, others: Sequence[Path] = ()) -> Table:
 
 
 def read_inshop(data_dir: Path, split: str) -> Table:
-    """Read In-Shop's list_eval_partition.txt; classes are all items in sorted order."""
+    """Read In-Shop's list_eval_partition.txt; classes are all items in sorted order.
+
+    The super class of an item is its category, such as WOMEN/Dresses: the folders between img/ and
+    its own one.
+    """
     path = data_dir / "list_eval_partition.txt"
     if not path.is_file() and (data_dir / "Eval" / path.name).is_file():
         path = data_dir / "Eval" / path.name
@@ -186,6 +190,7 @@ def read_inshop(data_dir: Path, split: str) -> Table:
     items = sort_names(columns[1] for _, columns in rows)
     number_of = {item: number for number, item in enumerate(items)}
     paths, classes, statuses, places = [], [], [], []
+    categories: dict[int, str] = {}
     for number, (name, item, status) in rows:
         if status not in INSHOP_STATUSES:
             raise bad_line(path, number, INSHOP_COLUMNS, f"{name} {item} {status}")
@@ -194,6 +199,7 @@ def read_inshop(data_dir: Path, split: str) -> Table:
             classes.append(number_of[item])
             statuses.append(status)
             places.append(f"{path}:{number}")
+        categories.setdefault(number_of[item], "/".join(Path(name).parts[1:-2]))
 
     is_query = np.array([status != "gallery" for status in statuses], dtype=bool)
     is_gallery = np.array([status != "query" for status in statuses], dtype=bool)
@@ -204,4 +210,5 @@ def read_inshop(data_dir: Path, split: str) -> Table:
         is_query=is_query,
         is_gallery=is_gallery,
         places=places,
+        super_classes=categories if all(categories.values()) else None,
     )

@@ -204,6 +204,11 @@ def test_patience_ends_a_run_which_then_is_complete(train, capsys):
     [
         (train_elem, ["--adam_eps=1"], "--adam_eps is not used (--optimizer=sgd)"),
         (train_elem, ["--plateau_patience=1"], "--plateau_patience is not used (--lr_strategy="),
+        (
+            train_elem,
+            ["--lr_strategy=constant", "--lr_gamma=0.5"],
+            "--lr_gamma is not used (--lr_strategy=constant)",
+        ),
         (train_elem, ["--plateau_factor=1"], "expected a number of 0 to below 1"),
         (train_elem, ["--layer_decay=1.5"], "expected a number above 0, at most 1"),
         (train_elem, ["--layer_decay=0"], "expected a number above 0, at most 1"),

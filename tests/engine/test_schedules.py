@@ -26,6 +26,11 @@ def test_piecewise_decay_divides_by_ten_at_each_step():
     assert rates_of(range(6)) == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
+def test_piecewise_decay_may_have_another_factor():
+    rates = rates_of(range(5), lr_steps=(1, 3), lr_gamma=0.3)
+    assert rates == pytest.approx([0.1, 0.03, 0.03, 0.009, 0.009])
+
+
 def test_cosine_decay_goes_from_the_rate_to_zero():
     assert rates_of((0, 5, 10), lr_strategy="cosine_decay") == pytest.approx([0.1, 0.05, 0.0])
 

@@ -1,7 +1,6 @@
 """The recipes of configs/recipes: each trains on stand-in data, and says where it comes from."""
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -85,11 +84,12 @@ def test_a_recipe_trains_on_stand_in_data(recipe, network, toy_flags, toy_produc
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
 def test_the_steps_of_a_recipe_are_whole_epochs_of_its_data(recipe):
     flags = flags_of(recipe)
-    of_epoch = IMAGES[recipe.stem.split("_")[0]] / int(flags["train_batch_size"])
+    images, batch = IMAGES[recipe.stem.split("_")[0]], int(flags["train_batch_size"])
     for name in {"lr_steps", "warm_head_steps"} & set(flags):
-        epochs = int(flags[name]) // of_epoch
-        assert 1 <= epochs < int(flags["num_epochs"])
-        assert int(flags[name]) == math.ceil(epochs * of_epoch), name
+        for step in map(int, flags[name].split(",")):
+            epochs = step * batch // images
+            assert 1 <= epochs < int(flags["num_epochs"])
+            assert step == -(-epochs * images // batch), name
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)

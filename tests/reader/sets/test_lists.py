@@ -187,6 +187,18 @@ def test_inshop_queries_search_the_gallery(tmp_path, draw, list_folder, image_fo
     assert test.read_image(0).shape == (6, 8, 3)
 
 
+def test_inshop_items_have_their_category_as_super_class(tmp_path, draw):
+    rows = [("WOMEN/Dresses/id_2/a", "train"), ("MEN/Pants/id_3/b", "train")]
+    rows += [("WOMEN/Dresses/id_9/c", "query"), ("WOMEN/Dresses/id_9/d", "gallery")]
+    for name, _ in rows:
+        draw(tmp_path / "img" / f"{name}.png")
+    text = "\n".join(f"img/{name}.png {name.split('/')[2]} {status}" for name, status in rows)
+    (tmp_path / "list_eval_partition.txt").write_text(text + "\n")
+    train, test = (load_image_set("inshop", tmp_path, split) for split in ("train", "test"))
+    assert train.super_classes == {0: "WOMEN/Dresses", 1: "MEN/Pants"}
+    assert test.super_classes == {2: "WOMEN/Dresses"}
+
+
 def test_inshop_unknown_status_is_named(tmp_path):
     path = tmp_path / "list_eval_partition.txt"
     path.write_text("1\nimage_name item_id evaluation_status\nimg/a.png id_1 val\n")
