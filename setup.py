@@ -4,5 +4,7 @@ from setuptools import find_packages, setup
 
 ROOMS = ("common", "losses", "models", "reader", "retrieval", "engine", "data", "pretrained")
 
+CONFIGS = ("configs", "configs.boards", "configs.recipes")
+
 found = find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")])
-setup(packages=["metric_learning", *(f"metric_learning.{package}" for package in found)])
+setup(packages=["metric_learning", *(f"metric_learning.{name}" for name in (*found, *CONFIGS))])

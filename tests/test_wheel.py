@@ -71,6 +71,8 @@ def test_an_installed_wheel_works_and_writes_nothing_among_the_packages(installe
     )
     answer = run(commands / "python", "-c", program, **own).splitlines()[-1]
     assert answer.startswith(str(packages)) and answer.endswith("(1, 96)")
+    planned = run(command, "leaderboard", "--board=sop_reference", "--dry_run", **own)
+    assert "--loss_name=arcmargin" in planned
     run(command, "report", "output/run", **own)
     assert (tmp_path / "output" / "run" / "report" / "index.html").is_file()
     compiled = {path for path in packages.rglob("*") if "__pycache__" in path.parts}

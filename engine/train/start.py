@@ -59,7 +59,7 @@ from metric_learning.engine.train.run import TrainingRun
 from metric_learning.engine.train.stages import Stage
 from metric_learning.engine.train.step import Meter
 from metric_learning.engine.train.watch import Watch
-from metric_learning.losses import stage_of
+from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES, V1_LOSSES, stage_of
 from metric_learning.models import (
     EmbeddingModel,
     add_lora,
@@ -497,6 +497,18 @@ def caveats_of(run: TrainingRun) -> list[str]:
         return lines
     if path:
         meta = read_metadata(path) or {}
-        return lines + caveats.other_inputs(run.options.model, meta, model.mean, model.std)
+        lines += caveats.other_inputs(run.options.model, meta, model.mean, model.std)
+        return lines + recipe_for(run.options.loss, meta)
     size = sum(parameter.numel() for parameter in model.parameters())
     return lines + caveats.no_weights(run.options.model.model, size, len(run.train_set))
+
+
+def recipe_for(loss: parts.LossOptions, meta: Mapping[str, Any]) -> list[str]:
+    """Name the settings for a second stage, after the `meta` of stage 1, whose loss is not kept."""
+    is_second = meta.get("loss") in ELEM_LOSSES and loss.loss_name in PAIR_LOSSES
+    if not is_second or loss.kept or loss.alpha or loss.loss_name in V1_LOSSES:
+        return []
+    return [
+        f"{meta['loss']} of stage 1 does not go on here; with the settings that were measured it "
+        f"does: --config=configs/recipes/stage2_{loss.loss_name}.yaml"
+    ]
