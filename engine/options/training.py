@@ -35,6 +35,7 @@ from metric_learning.losses.classes import fixed_scale
 from metric_learning.losses.pairs import LabelLoss
 from metric_learning.models import MODEL_OPTIONS, REFERENCE_MODELS, image_size_of, options_of
 from metric_learning.reader import ImageSet
+from metric_learning.reader.augment import Augmentation
 
 DEFAULT_SAMPLES_EACH_CLASS = 2  # of a loss without such an option
 IMAGES_PER_TRIPLE = 3
@@ -94,6 +95,12 @@ def facts_of_model(meta: Mapping[str, Any]) -> dict[str, Any]:
     named = {name: meta[name] for name in ("model", "embedding_size") if name in meta}
     pipeline = {name: plain(flags[name]) for name in PIPELINE if flags.get(name) is not None}
     return named | options_of(dict(meta)) | pipeline
+
+
+def augmentation_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was done to the training images of a checkpoint: flag -> value."""
+    flags, names = meta.get("flags", {}), Augmentation.__dataclass_fields__
+    return {name: plain(flags[name]) for name in names if flags.get(name) is not None}
 
 
 def plain(value: Any) -> Any:

@@ -31,6 +31,7 @@ from metric_learning.engine.options.tables import ACCEPT
 from metric_learning.engine.options.training import (
     adopt_checkpoint,
     adopt_v1,
+    augmentation_of,
     facts_of_model,
     notes_on_weights,
     settle,
@@ -79,7 +80,7 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     flags = adopt_v1(flags, world)
     check_stage(flags.loss_name, stage)
     given, weights = flags.given, flags.pretrained_model
-    facts = read_facts(weights, flags.checkpoint)
+    facts = read_facts(weights, flags.checkpoint, bool(flags.values.get("keep_loss")))
     notes = notes_on_weights(weights, facts, flags.values, given)
     flags = flags.adopted(str(weights), {}, facts)
     start = begin(parts.pick(parts.RunOptions, flags), flags.values, given, notes, world)
@@ -195,17 +196,20 @@ def begin(
     return start
 
 
-def read_facts(weights: str | None, checkpoint: str | None) -> dict[str, Any]:
+def read_facts(weights: str | None, checkpoint: str | None, goes_on: bool) -> dict[str, Any]:
     """Return what the weights that a training starts from say of their model, if anything.
 
-    The run folder is named after the model, which they may settle. A run that is resumed does not
-    need them any more, so that they may be gone.
+    Where their loss `goes_on`, so does what was done to its images. The run folder is named after
+    the model, which they may settle. A run that is resumed does not need them any more, so that
+    they may be gone.
     """
     if weights is None or checkpoint not in (None, AUTO):
         return {}
     try:
         meta = read_metadata(weights)
-        return {} if meta is None else facts_of_model(meta)
+        if meta is None:
+            return {}
+        return facts_of_model(meta) | (augmentation_of(meta) if goes_on else {})
     except FileNotFoundError:
         return {}
 

@@ -191,3 +191,35 @@ def test_what_cannot_be_kept_is_one_line(flags, message, stage_one, train, tmp_p
         name, _, value = flag.partition("=")
         words.append(f"{name}={places.get(value, value)}")
     assert message in error_of(lambda given: train(*given), ["--loss_name=eml", *words])
+
+
+def test_a_kept_loss_sees_images_as_stage_one_did(toy_flags, tmp_path, train, capsys):
+    looks = ["--horizontal_flip=False", "--min_crop_area=0.5", "--color_jitter=0.1,0,0,0"]
+    flags = ["--loss_name=softmax", f"--model_save_dir={tmp_path / 'one'}", "--total_iter_num=1"]
+    start = train_elem.main([*toy_flags, *SHORT, *flags, *looks]) / "last.pt"
+    stage_two = [f"--pretrained_model={start}", "--loss_name=supcon"]
+    capsys.readouterr()
+
+    def flags_of(folder):
+        kept = json.loads((folder / "args.json").read_text())["flags"]
+        return kept["horizontal_flip"], kept["min_crop_area"], kept["color_jitter"]
+
+    goes_on = train(*stage_two, "--keep_loss=1", "--min_crop_area=0.3")
+    assert flags_of(goes_on) == (False, 0.3, [0.1, 0.0, 0.0, 0.0])
+    line = "--horizontal_flip=False, --color_jitter=0.1,0.0,0.0,0.0"
+    assert line in capsys.readouterr().out
+    resumed = train("--checkpoint=auto", *stage_two, "--keep_loss=1", "--min_crop_area=0.3")
+    assert flags_of(resumed) == flags_of(goes_on)
+    assert flags_of(train(*stage_two, "--run_name=other")) == (True, 0.08, [])
+
+
+def test_a_second_stage_that_forgets_the_first_names_its_recipe(stage_one, train, capsys):
+    stage_two = [f"--pretrained_model={stage_one('softmax')}", "--loss_name=supcon"]
+    line = "does: --config=configs/recipes/stage2_supcon.yaml"
+    train(*stage_two)
+    assert line in capsys.readouterr().out
+    for flag in ("--keep_loss=1", "--alpha=1"):
+        train(*stage_two, flag)
+        assert line not in capsys.readouterr().out
+    train("--loss_name=supcon")
+    assert line not in capsys.readouterr().out
