@@ -54,7 +54,7 @@ ON_COLLAPSE = ("warn", "stop")
 SPLITS = ("train", "val", "test", "all")
 INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
 FEATURE_DTYPES = ("float32", "float16", "int8")
-EXPORT_FORMS = ("onnx", "torchscript", "safetensors")
+EXPORT_FORMS = ("onnx", "torchscript", "safetensors", "hub")
 
 VERIFY = Flag(
     "verify", boolean, False, "compare kept things with every image by its content, not its times"
@@ -415,8 +415,9 @@ METRIC_FLAGS = grouped(
 EXPORT_FLAGS = grouped(
     "export",
     Flag("export", str, None, "write the model to --output, in this form", EXPORT_FORMS),
-    Flag("output", path, None, "file that --export writes"),
+    Flag("output", path, None, "file, or with --export=hub folder, that --export writes"),
     Flag("normalize", boolean, False, "features, or those of what --export writes, have length 1"),
+    Flag("figures", path, None, "what eval.py --json wrote of these weights, for --export=hub"),
 )
 
 

@@ -154,6 +154,7 @@ def _number_classes(axis: Axes, middles: np.ndarray, colours: Sequence[Any]) -> 
     for number, (place, middle) in enumerate(zip(places, middles, strict=True), start=1):
         if np.abs(place - middle).max() > NUMBER_SIZE[1]:
             axis.plot(*zip(place, middle, strict=True), color=NEUTRAL, linewidth=0.6)
+
         axis.text(
             float(place[0]),
             float(place[1]),

@@ -16,13 +16,13 @@ from metric_learning.engine.embed.dump import META
 from metric_learning.engine.embed.dump.opened import open_features
 from metric_learning.engine.embed.dump.shards import refuse_incomplete
 from metric_learning.engine.embed.embedder import open_split
-from metric_learning.engine.evaluate.chosen import describe_choice
 from metric_learning.engine.evaluate.measures import warn_of_weights
 from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options.evaluation import EmbeddingOptions, default_flags
 from metric_learning.engine.options.parts import DataOptions, pick
 from metric_learning.engine.options.tables import SPLITS
 from metric_learning.engine.report.data import EXTREMES, QueryChoice, Subject
+from metric_learning.engine.run.chosen import describe_choice
 from metric_learning.engine.run.records import read_records
 from metric_learning.models.weights.fingerprint import RANDOM
 from metric_learning.models.weights.metadata import own_metadata

@@ -8,12 +8,12 @@ import pytest
 from report_subject import Page, make_subject
 
 import train_pair
-from metric_learning.engine.evaluate.chosen import describe_choice
 from metric_learning.engine.report import __main__ as report
 from metric_learning.engine.report.comparison.flips import find_flips
 from metric_learning.engine.report.comparison.models import Compared
 from metric_learning.engine.report.comparison.page import render_comparison
 from metric_learning.engine.report.data import QueryChoice, find, recall_curve
+from metric_learning.engine.run.chosen import describe_choice
 
 MACHINE = ["--use_gpu=False", "--num_workers=0"]
 
