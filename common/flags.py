@@ -232,6 +232,20 @@ def scales(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def some_of(words: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return what parses some of these words, separated by commas, none of them twice."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        found = tuple(part.strip().lower() for part in text.strip("()[] ").split(","))
+        if not set(found) <= set(words) or len(set(found)) < len(found):
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(words)}, each once, found {text!r}"
+            )
+        return found
+
+    return parse
+
+
 def resize_ratio(text: str) -> float:
     """Parse a number of 1 to 4."""
     number = non_negative(text)

@@ -29,6 +29,7 @@ from metric_learning.common.flags import (
     scale,
     scales,
     short_side_or_both,
+    some_of,
     whitening,
 )
 
@@ -54,6 +55,7 @@ ON_COLLAPSE = ("warn", "stop")
 SPLITS = ("train", "val", "test", "all")
 INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
 FEATURE_DTYPES = ("float32", "float16", "int8")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 EXPORT_FORMS = ("onnx", "torchscript", "safetensors", "hub")
 
 VERIFY = Flag(
@@ -364,6 +366,13 @@ RUN_FLAGS = grouped(
     Flag("test_batch_size", positive, 50, "images per test batch"),
     Flag("log_epochs", boolean, False, "test and save after every epoch too, and log its means"),
     Flag("keep", natural, 3, "numbered checkpoints to keep; 0: all"),
+    Flag(
+        "log_to",
+        some_of(TRACKERS),
+        (),
+        f"trackers that get flags, figures and pictures of each test: {', '.join(TRACKERS)}, "
+        "separated by commas. Default: TensorBoard's curves alone",
+    ),
 )
 MACHINE_FLAGS = grouped(
     "machine",

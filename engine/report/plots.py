@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 
 from metric_learning.common.atomic import write_atomically
 from metric_learning.common.names import to_line
+from metric_learning.engine.evaluate.neighbours import NEUTRAL, Tile, draw_tiles
 from metric_learning.engine.report.embedding_map import HEIGHT, WIDTH, EmbeddingMap, spread
 from metric_learning.engine.report.figures import scale_losses
 from metric_learning.engine.report.files import GENERATOR
@@ -34,7 +35,6 @@ MAX_LETTERS = 26  # of a name in a picture
 LINE_INCHES = 0.19  # height of a line of names
 NUMBER_SIZE = (22, 14)  # width and height of a number on the map, in its px
 SHAPES, STYLES = "os^Dv", ("-", "--", "-.")
-RIGHT, WRONG, NEUTRAL = "#1a7f37", "#cf222e", "#57606a"
 
 
 def plot_curves(run_folders: Sequence[Path], picture: Path) -> None:
@@ -80,20 +80,19 @@ def plot_neighbours(
     queries = np.sort(rng.choice(len(features), min(num_queries, len(features)), replace=False))
     neighbours, cosines = nearest(features[queries], features, k, own_rows=queries)
 
-    figure, axes = plt.subplots(
-        len(queries), k + 1, squeeze=False, figsize=(1.5 * (k + 1), 1.75 * len(queries))
-    )
-    for row, query in enumerate(queries):
-        _draw(axes[row, 0], paths[query], f"query: {labels[query]}", NEUTRAL)
-        for column in range(k):
-            found = neighbours[row, column]
-            is_right = labels[found] == labels[query]
-            mark = "right" if is_right else "wrong"
-            title = f"{mark}: {labels[found]}, {cosines[row, column]:.2f}"
-            _draw(axes[row, column + 1], paths[found], title, RIGHT if is_right else WRONG)
+    rows = []
+    for query, found, similar in zip(queries.tolist(), neighbours, cosines, strict=True):
+        tiles = [Tile(_read(paths[query]), str(labels[query]))]
+        for row, cosine in zip(found.tolist(), similar.tolist(), strict=True):
+            is_right = bool(labels[row] == labels[query])
+            tiles.append(Tile(_read(paths[row]), f"{labels[row]}, {cosine:.2f}", is_right))
+        rows.append(tiles)
+    _save(draw_tiles(rows), picture)
 
-    figure.suptitle("queries and their nearest images: class, cosine similarity")
-    _save(figure, picture)
+
+def _read(path: str) -> np.ndarray:
+    """Decode an image file as people see it."""
+    return decode_image(read_file(path), path, Decoding("white"))
 
 
 def plot_map(
@@ -166,14 +165,6 @@ def _number_classes(axis: Axes, middles: np.ndarray, colours: Sequence[Any]) -> 
             va="center",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
-
-
-def _draw(axis: Axes, path: str, title: str, colour: str) -> None:
-    axis.imshow(decode_image(read_file(path), path, Decoding("white")))  # as people see it
-    axis.set_title(title, fontsize=8, color=colour)
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=3)
 
 
 def _save(figure: Figure, picture: Path) -> None:

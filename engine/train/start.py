@@ -51,6 +51,7 @@ from metric_learning.engine.run.identity import (
 from metric_learning.engine.run.resume import AUTO, Start, check_classes, find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
+from metric_learning.engine.run.tracking import check_trackers
 from metric_learning.engine.train.criterion import build_criterion, complete_options, load_teacher
 from metric_learning.engine.train.images import open_training_images
 from metric_learning.engine.train.learner import Learner
@@ -184,8 +185,9 @@ def begin(
     """Find where a run begins, and read its checkpoint, if any; without one, `notes` are told.
 
     Raises ValueError where --checkpoint=auto finds the run of another command than this one, whose
-    flags have `values`, some of them `given`.
+    flags have `values`, some of them `given`, or a package of --log_to is not installed.
     """
+    check_trackers(run.log_to)
     start = decide_on_main(world, lambda: find_start(run))
     path = start.checkpoint
     if path is None:
