@@ -1,6 +1,7 @@
 """Trackers of runs: what they get, that a resumed run goes on in them, and that none ends a run."""
 
 import json
+import sqlite3
 import sys
 from types import SimpleNamespace
 
@@ -238,11 +239,11 @@ def test_the_picture_marks_what_is_wrong(toy_tree):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_the_real_package_takes_it_offline(name, tmp_path, monkeypatch, capsys):
-    pytest.importorskip(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.chdir(tmp_path)
+    pytest.importorskip(name)  # trackio reads its folder when it is imported
     write(tmp_path / "run", name)
     write(tmp_path / "run", name, step=2)
     assert "fails" not in capsys.readouterr().out
@@ -258,4 +259,7 @@ def test_the_real_package_takes_it_offline(name, tmp_path, monkeypatch, capsys):
         assert [each.step for each in client.get_metric_history(identity, "train/loss")] == [1, 3]
         assert client.list_artifacts(identity, "images")
     if name == "trackio":
-        assert list((tmp_path / "trackio").glob("**/*"))
+        with sqlite3.connect(tmp_path / "trackio" / "metric-learning.db") as kept:
+            rows = kept.execute("select run_name, step from metrics").fetchall()
+        assert {row[0] for row in rows} == {identity} and {row[1] for row in rows} == {1, 2, 3, 4}
+        assert len(list((tmp_path / "trackio").glob("media/**/*.png"))) == 2
