@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -35,7 +34,6 @@ def draw_tiles(rows: Sequence[Sequence[Tile]]) -> Figure:
     """Draw rows of a query and its nearest images; a frame and a word mark the wrong ones."""
     columns = max(map(len, rows))
     figure = Figure(figsize=(1.5 * columns, 1.75 * len(rows)))
-    FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, tiles in zip(grid, rows, strict=True):
         for axis, tile in zip(axes, tiles, strict=True):
@@ -86,8 +84,8 @@ def picture_of_neighbours(
     for query, found, similar in zip(asking[chosen], gallery[neighbours], cosines, strict=True):
         pairs = zip(found.tolist(), similar.tolist(), strict=True)
         rows.append([tile(int(query)), *(tile(row, int(query), one) for row, one in pairs)])
-    with matplotlib.rc_context({"savefig.dpi": 100}):
-        figure = draw_tiles(rows)
-        figure.tight_layout()
-        figure.canvas.draw()
-        return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    figure = draw_tiles(rows)
+    figure.tight_layout()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

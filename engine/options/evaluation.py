@@ -381,8 +381,8 @@ def settle_inference(flags: Flags) -> InferenceOptions:
     if flags.export is not None:
         unused = [name for name in flags.values if name not in EXPORT_NAMES]
         flags.refuse(unused, "with --export")
-        unused = UNUSED_BY_EXPORT.get(flags.export, ("figures",))
-        flags.refuse(unused, f"--export={flags.export} has no use for it")
+        needless = UNUSED_BY_EXPORT.get(flags.export, ("figures",))
+        flags.refuse(needless, f"--export={flags.export} has no use for it")
         flags = flags.replaced(device="cpu")
     else:
         flags.refuse(["output", "figures"], "without --export")

@@ -46,12 +46,13 @@ class Tracker(Protocol):
 class TensorBoard:
     """The hyper-parameters and pictures; the run folder writes the curves in any case."""
 
-    identity = None
+    identity: str | None = None
 
     def __init__(self, folder: Path, parameters: Mapping[str, Any], curves: SummaryWriter) -> None:
         self._curves = curves
+        file: Any = curves.file_writer
         for part in hparams(dict(parameters), {"test/recall@1": 0.0}):
-            curves.file_writer.add_summary(part)
+            file.add_summary(part)
 
     def write_figures(self, step: int, figures: Figures) -> None:
         """Do nothing: the curves are there."""
