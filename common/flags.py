@@ -232,6 +232,20 @@ def scales(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def some_of(words: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return what parses some of these words, separated by commas, none of them twice."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        found = tuple(part.strip().lower() for part in text.strip("()[] ").split(","))
+        if not set(found) <= set(words) or len(set(found)) < len(found):
+            raise argparse.ArgumentTypeError(
+                f"expected some of {', '.join(words)}, each once, found {text!r}"
+            )
+        return found
+
+    return parse
+
+
 def resize_ratio(text: str) -> float:
     """Parse a number of 1 to 4."""
     number = non_negative(text)
@@ -417,7 +431,8 @@ def parse_flags(
 ) -> Flags:
     """Parse the command line, and below it the YAML file of --config.
 
-    Beside the flags of the `table` there may be one `positional` argument, without `--name=`.
+    Beside the flags of the `table` there may be one `positional` argument, without `--name=`, or a
+    list of them where it `repeats`.
     `elsewhere` maps flags of other scripts to what these are called. A wrong flag or value, an
     empty one, or a flag that is given twice ends the process with status 2, after one line on
     stderr; a wrong config file is a ValueError.
@@ -511,7 +526,7 @@ def _build_parser(
     parser = _Parser(
         prog=prog,
         description=description,
-        usage="%(prog)s [--flag=value ...]" + (f" {positional.name.upper()}" if positional else ""),
+        usage=f"%(prog)s [--flag=value ...]{_usage(positional)}",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -539,12 +554,18 @@ def _build_parser(
         parser.add_argument(
             positional.name,
             type=positional.parse,
-            nargs="?",
+            nargs="*" if positional.repeats else "?",
             default=argparse.SUPPRESS,
             metavar=positional.name.upper(),
             help=positional.help.replace("%", "%%"),
         )
     return parser
+
+
+def _usage(positional: Flag | None) -> str:
+    if positional is None:
+        return ""
+    return f" {positional.name.upper()}{' ...' if positional.repeats else ''}"
 
 
 def shown(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Networks that map images (B, 3, H, W) to embeddings (B, D), and their weights in and out.
 
 - build: a model by its name, from timm or open_clip; begin here.
+- hub: models by the name of a hub or of a folder.
 - embedder: a model is a backbone, the options of its head, and an embedding layer. pooling,
   last_stride and feature_norm are what these options choose, options their defaults.
 - trainable: which weights train, and which are frozen. averaging: weights between two trainings.
@@ -12,6 +13,7 @@
 from metric_learning.models.averaging import average_with
 from metric_learning.models.build import build_model, image_size_of, timm_name
 from metric_learning.models.embedder import REFERENCE_MODELS, EmbeddingModel
+from metric_learning.models.hub import resolve_model
 from metric_learning.models.lora import add_lora, has_lora, merged_state
 from metric_learning.models.options import MODEL_OPTIONS, changed_options, options_of
 from metric_learning.models.trainable import choose_trainable
@@ -40,6 +42,7 @@ __all__ = [
     "merged_state",
     "options_of",
     "read_metadata",
+    "resolve_model",
     "save_weights",
     "timm_name",
 ]

@@ -87,8 +87,8 @@ def timm_name(name: str) -> str:
     close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=4)]
     hint = f"close to it: {', '.join(close)}; " if close else ""
     raise ValueError(
-        f"unknown model {name}; {hint}expected {', '.join(TIMM_NAMES)}, a timm model name or "
-        "open_clip:NAME"
+        f"unknown model {name}; {hint}expected {', '.join(TIMM_NAMES)}, a timm model name, "
+        "open_clip:NAME, hf-hub:ORG/NAME or a folder that is there"
     )
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torchvision.models import get_model_weights
 
@@ -33,12 +35,14 @@ from metric_learning.models import (
     save_weights,
     timm_name,
 )
+from metric_learning.models.hub import HUB, split_hub_name
 from metric_learning.models.weights.files import identify
+from metric_learning.models.weights.hub_folder import CONFIG, PREPROCESSOR, WEIGHTS, facts_in
 
 FOLDER = Path("pretrained")
 TORCHVISION_MODELS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
 FLAGS = (
-    Flag("model", str, None, "reference or timm model name"),
+    Flag("model", str, None, "reference or timm model name, or hf-hub:ORG/NAME"),
     Flag("convert", path, None, "convert this file instead of fetching one"),
     Flag("embedding_size", natural, 0, "size of the embedding layer in the file to convert"),
     Flag("sha256", str, None, "expected sha256 of the file that is fetched or converted"),
@@ -52,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_flags(__doc__, FLAGS, argv)
         if not args.model:
             raise ValueError("expected --model=NAME, a reference or timm model")
+        if args.model.startswith(HUB):
+            others = ("convert", "embedding_size", "sha256", "output")
+            args.refuse(others, "a model of a hub is fetched as it is, into the hub's own cache")
+            show(f"fetched {fetch_hub(args.model)}; use it with --model={args.model}")
+            return 0
 
         if args.embedding_size and args.convert is None:
             raise ValueError(
@@ -94,6 +103,44 @@ def fetch(name: str, sha256: str | None, output: Path) -> None:
     else:
         source = fetch_timm(model)
     write(model, output, source)
+
+
+def fetch_hub(name: str) -> str:
+    """Fetch a model of a hub into the cache of huggingface_hub, try it, and say what it is."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every retry
+    config = fetch_file(name, CONFIG)
+    if config is None:
+        raise ValueError(f"{name} holds no {CONFIG}: it is no model of images")
+    fetch_file(name, PREPROCESSOR)
+    model = build_model(str(facts_in(config.parent)["model"]))  # before gigabytes come
+
+    if not any(fetch_file(name, file) for file in WEIGHTS):
+        raise ValueError(f"{name} holds neither {' nor '.join(WEIGHTS)}: weights of other forms")
+    report = load_weights(model, config.parent)
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return f"{model.name}, {size:.1f} million parameters{report.remarks}, in {config.parent}"
+
+
+def fetch_file(name: str, file: str) -> Path | None:
+    """Fetch a file of a model of a hub; None where it has no such."""
+    repository, revision = split_hub_name(name)
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision))
+    except Exception as error:  # its errors are of many kinds
+        is_missing = isinstance(error, EntryNotFoundError)
+        if is_missing and not isinstance(error, LocalEntryNotFoundError):  # which is no network
+            return None
+        raise OSError(
+            f"cannot fetch {name} ({_reason(error)}); check its name and the network, or give a "
+            f"folder with {CONFIG} and {WEIGHTS[0]} as --model=FOLDER"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error, or of the one behind it, which names the cause."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def fetch_torchvision(model: EmbeddingModel, sha256: str | None) -> str:

@@ -87,6 +87,49 @@ def chance_recall(
     return chances
 
 
+def chance_scores(
+    labels: np.ndarray,
+    gallery_labels: np.ndarray | None = None,
+    is_in_gallery: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Compute the other metrics that random embeddings have on average, exactly.
+
+    The image at rank k is right with probability P / G, and then each of the k - 1 before it with
+    (P - 1) / (G - 1). A query of P positives misses them all before rank k with probability
+    C(G - P, k - 1) / C(G, k - 1). The arguments are those of `chance_recall`.
+
+    Returns:
+        `map@r`, `r_precision`, `map` and `mrr`, means over the queries that have a positive; 0 of
+        none.
+    """
+    counts = np.stack(count_positives(labels, gallery_labels, is_in_gallery), axis=1)
+    pairs, weights = np.unique(counts[counts[:, 0] > 0], axis=0, return_counts=True)
+    names = ("map@r", "r_precision", "map", "mrr")
+    if len(pairs) == 0:
+        return dict.fromkeys(names, 0.0)
+    found = [_chances_of(int(positives), int(size)) for positives, size in pairs]
+    return dict(zip(names, np.average(found, axis=0, weights=weights).tolist(), strict=True))
+
+
+def _chances_of(num_positives: int, size: int) -> tuple[float, float, float, float]:
+    """Return what `chance_scores` names, of a query with so many positives among `size` images."""
+    ranks = np.arange(1, size + 1)
+    is_right = num_positives / size
+    before = (num_positives - 1) / max(size - 1, 1)  # share of the others that are right
+    precisions = is_right * (1 + (ranks - 1) * before) / ranks  # where the rank is right, else 0
+
+    # None before rank k: a product over the ranks, of which each draws from fewer images.
+    drawn = size - np.arange(size)
+    missed = np.cumprod(np.maximum(drawn - num_positives, 0) / drawn)
+    is_first = np.concatenate([[1.0], missed[:-1]]) - missed
+    return (
+        float(precisions[:num_positives].sum() / num_positives),
+        is_right,
+        float(precisions.sum() / num_positives),
+        float((is_first / ranks).sum()),
+    )
+
+
 def count_positives(
     labels: np.ndarray,
     gallery_labels: np.ndarray | None = None,

@@ -16,7 +16,7 @@ from metric_learning.engine.run.checkpoints import load_checkpoint
 from metric_learning.losses import ELEM_LOSSES, build_loss
 from metric_learning.losses.softmaxloss import SoftmaxLoss
 from metric_learning.models import EmbeddingModel, load_classifier, read_metadata
-from metric_learning.models.weights.files import identify
+from metric_learning.models.weights.files import BARE, identify
 from metric_learning.models.weights.fingerprint import RANDOM
 
 ROWS_AT_ONCE = 1024  # of the matrix of all classes by all
@@ -83,7 +83,7 @@ def _layer_of_training(
 
     ValueError where it is not for embeddings of the size, if that is given.
     """
-    found = None if identify(path)[1] == "safetensors" else describe_layer(meta)
+    found = None if identify(path)[1] in BARE else describe_layer(meta)
     if found is None:  # or weights of the network alone
         return None
     state = class_weights(path, meta)

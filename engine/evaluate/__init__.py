@@ -6,5 +6,7 @@ scoring.py         a score for every query
 classification.py  accuracy where a class layer knows the classes
 compare.py         whether one checkpoint beats another
 caveats.py         warnings about figures that mean little
+neighbours.py      a picture of queries and what they find
+lettering.py       names of classes in pictures
 origin.py          what a result depends on
 """

@@ -34,7 +34,7 @@ from metric_learning.engine.parallel.devices import (
     reading_workers,
 )
 from metric_learning.engine.parallel.world import World, join_world
-from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata
+from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata, resolve_model
 from metric_learning.models.weights.fingerprint import RANDOM
 from metric_learning.reader.sets.plain_images import STDIN
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
@@ -187,6 +187,7 @@ class InferenceOptions:
     export: str | None
     output: str | None
     normalize: bool
+    figures: str | None
 
 
 def described_by(
@@ -217,7 +218,8 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
 
     Raises ValueError where no weights were named, or they contradict the flags.
     """
-    path = flags.pretrained_model
+    name, path = resolve_model(flags.model, flags.pretrained_model)
+    flags = flags.replaced(model=name, pretrained_model=path)
     if not path:  # a program may give an empty name, which would be the working directory
         raise ValueError(
             "expected --pretrained_model=CHECKPOINT (or --pretrained_model=random for untrained "
@@ -366,9 +368,10 @@ BUILD_NAMES = (
     *("class_dim", "features"),
 )
 # What the export of a model uses; everything else is refused beside it.
+UNUSED_BY_EXPORT = {"safetensors": ("normalize", "figures"), "hub": ("normalize",)}
 EXPORT_NAMES = (
     *("config", "seed", "pretrained_model", *EMBEDDING_NAMES, "export", "output", "normalize"),
-    *("average_with_start", "start"),
+    *("average_with_start", "start", "figures"),
 )
 
 
@@ -378,11 +381,11 @@ def settle_inference(flags: Flags) -> InferenceOptions:
     if flags.export is not None:
         unused = [name for name in flags.values if name not in EXPORT_NAMES]
         flags.refuse(unused, "with --export")
-        if flags.export == "safetensors":
-            flags.refuse(["normalize"], "--export=safetensors writes weights alone")
+        needless = UNUSED_BY_EXPORT.get(flags.export, ("figures",))
+        flags.refuse(needless, f"--export={flags.export} has no use for it")
         flags = flags.replaced(device="cpu")
     else:
-        flags.refuse(["output"], "without --export")
+        flags.refuse(["output", "figures"], "without --export")
     if queries:
         _check_queries(queries, flags.index, flags.query, flags.query_text, flags.pretrained_model)
         flags.refuse(BUILD_NAMES, f"--{queries[0]} searches the images of --index")

@@ -237,6 +237,7 @@ class RunOptions:
     test_batch_size: int
     log_epochs: bool
     keep: int
+    log_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from metric_learning.common.flags import (
     scale,
     scales,
     short_side_or_both,
+    some_of,
     whitening,
 )
 
@@ -54,7 +55,8 @@ ON_COLLAPSE = ("warn", "stop")
 SPLITS = ("train", "val", "test", "all")
 INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
 FEATURE_DTYPES = ("float32", "float16", "int8")
-EXPORT_FORMS = ("onnx", "torchscript", "safetensors")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+EXPORT_FORMS = ("onnx", "torchscript", "safetensors", "hub")
 
 VERIFY = Flag(
     "verify", boolean, False, "compare kept things with every image by its content, not its times"
@@ -365,6 +367,13 @@ RUN_FLAGS = grouped(
     Flag("test_batch_size", positive, 50, "images per test batch"),
     Flag("log_epochs", boolean, False, "test and save after every epoch too, and log its means"),
     Flag("keep", natural, 3, "numbered checkpoints to keep; 0: all"),
+    Flag(
+        "log_to",
+        some_of(TRACKERS),
+        (),
+        f"trackers that get flags, figures and pictures of each test: {', '.join(TRACKERS)}, "
+        "separated by commas. Default: TensorBoard's curves alone",
+    ),
 )
 MACHINE_FLAGS = grouped(
     "machine",
@@ -416,8 +425,9 @@ METRIC_FLAGS = grouped(
 EXPORT_FLAGS = grouped(
     "export",
     Flag("export", str, None, "write the model to --output, in this form", EXPORT_FORMS),
-    Flag("output", path, None, "file that --export writes"),
+    Flag("output", path, None, "file, or with --export=hub folder, that --export writes"),
     Flag("normalize", boolean, False, "features, or those of what --export writes, have length 1"),
+    Flag("figures", path, None, "what eval.py --json wrote of these weights, for --export=hub"),
 )
 
 

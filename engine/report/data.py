@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -39,6 +39,8 @@ class Subject:
         class_names, super_classes: label -> name; the latter empty where there are none.
         is_query, is_gallery: (N,) bool, images that search, and images that are searched.
         read_image: row -> (H, W, 3) uint8 RGB.
+        paths: N files or names of the images; empty where they are unknown.
+        caveats: lines about what makes the figures mean less than they seem to.
     """
 
     title: str
@@ -52,6 +54,8 @@ class Subject:
     is_gallery: np.ndarray
     read_image: Callable[[int], np.ndarray]
     super_classes: dict[int, str] = field(default_factory=dict)
+    paths: Sequence[str] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def is_self_retrieval(self) -> bool:
@@ -186,6 +190,50 @@ def pair_cosines(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) 
     return torch.cat([(unit[left] * unit[right]).sum(1) for left, right in blocks]).numpy()
 
 
+@dataclass(frozen=True)
+class QueryChoice:
+    """Which queries a page shows beside the best, random and worst ones.
+
+    Attributes:
+        texts: parts of paths or of names of classes, of capital or small letters.
+        count: queries that are shown of each kind.
+    """
+
+    texts: tuple[str, ...] = ()
+    count: int = 8
+
+    def check(self, paths: Sequence[str], labels: np.ndarray, names: dict[int, str]) -> None:
+        """Raise ValueError where no image has a text in its path or in the name of its class."""
+        for text in self.texts:
+            if not any(
+                _has(text, path, names[label])
+                for path, label in zip(paths, labels.tolist(), strict=True)
+            ):
+                raise ValueError(
+                    f"--show={text}: none of {len(paths):,} images has that in its path or in the "
+                    "name of its class: give a part of one"
+                )
+
+    def places(self, subject: Subject, found: Found) -> list[int]:
+        """Return the places of the queries that have one of the texts, in their order."""
+        paths = subject.paths or [""] * len(subject.labels)
+        return [
+            place
+            for place, row in enumerate(found.rows.tolist() if self.texts else ())
+            if any(
+                _has(text, str(paths[row]), subject.class_names[int(subject.labels[row])])
+                for text in self.texts
+            )
+        ]
+
+
+EXTREMES = QueryChoice()  # the best, random and worst alone
+
+
+def _has(text: str, *names: str) -> bool:
+    return any(text.lower() in name.lower() for name in names)
+
+
 def choose_queries(scores: QueryScores, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Choose `count` places of queries of each kind: "best", "random" and "worst", (count,) int64.
 
@@ -196,13 +244,13 @@ def choose_queries(scores: QueryScores, count: int, seed: int = 0) -> dict[str, 
     best = shuffled[np.argsort(-scores.columns["map"][shuffled], kind="stable")]
     worst = shuffled[np.argsort(-scores.first_rank[shuffled], kind="stable")]
     return {
-        "best": _one_per_class(best, scores.labels, count),
+        "best": one_per_class(best, scores.labels, count),
         "random": shuffled[:count],
-        "worst": _one_per_class(worst, scores.labels, count),
+        "worst": one_per_class(worst, scores.labels, count),
     }
 
 
-def _one_per_class(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+def one_per_class(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """Return the first `count` of `order`, taking a class again only after all others."""
     rounds: dict[int, int] = {}  # how often a class came before
     keys = []

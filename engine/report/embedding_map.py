@@ -83,3 +83,22 @@ def thin_out(centres: np.ndarray, size: float, seed: int = 0) -> np.ndarray:
     is_chosen = np.zeros(len(centres), dtype=bool)
     is_chosen[chosen] = True
     return is_chosen
+
+
+def spread(places: np.ndarray, size: tuple[float, float]) -> np.ndarray:
+    """Move boxes of a width and height, centred at places (M, 2), so far that none overlaps.
+
+    Each stays on the map, as near to its place as those before it leave room. Returns (M, 2).
+    """
+    box, edge = np.array(size), np.array(size) / 2
+    rings = np.arange(1, 60)[:, None] * box.min() / 2
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    around = np.stack([rings * np.cos(angles), rings * np.sin(angles)], axis=2).reshape(-1, 2)
+    steps = np.concatenate([np.zeros((1, 2)), around])
+
+    moved = np.empty((0, 2))
+    for place in places:
+        candidates = np.clip(place + steps, edge, np.array([WIDTH, HEIGHT]) - edge)
+        is_taken = (np.abs(candidates[:, None] - moved[None]) < box).all(2).any(1)
+        moved = np.concatenate([moved, candidates[is_taken.argmin()][None]])
+    return moved

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from metric_learning.engine.evaluate.lettering import letter_legend, shorten
 from metric_learning.engine.report.data import RecallCurve
 from metric_learning.engine.run.records import curve_of
 
 # Matplotlib knows no CSS variables: these stand for them until the SVG is written.
-VARIABLES = ("--ink", "--muted", "--line", "--first", "--second")
+MODELS = ("--first", "--second", "--third", "--fourth")
+VARIABLES = ("--ink", "--muted", "--line", *MODELS)
 COLOURS = {f"#01020{number}": name for number, name in enumerate(VARIABLES, start=3)}
-INK, MUTED, LINE, FIRST, SECOND = COLOURS
+INK, MUTED, LINE, FIRST, SECOND, *_ = COLOURS
+# Of several models; the later ones have the colours of the first again, and other lines.
+LINES = [(colour, style) for style in ("-", "--") for colour in list(COLOURS)[3:]]
 STEPS = (1, 2, 5, 10)  # of the ticks
+LEGEND_LETTERS = 20  # of a name in a legend
+FAR = 20  # times that one loss is larger than another
 SIZE = (5.4, 3.5)  # in units of 72 px
 FONT_SIZE = 11  # px; on a narrow phone the chart shrinks to 85 %
 STYLE: dict[Any, Any] = {
@@ -55,13 +61,30 @@ def draw_recall(curve: RecallCurve) -> str:
 
         axes.plot(curve.ks, 100 * curve.recalls, color=FIRST, label="Recall@K")
         axes.plot(curve.ks, 100 * curve.chances, color=MUTED, linestyle=":", label="chance")
-        axes.set(xlabel="K, images looked at", ylabel="Recall@K, %")
-        lowest = curve.recalls if curve.low is None else curve.low
-        axes.set_ylim(max(0.0, min(50.0, 100 * lowest[0] - 5)), 101)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        _legend(axes)
+        _finish_recall(axes)
 
     return _to_svg("recall", "Recall@K in percent over K", draw)
+
+
+def draw_recalls(curves: Mapping[str, RecallCurve]) -> str:
+    """Draw Recall@K over K of several models on the same images, and chance."""
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        for curve, (colour, style) in zip(curves.values(), LINES, strict=False):
+            axes.plot(curve.ks, 100 * curve.recalls, style, color=colour, label=".")
+        curve = next(iter(curves.values()))
+        axes.plot(curve.ks, 100 * curve.chances, color=MUTED, linestyle=":", label=".")
+        _finish_recall(axes, [*curves, "chance"])
+
+    return _to_svg("recalls", "Recall@K in percent over K", draw)
+
+
+def _finish_recall(axes: Axes, names: Sequence[str] = ()) -> None:
+    axes.set(xlabel="K, images looked at", ylabel="Recall@K, %")
+    axes.set_ylim(0, 101)  # from 0, where chance is
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _legend(axes, names)
 
 
 def draw_similarities(positive: np.ndarray, negative: np.ndarray) -> str:
@@ -100,6 +123,45 @@ def draw_loss(records: Sequence[dict[str, Any]]) -> str:
     return _to_svg("loss", "Training loss over steps", draw) if steps else ""
 
 
+def draw_runs(runs: Mapping[str, Sequence[dict[str, Any]]], kind: str, value: str) -> str:
+    """Draw a value of the records of a kind over the steps of several runs; empty without any.
+
+    Losses of one sign that lie far apart are on a logarithmic axis.
+    """
+    curves = {name: curve_of(records, kind, value) for name, records in runs.items()}
+    names = [name for name, (steps, _) in curves.items() if steps]
+    if not names:
+        return ""
+
+    def draw(axes: Axes) -> None:
+        for (steps, values), (colour, style) in zip(curves.values(), LINES, strict=False):
+            shown = np.array(values) * (100 if kind == "test" else 1)
+            if steps:
+                axes.plot(steps, shown, style, color=colour, label=".", **_marker(steps))
+
+        if kind == "test":
+            axes.set(ylabel="Recall@1 of the tests, %", ylim=(-2, 102))
+        else:
+            axes.set(ylabel="training loss")
+            scale_losses(axes, (losses for _, losses in curves.values()))
+        axes.set(xlabel="step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=STEPS))
+        _legend(axes, names)
+
+    return _to_svg(f"runs-{kind}", f"{value} over steps", draw)
+
+
+def scale_losses(axes: Axes, curves: Iterable[Sequence[float]]) -> None:
+    """Make an axis logarithmic where losses of several kinds lie too far apart to be told apart."""
+    values = [value for curve in curves for value in curve]
+    if not values or min(values) <= 0 or max(values) <= FAR * min(values):
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def draw_tests(records: Sequence[dict[str, Any]]) -> str:
     """Draw the recall within training batches and the tests of a run; empty without records."""
     curves = [
@@ -108,6 +170,7 @@ def draw_tests(records: Sequence[dict[str, Any]]) -> str:
             ("train", "recall", MUTED, ":", "in batches"),
             ("test", "recall@1", FIRST, "-", "Recall@1"),
             ("test", "recall@10", SECOND, "--", "Recall@10"),
+            ("test", "recall@1_chance", MUTED, "-.", "chance at 1"),
         )
     ]
     curves = [curve for curve in curves if curve[0]]
@@ -123,11 +186,13 @@ def draw_tests(records: Sequence[dict[str, Any]]) -> str:
     return _to_svg("tests", "Recall over steps", draw) if curves else ""
 
 
-def _legend(axes: Axes) -> None:
-    """Put the legend above the chart, where it covers nothing."""
-    axes.legend(
+def _legend(axes: Axes, names: Sequence[str] = ()) -> None:
+    """Put the legend above the chart, where it covers nothing; of models it has their `names`."""
+    legend = axes.legend(
         loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, columnspacing=1.2, handlelength=1.8
     )
+    if names:
+        letter_legend(legend, [shorten(name, LEGEND_LETTERS) for name in names])
 
 
 def _marker(steps: Sequence[int]) -> dict[str, Any]:

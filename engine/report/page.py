@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from metric_learning.common.atomic import write_text
 from metric_learning.common.log import log
@@ -21,17 +16,23 @@ from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.scoring import with_float64
 from metric_learning.engine.report import data, embedding_map, figures
 from metric_learning.engine.report.files import MAP, PAGE, PICTURES, TEMPLATES
+from metric_learning.engine.report.pictures import (
+    Album,
+    Row,
+    album_of,
+    jpeg_of,
+    names_of,
+    query_row,
+)
 from metric_learning.engine.report.plots import plot_map
-from metric_learning.retrieval.metrics import DEFAULT_KS, default_ks, summarise
+from metric_learning.retrieval.metrics import DEFAULT_KS, chance_scores, default_ks, summarise
 from metric_learning.retrieval.significance import MIN_CLASSES
 from metric_learning.retrieval.tables import class_table, confusions, worst_first
 
-Thumbnail = Callable[[int, int], str]  # row, pixels of the longer side -> data URI
-Row = dict[str, Any]
-NUM_QUERIES, NUM_PAIRS, NUM_CONFUSIONS = 8, 100_000, 12
-QUERY_PIXELS, MAP_PIXELS = 128, 48  # longer side of a thumbnail; shown smaller
-JPEG_QUALITY = 75
+NUM_PAIRS, NUM_CONFUSIONS = 100_000, 12
+MAP_PIXELS = 48  # longer side of a picture on the map; shown smaller
 QUERY_KINDS = {
+    "chosen": ("Chosen", "Those that --show names: {found:,} queries, {shown:,} of them here."),
     "best": ("Best", "Those with the highest average precision, of as many classes as possible."),
     "random": ("Random", "Drawn at random from all queries: what to expect."),
     "worst": (
@@ -47,13 +48,19 @@ METRIC_NAMES = {
 }
 
 
-def write_report(subject: data.Subject, folder: Path, device: torch.device, seed: int) -> Path:
+def write_report(
+    subject: data.Subject,
+    folder: Path,
+    device: torch.device,
+    seed: int,
+    choice: data.QueryChoice = data.EXTREMES,
+) -> Path:
     """Write a folder of index.html and map.png as a whole, and return the page."""
     log(f"{len(subject.labels)} embeddings; now the queries, the classes and the map")
     for line in _caveats(subject):
         log(line)
     with replaced_folder(folder, keep=PICTURES) as new:
-        text = render(subject, with_float64(device), seed, new / MAP)
+        text = render(subject, with_float64(device), seed, new / MAP, choice)
         write_text(new / PAGE, text, errors="backslashreplace")
 
     file = folder / PAGE
@@ -68,6 +75,7 @@ def render(
     device: str | torch.device = "cpu",
     seed: int = 0,
     picture: Path | None = None,
+    choice: data.QueryChoice = data.EXTREMES,
 ) -> str:
     """Return the HTML of a report, one file that needs nothing else.
 
@@ -76,7 +84,7 @@ def render(
     """
     found = data.find(subject, device)
     curve = data.recall_curve(found, seed)
-    thumbnail = _thumbnails(subject.read_image)
+    album = album_of(subject)
     layout = embedding_map.map_embeddings(subject.embeddings, subject.labels, seed)
     if picture is not None and layout is not None:
         plot_map(layout, subject.labels, subject.class_names, picture)
@@ -94,33 +102,20 @@ def render(
             recall_chart=figures.draw_recall(curve),
             recall_rows=_recall_rows(curve),
             similarities=_similarities(subject, seed),
-            query_groups=_query_groups(subject, found, thumbnail, seed),
+            query_groups=_query_groups(subject, found, album, choice, seed),
             has_tests=any(record["kind"] == "test" for record in subject.records),
             class_rows=worst_first(
                 class_table(found.scores, subject.class_names, subject.super_classes)
             ),
-            confused=_confused(subject, found, thumbnail),
-            map=None if layout is None else _map(subject, layout, thumbnail),
+            confused=_confused(subject, found, album),
+            map=None if layout is None else _map(subject, layout),
         )
     )
 
 
 def _caveats(subject: data.Subject) -> list[str]:
-    return caveats.of_split(subject, default_ks(len(subject.gallery_rows)))
-
-
-def _thumbnails(read_image: Callable[[int], np.ndarray]) -> Thumbnail:
-    """Return a function that makes small JPEGs of the images that another one reads."""
-
-    @cache
-    def thumbnail(row: int, pixels: int) -> str:
-        image = Image.fromarray(read_image(row))
-        image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-    return thumbnail
+    of_split = caveats.of_split(subject, default_ks(len(subject.gallery_rows)))
+    return [*subject.caveats, *of_split]
 
 
 def _tiles(found: data.Found, curve: data.RecallCurve) -> list[dict[str, str]]:
@@ -131,6 +126,7 @@ def _tiles(found: data.Found, curve: data.RecallCurve) -> list[dict[str, str]]:
         interval = f"95 % interval {100 * curve.low[0]:.1f} to {100 * curve.high[0]:.1f}"
 
     chance = dict(zip(curve.ks.tolist(), curve.chances.tolist(), strict=True))
+    others = chance_scores(*found.roles)
     found_in = [
         (
             name.capitalize(),
@@ -141,7 +137,10 @@ def _tiles(found: data.Found, curve: data.RecallCurve) -> list[dict[str, str]]:
         for name, value in metrics.items()
         if name.startswith("recall@")
     ]
-    found_in += [(name, metrics[metric], note) for metric, (name, note) in METRIC_NAMES.items()]
+    found_in += [
+        (name, metrics[metric], f"{note}; chance {100 * others[metric]:.2f} %")
+        for metric, (name, note) in METRIC_NAMES.items()
+    ]
     left_out = f"{metrics['queries_without_positive']:,}"
     note = f"left out; {metrics['queries']:,} queries count"
     return [
@@ -188,44 +187,31 @@ def _similarities(subject: data.Subject, seed: int) -> Row:
 
 
 def _query_groups(
-    subject: data.Subject, found: data.Found, thumbnail: Thumbnail, seed: int
+    subject: data.Subject,
+    found: data.Found,
+    album: Album,
+    choice: data.QueryChoice,
+    seed: int,
 ) -> list[Row]:
-    """Best, random and worst queries with their first neighbours."""
+    """The queries that were asked for, best, random and worst ones, with their first neighbours."""
+    places: dict[str, Sequence[int]] = {}
+    wanted = choice.places(subject, found)
+    if choice.texts:
+        places["chosen"] = wanted[: choice.count]
+    for kind, chosen in data.choose_queries(found.scores, choice.count, seed).items():
+        places[kind] = chosen.tolist()
+
     return [
         {
             "name": QUERY_KINDS[kind][0],
-            "sentence": QUERY_KINDS[kind][1],
-            "queries": [_query(subject, found, thumbnail, int(place)) for place in places],
+            "sentence": QUERY_KINDS[kind][1].format(found=len(wanted), shown=len(shown)),
+            "queries": [query_row(subject, found, album, place) for place in shown],
         }
-        for kind, places in data.choose_queries(found.scores, NUM_QUERIES, seed).items()
+        for kind, shown in places.items()
     ]
 
 
-def _query(subject: data.Subject, found: data.Found, thumbnail: Thumbnail, place: int) -> Row:
-    """One query with its neighbours."""
-    row = int(found.rows[place])
-    pairs = found.neighbours[place].tolist(), found.cosines[place].tolist()
-    hits = [
-        {
-            "picture": thumbnail(neighbour, QUERY_PIXELS),
-            "name": subject.class_names[int(subject.labels[neighbour])],
-            "is_right": bool(subject.labels[neighbour] == subject.labels[row]),
-            "cosine": cosine,
-        }
-        for neighbour, cosine in zip(*pairs, strict=True)
-    ]
-
-    return {
-        "picture": thumbnail(row, QUERY_PIXELS),
-        "name": subject.class_names[int(subject.labels[row])],
-        "hits": hits,
-        "first_rank": int(found.scores.first_rank[place]),
-        "num_positives": int(found.scores.num_positives[place]),
-        "average_precision": float(found.scores.columns["map"][place]),
-    }
-
-
-def _confused(subject: data.Subject, found: data.Found, thumbnail: Thumbnail) -> list[Row]:
+def _confused(subject: data.Subject, found: data.Found, album: Album) -> list[Row]:
     """The pairs of classes that are confused most often, each with an example."""
     neighbour_labels = subject.labels[found.neighbours[:, 0]]
     rows = []
@@ -234,19 +220,17 @@ def _confused(subject: data.Subject, found: data.Found, thumbnail: Thumbnail) ->
 
         rows.append(
             {
-                "name": subject.class_names[label],
-                "wrong": subject.class_names[wrong],
                 "count": count,
                 "share": count / int((found.scores.labels == label).sum()),
-                "query": thumbnail(int(found.rows[place]), QUERY_PIXELS),
-                "neighbour": thumbnail(int(found.neighbours[place, 0]), QUERY_PIXELS),
+                "query": album(int(found.rows[place])),
+                "neighbour": album(int(found.neighbours[place, 0])),
                 "cosine": float(found.cosines[place, 0]),
             }
         )
     return rows
 
 
-def _map(subject: data.Subject, layout: embedding_map.EmbeddingMap, thumbnail: Thumbnail) -> Row:
+def _map(subject: data.Subject, layout: embedding_map.EmbeddingMap) -> Row:
     """The map of the embeddings, its images grouped by class."""
     labels = subject.labels[layout.rows]
     classes = []
@@ -256,11 +240,14 @@ def _map(subject: data.Subject, layout: embedding_map.EmbeddingMap, thumbnail: T
         classes.append(
             {
                 "number": number,
-                "name": subject.class_names[label],
+                **names_of(subject, label),
                 "hue": round(number * 137.508) % 360,  # the golden angle keeps neighbours apart
                 "dots": layout.centres[own & ~layout.is_picture].round(1).tolist(),
                 "pictures": [
-                    (*layout.centres[place].round(1), thumbnail(layout.rows[place], MAP_PIXELS))
+                    (
+                        *layout.centres[place].round(1),
+                        jpeg_of(subject.read_image(int(layout.rows[place])), MAP_PIXELS),
+                    )
                     for place in pictures
                 ],
                 "count": int(own.sum()),

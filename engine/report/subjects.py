@@ -21,8 +21,10 @@ from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options.evaluation import EmbeddingOptions, default_flags
 from metric_learning.engine.options.parts import DataOptions, pick
 from metric_learning.engine.options.tables import SPLITS
-from metric_learning.engine.report.data import Subject
+from metric_learning.engine.report.data import EXTREMES, QueryChoice, Subject
+from metric_learning.engine.run.chosen import describe_choice
 from metric_learning.engine.run.records import read_records
+from metric_learning.models.weights.fingerprint import RANDOM
 from metric_learning.models.weights.metadata import own_metadata
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.image_set import MAX_PIXELS, Decoding
@@ -30,18 +32,22 @@ from metric_learning.reader.sets.snapshots import snapshot_of
 from metric_learning.reader.transforms import TRANSFORMS
 
 
-def of_checkpoint(work: EmbeddingOptions) -> Subject:
-    """Embed the split with the model of a checkpoint; a run's records lie beside it."""
+def of_checkpoint(work: EmbeddingOptions, choice: QueryChoice = EXTREMES) -> Subject:
+    """Embed the split with the model of a checkpoint; a run's records lie beside it.
+
+    Raises ValueError, before the work, where no query can be scored, or none is of the `choice`.
+    """
     embedder, image_set = open_split(work)
     warn_of_weights(embedder)
     check_scorable(image_set)
+    choice.check(image_set.paths, image_set.labels, image_set.class_names)
     embeddings = embedder.embed(image_set)
     stats = Path(work.weights).parent / "stats.jsonl"
     records = read_records(stats) if stats.is_file() else []
     return build_subject(image_set, embeddings, work.flags, embedder.work.meta, records)
 
 
-def of_features(folder: Path) -> Subject:
+def of_features(folder: Path, choice: QueryChoice = EXTREMES) -> Subject:
     """Read the features that infer.py wrote, and list the images that they are of."""
     refuse_incomplete(folder)
     if not (folder / "labels.txt").is_file():
@@ -73,6 +79,7 @@ def of_features(folder: Path) -> Subject:
         )
     if whole is not None:
         check_unchanged(folder, whole, found.meta)
+    choice.check(image_set.paths, image_set.labels, image_set.class_names)
     meta = own_metadata(found.meta.get("checkpoint"), folder / META) or {}
     return build_subject(image_set, np.asarray(found.embeddings), made_with, meta, [])
 
@@ -115,9 +122,14 @@ def build_subject(
     model = made_with.get("model", "unknown model")
     loss = meta.get("loss")  # converted weights have none
     facts = facts_of_images(image_set, embeddings.shape[1], made_with)
+    warnings: list[str] = []
     if made_with and made_with.get("image_shape"):
         size = "{1} × {2} px".format(*made_with["image_shape"])
-        facts += [("Weights", str(made_with["pretrained_model"])), ("Network input", size)]
+        weights = str(made_with["pretrained_model"])
+        facts += [("Weights", weights), ("Network input", size)]
+        if weights != RANDOM:
+            chosen, warnings = describe_choice(weights, meta, records, made_with)
+            facts.append(("Checkpoint", chosen))
     if loss:
         options = meta.get("loss_options", {})  # which exported weights do not have
         listed = ", ".join(f"{name} {value}" for name, value in options.items())
@@ -140,6 +152,8 @@ def build_subject(
         super_classes={
             label: to_line(name) for label, name in (image_set.super_classes or {}).items()
         },
+        paths=[to_line(str(path)) for path in image_set.paths],
+        caveats=tuple(warnings),
     )
 
 

@@ -28,7 +28,7 @@ from metric_learning.reader.sets.snapshots import snapshot_of
 
 # Where a run writes and computes, what it shows, and what follows from the data.
 HARMLESS = {
-    *("config", "checkpoint", "model_save_dir", "run_name", "keep", "log_epochs"),
+    *("config", "checkpoint", "model_save_dir", "run_name", "keep", "log_epochs", "log_to"),
     *("display_iter_step", "test_iter_step", "save_iter_step", "test_batch_size"),
     *("use_gpu", "device", "num_workers", "prefetch", "with_mem_opt", "compile", "max_pixels"),
     *("on_bad_image", "verify", "on_changed_data", "class_dim", "total_images"),

@@ -9,10 +9,11 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from metric_learning.common.atomic import remove_leftovers, write_json, write_text
@@ -22,6 +23,7 @@ from metric_learning.common.schema import Field, check_fields, is_list_of, is_ob
 from metric_learning.common.text_files import check_regular
 from metric_learning.engine.options.parts import RunOptions
 from metric_learning.engine.run.records import read_records, write_scores
+from metric_learning.engine.run.tracking import Trackers
 from metric_learning.retrieval.scores import QueryScores
 
 # What a run writes atomically.
@@ -121,7 +123,8 @@ class RunFolder:
 
     The folder is created, and locked as long as the run is open. A process that is killed leaves no
     lock. Records after the `step` that the run goes on from are replaced, and those of tests after
-    the last one `tested`. args.json gets what was `settled`, a value per flag.
+    the last one `tested`. args.json gets what was `settled`, a value per flag, and so do the
+    trackers that `log_to` names.
 
     Raises BusyError where another process writes to the folder, ValueError where a file of it is
     damaged.
@@ -134,6 +137,7 @@ class RunFolder:
         is_main: bool = True,
         step: int = 0,
         tested: int = -1,
+        log_to: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.is_main = is_main
@@ -160,6 +164,7 @@ class RunFolder:
                 f"cannot write to {folder} ({error.strerror}): choose another --model_save_dir"
             ) from error
 
+        self._trackers = Trackers(log_to, folder, settled, self._curves, self.log)
         self._excepthook = threading.excepthook
         threading.excepthook = self._report_thread
         if is_undescribed:
@@ -175,7 +180,7 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
-            self.close()
+            self.close(has_failed=kind is not None)
 
     def log(self, line: str) -> None:
         """Print a line and append it to log.txt."""
@@ -192,6 +197,12 @@ class RunFolder:
         with self._naming("tensorboard"):
             for name, value in values.items():
                 self._curves.add_scalar(f"{kind}/{name}", value, step)
+        self._trackers.write_figures(kind, step, values)
+
+    def show(self, step: int, name: str, draw: Callable[[], np.ndarray]) -> None:
+        """Let the trackers, if any, keep a picture (H, W, 3) uint8, which is drawn for them."""
+        if self.is_main:
+            self._trackers.write_picture(step, name, draw)
 
     def keep_scores(self, scores: QueryScores) -> None:
         """Write what each query of a test scored, in place of those of the test before."""
@@ -207,10 +218,11 @@ class RunFolder:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.folder / name)) from error
 
-    def close(self) -> None:
-        """Close the files."""
+    def close(self, has_failed: bool = False) -> None:
+        """Close the files, and the trackers first, whose errors are lines of the log."""
         if not self.is_main:
             return
+        self._trackers.close(has_failed)
         threading.excepthook = self._excepthook
         with contextlib.ExitStack() as files:
             files.callback(self._log_file.close)

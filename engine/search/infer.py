@@ -12,6 +12,7 @@ from metric_learning.engine.embed.dump import DUMP, dump_features
 from metric_learning.engine.embed.dump.given import take_features
 from metric_learning.engine.embed.embedder import load_embedder, open_images
 from metric_learning.engine.embed.export import export_model
+from metric_learning.engine.embed.hub import export_hub
 from metric_learning.engine.options.evaluation import InferenceOptions
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.world import is_first_process, leave_world
@@ -30,6 +31,8 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
     world = work.machine.world
     if world.size == 1 and not is_first_process():
         return []
+    if options.export == "hub":
+        return export_hub(work, options.output, options.figures)
     if options.export is not None:
         return export_model(work, options.export, options.output, options.normalize)
     if options.search_index is not None:

@@ -141,7 +141,8 @@ class TrainingRun:
     def kept(self) -> Iterator[None]:
         """Write to the run folder, and leave a last.pt that resumes however the body ends."""
         flags, is_main = self.options.flags, self.machine.world.is_main
-        with RunFolder(self.path, flags, is_main, self.step, self.tested) as self.folder:
+        known = self.step, self.tested, self.options.run.log_to
+        with RunFolder(self.path, flags, is_main, *known) as self.folder:
             self.best = decide_on_main(
                 self.machine.world, lambda: best_so_far(self.best, self.folder)
             )
@@ -336,7 +337,16 @@ class TrainingRun:
         self.say_all(at_chance(recall, chance["recall@1_chance"], queries))
         self.folder.record("test", self.step, **metrics, **chance)
         self.folder.keep_scores(scores)
+        self.folder.show(self.step, "neighbours", lambda: self.draw_neighbours(embeddings))
         return metrics
+
+    def draw_neighbours(self, embeddings: np.ndarray) -> np.ndarray:
+        """Draw some queries of the test split with what they find by embeddings (N, D)."""
+        from metric_learning.engine.evaluate.neighbours import picture_of_neighbours  # matplotlib
+
+        assert self.test_set is not None
+        decoding, seed = self.preprocessing.decoding, self.machine.seed
+        return picture_of_neighbours(self.test_set, embeddings, decoding, seed)
 
     def embed_test(self) -> np.ndarray:
         """Return the embeddings (N, D) of the test split; Stopped where the run is to stop."""

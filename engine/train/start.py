@@ -52,6 +52,7 @@ from metric_learning.engine.run.identity import (
 from metric_learning.engine.run.resume import AUTO, Start, check_classes, find_start, load_start
 from metric_learning.engine.run.run_folder import choose_folder
 from metric_learning.engine.run.signals import StopRequest
+from metric_learning.engine.run.tracking import check_trackers
 from metric_learning.engine.train.criterion import build_criterion, complete_options, load_teacher
 from metric_learning.engine.train.images import open_training_images
 from metric_learning.engine.train.learner import Learner
@@ -67,8 +68,9 @@ from metric_learning.models import (
     choose_trainable,
     load_weights,
     read_metadata,
+    resolve_model,
 )
-from metric_learning.models.weights.files import identify
+from metric_learning.models.weights.files import BARE, identify
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.batches.related_classes import Relations, read_nearest
 from metric_learning.retrieval.metrics import default_ks
@@ -79,7 +81,8 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     # Where it begins decides what the flags mean, and so do the training images.
     flags = adopt_v1(flags, world)
     check_stage(flags.loss_name, stage)
-    given, weights = flags.given, flags.pretrained_model
+    name, weights = resolve_model(flags.model, flags.pretrained_model)
+    flags, given = flags.replaced(model=name, pretrained_model=weights), flags.given
     facts = read_facts(weights, flags.checkpoint, bool(flags.values.get("keep_loss")))
     notes = notes_on_weights(weights, facts, flags.values, given)
     flags = flags.adopted(str(weights), {}, facts)
@@ -89,9 +92,8 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
         flags = adopt_checkpoint(flags, start.checkpoint, start.meta)
 
     path = choose_path(start, parts.pick(parts.RunOptions, flags), given, world)
-    is_tested = bool(flags.test_iter_step or flags.log_epochs)
     data, may_miss = parts.pick(parts.DataOptions, flags), flags.on_bad_image == "skip"
-    sets = load_splits(data, is_tested, may_miss)
+    sets = load_splits(data, bool(flags.test_iter_step or flags.log_epochs), may_miss)
     train_set, test_set = sets["train"], sets.get("val", sets.get("test"))
     start = check_classes(start, train_set, flags.on_changed_data)
     kept = find_kept(flags.values.get("keep_loss"), flags.pretrained_model, start, train_set)
@@ -153,7 +155,7 @@ def find_kept(
 
     meta = read_metadata(weights) or {}
     layer = describe_layer(meta) if "loss" in meta else None
-    if layer is None or identify(weights)[1] == "safetensors":
+    if layer is None or identify(weights)[1] in BARE:
         raise ValueError(
             f"--keep_loss: {weights} has no class weights of a loss of this project: give a .pt "
             "checkpoint of stage 1, or leave the flag out"
@@ -184,8 +186,9 @@ def begin(
     """Find where a run begins, and read its checkpoint, if any; without one, `notes` are told.
 
     Raises ValueError where --checkpoint=auto finds the run of another command than this one, whose
-    flags have `values`, some of them `given`.
+    flags have `values`, some of them `given`, or a package of --log_to is not installed.
     """
+    check_trackers(run.log_to)
     start = decide_on_main(world, lambda: find_start(run))
     path = start.checkpoint
     if path is None:

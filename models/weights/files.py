@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from metric_learning.common.schema import parse_json
 from metric_learning.models.weights import paddle
 from metric_learning.models.weights.checksum import check_file
 from metric_learning.models.weights.groups import Group, find_groups
+from metric_learning.models.weights.hub_folder import facts_in, is_hub_folder, own_names, weights_in
 from metric_learning.models.weights.metadata import own_metadata
 from metric_learning.models.weights.torch_file import LEGACY, ZIP, read_torch
 
+HUB_FOLDER = "hub folder"
+BARE = ("safetensors", HUB_FOLDER)  # forms that hold a network and no class weights of its training
 PART = "::"  # FILE::PART: one of several networks in a file
 OWN_GROUP = "model"  # of this project's checkpoints
 COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh")
@@ -69,6 +72,11 @@ def read_weights(path: str | PathLike[str]) -> WeightsFile:
     """
     part = _split(path)[1]
     path, source = identify(path)
+    if source == HUB_FOLDER:
+        file = read_weights(weights_in(path))
+        groups = {place: own_names(group, path) for place, group in file.groups.items()}
+        return replace(file, groups=groups, part=part, metadata=facts_in(path))
+
     if source == "safetensors":
         return _read_safetensors(path, part)
     if source == "torch":
@@ -84,6 +92,8 @@ def read_weights(path: str | PathLike[str]) -> WeightsFile:
 def read_metadata(path: str | PathLike[str]) -> dict[str, Any] | None:
     """Return the facts that this project wrote beside the weights; None for files of others."""
     path, source = identify(path)
+    if source == HUB_FOLDER:
+        return facts_in(path)
     if source == "safetensors":
         return _metadata_of(_open_safetensors(path)[1], path)
     is_torch = source == "torch"
@@ -111,7 +121,7 @@ def identify(path: str | PathLike[str]) -> tuple[Path, str]:
             "(pretrained/README.md says how to get one)"
         )
     if path.is_dir():
-        return path, "paddle folder"
+        return path, HUB_FOLDER if is_hub_folder(path) else "paddle folder"
     if not path.is_file():
         raise ValueError(f"{path}: expected a weights file, found a pipe or a device")
 

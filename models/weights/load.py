@@ -29,6 +29,7 @@ from metric_learning.models.weights.match import (
     find_place,
     is_usable,
 )
+from metric_learning.models.weights.transformers_names import to_timm
 
 CLASSIFIERS = ("fc", "classifier", "head", "heads", "head_dist", "last_linear", "logits")
 EMBEDDING = "embedding.weight"
@@ -150,7 +151,8 @@ def save_weights(
 def _named_groups(model: EmbeddingModel, file: WeightsFile) -> dict[str, Group]:
     """Return a file's tensors by place and name; Paddle's get the names of this project."""
     if not file.arrays:
-        return file.groups
+        wanted = {key.removeprefix(BACKBONE) for key in model.state_dict()}
+        return {name: to_timm(group, wanted) for name, group in file.groups.items()}
 
     if model.name not in paddle.PADDLE_MODELS:
         raise ValueError(

@@ -51,7 +51,7 @@ class Page(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
-        self._tag = tag
+        self._tag = self._tag if tag == "wbr" else tag  # which stands within a text
         self.elements.append((tag, dict(attrs)))
         if tag in ("h1", "h2", "h3"):
             self.headings.append("")

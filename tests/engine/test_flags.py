@@ -1,6 +1,7 @@
 """Parsing of flags: the reference's names and defaults, booleans, config files, wrong ones."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,13 @@ def test_a_second_positional_or_a_wrong_flag_beside_one_is_an_error(argv, messag
     with pytest.raises(SystemExit) as stop:
         parse_flags("", (), argv, FOLDER)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["a", "--topk=3", "b"], ["--topk=3", "a", "b"], ["a", "b"], []])
+def test_a_positional_may_be_a_list(argv):
+    folders = replace(FOLDER, repeats=True, default=())
+    found = parse_flags("", [Flag("topk", int, 1, "")], argv, folders)
+    assert list(found.values[FOLDER.name]) == [word for word in argv if word[0] != "-"]
 
 
 def test_help_shows_the_positional(capsys):

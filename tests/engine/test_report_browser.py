@@ -31,6 +31,7 @@ def file(tmp_path_factory) -> Path:
         is_gallery=everywhere,
         read_image=lambda row: np.full((30, 40, 3), 20 * labels[row], np.uint8),
         super_classes={label: ("bird", "boat", "car")[label % 3] for label in range(12)},
+        paths=[f"a/long/path/to/photo_{number}_of_the_shop.jpg" for number in range(96)],
     )
     file = tmp_path_factory.mktemp("report") / "index.html"
     file.write_text(render(subject), encoding="utf-8")
@@ -138,6 +139,47 @@ def test_the_map_shows_the_class_under_the_pointer(browser, file):
     assert browser.run(STATUS).startswith("4_") and set(browser.run(SHOWN)) == {"4"}
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
     assert len(set(browser.run(SHOWN))) == 12
+
+
+DIALOG = "document.getElementById('enlarged')"
+CAPTION = f"{DIALOG}.querySelector('figcaption').textContent"
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_a_picture_is_enlarged_and_the_keyboard_leads_on(browser, file, width):
+    browser.open(file, width)
+    browser.run("document.querySelector('.query .enlarge').focus()")
+    browser.press("Enter", 13, "\r")
+    assert browser.run(f"{DIALOG}.open") and browser.run(CAPTION).startswith("Query: ")
+    assert "photo_" in browser.run(CAPTION) and "· b" in browser.run(CAPTION)
+    browser.press("ArrowRight", 39)
+    assert browser.run(CAPTION).startswith("Neighbour 1, ")
+    browser.press("ArrowLeft", 37)
+    browser.press("ArrowLeft", 37)
+    assert browser.run(CAPTION).startswith("Neighbour 6, ")
+    box = browser.run(f"(({DIALOG}.querySelector('img')).getBoundingClientRect().width)")
+    assert 250 < box < width
+    browser.press("Escape", 27)
+    assert not browser.run(f"{DIALOG}.open")
+    focus = "document.activeElement.closest('.query .enlarge') !== null"
+    assert browser.run(focus)  # it goes on where it was
+    browser.run("document.querySelectorAll('#confused .enlarge')[1].click()")
+    assert browser.run(CAPTION).startswith("Neighbour, wrong: ")
+    browser.run(f"{DIALOG}.querySelector('[data-step=\"0\"]').click()")
+    assert not browser.run(f"{DIALOG}.open") and browser.errors() == []
+
+
+def test_queries_are_filtered_by_class_and_file(browser, file):
+    browser.open(file)
+    shown = "[...document.querySelectorAll('.query')].filter((each) => each.offsetHeight).length"
+    before = browser.run(shown)
+    browser.run("document.getElementById('query-filter').focus()")
+    for letter in "CAR":
+        browser.press(letter, ord(letter), letter)
+    after = browser.run(shown)
+    assert 0 < after < before == 24
+    status = "document.getElementById('query-status').textContent"
+    assert browser.run(status) == f"{after} of 24 queries shown"
 
 
 def test_without_its_script_the_table_is_there(browser, file):

@@ -13,6 +13,7 @@ import pytest
 from report_subject import RECORDS, make_subject, split_roles
 
 from metric_learning.engine.report.data import (
+    QueryChoice,
     Subject,
     choose_queries,
     confusion_example,
@@ -25,11 +26,14 @@ from metric_learning.engine.report.embedding_map import (
     EmbeddingMap,
     choose_rows,
     map_embeddings,
+    spread,
     thin_out,
 )
 from metric_learning.engine.report.figures import (
     draw_loss,
     draw_recall,
+    draw_recalls,
+    draw_runs,
     draw_similarities,
     draw_tests,
 )
@@ -146,6 +150,27 @@ def test_the_example_of_a_confusion_is_its_most_similar_pair():
     assert confusion_example(found, neighbour_labels, pair) == expected
 
 
+def test_queries_are_chosen_by_path_and_class():
+    subject = replace(make_subject(), paths=[f"shop/Cup_{number}.png" for number in range(60)])
+    found = find(subject)
+    choice = QueryChoice(("cup_12.", "CLASS <5>"))
+    wanted = {12} | set(np.flatnonzero(subject.labels == 5).tolist())
+    assert {int(found.rows[place]) for place in choice.places(subject, found)} == wanted
+    choice.check(subject.paths, subject.labels, subject.class_names)
+    with pytest.raises(ValueError, match="--show=dog: none of 60 images"):
+        QueryChoice(("dog",)).check(subject.paths, subject.labels, subject.class_names)
+
+
+def test_numbers_on_a_map_do_not_overlap_and_stay_near():
+    places = np.random.default_rng(0).uniform((0, 0), (1000, 680), (100, 2))
+    places[:10] = places[0]
+    moved = spread(places, (22, 14))
+    assert (moved >= (11, 7)).all() and (moved <= (989, 673)).all()
+    apart = np.abs(moved[:, None] - moved[None]) / (22, 14)
+    assert (apart.max(2) + 9 * np.eye(100) >= 1 - 1e-9).all()
+    assert np.median(np.abs(moved - places).max(1)) < 5
+
+
 def test_pictures_of_a_map_do_not_overlap_and_leave_no_room():
     centres = np.random.default_rng(0).uniform(0, 300, (200, 2))
     shown = thin_out(centres, 30)
@@ -207,6 +232,13 @@ def charts():
     yield draw_similarities(np.ones(3), np.empty(0))
     yield draw_loss(RECORDS)
     yield draw_tests(RECORDS)
+    curves = {
+        f"_model {number}": recall_curve(find(make_subject(seed=number))) for number in (1, 2)
+    }
+    yield draw_recalls(curves)
+    low = [record | {"loss": 0.001} for record in RECORDS]
+    yield draw_runs({"_a": RECORDS, "$b$": low, "c": []}, "train", "loss")
+    yield draw_runs({"_a": RECORDS, "$b$": low, "c": []}, "test", "recall@1")
 
 
 def test_charts_are_svg_with_text_in_the_colours_of_the_page():

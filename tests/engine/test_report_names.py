@@ -8,7 +8,8 @@ import pytest
 import torch
 from report_subject import Page, make_subject
 
-from metric_learning.engine.report import lettering, plots
+from metric_learning.engine.evaluate import lettering
+from metric_learning.engine.report import plots
 from metric_learning.engine.report.embedding_map import map_embeddings
 from metric_learning.engine.report.files import is_page, is_picture
 from metric_learning.engine.report.page import write_report
@@ -40,8 +41,10 @@ def test_a_report_shows_every_name(subject, tmp_path, monkeypatch):
         file = write_report(subject, tmp_path / "report", torch.device("cpu"), 0)
 
     shown = [text.get_text() for text in legends[0].get_texts()]
+    numbers, shown = zip(*(text.split(": ", 1) for text in shown), strict=True)
+    assert [*map(int, numbers)] == [*range(1, 9)]
     assert shown[0] == "$a and $b_" and shown[1] == "_hidden"
-    assert shown[3:] == ['"two\\nlines"', '"c\\\\d"', "\\udcff", "^{", "%s"]
+    assert list(shown[3:]) == ['"two\\nlines"', '"c\\\\d"', "\\udcff", "^{", "%s"]
     page = Page(file.read_text(encoding="utf-8"))
     assert '"two\\nlines"' in page.text and "\\udcff" in page.text and "红色" in page.text
     assert is_page(file) and is_picture(tmp_path / "report" / "map.png")

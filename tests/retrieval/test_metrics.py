@@ -9,7 +9,7 @@ import torch
 from oracle import make, oracle_ranks
 
 from metric_learning.retrieval import evaluate
-from metric_learning.retrieval.metrics import chance_recall
+from metric_learning.retrieval.metrics import chance_recall, chance_scores
 
 FIXTURES = sorted((Path(__file__).parent.parent / "fixtures").glob("recall_*.npz"))
 
@@ -190,6 +190,31 @@ def test_chance_is_the_mean_over_all_draws(k):
     gallery = np.array([5, 3, 5, 7, 7, 5])
     found = chance_recall(labels, [k], gallery)[f"recall@{k}_chance"]
     assert found == pytest.approx(brute_chance(labels, k, gallery), rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 5), (4, 0), (1, 6)])
+def test_other_chances_are_the_means_over_all_orders(sizes):
+    num_right, num_wrong = sizes
+    expected: dict[str, list[float]] = {"map@r": [], "r_precision": [], "map": [], "mrr": []}
+    for right in combinations(range(num_right + num_wrong), num_right):
+        ranks = np.array(right) + 1
+        precisions = np.arange(1, num_right + 1) / ranks
+        is_early = ranks <= num_right
+        expected["map@r"].append((precisions * is_early).sum() / num_right)
+        expected["r_precision"].append(is_early.mean())
+        expected["map"].append(precisions.mean())
+        expected["mrr"].append(1 / ranks[0])
+    means = {name: pytest.approx(np.mean(values)) for name, values in expected.items()}
+    gallery = np.array([1] * num_right + [2] * num_wrong)
+    assert chance_scores(np.array([1, 1, 7]), gallery) == means
+
+
+def test_other_chances_are_those_of_random_embeddings_and_0_of_none():
+    labels = np.random.default_rng(0).integers(0, 40, 1500)
+    found = evaluate(np.random.default_rng(1).normal(size=(1500, 16)), labels)
+    for name, chance in chance_scores(labels).items():
+        assert chance == pytest.approx(found[name], rel=0.2, abs=0.005), name
+    assert set(chance_scores(np.arange(4)).values()) == {0.0}
 
 
 def test_chance_of_many_images_is_that_of_random_embeddings():

@@ -1,17 +1,3 @@
-// The filter of the class table; without this script it is a plain table.
-function makeFilter(input, table, status) {
-  const rows = [...table.tBodies[0].rows].map((row) => [row.textContent.toLowerCase(), row]);
-  input.addEventListener("input", () => {
-    const wanted = input.value.trim().toLowerCase();
-    let shown = 0;
-    for (const [text, row] of rows) {
-      row.hidden = !text.includes(wanted);
-      shown += row.hidden ? 0 : 1;
-    }
-    status.textContent = `${shown} of ${rows.length} classes shown`;
-  });
-}
-
 // The map: hovering names a class and shows where it lies; the list does so from the keyboard.
 function makeMap(map, list, pictures, status) {
   const nothing = status.textContent;
@@ -37,10 +23,7 @@ function makeMap(map, list, pictures, status) {
   pictures.addEventListener("change", () => map.classList.toggle("bare", !pictures.checked));
 }
 
-const byId = (id) => document.getElementById(id);
 makeSortable(byId("class-table"));
-makeFilter(byId("class-filter"), byId("class-table"), byId("class-status"));
 if (byId("map-drawing")) {
   makeMap(byId("map-drawing"), byId("map-list"), byId("map-pictures"), byId("map-status"));
 }
-document.querySelectorAll(".controls").forEach((controls) => { controls.hidden = false; });

@@ -35,6 +35,14 @@ def plain_text(name: str) -> tuple[str, list[str]]:
     return text, families
 
 
+def shorten(name: str, most: int) -> str:
+    """Return a name of at most so many letters, its middle left out where it has more."""
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (most - 1 - head) :]}"
+
+
 def letter(artist: Any, name: str) -> None:
     """Set the text of a matplotlib text: its dollar signs are no formula."""
     text, families = plain_text(name)
