@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,11 +182,18 @@ class InferenceOptions:
     index_options: str
     query: str | None
     query_text: tuple[str, ...]
+    add: tuple[str, ...]
+    remove: tuple[str, ...]
     topk: int
     json: str | None
     export: str | None
     output: str | None
     normalize: bool
+
+    @property
+    def changes_index(self) -> bool:
+        """Whether an index that is there grows or shrinks."""
+        return bool(self.add or self.remove)
 
 
 def described_by(
@@ -357,6 +364,7 @@ def check_features(file: str) -> None:
 
 
 QUERY_NAMES = ("query", "query_text")
+CHANGE_NAMES = ("add", "remove")
 SOURCE_NAMES = ("split", *DATA_NAMES)
 DUMP_NAMES = tuple(DumpOptions.__dataclass_fields__)
 EMBEDDING_ALONE = ("batch_size", "num_workers", "on_bad_image")  # no use for features of a dump
@@ -375,52 +383,88 @@ EXPORT_NAMES = (
 def settle_inference(flags: Flags) -> InferenceOptions:
     """Settle what infer.py does; ValueError where a flag is wrong, or nothing would use it."""
     queries = [name for name in QUERY_NAMES if name in flags.given]
+    changes = [name for name in CHANGE_NAMES if name in flags.given]
     if flags.export is not None:
-        unused = [name for name in flags.values if name not in EXPORT_NAMES]
-        flags.refuse(unused, "with --export")
-        if flags.export == "safetensors":
-            flags.refuse(["normalize"], "--export=safetensors writes weights alone")
         flags = flags.replaced(device="cpu")
-    else:
-        flags.refuse(["output"], "without --export")
-    if queries:
+    elif queries:
+        flags.refuse(changes, f"--{queries[0]} searches --index, which stays as it is")
         _check_queries(queries, flags.index, flags.query, flags.query_text, flags.pretrained_model)
-        flags.refuse(BUILD_NAMES, f"--{queries[0]} searches the images of --index")
-        if flags.query is None:
-            reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
-            flags.refuse(reading, f"--{queries[0]} reads no images")
-    elif flags.export is None:
-        flags.refuse(
-            ("topk", "json", "verify", "on_changed_data"), "without --query or --query_text"
-        )
-        if flags.index is None:
-            flags.refuse(("index_type", "index_options", "features"), "without --index")
-        else:
-            flags.refuse(("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written")
-        if flags.features is not None:
-            flags.refuse(EMBEDDING_ALONE, "--features holds what --index is built of")
-        if flags.images is not None:
-            flags.refuse(SOURCE_NAMES, "--images is used instead of a data set")
+    elif changes:
+        _check_changes(changes, flags.index, flags.add, flags.pretrained_model)
+    for names, reason in _unused(flags.values, queries, changes):
+        flags.refuse(names, reason)
 
     search_index = None
-    if queries:
-        search_index = open_index(flags.index, flags.topk)
+    if queries or changes:
+        search_index = open_index(flags.index, flags.topk if queries else 1)
         made = _flags_of_index(search_index)
         flags = flags.adopted(flags.index, made).giving(made)
+    if changes and not flags.add:  # which takes no model
+        flags = flags.replaced(pretrained_model=RANDOM)
     if flags.split == "all":
         flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
-    builds_index = flags.index is not None and not queries
+    builds_index = flags.index is not None and not queries  # or adds to it
     on_bad_image = flags.on_bad_image or ("skip" if builds_index else "error")
-    flags = flags.replaced(on_bad_image=on_bad_image, query_text=tuple(flags.query_text))
+    repeated = {name: tuple(getattr(flags, name)) for name in ("query_text", *CHANGE_NAMES)}
+    flags = flags.replaced(on_bad_image=on_bad_image, **repeated)
     images, dump = _check_images(flags.images or ()), pick(DumpOptions, flags)
     if len(images) == 1:  # told as it is in the results of earlier versions
         flags = flags.replaced(images=images[0])
     # The processes of torchrun join for what they share.
-    world = World() if queries or flags.export else join_world()
+    world = World() if queries or changes or flags.export else join_world()
     work = settle_embedding(flags, world, is_quiet=True)
     return pick(
         InferenceOptions, flags, work=work, images=images, dump=dump, search_index=search_index
     )
+
+
+def _unused(
+    values: Mapping[str, Any], queries: Sequence[str], changes: Sequence[str]
+) -> Iterator[tuple[Sequence[str], str]]:
+    """Yield the flags of infer.py that nothing would use beside those with these values, and why.
+
+    `queries` and `changes` are the flags of a search, and of a change of an index, that are given.
+    """
+    if values["export"] is not None:
+        yield [name for name in values if name not in EXPORT_NAMES], "with --export"
+        if values["export"] == "safetensors":
+            yield ["normalize"], "--export=safetensors writes weights alone"
+        return
+    yield ["output"], "without --export"
+
+    if queries:
+        yield BUILD_NAMES, f"--{queries[0]} searches the images of --index"
+        if values["query"] is None:
+            reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
+            yield reading, f"--{queries[0]} reads no images"
+        return
+    yield ("topk", "json", "verify", "on_changed_data"), "without --query or --query_text"
+
+    if changes:
+        yield BUILD_NAMES, f"--{changes[0]} changes the index that is there"
+        if not values["add"]:
+            yield ("pretrained_model", *EMBEDDING_ALONE, "max_pixels"), "--remove embeds no images"
+        return
+    if values["index"] is None:
+        yield ("index_type", "index_options", "features"), "without --index"
+    else:
+        yield ("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written"
+    if values["features"] is not None:
+        yield EMBEDDING_ALONE, "--features holds what --index is built of"
+    if values["images"] is not None:
+        yield SOURCE_NAMES, "--images is used instead of a data set"
+
+
+def _check_changes(
+    changes: Sequence[str], index: str | None, add: Sequence[str], weights: str | None
+) -> None:
+    """Raise ValueError where a change of an index lacks something."""
+    if index is None:
+        raise ValueError(f"--{changes[0]} changes an index: give it as --index=FILE")
+    if add and weights is None:
+        raise ValueError(
+            "expected --pretrained_model=CHECKPOINT, the weights that --index was built with"
+        )
 
 
 def _check_images(images: Sequence[str]) -> tuple[str, ...]:

@@ -412,6 +412,46 @@ METRIC_FLAGS = grouped(
     Flag("clustering", boolean, False, "also NMI, AMI, ARI and F1 of k-means clusters"),
     Flag("class_table", path, None, "CSV file to write the scores of each class to"),
 )
+SEARCH_FLAGS = grouped(
+    "search",
+    Flag("index", path, None, "search index: built of the images, or searched by a query"),
+    Flag(
+        "add",
+        path,
+        (),
+        "images to add to --index: a file, a folder or a list; those that changed are embedded "
+        "again; may be given several times",
+        repeats=True,
+    ),
+    Flag(
+        "remove",
+        path,
+        (),
+        "image or folder of images to remove from --index; may be given several times",
+        repeats=True,
+    ),
+    Flag("features", path, None, "dump of the same images that --index is built of"),
+    Flag("index_type", str, "exact", "kind of index that is built", INDEX_TYPES),
+    Flag("index_options", str, "", "its parameters, e.g. nlist=1000,nprobe=32"),
+    Flag("query", path, None, "an image or a folder of images to search for in --index"),
+    Flag(
+        "query_text",
+        str,
+        (),
+        "words to search for in an --index of a CLIP model; may be given several times",
+        repeats=True,
+    ),
+    Flag("topk", positive, 10, "neighbours per query"),
+    Flag("html", path, None, "page to write the answers to, with pictures, which opens offline"),
+    VERIFY,
+    Flag(
+        "on_changed_data",
+        str,
+        "error",
+        "images of --index that have changed since it was built: stop, or search it as it was",
+        CHANGED_DATA_POLICIES,
+    ),
+)
 EXPORT_FLAGS = grouped(
     "export",
     Flag("export", str, None, "write the model to --output, in this form", EXPORT_FORMS),

@@ -16,6 +16,7 @@ from metric_learning.engine.options.evaluation import InferenceOptions
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.world import is_first_process, leave_world
 from metric_learning.engine.search.search import ANSWERS, INDEX, IndexKind, make_index, search
+from metric_learning.engine.search.update import update_index
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.sets.plain_images import join_plain_images
 
@@ -32,6 +33,8 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         return []
     if options.export is not None:
         return export_model(work, options.export, options.output, options.normalize)
+    if options.changes_index:
+        return update_index(work, options.add, options.remove, on_bad_image)
     if options.search_index is not None:
         queries = open_plain_images([options.query]) if options.query else options.query_text
         file = prepare_output("json", options.json, ANSWERS) if options.json else None

@@ -200,6 +200,12 @@ def check_index(
     where the index is of other weights and so on, or images that are there have changed since,
     unless `on_changed_data` is accept.
     """
+    notes = check_model(file, search_index, embedder)
+    return notes + check_images(file, search_index, verify, on_changed_data)
+
+
+def check_model(file: str, search_index: indexes.SearchIndex, embedder: Embedder) -> list[str]:
+    """Compare what a search index depends on with a model, see `check_index`."""
     notes = []
     kept, found = dict(search_index.depends_on), dict(embedder.depends_on)
     precisions = kept.pop("precision", None), found.pop("precision")
@@ -217,7 +223,7 @@ def check_index(
     other = first_difference(kept, found)
     if other is not None:
         raise ValueError(f"{file} was built with another {other}: build it again")
-    return notes + check_images(file, search_index, verify, on_changed_data)
+    return notes
 
 
 def check_images(
@@ -238,8 +244,8 @@ def check_images(
         if on_changed_data != ACCEPT:
             raise ValueError(
                 f"{changed}: build it again with infer.py --index={file} and the flags that built "
-                f"it (of {search_index.metadata.get('images')}), which replaces it, or search it "
-                "as it was built by --on_changed_data=accept"
+                f"it (of {search_index.metadata.get('images')}), which replaces it, embed those "
+                "again by --add=PATH, or search it as it was built by --on_changed_data=accept"
             )
         notes.append(f"{changed}: accepted, they are found by what they were")
 
@@ -259,17 +265,27 @@ def find_neighbours(
     """
     rows, cosines = search_index.search(features, k, device)
     return [
-        [
-            {
-                "rank": n + 1,
-                "row": int(row),
-                "cosine": float(cosine),
-                "path": search_index.paths[row],
-                "class_name": search_index.class_name(int(row)),
-            }
-            for n, (row, cosine) in enumerate(zip(found, similar, strict=True))
-        ]
+        describe_neighbours(search_index, found, similar)
         for found, similar in zip(rows, cosines, strict=True)
+    ]
+
+
+def describe_neighbours(
+    search_index: indexes.SearchIndex, rows: np.ndarray, cosines: np.ndarray
+) -> list[dict[str, Any]]:
+    """Describe the neighbours of one query, rows and cosines (k,), see `find_neighbours`."""
+    entries = search_index.entries(rows)
+    return [
+        {
+            "rank": n + 1,
+            "row": int(row),
+            "cosine": float(cosine),
+            "path": path,
+            "class_name": class_name,
+        }
+        for n, (row, cosine, (path, class_name)) in enumerate(
+            zip(rows, cosines, entries, strict=True)
+        )
     ]
 
 
