@@ -186,6 +186,7 @@ class InferenceOptions:
     remove: tuple[str, ...]
     topk: int
     json: str | None
+    html: str | None
     export: str | None
     output: str | None
     normalize: bool
@@ -389,6 +390,7 @@ def settle_inference(flags: Flags) -> InferenceOptions:
     elif queries:
         flags.refuse(changes, f"--{queries[0]} searches --index, which stays as it is")
         _check_queries(queries, flags.index, flags.query, flags.query_text, flags.pretrained_model)
+        refuse_same(json=flags.json, html=flags.html, index=flags.index)
     elif changes:
         _check_changes(changes, flags.index, flags.add, flags.pretrained_model)
     for names, reason in _unused(flags.values, queries, changes):
@@ -438,7 +440,7 @@ def _unused(
             reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
             yield reading, f"--{queries[0]} reads no images"
         return
-    yield ("topk", "json", "verify", "on_changed_data"), "without --query or --query_text"
+    yield ("topk", "json", "html", "verify", "on_changed_data"), "without --query or --query_text"
 
     if changes:
         yield BUILD_NAMES, f"--{changes[0]} changes the index that is there"

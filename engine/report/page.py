@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from metric_learning.common.atomic import write_text
 from metric_learning.common.log import log
 from metric_learning.common.outputs import replaced_folder
 from metric_learning.common.pages import templates_of
+from metric_learning.common.pictures import data_uri, small_jpeg
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.scoring import with_float64
 from metric_learning.engine.report import data, embedding_map, figures
@@ -30,7 +28,6 @@ Thumbnail = Callable[[int, int], str]  # row, pixels of the longer side -> data 
 Row = dict[str, Any]
 NUM_QUERIES, NUM_PAIRS, NUM_CONFUSIONS = 8, 100_000, 12
 QUERY_PIXELS, MAP_PIXELS = 128, 48  # longer side of a thumbnail; shown smaller
-JPEG_QUALITY = 75
 QUERY_KINDS = {
     "best": ("Best", "Those with the highest average precision, of as many classes as possible."),
     "random": ("Random", "Drawn at random from all queries: what to expect."),
@@ -114,11 +111,7 @@ def _thumbnails(read_image: Callable[[int], np.ndarray]) -> Thumbnail:
 
     @cache
     def thumbnail(row: int, pixels: int) -> str:
-        image = Image.fromarray(read_image(row))
-        image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+        return data_uri(small_jpeg(read_image(row), pixels))
 
     return thumbnail
 

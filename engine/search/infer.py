@@ -15,7 +15,15 @@ from metric_learning.engine.embed.export import export_model
 from metric_learning.engine.options.evaluation import InferenceOptions
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.world import is_first_process, leave_world
-from metric_learning.engine.search.search import ANSWERS, INDEX, IndexKind, make_index, search
+from metric_learning.engine.search.page import ANSWER_PAGE
+from metric_learning.engine.search.search import (
+    ANSWERS,
+    INDEX,
+    AnswerFiles,
+    IndexKind,
+    make_index,
+    search,
+)
 from metric_learning.engine.search.update import update_index
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.sets.plain_images import join_plain_images
@@ -37,10 +45,13 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         return update_index(work, options.add, options.remove, on_bad_image)
     if options.search_index is not None:
         queries = open_plain_images([options.query]) if options.query else options.query_text
-        file = prepare_output("json", options.json, ANSWERS) if options.json else None
+        files = AnswerFiles(
+            prepare_output("json", options.json, ANSWERS) if options.json else None,
+            prepare_output("html", options.html, ANSWER_PAGE) if options.html else None,
+        )
         compared = options.verify, options.on_changed_data
         index = options.search_index
-        return search(work, index, queries, options.topk, file, on_bad_image, *compared)
+        return search(work, index, queries, options.topk, files, on_bad_image, *compared)
 
     if options.index is not None:
         decide_on_main(world, lambda: prepare_output("index", options.index or "", INDEX))

@@ -28,6 +28,7 @@ from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, Embedding
 from metric_learning.engine.options.tables import ACCEPT
 from metric_learning.engine.options.training import VIEW_NAMES
 from metric_learning.engine.parallel.collectives import gather_on_main, merge
+from metric_learning.engine.search.page import write_page
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of
@@ -147,17 +148,24 @@ def describe_recall(
     return f"finds {recall:.4f} of the exact {k} nearest, measured with {len(rows)} of its images"
 
 
+class AnswerFiles(NamedTuple):
+    """The files that answers are written to, where they are."""
+
+    json: Path | None
+    html: Path | None
+
+
 def search(
     work: EmbeddingOptions,
     search_index: indexes.SearchIndex,
     queries: ImageSet | Sequence[str],
     k: int,
-    file: Path | None,
+    files: AnswerFiles,
     on_bad_image: str,
     verify: bool = False,
     on_changed_data: str = "error",
 ) -> list[dict[str, Any]]:
-    """Print the neighbours of images or texts and return them; write them to a JSON file, if any.
+    """Print the neighbours of images or texts and return them; write them to files, if any.
 
     Texts are embedded by the text tower of a CLIP model. Returns per query its `path` or `text`,
     and `neighbours`, see `find_neighbours`. What `on_bad_image` leaves out, the file tells. Raises
@@ -180,9 +188,11 @@ def search(
     answers: list[dict[str, Any]] = [
         {**query, "neighbours": neighbours} for query, neighbours in zip(asked, found, strict=True)
     ]
-    if file is not None:  # before the screen, which may be a pipe that nobody reads any more
+    if files.json is not None:  # before the screen, which may be a pipe that nobody reads any more
         made = {"index": file_of_index, "weights": work.weights, "versions": versions()}
-        write_json(file, {"queries": answers, "broken": broken, **made})
+        write_json(files.json, {"queries": answers, "broken": broken, **made})
+    if files.html is not None:
+        write_page(files.html, answers, file_of_index, embedder.preprocessing.decoding)
     print_answers(answers)
     return answers
 
