@@ -520,3 +520,24 @@ def open_index(file: str, topk: int) -> SearchIndex:
             "depend on: build it again"
         )
     return search_index
+
+
+def settle_queries(
+    file: str, weights: str | None, **machine: Any
+) -> tuple[SearchIndex, EmbeddingOptions]:
+    """Open a search index, and settle how queries are embedded as its images were.
+
+    Without `weights` they are those that the index was built with, where they are still there.
+    `machine` are flags of where it computes. Raises ValueError as `settle_embedding` does.
+    """
+    search_index = open_index(file, 1)
+    made = _flags_of_index(search_index)
+    origin = str(search_index.metadata.get("weights"))
+    if weights is None and origin != RANDOM and not Path(origin).is_file():
+        raise ValueError(
+            f"{file} was built with {origin}, which is not here: say where those weights are by "
+            "--pretrained_model=CHECKPOINT"
+        )
+    flags = default_flags(pretrained_model=weights or origin, **machine)
+    flags = flags.adopted(file, made).giving(made)
+    return search_index, settle_embedding(flags, World(), is_quiet=True)
