@@ -165,10 +165,12 @@ def run_file(text: str) -> str:
 
 
 def image_shape(text: str) -> tuple[int, int, int]:
-    """Parse `3,S,S`: channels, height and width in pixels, square only."""
+    """Parse `3,H,W`: channels, height and width in pixels."""
     sizes = _integers(text)
-    if len(sizes) != 3 or sizes[0] != 3 or sizes[1] != sizes[2] or sizes[1] < 1:
-        raise argparse.ArgumentTypeError(f"expected 3,SIZE,SIZE (square), found {text!r}")
+    if len(sizes) != 3 or sizes[0] != 3 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected 3,HEIGHT,WIDTH (channels, pixels), found {text!r}"
+        )
     return 3, sizes[1], sizes[2]
 
 
@@ -284,7 +286,7 @@ METAVARS: dict[Callable[[str], Any], str] = {
     fraction: "FRACTION",
     path: "PATH",
     run_file: "PATH",
-    image_shape: "3,S,S",
+    image_shape: "3,H,W",
     integers: "INT,...",
     color_jitter: "B,C,S,H",
     rand_augment: "N,M",

@@ -233,9 +233,8 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
     average = settle_average(share or 0.0, start, path, meta)
     if average is not None:
         flags.refuse(["class_dim"], "--average_with_start has no class layer")
-    size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
     flags = flags.replaced(
-        image_shape=(3, size, size),
+        image_shape=flags.image_shape or (3, *image_size_of(flags.model)),
         transform=flags.transform or default_transform(flags.model),
         num_workers=reading_workers(flags.num_workers, device),
         batch_size=embedding_batch(flags.batch_size, "batch_size" in flags.given, device),

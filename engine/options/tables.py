@@ -84,7 +84,12 @@ READING_FLAGS = grouped(
     Flag("total_images", positive, None, "number of training images; default: counted"),
     Flag("min_crop_area", non_negative, 0.08, "least area of a training crop, as a fraction"),
     Flag("horizontal_flip", boolean, True, "mirror every other training image"),
-    Flag("crop_aspect", aspect_range, (3 / 4, 4 / 3), "range of a crop's width by its height"),
+    Flag(
+        "crop_aspect",
+        aspect_range,
+        (3 / 4, 4 / 3),
+        "range of a crop's width by its height, by those of the network's input",
+    ),
     Flag(
         "train_crop",
         str,
@@ -175,8 +180,8 @@ MODEL_FLAGS = grouped(
         "image_shape",
         image_shape,
         None,
-        "channels, height and width of inputs in pixels, such as 3,224,224: three channels, height "
-        "equal to width. Default: as the weights were trained, else as the model is made for",
+        "channels, height and width of inputs in pixels, such as 3,224,224 or, for people on foot, "
+        "3,256,128. Default: as the weights were trained, else as the model is made for",
     ),
     Flag(
         "transform",
@@ -193,8 +198,8 @@ MODEL_FLAGS = grouped(
         "resize_ratio",
         resize_ratio,
         None,
-        "short side of a test image by the side of its central crop, 1 or more: 1.143 is 256 for "
-        "224. Default: as the weights were trained, else 1, with --transform=v1 8/7",
+        "how much larger than its central crop a test image is made, 1 or more: 1.143 is a short "
+        "side of 256 for 224. Default: as the weights were trained, else 1, or 8/7 for v1",
     ),
     Flag(
         "tta_flip",

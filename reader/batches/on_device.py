@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from metric_learning.common.sizes import Size
 from metric_learning.reader.batches.resize import (
     LENGTH,
     cut_strips_on_device,
@@ -88,7 +89,7 @@ class DeviceImages:
 
     data: torch.Tensor  # what the groups say, one after the other, and behind it the files
     groups: list[Group]
-    crop_size: int
+    crop_size: Size
 
     def share_memory_(self) -> None:
         """Move the images to shared memory."""
@@ -99,7 +100,7 @@ class DeviceImages:
         return replace(self, data=self.data.pin_memory())
 
     def crop(self, device: torch.device) -> torch.Tensor:
-        """Crop, resize and mirror the images on the device: (B, 3, S, S) uint8, channels last.
+        """Crop, resize and mirror the images on the device: (B, 3, S, T) uint8, channels last.
 
         The result is that of `standard_train` to the bit, where a CPU resizes bytes as such (x86
         with AVX2, ARM); elsewhere it is within a grey level. ImageError if a file is broken.
@@ -177,8 +178,8 @@ def turn_upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
 Sample = tuple[np.ndarray | JpegFile, Crop]  # the strips of a crop, or the file that it is of
 
 
-def pack(samples: Sequence[Sample], crop_size: int) -> DeviceImages:
-    """Put crops of different sizes, to be resized to S, into one batch."""
+def pack(samples: Sequence[Sample], crop_size: Size) -> DeviceImages:
+    """Put crops of different sizes, to be resized to one, into one batch."""
     groups: list[Group] = []
     arrays: list[np.ndarray] = []
     for members in grouped(samples, crop_size):
@@ -205,7 +206,7 @@ def pack(samples: Sequence[Sample], crop_size: int) -> DeviceImages:
     return DeviceImages(torch.from_numpy(data), groups, crop_size)
 
 
-def grouped(samples: Sequence[Sample], crop_size: int) -> Iterator[list[Sample]]:
+def grouped(samples: Sequence[Sample], crop_size: Size) -> Iterator[list[Sample]]:
     """Yield successive samples of at most MOST_VALUES at once, in their order; or a single one."""
     members: list[Sample] = []
     total = 0
