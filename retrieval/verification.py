@@ -14,6 +14,7 @@ from torch import Tensor
 from metric_learning.retrieval.counting.bins import NUM_BINS, Bins
 from metric_learning.retrieval.counting.choose import choose_counter
 from metric_learning.retrieval.counting.thresholds import Counter, NegativePairs, Share
+from metric_learning.retrieval.groups import Groups, checked_groups, count_ignored
 from metric_learning.retrieval.inputs import checked_sets
 
 PAIRS_AT_ONCE = 2**20  # positive pairs whose cosines are held together
@@ -105,13 +106,16 @@ def similarity_histograms(
     device: str | torch.device = "cpu",
     share: Share | None = None,
     own_rows: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    gallery_groups: np.ndarray | None = None,
 ) -> SimilarityHistograms:
     """Count all pairs of a data set by cosine similarity.
 
     Without a gallery the pairs are those of two different rows, each once; with one, they are all
     of a query with a gallery image that is not itself: two images of which each is both make two. A
-    zero embedding has similarity 0 to everything. Arguments and
-    errors are those of `retrieval.score_queries`; the device is of a type that has float64.
+    zero embedding has similarity 0 to everything. Two images of one class and group are no pair.
+    Arguments and errors are those of `retrieval.score_queries`; the device is of a type that has
+    float64.
 
     Returns:
         Histograms of 2^16 + 1 bins. Positives are counted by their cosines in float64; so are the
@@ -125,7 +129,8 @@ def similarity_histograms(
     queries, query_labels, gallery, all_labels = checked_sets(
         embeddings, labels, gallery_embeddings, gallery_labels
     )
-    pairs = _Pairs(query_labels, None if gallery is None else all_labels, own_rows)
+    by_group = checked_groups(groups, gallery_groups, len(queries), gallery)
+    pairs = _Pairs(query_labels, None if gallery is None else all_labels, own_rows, by_group)
     counter, bins, share = choose_counter(queries, gallery, device), Bins(), share or Share()
     counts = _count_pairs(counter, pairs, bins, share)
     finer = bins.finer(counts.sum(0))
@@ -148,6 +153,7 @@ class _Pairs:
         query_labels: npt.NDArray[np.int64],
         gallery_labels: npt.NDArray[np.int64] | None,
         own_rows: npt.NDArray[np.int64] | None,
+        groups: Groups | None,
     ) -> None:
         is_self_retrieval = gallery_labels is None
         gallery_labels = query_labels if gallery_labels is None else gallery_labels
@@ -166,10 +172,16 @@ class _Pairs:
             self.num_pairs = len(query_labels) * (len(query_labels) - 1) // 2
 
         self.negatives = NegativePairs(query_order, gallery_order, firsts, lasts)
-        self.own_rows = own_rows
-        num_own = 0 if own_rows is None else int((own_rows >= 0).sum())
+        self.own_rows, self.groups = own_rows, groups
+        is_own = np.full(len(query_labels), is_self_retrieval)
+        if own_rows is not None:
+            is_own = own_rows >= 0
+        num_own = 0 if is_self_retrieval else int(is_own.sum())
+        if groups is not None:
+            ignored = int(count_ignored(query_labels, gallery_labels, groups, is_own).sum())
+            num_own += ignored // 2 if is_self_retrieval else ignored
         self.offsets = np.concatenate([[0], np.cumsum(lasts - self.first_positives)])
-        self.num_listed = int(self.offsets[-1])  # with those of a query and itself
+        self.num_listed = int(self.offsets[-1])  # with those of a query and itself or its group
         self.num_positives = self.num_listed - num_own
         self.num_pairs -= num_own
         if self.num_positives == 0:
@@ -188,10 +200,12 @@ class _Pairs:
         queries = np.searchsorted(self.offsets, numbers, side="right") - 1
         columns = self.first_positives[queries] + numbers - self.offsets[queries]
         rows, searched = self.negatives.query_order[queries], self.negatives.gallery_order[columns]
-        if self.own_rows is None:
-            return rows, searched
-        is_other = self.own_rows[rows] != searched
-        return rows[is_other], searched[is_other]
+        is_pair = np.ones(len(rows), bool)
+        if self.own_rows is not None:
+            is_pair &= self.own_rows[rows] != searched
+        if self.groups is not None:
+            is_pair &= ~self.groups.are_same(rows, searched)
+        return rows[is_pair], searched[is_pair]
 
 
 def _count_pairs(counter: Counter, pairs: _Pairs, bins: Bins, share: Share) -> np.ndarray:

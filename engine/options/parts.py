@@ -68,6 +68,10 @@ class DataOptions:
     test_list: str | None
     csv: str | None
     fold: int | None
+    path_column: str | None
+    label_column: str | None
+    split_column: str | None
+    group_column: str | None
     val_fold: str | None
 
     def load(self, split: str) -> ImageSet:

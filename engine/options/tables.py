@@ -38,6 +38,7 @@ TRANSFORMS = ("reference", "standard", "v1")
 TRAIN_CROPS = ("random_resized", "random")
 DATASETS = (
     *("sop", "demo", "glyphs", "cub200_2011", "cub200_2010", "cars196", "inshop"),
+    *("market1501", "veri776"),
     *("cifar10", "omniglot", "folder", "list", "csv"),
 )
 TIES = ("pessimistic", "expected")
@@ -56,6 +57,13 @@ INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
 FEATURE_DTYPES = ("float32", "float16", "int8")
 EXPORT_FORMS = ("onnx", "torchscript", "safetensors")
 
+# What the file of --csv may call otherwise.
+COLUMNS = {
+    "path": "paths; default: path",
+    "label": "labels; default: label, else identity",
+    "split": "splits; default: split",
+    "group": "groups, such as cameras; default: group, else sequence",
+}
 VERIFY = Flag(
     "verify", boolean, False, "compare kept things with every image by its content, not its times"
 )
@@ -67,8 +75,12 @@ DATA_FLAGS = grouped(
     Flag("test_classes", str, None, "test classes by number, e.g. 26-50"),
     Flag("train_list", path, None, "file of `path label` lines (--dataset=list)"),
     Flag("test_list", path, None, "file of `path label` lines (--dataset=list)"),
-    Flag("csv", path, None, "file of images, from python -m data.prepare (--dataset=csv)"),
+    Flag("csv", path, None, "table of images, see docs/own-data.md (--dataset=csv)"),
     Flag("fold", natural, None, "fold of the file to test on, others train (--dataset=csv)"),
+    *(
+        Flag(f"{name}_column", str, None, f"its column of {what} (--dataset=csv)")
+        for name, what in COLUMNS.items()
+    ),
     Flag(
         "val_fold",
         str,

@@ -40,6 +40,24 @@ def parse_box(cells: Sequence[str]) -> Box:
     return x_1, y_1, x_2, y_2
 
 
+def parse_corner_box(text: str) -> Box:
+    """Read a cell `[x, y, width, height]` in pixels, as wildlife-datasets and COCO have it.
+
+    The sides are rounded as Pillow's `crop` does. An empty cell is WHOLE. Raises ValueError for
+    anything else, and for a box without an area.
+    """
+    if text.strip().lower() in NOTHING:
+        return WHOLE
+    try:
+        x, y, width, height = map(float, text.strip().strip("[]()").split(","))
+        sides = [str(round(side)) for side in (x, y, x + width, y + height)]
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"expected a box [x, y, width, height] in pixels, or an empty cell; found '{text}'"
+        ) from error
+    return parse_box(sides)
+
+
 def crop_box(image: np.ndarray, box: Sequence[int]) -> np.ndarray:
     """Cut a box out of an upright image (H, W, 3); what lies beyond its edges is left away.
 

@@ -77,6 +77,9 @@ class ImageSet:
     images: Sequence[np.ndarray] | np.ndarray | None = None
     # (N, 4) int32, the parts of the photos that are the images, see `crop_box`; None: whole photos
     boxes: np.ndarray | None = None
+    # (N,) int64, such as cameras, -1: none; images of a query's class and group are left out of its
+    # ranking, see `retrieval.groups`; None: there are none
+    groups: np.ndarray | None = None
     super_classes: dict[int, str] | None = None  # label -> name of its super class, else None
     left_out: LeftOut = LeftOut()  # what of the data set nobody reads
     notes: tuple[str, ...] = ()  # lines for the log: classes chosen, texts read as the same
@@ -127,6 +130,7 @@ class ImageSet:
             is_gallery=self.is_gallery[rows],
             images=None if images is None else [images[row] for row in rows],
             boxes=None if self.boxes is None else self.boxes[rows],
+            groups=None if self.groups is None else self.groups[rows],
         )
 
     def name_of(self, i: int) -> str:

@@ -19,6 +19,7 @@ def images(counts, num_queries=None):
     return SimpleNamespace(
         labels=labels,
         is_query=is_query,
+        groups=None,
         is_gallery=is_gallery,
         is_self_retrieval=num_queries is None,
     )
