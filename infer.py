@@ -28,6 +28,7 @@ from metric_learning.common.flags import (
     parse_flags,
     path,
     positive,
+    unknown_threshold,
     with_defaults,
 )
 from metric_learning.engine.options.tables import (
@@ -107,6 +108,15 @@ FLAGS = (
             repeats=True,
         ),
         Flag("topk", positive, 10, "neighbours per query"),
+        Flag(
+            "unknown_threshold",
+            unknown_threshold,
+            None,
+            "cosine below which the nearest image is no answer. While --index is built, auto: "
+            "chosen on the val split, or on the indexed images where there is none, and kept in "
+            "the index; in a search auto: that of the index; off: none. Default: that of the "
+            "index, if it has one",
+        ),
         VERIFY,
         Flag(
             "on_changed_data",

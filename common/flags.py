@@ -264,6 +264,22 @@ def scale(text: str) -> float | None:
     return number
 
 
+def unknown_threshold(text: str) -> str | float:
+    """Parse a cosine, of -1 to 1, or the words `auto` and `off`."""
+    word = text.strip().lower()
+    if word in ("auto", "off"):
+        return word
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not -1 <= number <= 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a cosine of -1 to 1, auto or off, found {text!r}"
+        )
+    return number
+
+
 def amp(text: str) -> str:
     """Parse the precision of the forward pass; True is bfloat16, False is off."""
     word = text.strip().lower()
@@ -296,6 +312,7 @@ METAVARS: dict[Callable[[str], Any], str] = {
     resize_ratio: "NUMBER",
     whitening: "INT|all",
     scale: "NUMBER|auto",
+    unknown_threshold: "COSINE|auto|off",
     amp: "|".join(AMP_CHOICES),
 }
 

@@ -52,9 +52,9 @@ def verification_scores(
     the scores mean and how exact they are.
 
     Returns:
-        `auc`, `eer` and `tar@far=0.1`, `0.01`, `0.001`, `0.0001` as fractions; `positive_pairs`,
-        `negative_pairs`. A false-accept rate (far) that fewer than 10 negative pairs would make is
-        left out.
+        `auc`, `eer` and `tar@far=0.1`, `0.01`, `0.001`, `0.0001` as fractions, and their cosines
+        `threshold@far=0.1` and so on; `positive_pairs`, `negative_pairs`. A false-accept rate (far)
+        that fewer than 10 negative pairs would make is left out.
     """
     return score_histograms(similarity_histograms(embeddings, labels, **options))
 
@@ -68,7 +68,8 @@ def score_histograms(histograms: SimilarityHistograms) -> dict[str, float | int]
     under tar over far, the probability that a positive pair is more similar than a negative one,
     ties counted half: An introduction to ROC analysis (Fawcett 2006),
     https://doi.org/10.1016/j.patrec.2005.10.010. eer: the far that equals 1 - tar, interpolated
-    between thresholds. tar@far=F: tar at the lowest threshold whose far is at most F.
+    between thresholds. tar@far=F: tar at the lowest threshold whose far is at most F, which is
+    threshold@far=F.
 
     Thresholds are the edges of the bins, 2^-15 apart or less. A positive and a negative pair in one
     bin tie, so the auc is off by at most half the share of such couples among all couples (usually
@@ -94,6 +95,7 @@ def score_histograms(histograms: SimilarityHistograms) -> dict[str, float | int]
         if allowed >= LEAST_ACCEPTED:
             lowest = np.searchsorted(false_accepts, allowed, side="right") - 1
             scores[f"tar@far={10**-exponent}"] = float(tar[lowest])
+            scores[f"threshold@far={10**-exponent}"] = float(histograms.edges[-1 - lowest])
     return scores | {"positive_pairs": num_positives, "negative_pairs": num_negatives}
 
 

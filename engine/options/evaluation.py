@@ -127,6 +127,7 @@ class MetricOptions:
     rerank: str | None
     verification: bool
     clustering: bool
+    open_set: float = 0.0
 
     @property
     def compares_directions(self) -> bool:
@@ -183,6 +184,7 @@ class InferenceOptions:
     query: str | None
     query_text: tuple[str, ...]
     topk: int
+    unknown_threshold: str | float | None
     json: str | None
     export: str | None
     output: str | None
@@ -295,9 +297,10 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
         flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
     if flags.compare:
         alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
+        alone += ("open_set",)
         flags.refuse((*alone, "class_dim", "average_with_start", "start"), "with --compare")
     if flags.distance != "cosine":
-        by_cosine = ("whiten", "rerank", "verification", "clustering")
+        by_cosine = ("whiten", "rerank", "verification", "clustering", "open_set")
         flags.refuse(by_cosine, f"--distance={flags.distance}: they compare directions")
     if flags.rerank is not None:
         parse_rerank(flags.rerank)
@@ -393,7 +396,8 @@ def settle_inference(flags: Flags) -> InferenceOptions:
             ("topk", "json", "verify", "on_changed_data"), "without --query or --query_text"
         )
         if flags.index is None:
-            flags.refuse(("index_type", "index_options", "features"), "without --index")
+            of_index = ("index_type", "index_options", "features", "unknown_threshold")
+            flags.refuse(of_index, "without --index")
         else:
             flags.refuse(("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written")
         if flags.features is not None:

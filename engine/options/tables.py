@@ -50,6 +50,7 @@ PLACES = ("workers", "device")
 TRAINABLE = ("all", "norm", "head")
 BAD_IMAGE_POLICIES = ("error", "skip")
 ACCEPT = "accept"
+AUTO, OFF = "auto", "off"  # of --unknown_threshold
 CHANGED_DATA_POLICIES = ("error", ACCEPT)
 ON_COLLAPSE = ("warn", "stop")
 SPLITS = ("train", "val", "test", "all")
@@ -427,6 +428,13 @@ METRIC_FLAGS = grouped(
     ),
     Flag("verification", boolean, False, "also ROC AUC, TAR at FAR and EER over all pairs"),
     Flag("clustering", boolean, False, "also NMI, AMI, ARI and F1 of k-means clusters"),
+    Flag(
+        "open_set",
+        fraction,
+        0.0,
+        "leave this share of the classes out of the gallery, and measure how well a threshold on "
+        "the cosine tells their queries from others: AUROC, DIR at FAR, F1",
+    ),
     Flag("class_table", path, None, "CSV file to write the scores of each class to"),
 )
 EXPORT_FLAGS = grouped(

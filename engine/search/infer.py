@@ -35,8 +35,8 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
     if options.search_index is not None:
         queries = open_plain_images([options.query]) if options.query else options.query_text
         file = prepare_output("json", options.json, ANSWERS) if options.json else None
-        compared = options.verify, options.on_changed_data
         index = options.search_index
+        compared = options.verify, options.on_changed_data, options.unknown_threshold
         return search(work, index, queries, options.topk, file, on_bad_image, *compared)
 
     if options.index is not None:
@@ -55,7 +55,7 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         written = Path(options.output_dir)
         dump_features(written, embedder, images, on_bad_image, options.dump)
     else:
-        kind = IndexKind(options.index_type, options.index_options)
+        kind = IndexKind(options.index_type, options.index_options, options.unknown_threshold)
         what = ", ".join(options.images) or f"{work.data.dataset}, {work.split}"
         given = None
         if options.features is not None:
