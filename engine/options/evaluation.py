@@ -127,6 +127,7 @@ class MetricOptions:
     rerank: str | None
     verification: bool
     clustering: bool
+    open_set: float = 0.0
 
     @property
     def compares_directions(self) -> bool:
@@ -185,6 +186,7 @@ class InferenceOptions:
     add: tuple[str, ...]
     remove: tuple[str, ...]
     topk: int
+    unknown_threshold: str | float | None
     json: str | None
     html: str | None
     export: str | None
@@ -241,9 +243,8 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
     average = settle_average(share or 0.0, start, path, meta)
     if average is not None:
         flags.refuse(["class_dim"], "--average_with_start has no class layer")
-    size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
     flags = flags.replaced(
-        image_shape=(3, size, size),
+        image_shape=flags.image_shape or (3, *image_size_of(flags.model)),
         transform=flags.transform or default_transform(flags.model),
         num_workers=reading_workers(flags.num_workers, device),
         batch_size=embedding_batch(flags.batch_size, "batch_size" in flags.given, device),
@@ -304,9 +305,10 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
         flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
     if flags.compare:
         alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
+        alone += ("open_set",)
         flags.refuse((*alone, "class_dim", "average_with_start", "start"), "with --compare")
     if flags.distance != "cosine":
-        by_cosine = ("whiten", "rerank", "verification", "clustering")
+        by_cosine = ("whiten", "rerank", "verification", "clustering", "open_set")
         flags.refuse(by_cosine, f"--distance={flags.distance}: they compare directions")
     if flags.rerank is not None:
         parse_rerank(flags.rerank)
@@ -443,12 +445,14 @@ def _unused(
     yield ("topk", "json", "html", "verify", "on_changed_data"), "without --query or --query_text"
 
     if changes:
-        yield BUILD_NAMES, f"--{changes[0]} changes the index that is there"
+        reason = f"--{changes[0]} changes the index that is there"
+        yield (*BUILD_NAMES, "unknown_threshold"), reason
         if not values["add"]:
             yield ("pretrained_model", *EMBEDDING_ALONE, "max_pixels"), "--remove embeds no images"
         return
     if values["index"] is None:
-        yield ("index_type", "index_options", "features"), "without --index"
+        of_index = ("index_type", "index_options", "features", "unknown_threshold")
+        yield of_index, "without --index"
     else:
         yield ("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written"
     if values["features"] is not None:

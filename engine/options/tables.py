@@ -29,6 +29,7 @@ from metric_learning.common.flags import (
     scale,
     scales,
     short_side_or_both,
+    unknown_threshold,
     whitening,
 )
 
@@ -38,6 +39,7 @@ TRANSFORMS = ("reference", "standard", "v1")
 TRAIN_CROPS = ("random_resized", "random")
 DATASETS = (
     *("sop", "demo", "glyphs", "cub200_2011", "cub200_2010", "cars196", "inshop"),
+    *("market1501", "veri776"),
     *("cifar10", "omniglot", "folder", "list", "csv"),
 )
 TIES = ("pessimistic", "expected")
@@ -49,6 +51,7 @@ PLACES = ("workers", "device")
 TRAINABLE = ("all", "norm", "head")
 BAD_IMAGE_POLICIES = ("error", "skip")
 ACCEPT = "accept"
+AUTO, OFF = "auto", "off"  # of --unknown_threshold
 CHANGED_DATA_POLICIES = ("error", ACCEPT)
 ON_COLLAPSE = ("warn", "stop")
 SPLITS = ("train", "val", "test", "all")
@@ -56,6 +59,13 @@ INDEX_TYPES = ("exact", "ivf", "ivfpq", "hnsw")
 FEATURE_DTYPES = ("float32", "float16", "int8")
 EXPORT_FORMS = ("onnx", "torchscript", "safetensors")
 
+# What the file of --csv may call otherwise.
+COLUMNS = {
+    "path": "paths; default: path",
+    "label": "labels; default: label, else identity",
+    "split": "splits; default: split",
+    "group": "groups, such as cameras; default: group, else sequence",
+}
 VERIFY = Flag(
     "verify", boolean, False, "compare kept things with every image by its content, not its times"
 )
@@ -67,8 +77,12 @@ DATA_FLAGS = grouped(
     Flag("test_classes", str, None, "test classes by number, e.g. 26-50"),
     Flag("train_list", path, None, "file of `path label` lines (--dataset=list)"),
     Flag("test_list", path, None, "file of `path label` lines (--dataset=list)"),
-    Flag("csv", path, None, "file of images, from python -m data.prepare (--dataset=csv)"),
+    Flag("csv", path, None, "table of images, see docs/own-data.md (--dataset=csv)"),
     Flag("fold", natural, None, "fold of the file to test on, others train (--dataset=csv)"),
+    *(
+        Flag(f"{name}_column", str, None, f"its column of {what} (--dataset=csv)")
+        for name, what in COLUMNS.items()
+    ),
     Flag(
         "val_fold",
         str,
@@ -84,7 +98,12 @@ READING_FLAGS = grouped(
     Flag("total_images", positive, None, "number of training images; default: counted"),
     Flag("min_crop_area", non_negative, 0.08, "least area of a training crop, as a fraction"),
     Flag("horizontal_flip", boolean, True, "mirror every other training image"),
-    Flag("crop_aspect", aspect_range, (3 / 4, 4 / 3), "range of a crop's width by its height"),
+    Flag(
+        "crop_aspect",
+        aspect_range,
+        (3 / 4, 4 / 3),
+        "range of a crop's width by its height, by those of the network's input",
+    ),
     Flag(
         "train_crop",
         str,
@@ -175,8 +194,8 @@ MODEL_FLAGS = grouped(
         "image_shape",
         image_shape,
         None,
-        "channels, height and width of inputs in pixels, such as 3,224,224: three channels, height "
-        "equal to width. Default: as the weights were trained, else as the model is made for",
+        "channels, height and width of inputs in pixels, such as 3,224,224 or, for people on foot, "
+        "3,256,128. Default: as the weights were trained, else as the model is made for",
     ),
     Flag(
         "transform",
@@ -193,8 +212,8 @@ MODEL_FLAGS = grouped(
         "resize_ratio",
         resize_ratio,
         None,
-        "short side of a test image by the side of its central crop, 1 or more: 1.143 is 256 for "
-        "224. Default: as the weights were trained, else 1, with --transform=v1 8/7",
+        "how much larger than its central crop a test image is made, 1 or more: 1.143 is a short "
+        "side of 256 for 224. Default: as the weights were trained, else 1, or 8/7 for v1",
     ),
     Flag(
         "tta_flip",
@@ -410,6 +429,13 @@ METRIC_FLAGS = grouped(
     ),
     Flag("verification", boolean, False, "also ROC AUC, TAR at FAR and EER over all pairs"),
     Flag("clustering", boolean, False, "also NMI, AMI, ARI and F1 of k-means clusters"),
+    Flag(
+        "open_set",
+        fraction,
+        0.0,
+        "leave this share of the classes out of the gallery, and measure how well a threshold on "
+        "the cosine tells their queries from others: AUROC, DIR at FAR, F1",
+    ),
     Flag("class_table", path, None, "CSV file to write the scores of each class to"),
 )
 SEARCH_FLAGS = grouped(
@@ -442,6 +468,15 @@ SEARCH_FLAGS = grouped(
         repeats=True,
     ),
     Flag("topk", positive, 10, "neighbours per query"),
+    Flag(
+        "unknown_threshold",
+        unknown_threshold,
+        None,
+        "cosine below which the nearest image is no answer. While --index is built, auto: "
+        "chosen on the val split, or on the indexed images where there is none, and kept in "
+        "the index; in a search auto: that of the index; off: none. Default: that of the "
+        "index, if it has one",
+    ),
     Flag("html", path, None, "page to write the answers to, with pictures, which opens offline"),
     VERIFY,
     Flag(

@@ -49,7 +49,7 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
             prepare_output("json", options.json, ANSWERS) if options.json else None,
             prepare_output("html", options.html, ANSWER_PAGE) if options.html else None,
         )
-        compared = options.verify, options.on_changed_data
+        compared = options.verify, options.on_changed_data, options.unknown_threshold
         index = options.search_index
         return search(work, index, queries, options.topk, files, on_bad_image, *compared)
 
@@ -69,7 +69,7 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         written = Path(options.output_dir)
         dump_features(written, embedder, images, on_bad_image, options.dump)
     else:
-        kind = IndexKind(options.index_type, options.index_options)
+        kind = IndexKind(options.index_type, options.index_options, options.unknown_threshold)
         what = ", ".join(options.images) or f"{work.data.dataset}, {work.split}"
         given = None
         if options.features is not None:

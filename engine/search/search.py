@@ -25,10 +25,18 @@ from metric_learning.engine.embed.dump.shards import Given
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.embed.embedding import readable_rows
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
-from metric_learning.engine.options.tables import ACCEPT
+from metric_learning.engine.options.tables import ACCEPT, AUTO
 from metric_learning.engine.options.training import VIEW_NAMES
 from metric_learning.engine.parallel.collectives import gather_on_main, merge
 from metric_learning.engine.search.page import write_page
+from metric_learning.engine.search.threshold import (
+    THRESHOLD,
+    Images,
+    calibrating_images,
+    choose_threshold,
+    mark_none,
+    threshold_of,
+)
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of
@@ -41,10 +49,14 @@ ANSWERS = json_kind("a result of a search", "queries", "index", "weights")
 
 
 class IndexKind(NamedTuple):
-    """Which index is built: a key of INDEX_OPTIONS, and its parameters as `name=value,...`."""
+    """Which index is built: a key of INDEX_OPTIONS, and its parameters as `name=value,...`.
+
+    The threshold is as --unknown_threshold says, see `choose_threshold`.
+    """
 
     name: str
     options: str
+    unknown_threshold: str | float | None = None
 
     def parameters(self, num_images: int, dim: int) -> dict[str, int]:
         """Return all parameters, those of the options as given; ValueError where one is wrong."""
@@ -66,16 +78,16 @@ def make_index(
     """Embed images, build the search index of them, which says `what` they are; return its file.
 
     All processes embed, unless the features are `given`, and the first one builds.
-    What `on_bad_image` or a dump leaves out, the metadata of the index tell.
+    What `on_bad_image` or a dump leaves out, the metadata of the index tell, and its threshold.
     """
     work = embedder.work
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
-    known, listed = None if given is None else given.snapshot, image_set.paths
-    snapshot = known or snapshot_of(image_set)
+    listed, snapshot = image_set.paths, (given and given.snapshot) or snapshot_of(image_set)
     if given is None:
         rows, broken = embed_shared(embedder, image_set, on_bad_image)
     else:
         rows, broken = given.embeddings, given.broken
+    tried = None if kind.unknown_threshold != AUTO else embed_calibrating(embedder)
     if not work.machine.world.is_main:
         return file
     readable = readable_rows(image_set, broken)
@@ -85,23 +97,39 @@ def make_index(
         parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
         snapshot = snapshot.select(np.flatnonzero([path not in broken for path in listed]))
 
+    labels = image_set.labels if image_set.class_names else np.empty(0, np.int64)
+    tried = tried or Images(features, labels, "indexed images")
+    about = {**origin_of(embedder), "images": what, "broken": broken}
     search_index = indexes.build_index(
         features,
         image_set.paths,
         kind.name,
-        labels=image_set.labels if image_set.class_names else (),
+        labels=labels,
         class_names=image_set.class_names,
-        metadata={**origin_of(embedder), "images": what, "broken": broken},
+        metadata=about | choose_threshold(kind.unknown_threshold, tried, work.machine),
         options=parameters,
     )
     search_index = replace(search_index, snapshot=snapshot)
     search_index.save(str(file))
 
-    shown = "".join(f", {name} {value}" for name, value in parameters.items())
-    log(f"{kind.name} index of {len(search_index)} images in {file}{shown}")
+    log(f"{kind.name} index of {len(search_index)} images in {file}{shown_options(parameters)}")
     if kind.name != "exact":
         log(describe_recall(search_index, features, work.machine.device))
     return file
+
+
+def shown_options(parameters: dict[str, int]) -> str:
+    """Return the parameters of an index as the end of a line."""
+    return "".join(f", {name} {value}" for name, value in parameters.items())
+
+
+def embed_calibrating(embedder: Embedder) -> Images | None:
+    """Embed the val split, for the first process; None where there is none."""
+    images = calibrating_images(embedder.work.data)
+    if images is None:
+        return None
+    features, _ = embed_shared(embedder, images, "error")
+    return Images(features, images.labels, "val split")
 
 
 def origin_of(embedder: Embedder) -> dict[str, Any]:
@@ -164,15 +192,18 @@ def search(
     on_bad_image: str,
     verify: bool = False,
     on_changed_data: str = "error",
+    unknown_threshold: str | float | None = None,
 ) -> list[dict[str, Any]]:
     """Print the neighbours of images or texts and return them; write them to files, if any.
 
     Texts are embedded by the text tower of a CLIP model. Returns per query its `path` or `text`,
-    and `neighbours`, see `find_neighbours`. What `on_bad_image` leaves out, the file tells. Raises
+    `neighbours`, see `find_neighbours`, and `is_none`, see `threshold_of`. What `on_bad_image`
+    leaves out, the file tells. Raises
     ValueError where the index is of other weights, or its images have changed, see `check_index`.
     """
     device = work.machine.device
     broken: dict[str, str] = {}
+    threshold = threshold_of(search_index, unknown_threshold, isinstance(queries, ImageSet))
     embedder = load_embedder(work)
     file_of_index = work.flags["index"]
     for note in check_index(file_of_index, search_index, embedder, verify, on_changed_data):
@@ -188,8 +219,10 @@ def search(
     answers: list[dict[str, Any]] = [
         {**query, "neighbours": neighbours} for query, neighbours in zip(asked, found, strict=True)
     ]
+    mark_none(answers, threshold)
     if files.json is not None:  # before the screen, which may be a pipe that nobody reads any more
         made = {"index": file_of_index, "weights": work.weights, "versions": versions()}
+        made |= {THRESHOLD: threshold}
         write_json(files.json, {"queries": answers, "broken": broken, **made})
     if files.html is not None:
         write_page(files.html, answers, file_of_index, embedder.preprocessing.decoding)
@@ -300,9 +333,15 @@ def describe_neighbours(
 
 
 def print_answers(answers: Sequence[dict[str, Any]]) -> None:
-    """Print a line per query, and below it a line per neighbour: rank, cosine, path, class."""
+    """Print a line per query, and below it a line per neighbour: rank, cosine, path, class.
+
+    Where the answer is "none", the line below says so instead.
+    """
     for answer in answers:
         show(f"query {to_line(answer.get('text') or answer['path'])}")
+        if answer["is_none"]:
+            show(f"none: the nearest image has a cosine of {answer['neighbours'][0]['cosine']:.4f}")
+            continue
         for found in answer["neighbours"]:
             name = "" if found["class_name"] is None else f"  {to_line(found['class_name'])}"
             show(f"{found['rank']:>4}  {found['cosine']:7.4f}  {to_line(found['path'])}{name}")

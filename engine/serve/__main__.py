@@ -17,7 +17,7 @@ from metric_learning.common.cli import refuse_torchrun, user_errors
 from metric_learning.common.flags import Flag, boolean, natural, parse_flags, path, positive
 from metric_learning.common.log import log, show
 from metric_learning.common.optional import import_optional
-from metric_learning.engine.options.tables import CHANGED_DATA_POLICIES, MACHINE_FLAGS
+from metric_learning.engine.options.tables import MACHINE_FLAGS, SEARCH_FLAGS
 
 SHORTEST_TOKEN = 16  # characters
 LARGEST_PORT = 2**16 - 1
@@ -31,14 +31,8 @@ FLAGS = (
     Flag("port", natural, 8000, "port to listen at; 0: any that is free, which is printed"),
     Flag("token", str, None, "what others have to show; auto: a random one, which is printed"),
     Flag("max_upload", positive, 20, "largest upload, in MB (a million bytes)"),
+    *(flag for flag in SEARCH_FLAGS if flag.name in ("unknown_threshold", "on_changed_data")),
     Flag("file_names", boolean, False, "show the names of files, without their folders"),
-    Flag(
-        "on_changed_data",
-        str,
-        "error",
-        "images of --index that have changed since it was built: stop, or serve it as it was",
-        CHANGED_DATA_POLICIES,
-    ),
     *(flag for flag in MACHINE_FLAGS if flag.name in ("use_gpu", "device")),
     Flag("max_pixels", positive, 64, "most pixels of an upload, in millions"),
 )
@@ -72,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         changed = flags.on_changed_data
         for note in check_index(flags.index, search_index, embedder, on_changed_data=changed):
             log(note)
-        searcher = Searcher(flags.index, search_index, embedder, flags.file_names)
+        asked = flags.unknown_threshold
+        searcher = Searcher(flags.index, search_index, embedder, asked, flags.file_names)
         at_once = min(4, os.cpu_count() or 1)
         decoders = Decoders(at_once, embedder.preprocessing.decoding, DECODE_SECONDS)
         limits = Limits(flags.max_upload * 10**6, at_once)

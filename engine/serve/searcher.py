@@ -13,7 +13,9 @@ from metric_learning.common.log import log
 from metric_learning.common.pictures import small_jpeg
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.options.evaluation import open_index
+from metric_learning.engine.options.tables import OFF
 from metric_learning.engine.search.search import check_model
+from metric_learning.engine.search.threshold import is_none, threshold_of
 from metric_learning.models.clip import is_clip
 from metric_learning.models.clip_text import TextEncoder
 from metric_learning.models.weights.fingerprint import RANDOM
@@ -31,13 +33,24 @@ class Searcher:
         file: the index; where it is replaced, answers are of the new one.
         search_index: what the file held.
         embedder: the model that it was built with.
+        unknown_threshold: as of infer.py, see `threshold_of`.
         with_names: whether answers tell the names of files; never their folders.
+
+    Raises:
+        ValueError: the index is asked for a threshold, and holds none.
     """
 
     def __init__(
-        self, file: str, search_index: SearchIndex, embedder: Embedder, with_names: bool = False
+        self,
+        file: str,
+        search_index: SearchIndex,
+        embedder: Embedder,
+        unknown_threshold: str | float | None = None,
+        with_names: bool = False,
     ) -> None:
+        threshold_of(search_index, unknown_threshold)
         self.file, self.with_names = file, with_names
+        self._asked_threshold = unknown_threshold
         self._embedder = embedder
         self._index, self._state, self._version = search_index, state_of(file), 1
         self._lock = threading.Lock()
@@ -70,7 +83,7 @@ class Searcher:
         """Find the images nearest to one (H, W, 3) uint8, see `_answer`."""
         with self._lock:  # one image at a time has all threads
             features = self._embedder([pixels])
-        return self._answer(features, k, class_name)
+        return self._answer(features, k, class_name, self._asked_threshold)
 
     def search_words(self, text: str, k: int, class_name: str | None) -> dict[str, Any]:
         """Find the images nearest to words, see `_answer`; ValueError where it cannot."""
@@ -78,12 +91,17 @@ class Searcher:
             raise ValueError("this index is not of a CLIP model with its text tower: send an image")
         with self._lock:
             features = self._encode_text([text])
-        return self._answer(features, k, class_name)
+        # The threshold of an index is of images.
+        given = self._asked_threshold if isinstance(self._asked_threshold, float) else OFF
+        return self._answer(features, k, class_name, given)
 
-    def _answer(self, features: np.ndarray, k: int, class_name: str | None) -> dict[str, Any]:
+    def _answer(
+        self, features: np.ndarray, k: int, class_name: str | None, threshold: str | float | None
+    ) -> dict[str, Any]:
         """Return `neighbours`, nearest first, k or as many as there are, with their thumbnails.
 
-        They are of a class alone, if it is not None; ValueError where the index has no such class.
+        They are of a class alone, if it is not None. `none` says that the nearest one is below the
+        `threshold`, which None is where there is none. ValueError where there is no such class.
         """
         with self._lock:
             index, version = self._renewed()
@@ -95,7 +113,10 @@ class Searcher:
         device = self._embedder.work.machine.device
         rows, cosines = index.search(features, min(k, num_searched), device, among)
         entries = index.entries(rows[0])
+        least = threshold_of(index, threshold)
         return {
+            "none": is_none(float(cosines[0, 0]), least),
+            "threshold": least,
             "neighbours": [
                 {
                     "rank": n + 1,
@@ -107,7 +128,7 @@ class Searcher:
                 for n, (row, cosine, (path, name)) in enumerate(
                     zip(rows[0].tolist(), cosines[0], entries, strict=True)
                 )
-            ]
+            ],
         }
 
     def _renewed(self) -> tuple[SearchIndex, int]:
