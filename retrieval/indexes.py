@@ -109,6 +109,15 @@ class SearchIndex:
         """Return the path and the name of the class of images, by their rows (M,)."""
         return [(self.paths[row], self.class_name(row)) for row in rows.tolist()]
 
+    def classes(self) -> list[str]:
+        """Return the names of the classes of the images."""
+        labels = np.unique(self.labels).tolist()
+        return [self.class_names.get(label, str(label)) for label in labels]
+
+    def num_of_class(self, name: str) -> int:
+        """Return how many images are of a class."""
+        return len(self.rows_of_class(name))
+
     def rows_of_class(self, name: str) -> np.ndarray:
         """Return the rows of the images of a class, (M,) int64."""
         of_name = [label for label, known in self.class_names.items() if known == name]
@@ -120,7 +129,7 @@ class SearchIndex:
         features: np.ndarray,
         k: int,
         device: str | torch.device = "cpu",
-        among: np.ndarray | None = None,
+        class_name: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find k images similar to each query: an exact index the most similar, others nearly so.
 
@@ -129,7 +138,7 @@ class SearchIndex:
             k: neighbours per query.
             device: a CUDA device searches `exact` and `ivf` where faiss is built for GPUs and k is
                 at most 2048; all else is searched on the CPU.
-            among: rows (M,) int64 that alone are searched, each of them; None: all.
+            class_name: the class whose images alone are searched, each of them; None: all.
 
         Returns:
             rows (Q, k) int64, most similar first, and cosines (Q, k) float32, estimates in `ivfpq`.
@@ -138,6 +147,7 @@ class SearchIndex:
             ValueError: k is below 1 or above the number of images, D is not the index's, or the
                 index holds NaN.
         """
+        among = None if class_name is None else self.rows_of_class(class_name)
         num_searched = len(self) if among is None else len(among)
         if not 1 <= k <= num_searched:
             raise ValueError(

@@ -38,6 +38,7 @@ from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM
 from metric_learning.reader.sets.plain_images import STDIN
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
+from metric_learning.retrieval.milvus import MilvusIndex, is_milvus, open_milvus_index
 from metric_learning.retrieval.rerank import parse_rerank
 from metric_learning.retrieval.tables import COLUMNS
 
@@ -170,7 +171,7 @@ class InferenceOptions:
     """
 
     work: EmbeddingOptions
-    search_index: SearchIndex | None
+    search_index: SearchIndex | MilvusIndex | None
     verify: bool
     on_changed_data: str
     images: tuple[str, ...]
@@ -467,6 +468,8 @@ def _check_changes(
     """Raise ValueError where a change of an index lacks something."""
     if index is None:
         raise ValueError(f"--{changes[0]} changes an index: give it as --index=FILE")
+    if is_milvus(index):
+        raise ValueError(f"--{changes[0]} changes an index in a file: build that in Milvus again")
     if add and weights is None:
         raise ValueError(
             "expected --pretrained_model=CHECKPOINT, the weights that --index was built with"
@@ -480,7 +483,7 @@ def _check_images(images: Sequence[str]) -> tuple[str, ...]:
     return tuple(images)
 
 
-def _flags_of_index(search_index: SearchIndex) -> dict[str, Any]:
+def _flags_of_index(search_index: SearchIndex | MilvusIndex) -> dict[str, Any]:
     """Return the flags that say how the images of an index were embedded."""
     found = search_index.metadata.get("flags", {})
     made = MODEL_OPTIONS | found if found else {}
@@ -511,14 +514,15 @@ def _check_queries(
         )
 
 
-def open_index(file: str, topk: int) -> SearchIndex:
-    """Load a search index; ValueError where it does not say what it is of, or holds too few."""
-    search_index = load_search_index(file)
+def open_index(file: str, topk: int) -> SearchIndex | MilvusIndex:
+    """Open a search index; ValueError where it does not say what it is of, or holds too few."""
+    search_index = open_milvus_index(file) if is_milvus(file) else load_search_index(file)
     if topk > len(search_index):
         raise ValueError(
             f"--topk={topk}, but {file} holds {len(search_index)} images: lower --topk"
         )
-    if not search_index.depends_on or search_index.snapshot is None:
+    has_snapshot = is_milvus(file) or search_index.snapshot is not None
+    if not search_index.depends_on or not has_snapshot:
         raise ValueError(
             f"{file} was built by an earlier version, which did not record what its embeddings "
             "depend on: build it again"
@@ -528,7 +532,7 @@ def open_index(file: str, topk: int) -> SearchIndex:
 
 def settle_queries(
     file: str, weights: str | None, **machine: Any
-) -> tuple[SearchIndex, EmbeddingOptions]:
+) -> tuple[SearchIndex | MilvusIndex, EmbeddingOptions]:
     """Open a search index, and settle how queries are embedded as its images were.
 
     Without `weights` they are those that the index was built with, where they are still there.

@@ -27,6 +27,7 @@ from metric_learning.engine.search.search import (
 from metric_learning.engine.search.update import update_index
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.sets.plain_images import join_plain_images
+from metric_learning.retrieval.milvus import is_milvus, parse_place, prepare_place
 
 
 def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
@@ -54,7 +55,7 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         return search(work, index, queries, options.topk, files, on_bad_image, *compared)
 
     if options.index is not None:
-        decide_on_main(world, lambda: prepare_output("index", options.index or "", INDEX))
+        decide_on_main(world, lambda: prepare_index(options.index or ""))
     else:
         decide_on_main(world, lambda: prepare_folder("output_dir", options.output_dir, DUMP))
     embedder = load_embedder(work)
@@ -74,9 +75,17 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         given = None
         if options.features is not None:
             given = take_features(Path(options.features), embedder, images)
-        written = make_index(Path(options.index), kind, embedder, images, what, on_bad_image, given)
+        written = make_index(options.index, kind, embedder, images, what, on_bad_image, given)
     leave_world(world)
     return written
+
+
+def prepare_index(index: str) -> None:
+    """Try whether an index can be written to a file or a Milvus database; ValueError if not."""
+    if is_milvus(index):
+        prepare_place(parse_place(index)).close()
+    else:
+        prepare_output("index", index, INDEX)
 
 
 def open_plain_images(paths: Sequence[str], say: Callable[[str], object] = log) -> ImageSet:

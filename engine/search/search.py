@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,9 @@ from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of
 from metric_learning.retrieval import indexes
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
+from metric_learning.retrieval.milvus import MilvusIndex, is_milvus, write_milvus_index
 
+AnyIndex = indexes.SearchIndex | MilvusIndex
 RECALL_QUERIES, RECALL_K = 1000, 10
 INDEX = kind_of_file("a search index", indexes.is_search_index)
 ANSWERS = json_kind("a result of a search", "queries", "index", "weights")
@@ -67,7 +70,7 @@ class IndexKind(NamedTuple):
 
 
 def make_index(
-    file: Path,
+    file: str,
     kind: IndexKind,
     embedder: Embedder,
     image_set: ImageSet,
@@ -89,7 +92,7 @@ def make_index(
         rows, broken = given.embeddings, given.broken
     tried = None if kind.unknown_threshold != AUTO else embed_calibrating(embedder)
     if not work.machine.world.is_main:
-        return file
+        return Path(file)
     readable = readable_rows(image_set, broken)
     features = rows[readable] if given is None else rows
     image_set = image_set.select(readable)
@@ -100,7 +103,8 @@ def make_index(
     labels = image_set.labels if image_set.class_names else np.empty(0, np.int64)
     tried = tried or Images(features, labels, "indexed images")
     about = {**origin_of(embedder), "images": what, "broken": broken}
-    search_index = indexes.build_index(
+    build = partial(write_milvus_index, file) if is_milvus(file) else indexes.build_index
+    search_index = build(
         features,
         image_set.paths,
         kind.name,
@@ -109,13 +113,14 @@ def make_index(
         metadata=about | choose_threshold(kind.unknown_threshold, tried, work.machine),
         options=parameters,
     )
-    search_index = replace(search_index, snapshot=snapshot)
-    search_index.save(str(file))
+    if isinstance(search_index, indexes.SearchIndex):
+        search_index = replace(search_index, snapshot=snapshot)
+        search_index.save(file)
 
     log(f"{kind.name} index of {len(search_index)} images in {file}{shown_options(parameters)}")
-    if kind.name != "exact":
+    if kind.name != "exact" or isinstance(search_index, MilvusIndex):
         log(describe_recall(search_index, features, work.machine.device))
-    return file
+    return Path(file)
 
 
 def shown_options(parameters: dict[str, int]) -> str:
@@ -163,9 +168,7 @@ def embed_shared(
     return gather_on_main(rows, own, world), merge(broken, world)
 
 
-def describe_recall(
-    search_index: indexes.SearchIndex, features: np.ndarray, device: torch.device
-) -> str:
+def describe_recall(search_index: AnyIndex, features: np.ndarray, device: torch.device) -> str:
     """Measure how much of the exact neighbours an approximate index finds, for the log."""
     k = min(RECALL_K, len(features) - 1)
     if k < 1:
@@ -185,7 +188,7 @@ class AnswerFiles(NamedTuple):
 
 def search(
     work: EmbeddingOptions,
-    search_index: indexes.SearchIndex,
+    search_index: AnyIndex,
     queries: ImageSet | Sequence[str],
     k: int,
     files: AnswerFiles,
@@ -232,7 +235,7 @@ def search(
 
 def check_index(
     file: str,
-    search_index: indexes.SearchIndex,
+    search_index: AnyIndex,
     embedder: Embedder,
     verify: bool = False,
     on_changed_data: str = "error",
@@ -247,7 +250,7 @@ def check_index(
     return notes + check_images(file, search_index, verify, on_changed_data)
 
 
-def check_model(file: str, search_index: indexes.SearchIndex, embedder: Embedder) -> list[str]:
+def check_model(file: str, search_index: AnyIndex, embedder: Embedder) -> list[str]:
     """Compare what a search index depends on with a model, see `check_index`."""
     notes = []
     kept, found = dict(search_index.depends_on), dict(embedder.depends_on)
@@ -270,9 +273,11 @@ def check_model(file: str, search_index: indexes.SearchIndex, embedder: Embedder
 
 
 def check_images(
-    file: str, search_index: indexes.SearchIndex, verify: bool, on_changed_data: str
+    file: str, search_index: AnyIndex, verify: bool, on_changed_data: str
 ) -> list[str]:
     """Compare the images of a search index with those that are there, see `check_index`."""
+    if isinstance(search_index, MilvusIndex):
+        return [f"{file}: images in a database are not compared with their files"]
     kept = search_index.snapshot
     assert kept is not None
     found = take_snapshot(search_index.paths, known=kept, verify=verify)
@@ -299,7 +304,7 @@ def check_images(
 
 
 def find_neighbours(
-    search_index: indexes.SearchIndex, features: np.ndarray, k: int, device: torch.device
+    search_index: AnyIndex, features: np.ndarray, k: int, device: torch.device
 ) -> list[list[dict[str, Any]]]:
     """Find the `k` nearest images of an index to embeddings (Q, D) float of queries.
 
@@ -314,7 +319,7 @@ def find_neighbours(
 
 
 def describe_neighbours(
-    search_index: indexes.SearchIndex, rows: np.ndarray, cosines: np.ndarray
+    search_index: AnyIndex, rows: np.ndarray, cosines: np.ndarray
 ) -> list[dict[str, Any]]:
     """Describe the neighbours of one query, rows and cosines (k,), see `find_neighbours`."""
     entries = search_index.entries(rows)

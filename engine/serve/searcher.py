@@ -21,6 +21,7 @@ from metric_learning.models.clip_text import TextEncoder
 from metric_learning.models.weights.fingerprint import RANDOM
 from metric_learning.reader.sets.image_set import decode_image, read_file
 from metric_learning.retrieval.indexes import SearchIndex
+from metric_learning.retrieval.milvus import MilvusIndex
 
 SIZES = {"small": 256, "large": 768}  # pixels of a thumbnail's longer side
 MOST_KEPT = 2000  # thumbnails
@@ -43,7 +44,7 @@ class Searcher:
     def __init__(
         self,
         file: str,
-        search_index: SearchIndex,
+        search_index: SearchIndex | MilvusIndex,
         embedder: Embedder,
         unknown_threshold: str | float | None = None,
         with_names: bool = False,
@@ -71,8 +72,7 @@ class Searcher:
     def about(self) -> dict[str, Any]:
         """Say what is served: `images`, `classes`, and whether `words` can be searched for."""
         index = self._index
-        labels = np.unique(index.labels).tolist()
-        names = {index.class_names.get(label, str(label)) for label in labels}
+        names = set(index.classes())
         return {
             "images": len(index),
             "classes": sorted(names, key=lambda name: (name.lower(), name)),
@@ -105,13 +105,12 @@ class Searcher:
         """
         with self._lock:
             index, version = self._renewed()
-        among = None if class_name is None else index.rows_of_class(class_name)
-        num_searched = len(index) if among is None else len(among)
+        num_searched = len(index) if class_name is None else index.num_of_class(class_name)
         if not num_searched:
             raise ValueError("this index has no such class")
 
         device = self._embedder.work.machine.device
-        rows, cosines = index.search(features, min(k, num_searched), device, among)
+        rows, cosines = index.search(features, min(k, num_searched), device, class_name)
         entries = index.entries(rows[0])
         least = threshold_of(index, threshold)
         return {
@@ -131,7 +130,7 @@ class Searcher:
             ],
         }
 
-    def _renewed(self) -> tuple[SearchIndex, int]:
+    def _renewed(self) -> tuple[SearchIndex | MilvusIndex, int]:
         """Return the index and the number of its version, read again where its file has changed."""
         state = state_of(self.file)
         if state != self._state:

@@ -343,18 +343,18 @@ def test_an_index_that_grew_and_shrank_finds_what_one_of_the_same_images_finds(k
 
 
 @pytest.mark.parametrize("kind", INDEX_OPTIONS)
-def test_a_search_among_some_rows_compares_each_of_them(kind):
+def test_a_search_in_a_class_compares_each_of_its_images(kind):
     rows, queries = make(600), make(20, seed=1)
     index = with_snapshot(rows, kind, np.arange(600) // 100)
     index.remove(np.arange(10, 20))
     assert (index.rows_of_class("3") == np.arange(290, 390)).all()
-    found, cosines = index.search(queries, 100, among=index.rows_of_class("3"))
+    found, cosines = index.search(queries, 100, class_name="3")
     assert (np.sort(found, axis=1) == np.arange(290, 390)).all()
     left = np.delete(rows, np.arange(10, 20), axis=0)
     if kind != "ivfpq":
         np.testing.assert_allclose(cosines, cosine(queries, left[found]), atol=1e-5)
     with pytest.raises(ValueError, match="1 to 100 neighbours"):
-        index.search(queries, 101, among=index.rows_of_class("3"))
+        index.search(queries, 101, class_name="3")
     assert len(index.rows_of_class("no such class")) == 0
 
 
