@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from metric_learning.common.names import from_line, to_line
+from metric_learning.common.names import from_line, to_cell
 from metric_learning.common.optional import import_optional
 from metric_learning.common.schema import (
     Field,
@@ -187,8 +187,9 @@ class MilvusIndex:
 def import_pymilvus() -> Any:
     """Import the client of Milvus; ValueError where it is not installed."""
     pymilvus = import_optional("pymilvus", "an index in Milvus", "pymilvus milvus-lite")
-    # It logs what it raises too, also where an alias is looked for that is not there.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    # They log what they raise too, also where an alias is looked for that is not there.
+    for name in ("pymilvus", "grpc"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return pymilvus
 
 
@@ -344,7 +345,7 @@ def create_collections(client: Any, collection: str, header: Mapping[str, Any]) 
 
 def checked_path(path: str) -> str:
     """Return a path as a text that Milvus can hold; ValueError where it is too long."""
-    text = to_line(path)
+    text = to_cell(path)
     if len(text.encode("utf-8")) > LONGEST_PATH:
         raise ValueError(f"a path has more than {LONGEST_PATH} bytes: {text[:60]}...")
     return text

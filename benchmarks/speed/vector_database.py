@@ -4,11 +4,13 @@ python -m benchmarks.speed.vector_database --images=1000000 --dim=128
 python -m benchmarks.speed.vector_database --features=features --queries=1000
 
 Random vectors, or those of a dump that infer.py wrote, are indexed and searched by one thread, each
-way in a process of its own. The queries of a dump are images of it, which find themselves too.
+way builds in one process and searches in another one, as infer.py does. The queries of a dump are
+images of it, which find themselves too.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -28,6 +30,7 @@ from metric_learning.retrieval.indexes import build_index, load_search_index
 from metric_learning.retrieval.milvus import open_milvus_index, write_milvus_index
 
 WAYS = ("exact", "milvus")
+STAGES = ("build", "search")
 K = 10
 FLAGS = (
     Flag("images", positive, 1000000, "random vectors"),
@@ -35,6 +38,7 @@ FLAGS = (
     Flag("features", path, None, "a dump of features, instead of random ones"),
     Flag("queries", positive, 1000, "vectors to search for"),
     Flag("way", str, None, "measure this way alone, in this process", WAYS),
+    Flag("stage", str, None, "and this part of it", STAGES),
     Flag("folder", path, None, "where it leaves what it finds"),
 )
 
@@ -44,78 +48,92 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv)
         if flags.way:
-            features, queries = vectors_of(flags.features, flags.images, flags.dim, flags.queries)
-            measure(flags.way, features, queries, Path(flags.folder))
+            chosen = flags.features, flags.images, flags.dim, flags.queries
+            stage = build if flags.stage == "build" else search
+            stage(flags.way, chosen, Path(flags.folder))
             return
 
         words = [f"--{name}={value}" for name, value in flags.values.items() if value is not None]
         with tempfile.TemporaryDirectory() as folder:
-            for way in WAYS:
+            for way, stage in itertools.product(WAYS, STAGES):
                 command = [sys.executable, "-m", __spec__.name, *words, f"--way={way}"]
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                subprocess.run([*command, f"--folder={folder}"], check=True, env=environment)
+                command += [f"--stage={stage}", f"--folder={folder}"]
+                subprocess.run(command, check=True, env=environment)
             print_table(Path(folder))
 
 
-def vectors_of(
-    dump: str | None, num_images: int, dim: int, num_queries: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return vectors (N, D) float32 to index, and (Q, D) to search for."""
-    if dump is not None:
-        features = np.asarray(open_features(dump).embeddings, np.float32)
-        rows = np.random.default_rng(0).choice(len(features), num_queries, replace=False)
-        return features, features[np.sort(rows)]
-    rng = np.random.default_rng(0)
-    features = rng.standard_normal((num_images, dim), np.float32)
-    return features, rng.standard_normal((num_queries, dim), np.float32)
+Chosen = tuple[str | None, int, int, int]  # the flags of these names
 
 
-def measure(way: str, features: np.ndarray, queries: np.ndarray, folder: Path) -> None:
-    """Index and search one way, and leave the neighbours and what it took in a folder."""
+def vectors_of(chosen: Chosen, is_query: bool) -> np.ndarray:
+    """Return the vectors (N, D) float32 that are indexed, or those that are searched for."""
+    dump, num_images, dim, num_queries = chosen
+    if dump is None:
+        count = num_queries if is_query else num_images
+        return np.random.default_rng(int(is_query)).standard_normal((count, dim), np.float32)
+    features = np.asarray(open_features(dump).embeddings, np.float32)
+    rows = np.random.default_rng(0).choice(len(features), num_queries, replace=False)
+    return features[np.sort(rows)] if is_query else features
+
+
+def place_of(way: str, folder: Path) -> str:
+    """Return where the index of a way lies."""
+    return str(folder / "exact.index") if way == "exact" else f"milvus:{folder}/milvus.db#images"
+
+
+def build(way: str, chosen: Chosen, folder: Path) -> None:
+    """Index the vectors one way, and leave in a folder what it took."""
+    features = vectors_of(chosen, is_query=False)
     paths = [f"images/{row:07}.jpg" for row in range(len(features))]
     start = time.perf_counter()
     if way == "exact":
-        build_index(features, paths).save(folder / "exact.index")
+        build_index(features, paths).save(place_of(way, folder))
     else:
-        write_milvus_index(f"milvus:{folder}/milvus.db#images", features, paths, "exact")
-    built = time.perf_counter() - start
-    del features
+        write_milvus_index(place_of(way, folder), features, paths, "exact")
+    facts = {"seconds": time.perf_counter() - start, "peak": common.memory("VmHWM")}
+    facts |= {"vectors": len(features), "dim": features.shape[1]}
+    (folder / f"{way}-build.json").write_text(json.dumps(facts))
 
-    is_exact = way == "exact"
-    index = (
-        load_search_index(folder / "exact.index")
-        if is_exact
-        else open_milvus_index(f"milvus:{folder}/milvus.db#images")
-    )
+
+def search(way: str, chosen: Chosen, folder: Path) -> None:
+    """Search one way, and leave in a folder the neighbours and what it took."""
+    place = place_of(way, folder)
+    index = load_search_index(place) if way == "exact" else open_milvus_index(place)
+    queries = vectors_of(chosen, is_query=True)
     start = time.perf_counter()
     rows, cosines = index.search(queries, K)
-    found = {
-        "vectors": len(index),
-        "dim": index.embedding_size,
-        "queries": len(queries),
-        "built": built,
-        "searched": time.perf_counter() - start,
-        "peak": common.memory("VmHWM"),
-    }
+    seconds = (time.perf_counter() - start) / len(queries)
     np.savez(folder / f"{way}.npz", rows=rows, cosines=cosines)
-    (folder / f"{way}.json").write_text(json.dumps(found))
+    facts = {"seconds": seconds, "peak": common.memory("VmHWM")}
+    (folder / f"{way}-search.json").write_text(json.dumps(facts))
 
 
 def print_table(folder: Path) -> None:
     """Print what both ways took, and how many of their neighbours are the same."""
-    facts = {way: json.loads((folder / f"{way}.json").read_text()) for way in WAYS}
+    facts = {
+        way: [json.loads((folder / f"{way}-{stage}.json").read_text()) for stage in STAGES]
+        for way in WAYS
+    }
     rows = {way: np.load(folder / f"{way}.npz")["rows"] for way in WAYS}
     cosines = {way: np.load(folder / f"{way}.npz")["cosines"] for way in WAYS}
     same = [
         len(set(a) & set(b)) / K
         for a, b in zip(*map(np.ndarray.tolist, rows.values()), strict=True)
     ]
-    print(f"{facts['exact']['vectors']:,} vectors of {facts['exact']['dim']} dimensions")
-    print("| way | index, s | search, ms a query | peak, GiB |\n|---|--:|--:|--:|")
-    for way, found in facts.items():
-        milliseconds = 1000 * found["searched"] / found["queries"]
-        peak = found["peak"] / 2**30
-        print(f"| {way} | {found['built']:.1f} | {milliseconds:.2f} | {peak:.2f} |")
+    whole = facts["exact"][0]
+    print(f"{whole['vectors']:,} vectors of {whole['dim']} dimensions")
+    print("| way | build, s | peak, GB | search, ms a query | peak, GB |\n|---|--:|--:|--:|--:|")
+    for way, (built, searched) in facts.items():
+        peaks = [f"{found['peak'] / 1e9:.2f}" for found in (built, searched)]
+        cells = (
+            way,
+            f"{built['seconds']:.1f}",
+            peaks[0],
+            f"{1000 * searched['seconds']:.2f}",
+            peaks[1],
+        )
+        print(f"| {' | '.join(cells)} |")
     print(
         f"recall of Milvus: {np.mean(same):.4f} of the exact {K} nearest; "
         f"{np.mean(np.array(same) == 1):.2%} of {len(same)} queries have the same {K}; the cosines "

@@ -55,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from metric_learning.engine.options.evaluation import settle_queries
         from metric_learning.engine.search.search import check_index
         from metric_learning.engine.serve.app import Limits, build_app
-        from metric_learning.engine.serve.decoder import Decoders
+        from metric_learning.engine.serve.decoder import Decoders, start_early
         from metric_learning.engine.serve.searcher import Searcher
 
+        start_early()
         machine = {name: getattr(flags, name) for name in ("use_gpu", "device", "max_pixels")}
         search_index, work = settle_queries(
             flags.index, flags.pretrained_model, num_workers=0, batch_size=1, **machine

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import queue
 import signal
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,15 @@ from metric_learning.reader.sets.image_set import Decoding, ImageError, decode_i
 UPLOAD = "the upload"  # in place of a path
 BYTES_PER_PIXEL = 24  # that decoding takes at most, with room for its copies
 OTHER_BYTES = 2**29  # that a decoding process may take beside
+# They are copies of one process that has nothing of this one, and has imported what they need: so
+# the one that takes the place of another is there at once, and they share their memory.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
+def start_early() -> None:
+    """Let the process import that the others are copies of, while this one does something else."""
+    forkserver.ensure_running()
 
 
 class Decoders:
@@ -68,22 +79,19 @@ class _Process:
         self._start()
 
     def _start(self) -> None:
-        # Neither threads nor memory of this process are to be inherited.
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        self._connection, theirs = CONTEXT.Pipe()
         arguments = theirs, tuple(self._decoding)
-        self._process = context.Process(target=_decode_all, args=arguments, daemon=True)
+        self._process = CONTEXT.Process(target=_decode_all, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
         self._is_ready = False
 
     def decode(self, data: bytes, seconds: float) -> np.ndarray:
         """Decode an image, see `Decoders`."""
-        if not self._is_ready:  # its start takes seconds of its own, which are not the image's
-            with contextlib.suppress(EOFError, OSError):
-                self._connection.recv_bytes()
-            self._is_ready = True
         try:
+            if not self._is_ready:  # its start takes a time of its own, which is not the image's
+                self._connection.recv_bytes()
+                self._is_ready = True
             self._connection.send_bytes(data)
             if not self._connection.poll(seconds):
                 raise ImageError(f"cannot read {UPLOAD}: it takes more than {seconds:g} seconds")
@@ -115,6 +123,7 @@ def _decode_all(connection: Connection, decoding: tuple[Any, ...]) -> None:
     """Decode image after image, until nobody is there to ask: what a decoding process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the server's, which ends this
     chosen = Decoding(*decoding)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where decoders write what they think of an image
     _limit_memory(chosen.max_pixels * 10**6 * BYTES_PER_PIXEL + OTHER_BYTES)
     connection.send_bytes(b"ready")
     while True:

@@ -52,13 +52,3 @@ def served(file, *flags):
     finally:
         process.kill()
         process.communicate()
-
-
-def memory_of(process):
-    """Return the memory, in bytes, of a process and its children."""
-    found = subprocess.run(
-        ["ps", "-o", "rss=", "--pid", str(process.pid), "--ppid", str(process.pid)],
-        capture_output=True,
-        text=True,
-    )
-    return 1024 * sum(map(int, found.stdout.split()))

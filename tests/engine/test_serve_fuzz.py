@@ -18,7 +18,9 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
 
-from serving import make_index, memory_of, served  # noqa: E402
+from serving import make_index, served  # noqa: E402
+
+from benchmarks.speed.serve import memory_of  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -182,7 +184,7 @@ def test_the_server_stays_up_and_small(tmp_path, toy_tree, capsys):
         place = host.split(":")[0], int(host.split(":")[1])
         ask = lambda data: httpx.post(f"{address}/api/search?k=1", content=data, timeout=60)  # noqa: E731
         right = ask(photo).json()
-        before, most, kinds, slowest = memory_of(process), 0, 0, 0.0
+        before, most, kinds, slowest = memory_of(process.pid), 0, 0, 0.0
         stop = threading.Event()
         slow = [threading.Thread(target=trickle, args=(place, host, stop)) for _ in range(NUM_SLOW)]
         for thread in slow:
@@ -193,10 +195,10 @@ def test_the_server_stays_up_and_small(tmp_path, toy_tree, capsys):
             answer = ask(data)
             slowest = max(slowest, time.monotonic() - start)
             assert answer.status_code in (200, 400, 413), (answer.status_code, data[:60])
-            most, kinds = max(most, memory_of(process)), kinds + 1
+            most, kinds = max(most, memory_of(process.pid)), kinds + 1
         for data in requests_as_bytes(host):
             send_raw(place, data)
-            most, kinds = max(most, memory_of(process)), kinds + 1
+            most, kinds = max(most, memory_of(process.pid)), kinds + 1
 
         assert ask(photo).json() == right and process.poll() is None
         stop.set()
