@@ -283,29 +283,8 @@ def write_milvus_index(
 
     with milvus_errors():
         create_collections(client, collection, header)
-        for start in range(0, num_images, ROWS_AT_ONCE):
-            unit = unit_rows(checked_rows(features[start : start + ROWS_AT_ONCE], "embeddings"))
-            client.insert(
-                collection,
-                [
-                    {"row": row, "vector": vector, "path": checked_path(path), "label": label}
-                    for row, vector, path, label in zip(
-                        range(start, start + len(unit)),
-                        unit.numpy(),
-                        paths[start : start + ROWS_AT_ONCE],
-                        labels[start : start + ROWS_AT_ONCE].tolist(),
-                        strict=True,
-                    )
-                ],
-            )
-        client.flush(collection)
-
-        former = collection_of(client, place)
-        move = client.create_alias if former is None else client.alter_alias
-        move(collection_name=collection, alias=place.name)
-        for name in client.list_collections():  # those of killed builds too
-            if is_ours(name, place) and not name.startswith(collection):
-                client.drop_collection(name)
+        insert_images(client, collection, features, paths, labels)
+        move_alias(client, place, collection)
     client.close()
     return open_milvus_index(index)
 
@@ -341,6 +320,38 @@ def create_collections(client: Any, collection: str, header: Mapping[str, Any]) 
         [{"part": number, "text": part, "vector": [1.0, 0.0]} for number, part in enumerate(parts)],
     )
     client.flush(f"{collection}{ABOUT}")
+
+
+def insert_images(
+    client: Any, collection: str, features: np.ndarray, paths: Sequence[str], labels: np.ndarray
+) -> None:
+    """Insert embeddings (N, D), paths and labels (N,) into a collection that is empty."""
+    for start in range(0, len(paths), ROWS_AT_ONCE):
+        unit = unit_rows(checked_rows(features[start : start + ROWS_AT_ONCE], "embeddings"))
+        columns = zip(
+            range(start, start + len(unit)),
+            unit.numpy(),
+            paths[start : start + ROWS_AT_ONCE],
+            labels[start : start + ROWS_AT_ONCE].tolist(),
+            strict=True,
+        )
+        images = [
+            {"row": row, "vector": vector, "path": checked_path(path), "label": label}
+            for row, vector, path, label in columns
+        ]
+        client.insert(collection, images)
+
+    client.flush(collection)
+
+
+def move_alias(client: Any, place: Place, collection: str) -> None:
+    """Give an index its name, and drop those that had it, or were to get it in a killed build."""
+    former = collection_of(client, place)
+    move = client.create_alias if former is None else client.alter_alias
+    move(collection_name=collection, alias=place.name)
+    for name in client.list_collections():
+        if is_ours(name, place) and not name.startswith(collection):
+            client.drop_collection(name)
 
 
 def checked_path(path: str) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from metric_learning.common.atomic import write_json
 from metric_learning.common.fingerprint import (
+    Snapshot,
     changed_rows,
     describe_change,
     first_difference,
@@ -113,14 +114,19 @@ def make_index(
         metadata=about | choose_threshold(kind.unknown_threshold, tried, work.machine),
         options=parameters,
     )
-    if isinstance(search_index, indexes.SearchIndex):
-        search_index = replace(search_index, snapshot=snapshot)
-        search_index.save(file)
+    save_index(search_index, snapshot, file)
 
     log(f"{kind.name} index of {len(search_index)} images in {file}{shown_options(parameters)}")
     if kind.name != "exact" or isinstance(search_index, MilvusIndex):
         log(describe_recall(search_index, features, work.machine.device))
     return Path(file)
+
+
+def save_index(search_index: AnyIndex, snapshot: Snapshot, file: str) -> None:
+    """Write an index that no database holds to its file, with the snapshot of its images."""
+    if isinstance(search_index, indexes.SearchIndex):
+        search_index.snapshot = snapshot
+        search_index.save(file)
 
 
 def shown_options(parameters: dict[str, int]) -> str:

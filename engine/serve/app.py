@@ -158,6 +158,7 @@ class Bodies:
         except BaseException:  # also where who sends it is gone
             self.drop(size)
             raise
+
         if not size:
             raise HTTPException(400, "expected the bytes of an image file, found none")
         return b"".join(parts)

@@ -99,6 +99,7 @@ class _Process:
             if "error" in found:
                 raise ImageError(found["error"])
             pixels = self._connection.recv_bytes()
+
         except ImageError as error:
             if "seconds" in str(error):
                 self._again()
@@ -126,6 +127,7 @@ def _decode_all(connection: Connection, decoding: tuple[Any, ...]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where decoders write what they think of an image
     _limit_memory(chosen.max_pixels * 10**6 * BYTES_PER_PIXEL + OTHER_BYTES)
     connection.send_bytes(b"ready")
+
     while True:
         try:
             data = connection.recv_bytes()
