@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         from metric_learning.engine.serve.decoder import Decoders, start_early
         from metric_learning.engine.serve.searcher import Searcher
 
-        start_early()
         machine = {name: getattr(flags, name) for name in ("use_gpu", "device", "max_pixels")}
         search_index, work = settle_queries(
             flags.index, flags.pretrained_model, num_workers=0, batch_size=1, **machine
         )
+        start_early()
         embedder = load_embedder(work)
         changed = flags.on_changed_data
         for note in check_index(flags.index, search_index, embedder, on_changed_data=changed):
