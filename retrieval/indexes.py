@@ -42,6 +42,7 @@ from metric_learning.retrieval.index_kinds import (
     search_vectors,
 )
 from metric_learning.retrieval.inputs import checked_rows
+from metric_learning.retrieval.milvus import MilvusIndex
 from metric_learning.retrieval.search import nearest
 from metric_learning.retrieval.unit import unit_rows
 
@@ -371,7 +372,7 @@ def is_search_index(file: str | Path) -> bool:
 
 
 def measure_recall(
-    index: SearchIndex,
+    index: SearchIndex | MilvusIndex,
     queries: np.ndarray,
     k: int,
     gallery: np.ndarray,

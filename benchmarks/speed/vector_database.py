@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags = parse_flags(__doc__, FLAGS, argv)
         if flags.way:
             chosen = flags.features, flags.images, flags.dim, flags.queries
-            stage = build if flags.stage == "build" else search
-            stage(flags.way, chosen, Path(flags.folder))
+            run = build if flags.stage == "build" else search
+            run(flags.way, chosen, Path(flags.folder))
             return
 
         words = [f"--{name}={value}" for name, value in flags.values.items() if value is not None]

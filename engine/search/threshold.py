@@ -13,6 +13,7 @@ from metric_learning.engine.options.parts import DataOptions, MachineOptions
 from metric_learning.engine.options.tables import AUTO, OFF
 from metric_learning.reader import ImageSet
 from metric_learning.retrieval.indexes import SearchIndex
+from metric_learning.retrieval.milvus import MilvusIndex
 from metric_learning.retrieval.open_set import Answers, best_threshold, rates_at
 from metric_learning.retrieval.positives import Positives
 from metric_learning.retrieval.search import nearest
@@ -27,7 +28,7 @@ def is_none(cosine: float, threshold: float | None) -> bool:
 
 
 def threshold_of(
-    search_index: SearchIndex, given: str | float | None, is_image: bool = True
+    search_index: SearchIndex | MilvusIndex, given: str | float | None, is_image: bool = True
 ) -> float | None:
     """Return the cosine below which a neighbour is "none", by what --unknown_threshold says.
 

@@ -39,6 +39,7 @@ def update_index(
     embedder = load_embedder(work) if add else None
     with locked(file.with_name(f".{file.name}.lock"), log, f"{file} is being changed"):
         search_index = open_index(str(file), 1)
+        assert isinstance(search_index, SearchIndex)  # what a database holds is refused before
         if embedder is not None:
             for note in check_model(str(file), search_index, embedder):
                 log(note)
