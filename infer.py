@@ -7,6 +7,11 @@ With --index, build a search index of the images instead; with --query as well, 
 python infer.py --pretrained_model=output/ResNet50_eml/best.pt --images=photos/ --index=photos.index
 python infer.py --pretrained_model=output/ResNet50_eml/best.pt --index=photos.index --query=a.jpg
 
+With --add and --remove, change an index without building it again:
+
+python infer.py --pretrained_model=output/ResNet50_eml/best.pt --index=photos.index --add=new/
+python infer.py --index=photos.index --remove=photos/sold
+
 With --export, write the model as one file that is used without this project:
 
 python infer.py --pretrained_model=output/ResNet50_eml/best.pt --export=onnx --output=photos.onnx
@@ -33,17 +38,15 @@ from metric_learning.common.flags import (
 from metric_learning.engine.options.tables import (
     AVERAGE_FLAGS,
     BAD_IMAGE_POLICIES,
-    CHANGED_DATA_POLICIES,
     CLASS_FLAGS,
     DATA_FLAGS,
     EXPORT_FLAGS,
     FEATURE_DTYPES,
-    INDEX_TYPES,
     MACHINE_FLAGS,
     MODEL_FLAGS,
     OTHERS_LACK,
+    SEARCH_FLAGS,
     SPLITS,
-    VERIFY,
 )
 
 FLAGS = (
@@ -92,30 +95,7 @@ FLAGS = (
         Flag("print_features", boolean, True, "print the features and class scores"),
         Flag("json", path, None, "file to write the neighbours to"),
     ),
-    *grouped(
-        "search",
-        Flag("index", path, None, "search index: built of the images, or searched by a query"),
-        Flag("features", path, None, "dump of the same images that --index is built of"),
-        Flag("index_type", str, "exact", "kind of index that is built", INDEX_TYPES),
-        Flag("index_options", str, "", "its parameters, e.g. nlist=1000,nprobe=32"),
-        Flag("query", path, None, "an image or a folder of images to search for in --index"),
-        Flag(
-            "query_text",
-            str,
-            (),
-            "words to search for in an --index of a CLIP model; may be given several times",
-            repeats=True,
-        ),
-        Flag("topk", positive, 10, "neighbours per query"),
-        VERIFY,
-        Flag(
-            "on_changed_data",
-            str,
-            "error",
-            "images of --index that have changed since it was built: stop, or search it as it was",
-            CHANGED_DATA_POLICIES,
-        ),
-    ),
+    *SEARCH_FLAGS,
     *EXPORT_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),
     *grouped(

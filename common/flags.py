@@ -165,10 +165,12 @@ def run_file(text: str) -> str:
 
 
 def image_shape(text: str) -> tuple[int, int, int]:
-    """Parse `3,S,S`: channels, height and width in pixels, square only."""
+    """Parse `3,H,W`: channels, height and width in pixels."""
     sizes = _integers(text)
-    if len(sizes) != 3 or sizes[0] != 3 or sizes[1] != sizes[2] or sizes[1] < 1:
-        raise argparse.ArgumentTypeError(f"expected 3,SIZE,SIZE (square), found {text!r}")
+    if len(sizes) != 3 or sizes[0] != 3 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected 3,HEIGHT,WIDTH (channels, pixels), found {text!r}"
+        )
     return 3, sizes[1], sizes[2]
 
 
@@ -276,6 +278,22 @@ def scale(text: str) -> float | None:
     return number
 
 
+def unknown_threshold(text: str) -> str | float:
+    """Parse a cosine, of -1 to 1, or the words `auto` and `off`."""
+    word = text.strip().lower()
+    if word in ("auto", "off"):
+        return word
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not -1 <= number <= 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a cosine of -1 to 1, auto or off, found {text!r}"
+        )
+    return number
+
+
 def amp(text: str) -> str:
     """Parse the precision of the forward pass; True is bfloat16, False is off."""
     word = text.strip().lower()
@@ -298,7 +316,7 @@ METAVARS: dict[Callable[[str], Any], str] = {
     fraction: "FRACTION",
     path: "PATH",
     run_file: "PATH",
-    image_shape: "3,S,S",
+    image_shape: "3,H,W",
     integers: "INT,...",
     color_jitter: "B,C,S,H",
     rand_augment: "N,M",
@@ -308,6 +326,7 @@ METAVARS: dict[Callable[[str], Any], str] = {
     resize_ratio: "NUMBER",
     whitening: "INT|all",
     scale: "NUMBER|auto",
+    unknown_threshold: "COSINE|auto|off",
     amp: "|".join(AMP_CHOICES),
 }
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": ("eval", "Recall@K and the other retrieval metrics of a checkpoint"),
     "infer": ("infer", "dump features, build and search an index, export the model"),
     "leaderboard": ("leaderboard", "compare methods by a fair protocol, in one command"),
+    "serve": ("engine.serve.__main__", "a page that searches an index by a photo or by words"),
     "report": ("engine.report.__main__", "an HTML page on a run"),
     "summary": ("engine.report.summary", "several evaluations side by side"),
     "check": ("reader.check", "read every image of a data set, and list what is wrong"),

@@ -10,6 +10,7 @@ import timm
 from timm.layers.drop import DropPath
 from torch import nn
 
+from metric_learning.common.sizes import Size, sides, size_text
 from metric_learning.models.clip import ImageTower, find_clip, is_clip
 from metric_learning.models.embedder import REFERENCE_IMAGE_SIZE, REFERENCE_MODELS, EmbeddingModel
 from metric_learning.models.weights.load import load_weights
@@ -23,7 +24,7 @@ def build_model(
     embedding_size: int = 0,
     pretrained_model: str | PathLike[str] | None = None,
     *,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     pooling: str = "own",
     last_stride: int = 2,
     feature_norm: str = "none",
@@ -36,9 +37,9 @@ def build_model(
             see `models.clip.find_clip`.
         embedding_size: width of the linear layer on top; 0 for none.
         pretrained_model: weights to load, see `load_weights`.
-        image_size: side of the square images in pixels; None for that of the published weights.
-            Models built for one size (vision transformers) are built for this one; others take
-            any size and do not look at it.
+        image_size: side of the images in pixels, or height and width; None for those of the
+            published weights. Models built for one size (vision transformers) are built for this
+            one; others take any size and do not look at it.
         pooling: how a feature map becomes a feature, a key of `POOLINGS`; "own" leaves it to
             the backbone, an average in nearly all convolutional ones.
         last_stride: 1 doubles the sides of a ResNet's feature map; 2 leaves it as it is.
@@ -63,18 +64,19 @@ def build_model(
     return model
 
 
-def image_size_of(name: str) -> int:
-    """Return the side in pixels of the images that the published weights of a model take.
+def image_size_of(name: str) -> tuple[int, int]:
+    """Return the height and width of the images that the published weights of a model take.
 
     Raises:
         ValueError: the name is unknown.
     """
     if name in REFERENCE_MODELS:
-        return REFERENCE_IMAGE_SIZE
+        return sides(REFERENCE_IMAGE_SIZE)
     if is_clip(name):
         return find_clip(name).image_size
     config: Any = timm.get_pretrained_cfg(timm_name(name))
-    return int(min(config.input_size[1:]))
+    height, width = config.input_size[1:]
+    return int(height), int(width)
 
 
 def timm_name(name: str) -> str:
@@ -92,7 +94,7 @@ def timm_name(name: str) -> str:
     )
 
 
-def _build_backbone(name: str, image_size: int | None, drop_path: float) -> nn.Module:
+def _build_backbone(name: str, image_size: Size | None, drop_path: float) -> nn.Module:
     """Build the model of a name without a class layer."""
     if is_clip(name):
         return ImageTower(name, image_size)
@@ -101,13 +103,14 @@ def _build_backbone(name: str, image_size: int | None, drop_path: float) -> nn.M
     try:
         config: Any = timm.get_pretrained_cfg(architecture)
         # Models that can be had in their own size alone know no such option.
-        if config and config.fixed_input_size and image_size not in (None, config.input_size[1]):
-            options["img_size"] = image_size
+        size = None if image_size is None else sides(image_size)
+        if config and config.fixed_input_size and size not in (None, tuple(config.input_size[1:])):
+            options["img_size"] = size
         if drop_path:
             options["drop_path_rate"] = drop_path
 
         return timm.create_model(architecture, pretrained=False, num_classes=0, **options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        size = f" for images of {image_size} px" if "img_size" in options else ""
+        at = f" for images of {size_text(options['img_size'])}" if "img_size" in options else ""
         reason = " ".join(str(error).split())
-        raise ValueError(f"cannot build model {name}{size}: {reason}") from error
+        raise ValueError(f"cannot build model {name}{at}: {reason}") from error

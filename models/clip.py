@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from metric_learning.common.optional import import_optional
+from metric_learning.common.sizes import Size, sides, size_text
 
 PREFIX = "open_clip:"
 # How keys begin, in weights of both towers, that belong to the text tower (under `text` in newer
@@ -33,7 +34,7 @@ class Clip:
     quick_gelu: bool  # whether the activation is x sigmoid(1.702 x), as in OpenAI's weights
     mean: tuple[float, ...]  # per channel, of images in 0..1, as is std
     std: tuple[float, ...]
-    image_size: int  # side of the images in pixels
+    image_size: tuple[int, int]  # height and width of the images in pixels
 
 
 class ImageTower(nn.Module):
@@ -43,7 +44,8 @@ class ImageTower(nn.Module):
 
     Args:
         name: the model, see `find_clip`.
-        image_size: side of the images in pixels; None for the architecture's own.
+        image_size: side of the images in pixels, or height and width; None for the
+            architecture's own.
 
     Shape:
         images: (B, 3, H, W) float.
@@ -53,15 +55,17 @@ class ImageTower(nn.Module):
         ValueError: as `find_clip`, or the tower cannot be had for that size.
     """
 
-    def __init__(self, name: str, image_size: int | None = None) -> None:
+    def __init__(self, name: str, image_size: Size | None = None) -> None:
         super().__init__()
         clip = find_clip(name)
-        size = image_size or clip.image_size
-        config = {**clip.config["vision_cfg"], "image_size": size, "timm_model_pretrained": False}
+        size = sides(image_size or clip.image_size)
+        # Its ResNets know squares alone, by one number.
+        side = size[0] if size[0] == size[1] else size
+        config = {**clip.config["vision_cfg"], "image_size": side, "timm_model_pretrained": False}
         self.visual = build_towers(clip, config, NO_TEXTS).visual
         self.num_features: int = clip.config["embed_dim"]
         self.pretrained_cfg = {
-            "input_size": (3, clip.image_size, clip.image_size),
+            "input_size": (3, *clip.image_size),
             "mean": clip.mean,
             "std": clip.std,
         }
@@ -124,13 +128,13 @@ def find_clip(name: str) -> Clip:
     needs_quick_gelu = bool(tag) and weights[0].get("quick_gelu", False)
     quick_gelu = config.get("quick_gelu", False) or needs_quick_gelu
     image_size = open_clip.CLIPVisionCfg(**config["vision_cfg"]).image_size
-    return Clip(architecture, config, quick_gelu, mean, std, image_size)
+    return Clip(architecture, config, quick_gelu, mean, std, sides(image_size))
 
 
 def build_towers(clip: Clip, vision: dict[str, Any], text: dict[str, Any]) -> Any:
     """Build `visual` and `text` with random weights, as the configs say; or ValueError."""
     kind = import_open_clip().CustomTextCLIP
-    size = vision["image_size"]
+    size = sides(vision["image_size"])
     try:
         towers = kind(clip.config["embed_dim"], vision, text, quick_gelu=clip.quick_gelu)
         if size != clip.image_size and hasattr(towers.visual, "set_input_size"):  # a timm model
@@ -139,7 +143,8 @@ def build_towers(clip: Clip, vision: dict[str, Any], text: dict[str, Any]) -> An
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"cannot build model {PREFIX}{clip.architecture} for images of {size} px: {reason}"
+            f"cannot build model {PREFIX}{clip.architecture} for images of {size_text(size)}: "
+            f"{reason}"
         ) from error
 
 

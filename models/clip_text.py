@@ -39,16 +39,48 @@ def embed_texts(
             another model, or a text is too long.
         OSError: the file cannot be read.
     """
+    clip = clip_of(name)
+    tokens = tokenize(clip, texts)
+    return embed_tokens(build_text_tower(clip, name, path, device), tokens)
+
+
+class TextEncoder:
+    """The text tower of a weights file, which is read once; see `embed_texts`, also for errors."""
+
+    def __init__(
+        self, name: str, path: str | PathLike[str], device: str | torch.device = "cpu"
+    ) -> None:
+        self._clip = clip_of(name)
+        tokenize(self._clip, ["a word"])  # before the file, which may be large
+        self._tower = build_text_tower(self._clip, name, path, device)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed T texts: (T, D) float32, not normalised; ValueError where one is too long."""
+        return embed_tokens(self._tower, tokenize(self._clip, texts))
+
+
+def clip_of(name: str) -> Clip:
+    """Return the CLIP model of a name; ValueError where it is none."""
     if not is_clip(name):
         raise ValueError(
             f"{name} embeds images alone: to search with texts, build the index with "
             f"--model={PREFIX}NAME and weights of both towers, as open_clip saves them"
         )
-    clip = find_clip(name)
-    tokens = tokenize(clip, texts)
-    tower = build_towers(clip, NO_IMAGES, clip.config["text_cfg"]).text
+    return find_clip(name)
+
+
+def build_text_tower(
+    clip: Clip, name: str, path: str | PathLike[str], device: str | torch.device
+) -> nn.Module:
+    """Return the text tower of a weights file on a device, see `load_text_tower` for errors."""
+    tower: nn.Module = build_towers(clip, NO_IMAGES, clip.config["text_cfg"]).text
     load_text_tower(tower, name, path)
-    tower.eval().to(device)
+    return tower.eval().to(device)
+
+
+def embed_tokens(tower: nn.Module, tokens: torch.Tensor) -> np.ndarray:
+    """Embed tokens (T, L) int64 by a text tower: (T, D) float32."""
+    device = next(tower.parameters()).device
     with torch.inference_mode():
         embeddings = without_tokens(tower(tokens.to(device)))
     return embeddings.cpu().numpy()

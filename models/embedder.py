@@ -11,6 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from metric_learning.common.memory import refuse_too_large
+from metric_learning.common.sizes import Size, sides
 from metric_learning.models.feature_norm import FEATURE_NORMS
 from metric_learning.models.last_stride import remove_last_stride
 from metric_learning.models.options import MODEL_OPTIONS
@@ -37,13 +38,14 @@ class EmbeddingModel(nn.Module):
         backbone: timm model with `num_classes=0`, or `ImageTower`; its pooling and strides are
             changed in place.
         embedding_size: width of the linear layer; 0 returns the normalised feature itself.
-        image_size: side of the images in pixels; None for that of the published weights.
+        image_size: side of the images in pixels, or height and width; None for those of the
+            published weights.
         **options: those of `build_model` that differ from MODEL_OPTIONS.
 
     Attributes:
         feature_size: width of the backbone's pooled feature; embedding_size: the actual D.
         mean, std: per-channel normalisation of images in 0..1 that the backbone expects.
-        image_size, options: never None, and a value per key of MODEL_OPTIONS.
+        image_size, options: height and width, and a value per key of MODEL_OPTIONS.
 
     Shape:
         images: (B, 3, H, W) float, normalised with `mean` and `std`.
@@ -58,7 +60,7 @@ class EmbeddingModel(nn.Module):
         name: str,
         backbone: nn.Module,
         embedding_size: int = 0,
-        image_size: int | None = None,
+        image_size: Size | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -71,10 +73,10 @@ class EmbeddingModel(nn.Module):
 
         # What images it takes.
         is_reference = name in REFERENCE_MODELS
-        own_size = REFERENCE_IMAGE_SIZE if is_reference else min(config["input_size"][1:])
+        own_size = REFERENCE_IMAGE_SIZE if is_reference else tuple(config["input_size"][1:])
         self.mean = tuple(IMAGENET_DEFAULT_MEAN if is_reference else config["mean"])
         self.std = tuple(IMAGENET_DEFAULT_STD if is_reference else config["std"])
-        self.image_size: int = image_size or own_size
+        self.image_size = sides(image_size or own_size)
 
         _apply_options(backbone, self.options)
         self.backbone = backbone

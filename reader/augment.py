@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from metric_learning.common.sizes import Size, sides
 from metric_learning.reader.transforms import (
     CROP_ASPECT,
     Crop,
@@ -42,7 +43,7 @@ class Augmentation:
     Attributes:
         min_crop_area: smallest area of a crop, as a fraction of the image.
         horizontal_flip: whether every other crop is mirrored.
-        crop_aspect: least and largest width by height of a crop.
+        crop_aspect: least and largest width by height of a crop, by those of the network's input.
         train_crop: "random_resized", or "random", a crop of the size of the network's input.
         resize_first: the short side in pixels, or height and width, of the image that is cropped;
             empty: those it has.
@@ -81,12 +82,20 @@ class Augmentation:
         """Whether anything is done to crops."""
         return bool(self.color_jitter or self.rand_augment or self.random_erasing)
 
-    def check_size(self, crop_size: int) -> None:
+    def check_size(self, crop_size: Size) -> None:
         """Raise ValueError where images are resized to less than the crop that is taken of them."""
-        if self.train_crop == "random" and min(self.resize_first) < crop_size:
-            size = ",".join(map(str, self.resize_first))
+        if self.train_crop != "random":
+            return
+        height, width = sides(crop_size)
+        found, needed = self.resize_first, (max(height, width),)
+        if len(found) == 2:
+            needed = height, width
+        if any(side < least for side, least in zip(found, needed, strict=True)):
+            size, crop = ",".join(map(str, found)), height
+            if height != width:
+                crop = f"{height} x {width}"
             raise ValueError(
-                f"--resize_first={size} is smaller than the crop of {crop_size} pixels that "
+                f"--resize_first={size} is smaller than the crop of {crop} pixels that "
                 "--train_crop=random takes: give as much or more"
             )
 
@@ -102,20 +111,22 @@ class Augmentation:
         height, width = rgb.shape[:2]
         return resize(rgb, *resized_shape(height, width, self.resize_first[0]))
 
-    def draw_crop(self, height: int, width: int, rng: np.random.Generator, crop_size: int) -> Crop:
+    def draw_crop(self, height: int, width: int, rng: np.random.Generator, crop_size: Size) -> Crop:
         """Draw the crop of an image of this size, in pixels."""
+        crop_height, crop_width = sides(crop_size)
         if self.train_crop == "random_resized":
             area, is_mirrored = self.min_crop_area, self.horizontal_flip
-            return random_crop(height, width, rng, area, is_mirrored, self.crop_aspect)
-        top = int(rng.integers(height - crop_size + 1))
-        left = int(rng.integers(width - crop_size + 1))
+            least, largest = (value * (crop_width / crop_height) for value in self.crop_aspect)
+            return random_crop(height, width, rng, area, is_mirrored, (least, largest))
+        top = int(rng.integers(height - crop_height + 1))
+        left = int(rng.integers(width - crop_width + 1))
         is_mirrored = bool(self.horizontal_flip and rng.random() < 0.5)
-        return Crop(top, left, crop_size, crop_size, is_mirrored)
+        return Crop(top, left, crop_height, crop_width, is_mirrored)
 
     def change(
         self, crop: np.ndarray, rng: np.random.Generator, mean: Sequence[float]
     ) -> np.ndarray:
-        """Change a crop (S, S, 3) uint8: its colours, by RandAugment, by erasing; in this order.
+        """Change a crop (S, T, 3) uint8: its colours, by RandAugment, by erasing; in this order.
 
         A rectangle is filled with the `mean` (of values in 0..1), rounded to a grey level: with
         what is nearest to 0 once it is normalised, torchvision's default.
@@ -173,14 +184,14 @@ class Operation(NamedTuple):
 def rand_augment(
     image: torch.Tensor, num_operations: int, strength: int, rng: np.random.Generator
 ) -> torch.Tensor:
-    """Apply random operations of RandAugment to an image (3, S, S) uint8, as torchvision does.
+    """Apply random operations of RandAugment to an image (3, S, T) uint8, as torchvision does.
 
     Cubuk et al. 2020, https://arxiv.org/abs/1909.13719. What comes in from outside is black.
     The strength is 0 to 30, of each operation's range.
     """
     import torch
 
-    operations = operations_of(image.shape[-1])
+    operations = operations_of((image.shape[-2], image.shape[-1]))
     for _ in range(num_operations):
         strengths, is_signed, apply = operations[rng.integers(len(operations))]
         value = 0.0
@@ -191,8 +202,8 @@ def rand_augment(
     return image
 
 
-def operations_of(size: int) -> list[Operation]:
-    """Return the operations of RandAugment on images (3, S, S) of this size."""
+def operations_of(size: Size) -> list[Operation]:
+    """Return the operations of RandAugment on images (3, S, T) of this size."""
     from torchvision.transforms.v2 import functional as f
 
     still: dict[str, Any] = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
@@ -213,11 +224,13 @@ def operations_of(size: int) -> list[Operation]:
     def of_factor(change: Callable[..., torch.Tensor]) -> Operation:
         return Operation((0.0, 0.9), True, lambda image, share: change(image, 1.0 + share))
 
-    farthest = 150 / 331 * size
+    height, width = sides(size)
+    across, down = 150 / 331 * width, 150 / 331 * height
     return [
         Operation(None, False, lambda image, _: image),
         *(Operation((0.0, 0.3), True, partial(shear, axis)) for axis in (0, 1)),
-        *(Operation((0.0, farthest), True, partial(translate, axis)) for axis in (0, 1)),
+        Operation((0.0, across), True, partial(translate, 0)),
+        Operation((0.0, down), True, partial(translate, 1)),
         Operation((0.0, 30.0), True, lambda image, degrees: f.rotate(image, degrees)),
         *(of_factor(change) for change in (f.adjust_brightness, f.adjust_saturation)),
         *(of_factor(change) for change in (f.adjust_contrast, f.adjust_sharpness)),

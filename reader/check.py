@@ -20,7 +20,12 @@ from metric_learning.common.flags import path as parse_path
 from metric_learning.common.log import show
 from metric_learning.common.names import to_line
 from metric_learning.common.outputs import json_kind, prepare_output
-from metric_learning.reader.sets.datasets import DATASETS, load_image_set, splits_of
+from metric_learning.reader.sets.datasets import (
+    COLUMN_OPTIONS,
+    DATASETS,
+    load_image_set,
+    splits_of,
+)
 from metric_learning.reader.sets.describe import describe_choice
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS, map_files, read_content
 from metric_learning.reader.sets.image_set import AS_REFERENCE, MAX_PIXELS, Decoding, ImageSet
@@ -31,6 +36,7 @@ NUM_SHOWN = 20
 REPORT = json_kind("a report of reader.check", "dataset", "splits", "problems")
 SET_OPTIONS = (
     *("train_classes", "test_classes", "train_list", "test_list", "csv", "fold", "val_fold"),
+    *COLUMN_OPTIONS,
 )
 FLAGS = (
     Flag("dataset", str, "sop", f"one of {', '.join(DATASETS)}"),
@@ -41,6 +47,10 @@ FLAGS = (
     Flag("test_list", parse_path, None, "file of 'path label' lines, for --dataset=list"),
     Flag("csv", parse_path, None, "CSV file of images, for --dataset=csv"),
     Flag("fold", int, None, "its fold to test on, for --dataset=csv"),
+    *(
+        Flag(name, str, None, f"its {name.replace('_', ' of ')}s, for --dataset=csv")
+        for name in COLUMN_OPTIONS
+    ),
     Flag("val_fold", str, None, "fold of the training images that is the val split, e.g. 0/5"),
     Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
     Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),

@@ -7,9 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
+from metric_learning.common.sizes import Size, scaled, sides
 from metric_learning.reader.augment import Augmentation
 from metric_learning.reader.sets.image_set import MAX_PIXELS, Decoding
-from metric_learning.reader.transforms import MAX_ASPECT, TRANSFORMS, Crop, v1_short_side
+from metric_learning.reader.transforms import MAX_ASPECT, TRANSFORMS, Crop, v1_covered
 
 # What is said of a transform of test images: how it rounds the long side, how it resizes, and from
 # where it crops.
@@ -46,12 +47,12 @@ class Preprocessing:
     """
 
     transform: str  # a key of `reader.transforms.TRANSFORMS`
-    crop_size: int  # S, side of the network input in pixels
+    crop_size: Size  # of the network input in pixels: a side, or height and width, S and T
     mean: tuple[float, ...]  # per channel, of values in 0..1
     std: tuple[float, ...]  # per channel, of values in 0..1
     augmentation: Augmentation = Augmentation()  # of training images
     max_pixels: int = MAX_PIXELS  # most pixels of an image file, in millions
-    # Short side of a test image before its central crop, by the crop's; None: the transform's own
+    # What a test image covers before its central crop, by the crop's sides; None: as it is made for
     resize_ratio: float | None = None
     # Views of a test image whose embeddings are averaged: mirrored ones too, and of which scales
     tta_flip: bool = False
@@ -64,7 +65,7 @@ class Preprocessing:
                 "change --transform"
             )
 
-        if self.crop_size < 1:
+        if min(sides(self.crop_size)) < 1:
             raise ValueError(
                 f"expected an image size of 1 pixel or more, got {self.crop_size}: "
                 "change --image_shape"
@@ -79,20 +80,21 @@ class Preprocessing:
         return Decoding(TRANSFORMS[self.transform].alpha, self.max_pixels)
 
     @property
-    def short_side(self) -> int:
-        """Short side, in pixels, of a test image before its central crop."""
+    def covered(self) -> tuple[int, int]:
+        """Height and width, in pixels, that a test image covers before its central crop."""
         if self.resize_ratio is not None:
-            return round(self.resize_ratio * self.crop_size)
-        return v1_short_side(self.crop_size) if self.transform == "v1" else self.crop_size
+            height, width = (round(self.resize_ratio * side) for side in sides(self.crop_size))
+            return height, width
+        return v1_covered(self.crop_size) if self.transform == "v1" else sides(self.crop_size)
 
     @property
-    def view_sizes(self) -> list[int]:
-        """Sides of the inputs of the scales of a test image, in pixels."""
-        return [int(self.crop_size * scale) for scale in self.tta_scales]
+    def view_sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths of the inputs of the scales of a test image, in pixels."""
+        return [scaled(self.crop_size, scale) for scale in self.tta_scales]
 
     def test_crop(self, image: np.ndarray) -> np.ndarray:
-        """Return the crop of a test image (H, W, 3): (S, S, 3) uint8 both."""
-        return TRANSFORMS[self.transform].test(image, self.crop_size, self.short_side)
+        """Return the crop of a test image (H, W, 3): (S, T, 3), uint8 both."""
+        return TRANSFORMS[self.transform].test(image, self.crop_size, self.covered)
 
     def resize_first(self, image: np.ndarray) -> np.ndarray:
         """Resize a training image (H, W, 3) uint8 before it is cropped, where that is to be."""
@@ -103,22 +105,29 @@ class Preprocessing:
         return self.augmentation.draw_crop(height, width, rng, self.crop_size)
 
     def train_crop(self, image: np.ndarray, crop: Crop, rng: np.random.Generator) -> np.ndarray:
-        """Cut and resize a crop of a training image (H, W, 3), and change it: (S, S, 3) uint8."""
+        """Cut and resize a crop of a training image (H, W, 3), and change it: (S, T, 3) uint8."""
         pixels = TRANSFORMS[self.transform].train(image, crop, self.crop_size)
         return self.augmentation.change(pixels, rng, self.mean)
 
     def steps(self) -> list[str]:
         """Say how a test image becomes a network input, for who does it without this project."""
-        size = self.crop_size
+        (height, width), (least_height, least_width) = sides(self.crop_size), self.covered
+        resized = f"a short side of {least_height} pixels and a long side in proportion"
+        if height != width:
+            resized = (
+                f"the least size in proportion that covers {least_height} x {least_width} pixels "
+                "(height x width), its sides"
+            )
+
         long_side, resizing, rounding = WORDS[self.transform]
         return [
             "decode the image to 8-bit RGB and turn it upright, as its EXIF orientation tells; "
             f"{ALPHA_WORDS[self.decoding.alpha]}",
             f"where one side is more than {MAX_ASPECT} times the other, keep {MAX_ASPECT} times "
             "the other of it, at its centre (first pixel: half of the rest, rounded down)",
-            f"resize to a short side of {self.short_side} pixels and a long side in proportion, "
-            f"{long_side}, with {resizing}, to 8-bit values",
-            f"crop the central {size} x {size} pixels (first pixel: half of the rest, {rounding})",
+            f"resize to {resized}, {long_side}, with {resizing}, to 8-bit values",
+            f"crop the central {height} x {width} pixels (first pixel: half of the rest, "
+            f"{rounding})",
             f"divide by 255, subtract {list(self.mean)}, divide by {list(self.std)} (R, G, B)",
-            f"stack as float32 of (batch, 3, {size}, {size}): NCHW, channels R, G, B",
+            f"stack as float32 of (batch, 3, {height}, {width}): NCHW, channels R, G, B",
         ]

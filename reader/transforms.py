@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from metric_learning.common.sizes import Size, sides
+
 if TYPE_CHECKING:
     import torch  # imported where an image is resized: it takes seconds
 
@@ -28,7 +30,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Longer images are cut to this ratio around their centre before the short side is resized:
 # a 1 x 5000 strip enlarged in full would take hundreds of megabytes and be cropped anyway.
 MAX_ASPECT = 16
-CROP_ASPECT = 3 / 4, 4 / 3  # width by height of a training crop, as in the reference
+CROP_ASPECT = 3 / 4, 4 / 3  # width by height of a square training crop, as in the reference
 
 # The reference's first version resizes a test image to this short side in pixels, whose centre of
 # this size it crops; other crops in proportion.
@@ -61,9 +63,9 @@ class Crop(NamedTuple):
 class Transform(NamedTuple):
     """One way to resize images."""
 
-    # (rgb, crop, crop_size) -> (S, S, 3) uint8
-    train: Callable[[np.ndarray, Crop, int], np.ndarray]
-    # (rgb, crop_size, short side before the crop or None: its own) -> (S, S, 3) uint8
+    # (rgb, crop, crop_size) -> (S, T, 3) uint8
+    train: Callable[[np.ndarray, Crop, Size], np.ndarray]
+    # (rgb, crop_size, what the image covers before the crop or None: its own) -> (S, T, 3) uint8
     test: Callable[..., np.ndarray]
     # (rgb, height, width) -> (height, width, 3) uint8, as training crops are resized
     resize: Callable[[np.ndarray, int, int], np.ndarray]
@@ -72,7 +74,7 @@ class Transform(NamedTuple):
     def eval(
         self,
         rgb: np.ndarray,
-        crop_size: int,
+        crop_size: Size,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> np.ndarray:
@@ -80,63 +82,70 @@ class Transform(NamedTuple):
 
         Args:
             rgb: (H, W, 3) uint8 image of any size.
-            crop_size: S, side of the result in pixels.
+            crop_size: height and width of the result in pixels, S and T, or the side of a square.
             mean: per channel, of values in 0..1.
             std: per channel, of values in 0..1.
 
         Shape:
-            returns: (3, S, S) float32.
+            returns: (3, S, T) float32.
         """
         return _normalise(self.test(rgb, crop_size), mean, std)
 
 
-def reference_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
-    """Return a crop of the image (H, W, 3), resized with Lanczos4: (S, S, 3) uint8 both."""
-    resized = resize_lanczos(_cut(rgb, crop), crop_size, crop_size)
+def reference_train(rgb: np.ndarray, crop: Crop, crop_size: Size) -> np.ndarray:
+    """Return a crop of the image (H, W, 3), resized with Lanczos4: (S, T, 3), uint8 both."""
+    resized = resize_lanczos(_cut(rgb, crop), *sides(crop_size))
     return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
-def standard_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
+def standard_train(rgb: np.ndarray, crop: Crop, crop_size: Size) -> np.ndarray:
     """As `reference_train`, resized with antialiased bilinear interpolation."""
-    resized = resize_antialiased(_cut(rgb, crop), crop_size, crop_size)
+    resized = resize_antialiased(_cut(rgb, crop), *sides(crop_size))
     return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
-def reference_test(rgb: np.ndarray, crop_size: int, short_side: int | None = None) -> np.ndarray:
-    """Return the central crop of the image whose short side was resized with Lanczos4.
+def reference_test(rgb: np.ndarray, crop_size: Size, covered: Size | None = None) -> np.ndarray:
+    """Return the central crop of the image that was resized with Lanczos4 to cover it.
 
-    An image (H, W, 3) uint8 of any size becomes (S, S, 3) uint8, S being the crop size in pixels.
-    The short side is resized to S, or to a `short_side` of as many pixels or more.
+    An image (H, W, 3) uint8 of any size becomes (S, T, 3) uint8 of the crop's size. It is resized
+    in proportion to the least size that covers the crop, or `covered`, as many pixels or more: for
+    a square, its short side becomes as long as that.
     """
-    return _central_crop(rgb, crop_size, short_side, resize_lanczos, math.floor)
+    return _central_crop(rgb, crop_size, covered, resize_lanczos, math.floor)
 
 
-def standard_test(rgb: np.ndarray, crop_size: int, short_side: int | None = None) -> np.ndarray:
-    """As `reference_test`, with antialiased bicubic resizing of the short side.
+def standard_test(rgb: np.ndarray, crop_size: Size, covered: Size | None = None) -> np.ndarray:
+    """As `reference_test`, with antialiased bicubic resizing.
 
     The whole short side is kept, whatever timm's `crop_pct` of a model is: what its classifiers cut
     off a border, a search may need.
     """
-    return _central_crop(rgb, crop_size, short_side, resize_bicubic, round)
+    return _central_crop(rgb, crop_size, covered, resize_bicubic, round)
 
 
-def v1_train(rgb: np.ndarray, crop: Crop, crop_size: int) -> np.ndarray:
+def v1_train(rgb: np.ndarray, crop: Crop, crop_size: Size) -> np.ndarray:
     """As `reference_train`, resized with Pillow's antialiased bilinear interpolation."""
-    resized = resize_by_pillow(_cut(rgb, crop), crop_size, crop_size)
+    resized = resize_by_pillow(_cut(rgb, crop), *sides(crop_size))
     return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
-def v1_test(rgb: np.ndarray, crop_size: int, short_side: int | None = None) -> np.ndarray:
-    """Return the central crop of an image whose short side was resized to 8/7 of the crop's.
+def v1_test(rgb: np.ndarray, crop_size: Size, covered: Size | None = None) -> np.ndarray:
+    """Return the central crop of an image that was resized to cover 8/7 of the crop.
 
-    As `reference_test`, by Pillow's antialiased bilinear interpolation, the long side rounded down.
+    As `reference_test`, by Pillow's antialiased bilinear interpolation, the sides rounded down.
     """
     rgb = within_aspect(rgb)
-    shortest, short_side = min(rgb.shape[:2]), short_side or v1_short_side(crop_size)
-    height, width = (short_side * side // shortest for side in rgb.shape[:2])
-    top, left = ((side - crop_size + 1) // 2 for side in (height, width))
+    rows, columns = rgb.shape[:2]
+    least_height, least_width = sides(covered or v1_covered(crop_size))
+    if least_height * columns >= least_width * rows:
+        height, width = least_height, least_height * columns // rows
+    else:
+        height, width = least_width * rows // columns, least_width
+
+    crop_height, crop_width = sides(crop_size)
+    top, left = (height - crop_height + 1) // 2, (width - crop_width + 1) // 2
     resized = resize_by_pillow(rgb, height, width)
-    return resized[top : top + crop_size, left : left + crop_size]
+    return resized[top : top + crop_height, left : left + crop_width]
 
 
 def random_crop(
@@ -181,15 +190,17 @@ def random_box(
     return top, left, box_height, box_width
 
 
-def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Return the size with the given short side and the long side rounded."""
-    scale = short_side / min(height, width)
+def resized_shape(height: int, width: int, covered: Size) -> tuple[int, int]:
+    """Return the least size in proportion that covers another, rounded; a side is a short side."""
+    least_height, least_width = sides(covered)
+    scale = max(least_height / height, least_width / width)
     return round(height * scale), round(width * scale)
 
 
-def v1_short_side(crop_size: int) -> int:
-    """Return the short side, in pixels, of v1's test images before their central crop."""
-    return round(crop_size * V1_SHORT_SIDE / V1_CROP_SIZE)
+def v1_covered(crop_size: Size) -> tuple[int, int]:
+    """Return the height and width, in pixels, that v1's test images cover before their crop."""
+    height, width = (round(side * V1_SHORT_SIDE / V1_CROP_SIZE) for side in sides(crop_size))
+    return height, width
 
 
 def reduce_image(rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -246,16 +257,17 @@ def _cut(rgb: np.ndarray, crop: Crop) -> np.ndarray:
 
 def _central_crop(
     rgb: np.ndarray,
-    crop_size: int,
-    short_side: int | None,
+    crop_size: Size,
+    covered: Size | None,
     resize: Callable[[np.ndarray, int, int], np.ndarray],
     rounded: Callable[[float], int],
 ) -> np.ndarray:
-    """Resize the short side and return the central crop; `rounded` gives its first pixel."""
+    """Resize to what is covered and return the central crop; `rounded` gives its first pixel."""
     rgb = within_aspect(rgb)
-    height, width = resized_shape(rgb.shape[0], rgb.shape[1], short_side or crop_size)
-    top, left = rounded((height - crop_size) / 2), rounded((width - crop_size) / 2)
-    return resize(rgb, height, width)[top : top + crop_size, left : left + crop_size]
+    height, width = resized_shape(rgb.shape[0], rgb.shape[1], covered or crop_size)
+    crop_height, crop_width = sides(crop_size)
+    top, left = rounded((height - crop_height) / 2), rounded((width - crop_width) / 2)
+    return resize(rgb, height, width)[top : top + crop_height, left : left + crop_width]
 
 
 def within_aspect(rgb: np.ndarray) -> np.ndarray:
@@ -274,7 +286,7 @@ def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[np.nda
 
 
 def _normalise(crop: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Map (S, S, 3) values 0..255 to (3, S, S) values (value / 255 - mean) / std, float32."""
+    """Map (S, T, 3) values 0..255 to (3, S, T) values (value / 255 - mean) / std, float32."""
     scale, shift = scale_and_shift(mean, std)
     image = np.array(crop.transpose(2, 0, 1), dtype=np.float32, order="C")
     image *= scale[:, None, None]

@@ -18,6 +18,8 @@ INDEX_OPTIONS: dict[str, tuple[str, ...]] = {
 POINTS_PER_CENTROID = 39  # below it faiss calls k-means poor
 NUM_CODES = 256  # centroids per part of a vector in ivfpq: what a byte can number
 
+Found = tuple[np.ndarray, np.ndarray]  # cosines and numbers, (Q, k) each, as faiss returns them
+
 
 def choose_options(
     kind: str, given: Mapping[str, int], num_images: int, dim: int
@@ -88,6 +90,58 @@ def build_vectors(unit: np.ndarray, kind: str, options: Mapping[str, int]) -> An
     vectors.train(unit)
     vectors.add(unit)
     return vectors
+
+
+def remove_vectors(vectors: Any, kind: str, rows: np.ndarray) -> None:
+    """Take vectors out of a faiss index, (M,) int64; those behind them move up, as in a list.
+
+    A graph (`hnsw`) cannot lose a node: who holds it leaves those out that are marked as removed.
+    """
+    assert kind != "hnsw"
+    faiss = import_faiss()
+    kept = np.ones(vectors.ntotal, bool)
+    kept[rows] = False
+    vectors.remove_ids(faiss.IDSelectorBatch(rows))
+    if kind == "exact":
+        return
+
+    # The lists of cells keep the numbers that their vectors had.
+    new_numbers = np.cumsum(kept) - 1
+    lists = faiss.extract_index_ivf(vectors).invlists
+    for number in range(lists.nlist):
+        size = lists.list_size(number)
+        if size:
+            numbers = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            numbers[:] = new_numbers[numbers]
+
+
+def search_vectors(vectors: Any, queries: np.ndarray, k: int, removed: np.ndarray) -> Found:
+    """Search a faiss index as it was built; of a graph, leave out the nodes that are `removed`."""
+    if not len(removed):
+        found: Found = vectors.search(queries, k)
+        return found
+    faiss = import_faiss()
+    selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(removed))
+    wide = max(vectors.hnsw.efSearch, k)
+    parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=wide)
+    found = vectors.search(queries, k, params=parameters)
+    return found
+
+
+def search_everything(
+    vectors: Any, kind: str, queries: np.ndarray, k: int, among: np.ndarray
+) -> Found:
+    """Compare queries with every vector of a faiss index whose number is `among` (M,) int64."""
+    faiss = import_faiss()
+    selector = faiss.IDSelectorBatch(among)
+    if kind in ("exact", "hnsw"):
+        flat = vectors if kind == "exact" else faiss.downcast_index(vectors.storage)
+        found: Found = flat.search(queries, k, params=faiss.SearchParameters(sel=selector))
+        return found
+    lists = faiss.extract_index_ivf(vectors)
+    parameters = faiss.SearchParametersIVF(sel=selector, nprobe=lists.nlist)
+    found = vectors.search(queries, k, params=parameters)
+    return found
 
 
 def is_of_kind(vectors: Any, kind: str) -> bool:

@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import numpy as np
 import torch
 
 from metric_learning.common.atomic import write_atomically
-from metric_learning.common.fingerprint import Snapshot, read_snapshot
+from metric_learning.common.fingerprint import (
+    Snapshot,
+    read_snapshot,
+    relative_paths,
+)
 from metric_learning.common.schema import (
     Field,
     check_fields,
@@ -27,12 +32,17 @@ from metric_learning.common.schema import (
 from metric_learning.common.text_files import check_regular
 from metric_learning.retrieval.index_kinds import (
     INDEX_OPTIONS,
+    Found,
     build_vectors,
     choose_options,
     import_faiss,
     is_of_kind,
+    remove_vectors,
+    search_everything,
+    search_vectors,
 )
 from metric_learning.retrieval.inputs import checked_rows
+from metric_learning.retrieval.milvus import MilvusIndex
 from metric_learning.retrieval.search import nearest
 from metric_learning.retrieval.unit import unit_rows
 
@@ -56,9 +66,8 @@ HEADER_FIELDS = (
     Field("labels", "a list of labels", is_list_of(is_label)),
     Field("class_names", "names by label", lambda value: is_object(value, is_text)),
     Field("metadata", "an object", is_metadata),
+    Field("removed", "a list of numbers", is_list_of(is_count), is_needed=False),
 )
-
-Found = tuple[np.ndarray, np.ndarray]  # cosines and rows, (Q, k) each, as faiss returns them
 
 
 @dataclass(eq=False)
@@ -72,6 +81,8 @@ class SearchIndex:
     metadata: dict[str, Any]  # how the embeddings were made, as JSON has it
     vectors: Any  # the faiss index of the unit embeddings, on the CPU
     snapshot: Snapshot | None = None  # of the images when they were embedded, where it is known
+    # Numbers of the nodes of `hnsw` that are no images any more, (R,) int64 ascending
+    removed: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     _on_gpu: dict[int, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -95,8 +106,31 @@ class SearchIndex:
         label = int(self.labels[row])
         return self.class_names.get(label, str(label))
 
+    def entries(self, rows: np.ndarray) -> list[tuple[str, str | None]]:
+        """Return the path and the name of the class of images, by their rows (M,)."""
+        return [(self.paths[row], self.class_name(row)) for row in rows.tolist()]
+
+    def classes(self) -> list[str]:
+        """Return the names of the classes of the images."""
+        labels = np.unique(self.labels).tolist()
+        return [self.class_names.get(label, str(label)) for label in labels]
+
+    def num_of_class(self, name: str) -> int:
+        """Return how many images are of a class."""
+        return len(self.rows_of_class(name))
+
+    def rows_of_class(self, name: str) -> np.ndarray:
+        """Return the rows of the images of a class, (M,) int64."""
+        of_name = [label for label, known in self.class_names.items() if known == name]
+        of_name += [int(name)] if name.isdigit() and int(name) not in self.class_names else []
+        return np.flatnonzero(np.isin(self.labels, of_name))
+
     def search(
-        self, features: np.ndarray, k: int, device: str | torch.device = "cpu"
+        self,
+        features: np.ndarray,
+        k: int,
+        device: str | torch.device = "cpu",
+        class_name: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find k images similar to each query: an exact index the most similar, others nearly so.
 
@@ -105,6 +139,7 @@ class SearchIndex:
             k: neighbours per query.
             device: a CUDA device searches `exact` and `ivf` where faiss is built for GPUs and k is
                 at most 2048; all else is searched on the CPU.
+            class_name: the class whose images alone are searched, each of them; None: all.
 
         Returns:
             rows (Q, k) int64, most similar first, and cosines (Q, k) float32, estimates in `ivfpq`.
@@ -113,22 +148,47 @@ class SearchIndex:
             ValueError: k is below 1 or above the number of images, D is not the index's, or the
                 index holds NaN.
         """
-        if not 1 <= k <= len(self):
-            raise ValueError(f"expected 1 to {len(self)} neighbours in this index, found k = {k}")
+        among = None if class_name is None else self.rows_of_class(class_name)
+        num_searched = len(self) if among is None else len(among)
+        if not 1 <= k <= num_searched:
+            raise ValueError(
+                f"expected 1 to {num_searched} neighbours in this index, found k = {k}"
+            )
         queries = _unit(features)
         if queries.shape[1] != self.embedding_size:
             raise ValueError(
                 f"the index holds embeddings of {self.embedding_size} dimensions, the queries have "
                 f"{queries.shape[1]}"
             )
-        cosines, rows = self._place(torch.device(device), k).search(queries, k)
 
-        short = np.flatnonzero((rows < 0).any(1))
-        if len(short):
-            cosines[short], rows[short] = self._search_everything(queries[short], k)
-        if not np.isfinite(cosines).all() or rows.min() < 0:
+        cosines, numbers = self._search(queries, k, torch.device(device), among)
+        if not np.isfinite(cosines).all() or numbers.min() < 0:
             raise ValueError("the index holds NaN or infinity: build it again")
+        rows = np.searchsorted(self._numbers, numbers) if len(self.removed) else numbers
         return rows, cosines
+
+    def _search(
+        self, queries: np.ndarray, k: int, device: torch.device, among: np.ndarray | None
+    ) -> Found:
+        """Return the cosines of neighbours, and their numbers in `vectors`."""
+        if among is not None:
+            numbers = self._numbers[among]
+            return search_everything(self.vectors, self.kind, queries, k, numbers)
+        vectors = self._place(device, k)
+        cosines, numbers = search_vectors(vectors, queries, k, self.removed)
+
+        # The lists or edges that were followed may hold fewer than k.
+        short = np.flatnonzero((numbers < 0).any(1))
+        if len(short):
+            cosines[short], numbers[short] = search_everything(
+                self.vectors, self.kind, queries[short], k, self._numbers
+            )
+        return cosines, numbers
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """The numbers that the images have in `vectors`, (N,) int64, in the order of the rows."""
+        return np.setdiff1d(np.arange(self.vectors.ntotal), self.removed, assume_unique=True)
 
     def _place(self, device: torch.device, k: int) -> Any:
         """Return the faiss index on the device that can search it."""
@@ -145,19 +205,50 @@ class SearchIndex:
                 self._on_gpu[number] = self.vectors
         return self._on_gpu[number]
 
-    def _search_everything(self, queries: np.ndarray, k: int) -> Found:
-        """Search all images, where the lists or edges that were followed hold fewer than k."""
-        faiss = import_faiss()
+    def remove(self, rows: np.ndarray) -> None:
+        """Take images out, by their rows (M,) int64; those behind them move up.
+
+        A graph (`hnsw`) keeps them as nodes that no search returns.
+        """
+        assert self.snapshot is not None
+        kept = np.setdiff1d(np.arange(len(self)), rows)
         if self.kind == "hnsw":
-            found: Found = faiss.downcast_index(self.vectors.storage).search(queries, k)
-            return found
-        lists = faiss.extract_index_ivf(self.vectors)
-        num_probed, lists.nprobe = lists.nprobe, lists.nlist
-        try:
-            found = self.vectors.search(queries, k)
-            return found
-        finally:
-            lists.nprobe = num_probed
+            self.removed = np.union1d(self.removed, self._numbers[rows])
+        else:
+            remove_vectors(self.vectors, self.kind, np.unique(rows))
+
+        self.snapshot = self.snapshot.select(kept)
+        self.paths = [self.paths[row] for row in kept.tolist()]
+        self.labels = self.labels[kept] if len(self.labels) else self.labels
+        self._forget()
+
+    def add(
+        self, features: np.ndarray, paths: Sequence[str], labels: np.ndarray, states: np.ndarray
+    ) -> None:
+        """Add images behind those that are there.
+
+        Args:
+            features: (M, D) float embeddings, any scale.
+            paths: M image files.
+            labels: (M,) int64; empty where the index has none.
+            states: (M,) of the files when they were embedded, as a snapshot has them.
+        """
+        assert self.snapshot is not None and len(labels) in (0, len(paths))
+        self.vectors.add(_unit(features))
+        self.paths = [*self.paths, *paths]
+        self.labels = np.concatenate([self.labels, labels]).astype(np.int64)
+
+        names = [str(self.class_names.get(int(label), label)) for label in labels]
+        names = names or ["-1"] * len(paths)
+        texts = [*self.snapshot.labels, *names] if self.snapshot.labels else []
+        together = np.concatenate([self.snapshot.states, states])
+        self.snapshot = Snapshot(relative_paths(self.paths), texts, together)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was derived of the vectors."""
+        self._on_gpu.clear()
+        self.__dict__.pop("_numbers", None)
 
     def save(self, file: str | Path) -> None:
         """Write the index with its paths, labels and metadata into one file, atomically."""
@@ -171,6 +262,7 @@ class SearchIndex:
             "labels": self.labels.tolist(),
             "class_names": self.class_names,
             "metadata": self.metadata,
+            **({"removed": self.removed.tolist()} if len(self.removed) else {}),
         }
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(HEADER, json.dumps(header))
@@ -252,11 +344,15 @@ def load_search_index(file: str | Path) -> SearchIndex:
         labels = np.asarray(header["labels"], np.int64)
         paths, kind, metadata = header["paths"], header["kind"], header["metadata"]
         num_images = len(paths)
-        counts = {vectors.ntotal, num_images, num_images if snapshot is None else len(snapshot)}
+        removed = np.unique(np.asarray(header.get("removed", ()), np.int64))
+        num_left = vectors.ntotal - len(removed)
+        counts = {num_left, num_images, num_images if snapshot is None else len(snapshot)}
         if header["format"] != FORMAT or len(counts) > 1:
             raise ValueError("another version, or parts of two indexes")
         if len(labels) not in (0, num_images) or not is_of_kind(vectors, kind):
             raise ValueError("parts that do not fit")
+        if len(removed) and (kind != "hnsw" or removed[-1] >= vectors.ntotal):
+            raise ValueError("it lacks what no such index can lack")
     except OSError:
         raise
     except Exception as error:  # a damaged file can raise anything
@@ -264,7 +360,7 @@ def load_search_index(file: str | Path) -> SearchIndex:
             f"{file} is damaged or no search index of this version: build it again"
         ) from error
 
-    return SearchIndex(kind, paths, labels, names, metadata, vectors, snapshot)
+    return SearchIndex(kind, paths, labels, names, metadata, vectors, snapshot, removed)
 
 
 def is_search_index(file: str | Path) -> bool:
@@ -276,7 +372,7 @@ def is_search_index(file: str | Path) -> bool:
 
 
 def measure_recall(
-    index: SearchIndex,
+    index: SearchIndex | MilvusIndex,
     queries: np.ndarray,
     k: int,
     gallery: np.ndarray,

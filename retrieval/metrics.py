@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metric_learning.retrieval.counting.thresholds import Share
 from metric_learning.retrieval.euclidean import euclidean_similarities
+from metric_learning.retrieval.groups import Groups, checked_groups, count_ignored
 from metric_learning.retrieval.inputs import checked_sets
 from metric_learning.retrieval.ranks import Ranks, iterate_ranks, ranks_of_similarities
 from metric_learning.retrieval.scores import TIES, QueryScores, score_ranks
@@ -61,6 +62,7 @@ def chance_recall(
     ks: Sequence[int],
     gallery_labels: np.ndarray | None = None,
     is_in_gallery: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> dict[str, float]:
     """Compute the Recall@K that random embeddings have on average, exactly, from labels alone.
 
@@ -72,11 +74,12 @@ def chance_recall(
         ks: the K, each 1 or more.
         gallery_labels: (G,) integer; None where every query searches all others.
         is_in_gallery: (N,) bool, which queries the gallery holds too; they do not find themselves.
+        groups: of queries and gallery, see `retrieval.groups`; None: there are none.
 
     Returns:
         `recall@K_chance` per K, the mean over the queries that have a positive; 0 of none.
     """
-    counts = np.stack(count_positives(labels, gallery_labels, is_in_gallery), axis=1)
+    counts = np.stack(count_positives(labels, gallery_labels, is_in_gallery, groups), axis=1)
     pairs, weights = np.unique(counts[counts[:, 0] > 0], axis=0, return_counts=True)
 
     chances = {}
@@ -134,6 +137,7 @@ def count_positives(
     labels: np.ndarray,
     gallery_labels: np.ndarray | None = None,
     is_in_gallery: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Count each query's positives, and all images that it can find: (N,) int64 each.
 
@@ -145,7 +149,11 @@ def count_positives(
     classes, counts = np.unique(searched, return_counts=True)
     places = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
     num_positives = np.where(classes[places] == labels, counts[places] - is_in_gallery, 0)
-    return num_positives, len(searched) - is_in_gallery.astype(np.int64)
+    findable = len(searched) - is_in_gallery.astype(np.int64)
+    if groups is None:
+        return num_positives, findable
+    ignored = count_ignored(labels, searched, groups, is_in_gallery)
+    return num_positives - ignored, findable - ignored
 
 
 def _chance_of_none(num_positives: int, k: int, size: int) -> float:
@@ -169,6 +177,8 @@ def score_queries(
     share: Share | None = None,
     own_rows: np.ndarray | None = None,
     distance: str = "cosine",
+    groups: np.ndarray | None = None,
+    gallery_groups: np.ndarray | None = None,
 ) -> QueryScores:
     """Score every query by the exact ranks of its positives.
 
@@ -189,20 +199,19 @@ def score_queries(
             -1 where there is none; None: the gallery holds no query.
         distance: "cosine", or "euclidean" of the embeddings as they are, see
             `retrieval.euclidean`, where nothing is shared.
+        groups: (N,) integer, -1: none; gallery images of a query's class and group are left out of
+            its ranking, see `retrieval.groups`.
+        gallery_groups: (G,) integer, given with `groups` where there is a gallery.
 
     Raises:
         ValueError: a shape does not fit, an embedding is not finite, a K is out of range, or no
             query has a positive.
     """
-    queries, query_labels, gallery, all_gallery_labels = checked_sets(
-        embeddings, labels, gallery_embeddings, gallery_labels
-    )
-    _check_settings(ks, precision_ks, ties, len(all_gallery_labels))
-    ranks = _ranks_by(
-        distance, queries, query_labels, gallery, all_gallery_labels, device, share, own_rows
-    )
-    scores = score_ranks(ranks, query_labels, len(all_gallery_labels), ks, precision_ks, ties)
-    return _some(scores)
+    sets = checked_sets(embeddings, labels, gallery_embeddings, gallery_labels)
+    _check_settings(ks, precision_ks, ties, len(sets[3]))
+    by_group = checked_groups(groups, gallery_groups, len(sets[0]), sets[2])
+    ranks = _ranks_by(distance, *sets, device, share, own_rows, by_group)
+    return _some(score_ranks(ranks, sets[1], len(sets[3]), ks, precision_ks, ties))
 
 
 def _ranks_by(
@@ -214,17 +223,17 @@ def _ranks_by(
     device: str | torch.device,
     share: Share | None,
     own_rows: np.ndarray | None,
+    groups: Groups | None,
 ) -> Iterator[Ranks]:
     """Rank each query's positives by a distance of DISTANCES, see `ranks.iterate_ranks`."""
     if distance == "cosine":
-        return iterate_ranks(
-            queries, query_labels, gallery, gallery_labels, device, share, own_rows
-        )
+        sets = queries, query_labels, gallery, gallery_labels
+        return iterate_ranks(*sets, device, share, own_rows, groups)
     if distance != "euclidean":
         raise ValueError(f"expected a distance of {', '.join(DISTANCES)}, found {distance!r}")
     chunks = euclidean_similarities(queries, gallery, device)
     own_rows = np.arange(len(queries)) if gallery is None else own_rows
-    return ranks_of_similarities(chunks, query_labels, gallery_labels, own_rows)
+    return ranks_of_similarities(chunks, query_labels, gallery_labels, own_rows, groups)
 
 
 def score_similarities(
@@ -236,6 +245,8 @@ def score_similarities(
     precision_ks: Sequence[int] = (),
     ties: str = "pessimistic",
     own_rows: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    gallery_groups: np.ndarray | None = None,
 ) -> QueryScores:
     """Score every query by given similarities, such as those of a re-ranking.
 
@@ -243,10 +254,11 @@ def score_similarities(
     and (G,) are int64; without those of a gallery query i is gallery image i, and left out of its
     gallery. The other arguments and the errors are those of `score_queries`.
     """
+    by_group = checked_groups(groups, gallery_groups, len(labels), gallery_labels)
     if gallery_labels is None:
         gallery_labels, own_rows = labels, np.arange(len(labels))
     _check_settings(ks, precision_ks, ties, len(gallery_labels))
-    ranks = ranks_of_similarities(chunks, labels, gallery_labels, own_rows)
+    ranks = ranks_of_similarities(chunks, labels, gallery_labels, own_rows, by_group)
     return _some(score_ranks(ranks, labels, len(gallery_labels), ks, precision_ks, ties))
 
 

@@ -7,21 +7,31 @@ from collections.abc import Iterator
 import numpy as np
 
 from metric_learning.retrieval.counting.thresholds import MANY, Counter
+from metric_learning.retrieval.groups import Groups
 
 
 class Positives:
     """The positives of Q queries: the gallery images of the same class, the query itself left out.
+
+    Those that share the query's group are among them here, so that nobody takes them for negatives;
+    `is_ignored` tells which they are.
 
     Args:
         query_labels: (Q,) int64.
         gallery_labels: (G,) int64.
         own_rows: (Q,) int64, the gallery row that is the query itself, -1: none is; None: no query
             is in the gallery.
+        groups: see `retrieval.groups`; None: there are none.
     """
 
     def __init__(
-        self, query_labels: np.ndarray, gallery_labels: np.ndarray, own_rows: np.ndarray | None
+        self,
+        query_labels: np.ndarray,
+        gallery_labels: np.ndarray,
+        own_rows: np.ndarray | None,
+        groups: Groups | None = None,
     ) -> None:
+        self.groups = groups
         self.by_label = np.argsort(gallery_labels, kind="stable")
         ordered = gallery_labels[self.by_label]
         self.firsts = np.searchsorted(ordered, query_labels, side="left")
@@ -49,11 +59,18 @@ class Positives:
         is_other = self.own_rows[rows] != columns
         return rows[is_other], columns[is_other]
 
-    def cosines(self, counter: Counter, start: int, stop: int) -> np.ndarray:
+    def is_ignored(self, queries: np.ndarray) -> np.ndarray | None:
+        """Whether the query's group rules out each of `pairs`, (M,) bool; None: there are none."""
+        return None if self.groups is None else self.groups.are_same(*self.pairs(queries))
+
+    def cosines(
+        self, counter: Counter, start: int, stop: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the cosines of all positives of queries start..stop, of each the best first.
 
-        (M,) float64, in memory that the next call writes to. Positives that are many are those of
-        other queries as well: their cosines are products of whole classes.
+        (M,) float64, in memory that the next call writes to, and which are ignored, (M,) bool; None
+        where there are no groups. Positives that are many are those of other queries as well: their
+        cosines are products of whole classes.
         """
         num_positives = self.offsets[stop] - self.offsets[start]
         if len(self.room) < num_positives:
@@ -76,5 +93,10 @@ class Positives:
                     part[:] = row
                 else:
                     part[:place], part[place:] = row[:place], row[place + 1 :]
-        counter.sort_descending(offsets, cosines)
-        return cosines
+        is_ignored = self.is_ignored(queries)
+        if is_ignored is None:
+            counter.sort_descending(offsets, cosines)
+            return cosines, None
+        order = np.lexsort((-cosines, np.repeat(queries, counts)))
+        cosines[:] = cosines[order]
+        return cosines, is_ignored[order]

@@ -11,6 +11,7 @@ import torch
 
 from metric_learning.retrieval.counting.choose import choose_counter
 from metric_learning.retrieval.counting.thresholds import Counter, Share, Thresholds
+from metric_learning.retrieval.groups import Groups
 from metric_learning.retrieval.positives import Positives
 
 TIE_TOLERANCE = 1e-9  # similarities this close are equal
@@ -55,6 +56,7 @@ def iterate_ranks(
     device: str | torch.device = "cpu",
     share: Share | None = None,
     own_rows: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> Iterator[Ranks]:
     """Rank each query's positives by cosine similarity in the gallery, exactly.
 
@@ -66,6 +68,7 @@ def iterate_ranks(
     - A zero embedding has similarity 0 to everything.
     - Of a gallery that holds some of the queries, `own_rows` (Q,) int64 tells where: a query is
       left out of it by that row, -1: it is not there.
+    - Images of the query's class and group are left out of its ranking, see `retrieval.groups`.
 
     Most comparisons are decided by tiles of int16 or float32 whose error is bounded; those that
     come closer to a threshold are decided again in float64. So the ranks do not depend on chunks,
@@ -82,8 +85,9 @@ def iterate_ranks(
     counter = choose_counter(queries, gallery, device)
     if gallery is None:
         own_rows = np.arange(len(queries))
-    positives = Positives(query_labels, gallery_labels, own_rows)
-    budget = max(LEAST_BYTES, queries.nbytes // 2) // BYTES_PER_POSITIVE
+    positives = Positives(query_labels, gallery_labels, own_rows, groups)
+    each = BYTES_PER_POSITIVE * (1 if groups is None else 2)
+    budget = max(LEAST_BYTES, queries.nbytes // 2) // each
     for start, stop in positives.pieces(budget):
         yield _rank_queries(counter, positives, start, stop, share)
 
@@ -93,9 +97,10 @@ def _rank_queries(
 ) -> Ranks:
     first, last = positives.offsets[[start, stop]]
     offsets = np.clip(positives.offsets, first, last) - first
+    cosines, is_ignored = positives.cosines(counter, start, stop)
     thresholds = Thresholds(
         offsets,
-        positives.cosines(counter, start, stop),
+        cosines,
         TIE_TOLERANCE,
         positives.by_label,
         positives.firsts,
@@ -103,7 +108,7 @@ def _rank_queries(
         positives.own_rows,
     )
     ahead, level = counter.count((start, stop), thresholds, share)
-    return _ranks_of_counts(start, offsets[start : stop + 1], ahead, level)
+    return _ranks_of_counts(start, offsets[start : stop + 1], ahead, level, is_ignored)
 
 
 def ranks_of_similarities(
@@ -111,16 +116,18 @@ def ranks_of_similarities(
     query_labels: np.ndarray,
     gallery_labels: np.ndarray,
     own_rows: np.ndarray | None,
+    groups: Groups | None = None,
 ) -> Iterator[Ranks]:
     """Rank each query's positives by similarities that are no cosines, as `iterate_ranks` does.
 
     Each chunk is rows of B consecutive queries and their similarities (B, G) float64.
     """
-    positives = Positives(query_labels, gallery_labels, own_rows)
+    positives = Positives(query_labels, gallery_labels, own_rows, groups)
     for chunk, similarities in chunks:
         rows, columns = positives.pairs(np.arange(chunk.start, chunk.stop))
         offsets = positives.offsets[chunk.start : chunk.stop + 1] - positives.offsets[chunk.start]
         ahead, level = (np.empty(len(rows), np.int64) for _ in range(2))
+        is_ignored = positives.is_ignored(np.arange(chunk.start, chunk.stop))
 
         for i, row in enumerate(similarities):
             part = slice(offsets[i], offsets[i + 1])
@@ -128,9 +135,12 @@ def ranks_of_similarities(
             is_negative[columns[part]] = False
             if positives.own_rows[chunk.start + i] >= 0:
                 is_negative[positives.own_rows[chunk.start + i]] = False
-            thresholds = np.sort(row[columns[part]])[::-1]
+            order = np.argsort(row[columns[part]])[::-1]
+            thresholds = row[columns[part]][order]
             ahead[part], level[part] = _count_row(row[is_negative], thresholds)
-        yield _ranks_of_counts(chunk.start, offsets, ahead, level)
+            if is_ignored is not None:
+                is_ignored[part] = is_ignored[part][order]
+        yield _ranks_of_counts(chunk.start, offsets, ahead, level, is_ignored)
 
 
 def _count_row(similarities: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,12 +154,22 @@ def _count_row(similarities: np.ndarray, thresholds: np.ndarray) -> tuple[np.nda
 
 
 def _ranks_of_counts(
-    start: int, offsets: np.ndarray, ahead: np.ndarray, level: np.ndarray
+    start: int,
+    offsets: np.ndarray,
+    ahead: np.ndarray,
+    level: np.ndarray,
+    is_ignored: np.ndarray | None,
 ) -> Ranks:
     """Make ranks of how many negatives are ahead of each positive, and level with it, (M,) each.
 
-    Query `start + i` has the positives offsets[i]:offsets[i + 1], best first.
+    Query `start + i` has the positives offsets[i]:offsets[i + 1], best first. Those that are
+    ignored, (M,) bool or None, have no rank and take no place.
     """
+    if is_ignored is not None:
+        kept = ~is_ignored
+        offsets = np.concatenate([[0], np.cumsum(kept)])[offsets - offsets[0]]
+        ahead, level = ahead[kept], level[kept]
+
     counts = np.diff(offsets)
     asked = np.flatnonzero(counts)
     untied_ranks = np.ones(len(ahead), np.int64)  # each is one more than that before it, but for

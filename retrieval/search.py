@@ -16,6 +16,7 @@ def nearest(
     k: int,
     own_rows: np.ndarray | None = None,
     device: str | torch.device = "cpu",
+    left_out: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find each query's k most similar gallery images.
 
@@ -26,6 +27,8 @@ def nearest(
         own_rows: (Q,) int64, the gallery row that is the query itself and is left out, -1 if it is
             not there; None if no query is.
         device: where the similarities are computed.
+        left_out: rows of queries, ascending, and of gallery images (M,) int64 that these are not to
+            find, which have a cosine of minus infinity where a query has fewer than k others.
 
     Returns:
         rows (Q, k) int64 in the gallery, most similar first, and cosines (Q, k) float32.
@@ -46,6 +49,10 @@ def nearest(
             own = torch.as_tensor(own_rows[start : start + chunk_size]).to(device)
             inside = (own >= 0).nonzero()[:, 0]
             similarities[inside, own[inside]] = -torch.inf
+        if left_out is not None:
+            first, last = np.searchsorted(left_out[0], [start, start + chunk_size])
+            asked, hidden = (torch.as_tensor(part[first:last]).to(device) for part in left_out)
+            similarities[asked - start, hidden] = -torch.inf
         best = similarities.topk(k, dim=1)
         rows.append(best.indices.cpu().numpy())
         cosines.append(best.values.cpu().numpy())

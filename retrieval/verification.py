@@ -14,6 +14,7 @@ from torch import Tensor
 from metric_learning.retrieval.counting.bins import NUM_BINS, Bins
 from metric_learning.retrieval.counting.choose import choose_counter
 from metric_learning.retrieval.counting.thresholds import Counter, NegativePairs, Share
+from metric_learning.retrieval.groups import Groups, checked_groups, count_ignored
 from metric_learning.retrieval.inputs import checked_sets
 
 PAIRS_AT_ONCE = 2**20  # positive pairs whose cosines are held together
@@ -51,9 +52,9 @@ def verification_scores(
     the scores mean and how exact they are.
 
     Returns:
-        `auc`, `eer` and `tar@far=0.1`, `0.01`, `0.001`, `0.0001` as fractions; `positive_pairs`,
-        `negative_pairs`. A false-accept rate (far) that fewer than 10 negative pairs would make is
-        left out.
+        `auc`, `eer` and `tar@far=0.1`, `0.01`, `0.001`, `0.0001` as fractions, and their cosines
+        `threshold@far=0.1` and so on; `positive_pairs`, `negative_pairs`. A false-accept rate (far)
+        that fewer than 10 negative pairs would make is left out.
     """
     return score_histograms(similarity_histograms(embeddings, labels, **options))
 
@@ -67,7 +68,8 @@ def score_histograms(histograms: SimilarityHistograms) -> dict[str, float | int]
     under tar over far, the probability that a positive pair is more similar than a negative one,
     ties counted half: An introduction to ROC analysis (Fawcett 2006),
     https://doi.org/10.1016/j.patrec.2005.10.010. eer: the far that equals 1 - tar, interpolated
-    between thresholds. tar@far=F: tar at the lowest threshold whose far is at most F.
+    between thresholds. tar@far=F: tar at the lowest threshold whose far is at most F, which is
+    threshold@far=F.
 
     Thresholds are the edges of the bins, 2^-15 apart or less. A positive and a negative pair in one
     bin tie, so the auc is off by at most half the share of such couples among all couples (usually
@@ -93,6 +95,7 @@ def score_histograms(histograms: SimilarityHistograms) -> dict[str, float | int]
         if allowed >= LEAST_ACCEPTED:
             lowest = np.searchsorted(false_accepts, allowed, side="right") - 1
             scores[f"tar@far={10**-exponent}"] = float(tar[lowest])
+            scores[f"threshold@far={10**-exponent}"] = float(histograms.edges[-1 - lowest])
     return scores | {"positive_pairs": num_positives, "negative_pairs": num_negatives}
 
 
@@ -105,13 +108,16 @@ def similarity_histograms(
     device: str | torch.device = "cpu",
     share: Share | None = None,
     own_rows: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    gallery_groups: np.ndarray | None = None,
 ) -> SimilarityHistograms:
     """Count all pairs of a data set by cosine similarity.
 
     Without a gallery the pairs are those of two different rows, each once; with one, they are all
     of a query with a gallery image that is not itself: two images of which each is both make two. A
-    zero embedding has similarity 0 to everything. Arguments and
-    errors are those of `retrieval.score_queries`; the device is of a type that has float64.
+    zero embedding has similarity 0 to everything. Two images of one class and group are no pair.
+    Arguments and errors are those of `retrieval.score_queries`; the device is of a type that has
+    float64.
 
     Returns:
         Histograms of 2^16 + 1 bins. Positives are counted by their cosines in float64; so are the
@@ -125,7 +131,8 @@ def similarity_histograms(
     queries, query_labels, gallery, all_labels = checked_sets(
         embeddings, labels, gallery_embeddings, gallery_labels
     )
-    pairs = _Pairs(query_labels, None if gallery is None else all_labels, own_rows)
+    by_group = checked_groups(groups, gallery_groups, len(queries), gallery)
+    pairs = _Pairs(query_labels, None if gallery is None else all_labels, own_rows, by_group)
     counter, bins, share = choose_counter(queries, gallery, device), Bins(), share or Share()
     counts = _count_pairs(counter, pairs, bins, share)
     finer = bins.finer(counts.sum(0))
@@ -148,6 +155,7 @@ class _Pairs:
         query_labels: npt.NDArray[np.int64],
         gallery_labels: npt.NDArray[np.int64] | None,
         own_rows: npt.NDArray[np.int64] | None,
+        groups: Groups | None,
     ) -> None:
         is_self_retrieval = gallery_labels is None
         gallery_labels = query_labels if gallery_labels is None else gallery_labels
@@ -166,10 +174,16 @@ class _Pairs:
             self.num_pairs = len(query_labels) * (len(query_labels) - 1) // 2
 
         self.negatives = NegativePairs(query_order, gallery_order, firsts, lasts)
-        self.own_rows = own_rows
-        num_own = 0 if own_rows is None else int((own_rows >= 0).sum())
+        self.own_rows, self.groups = own_rows, groups
+        is_own = np.full(len(query_labels), is_self_retrieval)
+        if own_rows is not None:
+            is_own = own_rows >= 0
+        num_own = 0 if is_self_retrieval else int(is_own.sum())
+        if groups is not None:
+            ignored = int(count_ignored(query_labels, gallery_labels, groups, is_own).sum())
+            num_own += ignored // 2 if is_self_retrieval else ignored
         self.offsets = np.concatenate([[0], np.cumsum(lasts - self.first_positives)])
-        self.num_listed = int(self.offsets[-1])  # with those of a query and itself
+        self.num_listed = int(self.offsets[-1])  # with those of a query and itself or its group
         self.num_positives = self.num_listed - num_own
         self.num_pairs -= num_own
         if self.num_positives == 0:
@@ -188,10 +202,12 @@ class _Pairs:
         queries = np.searchsorted(self.offsets, numbers, side="right") - 1
         columns = self.first_positives[queries] + numbers - self.offsets[queries]
         rows, searched = self.negatives.query_order[queries], self.negatives.gallery_order[columns]
-        if self.own_rows is None:
-            return rows, searched
-        is_other = self.own_rows[rows] != searched
-        return rows[is_other], searched[is_other]
+        is_pair = np.ones(len(rows), bool)
+        if self.own_rows is not None:
+            is_pair &= self.own_rows[rows] != searched
+        if self.groups is not None:
+            is_pair &= ~self.groups.are_same(rows, searched)
+        return rows[is_pair], searched[is_pair]
 
 
 def _count_pairs(counter: Counter, pairs: _Pairs, bins: Bins, share: Share) -> np.ndarray:

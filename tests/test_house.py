@@ -23,6 +23,7 @@ ENGINE = (
     "evaluate",
     "train",
     "report",
+    "serve",
     "leaderboard",
 )
 FLOORS = {room: number for number, room in enumerate((*ROOMS, *SCRIPTS, "metric_learning"))}

@@ -156,14 +156,14 @@ def iterate_embeddings(
 ) -> Iterator[Tensor]:
     """Yield the embeddings of one batch after the other, (B, D) float32 on the device."""
     for batch in loader:
-        images = to_inputs(batch, preprocessing, machine.device)  # Bx3xSxS
+        images = to_inputs(batch, preprocessing, machine.device)  # Bx3xSxT
         with casting(machine.device, machine.amp_dtype, machine.tf32):
             embeddings = embed_views(model, images, preprocessing)
         yield embeddings
 
 
 def embed_views(model: nn.Module, images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return the embeddings (B, D) float32 of test images (B, 3, S, S), the means of their views.
+    """Return the embeddings (B, D) float32 of test images (B, 3, S, T), the means of their views.
 
     Views are of the scales of --tta_scales, resized from the input, and with --tta_flip the mirror
     image of each. The mean is of raw embeddings: published code averages what its networks give,

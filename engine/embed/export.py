@@ -18,6 +18,7 @@ from metric_learning.common.atomic import write_atomically
 from metric_learning.common.log import log, versions
 from metric_learning.common.optional import import_optional
 from metric_learning.common.outputs import kind_of_file, prepare_output
+from metric_learning.common.sizes import sides
 from metric_learning.engine.embed.embedder import Embedder, load_embedder
 from metric_learning.engine.options.evaluation import (
     EMBEDDING_NAMES,
@@ -118,7 +119,7 @@ def describe(embedder: Embedder, is_normalized: bool) -> dict[str, Any]:
     and numbers, and `weights` and `fingerprint` the file that was exported and its tensors.
     """
     work, preprocessing = embedder.work, embedder.preprocessing
-    shape = [3, preprocessing.crop_size, preprocessing.crop_size]
+    shape = [3, *sides(preprocessing.crop_size)]
     flags = {name: work.flags[name] for name in EMBEDDING_NAMES} | {"image_shape": shape}
     known = {name: value for name, value in work.meta.items() if name not in TRAINING_FACTS}
 

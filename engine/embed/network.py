@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from metric_learning.common.fingerprint import state_of
+from metric_learning.common.sizes import Size, scaled, shape_flag, sides, size_text
 from metric_learning.engine.embed.embedding import evaluation_mode
 from metric_learning.engine.options.parts import ModelOptions
 from metric_learning.models import EmbeddingModel, WeightsReport, build_model, load_weights
@@ -23,12 +24,12 @@ NO_AUGMENTATION = Augmentation(min_crop_area=1.0, horizontal_flip=False)
 
 def build_network(options: ModelOptions) -> EmbeddingModel:
     """Build a model with random weights; ValueError where it cannot take images of that size."""
-    size = options.image_shape[1]
+    size = options.image_size
     others = options.head | {"drop_path": options.drop_path}
     model = build_model(options.model, options.embedding_size, image_size=size, **others)
     check_image_size(model, size)
     for scale in options.tta_scales:
-        check_image_size(model, int(size * scale), f"the size of --tta_scales={scale:g}")
+        check_image_size(model, scaled(size, scale), f"the size of --tta_scales={scale:g}")
     return model
 
 
@@ -65,12 +66,14 @@ def hash_backbone(backbone: nn.Module) -> str:
 def describe_inputs(preprocessing: Preprocessing) -> str:
     """Say how images become the inputs of a network, by which kept features are compared."""
     words = (
-        f"{preprocessing.transform}, {preprocessing.crop_size} px, mean "
+        f"{preprocessing.transform}, {size_text(preprocessing.crop_size)}, mean "
         f"{tuple(preprocessing.mean)}, std {tuple(preprocessing.std)}, alpha "
         f"{preprocessing.decoding.alpha}"
     )
-    if preprocessing.short_side != replace(preprocessing, resize_ratio=None).short_side:
-        words += f", short side {preprocessing.short_side} px"
+    if preprocessing.covered != replace(preprocessing, resize_ratio=None).covered:
+        height, width = preprocessing.covered
+        is_square = height == width
+        words += f", short side {height} px" if is_square else f", covers {height} x {width} px"
     if preprocessing.tta_flip:
         words += ", mirrored too"
     if preprocessing.tta_scales:
@@ -87,7 +90,7 @@ def preprocessing_of(
     """Build the image pipeline of a model, which knows its mean and std itself."""
     return Preprocessing(
         transform=options.transform,
-        crop_size=options.image_shape[1],
+        crop_size=options.image_size,
         mean=model.mean,
         std=model.std,
         augmentation=augmentation,
@@ -98,17 +101,17 @@ def preprocessing_of(
     )
 
 
-def check_image_size(model: EmbeddingModel, size: int, what: str | None = None) -> None:
+def check_image_size(model: EmbeddingModel, size: Size, what: str | None = None) -> None:
     """Embed one black image; ValueError where the model fails on that size or gives no feature.
 
     The error calls the size `what`; by default it is that of --image_shape.
     """
     with evaluation_mode(model), torch.inference_mode():
         try:
-            embeddings = model(torch.zeros(1, 3, size, size))
+            embeddings = model(torch.zeros(1, 3, *sides(size)))
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ValueError(
-                f"{model.name} cannot take {what or f'--image_shape=3,{size},{size}'}: choose "
+                f"{model.name} cannot take {what or shape_flag(size)}: choose "
                 f"another size ({str(error).splitlines()[0]})"
             ) from error
     if embeddings.shape != (1, model.embedding_size):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from metric_learning.common.sizes import size_text
 from metric_learning.engine.evaluate.scoring import Roles, chances, labels_by_role
 from metric_learning.engine.options.parts import ModelOptions
 from metric_learning.retrieval.metrics import count_positives
@@ -87,11 +88,11 @@ def other_inputs(
     trained = meta.get("flags", {}) | {name: meta[name] for name in ("mean", "std") if name in meta}
     shape = trained.get("image_shape")
     there = {
-        "size": None if shape is None else f"{list(shape)[1]} px",
+        "size": None if shape is None else size_text(tuple(shape[1:])),
         "transform": trained.get("transform"),
         **{name: trained.get(name) and tuple(trained[name]) for name in ("mean", "std")},
     }
-    here: dict[str, Any] = {"size": f"{options.image_shape[1]} px", "transform": options.transform}
+    here: dict[str, Any] = {"size": size_text(options.image_size), "transform": options.transform}
     here |= {"mean": tuple(mean), "std": tuple(std)}
 
     changed = [

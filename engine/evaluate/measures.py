@@ -11,6 +11,7 @@ import numpy as np
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.classification import class_numbers, classify
+from metric_learning.engine.evaluate.open_set import choose_unknown, log_open_set, measure_open_set
 from metric_learning.engine.evaluate.scoring import (
     by_role,
     chances,
@@ -32,12 +33,14 @@ from metric_learning.retrieval.verification import verification_scores
 from metric_learning.retrieval.whitening import fit_whitening
 
 
-def check_sizes(metrics: MetricOptions, image_set: ImageSet) -> None:
+def check_sizes(metrics: MetricOptions, image_set: ImageSet, seed: int = 0) -> None:
     """Raise ValueError, before the work, where more is asked for than the gallery holds."""
     check_scorable(image_set)
     labels = image_set.labels[image_set.is_query | image_set.is_gallery]
     if metrics.verification and len(np.unique(labels)) < 2:
         raise ValueError("--verification needs images of two classes, found one: leave it out")
+    if metrics.open_set:
+        choose_unknown(image_set, metrics.open_set, seed)
 
     gallery_size = int(image_set.is_gallery.sum())
     if metrics.rerank is not None:
@@ -112,7 +115,7 @@ def measure(
 
     Returns the dict of `retrieval.evaluate`, with `recall@K_chance` (`chance_recall`), the number
     of `query_classes`, `recall@1_interval` (`class_interval`) where there can be one, and the
-    results of --verification and --clustering.
+    results of --verification, --clustering and --open_set.
     """
     metrics: dict[str, Any] = summarise(scores)
     metrics |= chances(image_set, metrics)
@@ -120,10 +123,14 @@ def measure(
     if metrics["query_classes"] >= MIN_CLASSES:
         low, high = class_interval(scores.columns["recall@1"], scores.labels, seed=machine.seed)
         metrics |= {"recall@1_interval": [low, high]} if low < high else {}
+
     if options.verification:
         share = share_of(machine.world, machine.device)
         sets = by_role(image_set, embeddings)
         metrics |= verification_scores(**sets, device=with_float64(machine.device), share=share)
+    if options.open_set and machine.world.is_main:
+        drawn = options.open_set, machine.seed, machine.device
+        metrics |= measure_open_set(image_set, embeddings, *drawn)
     if options.clustering and machine.world.is_main:
         metrics |= cluster_scores(embeddings, image_set.labels, seed=machine.seed)
     return metrics
@@ -155,6 +162,8 @@ def log_metrics(metrics: dict[str, Any], scores: QueryScores, say: Callable[[str
     say_all(("map@r", "r_precision", "map", "mrr", "minp"))
     say(f"queries {metrics['queries']}, without a positive {metrics['queries_without_positive']}")
     say_all(("auc", "eer", *(name for name in metrics if name.startswith("tar@"))))
+    say_all(name for name in metrics if name.startswith("threshold@"))
+    log_open_set(metrics, say)
     say_all(("nmi", "ami", "ari", "f1"))
 
 

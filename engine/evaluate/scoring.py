@@ -11,9 +11,11 @@ import torch
 from metric_learning.engine.parallel.collectives import share_of
 from metric_learning.engine.parallel.world import World
 from metric_learning.reader import ImageSet
+from metric_learning.retrieval.groups import Groups
 from metric_learning.retrieval.inputs import find_own_rows
 from metric_learning.retrieval.metrics import (
     chance_recall,
+    count_positives,
     default_ks,
     score_queries,
     score_similarities,
@@ -30,13 +32,12 @@ def check_scorable(image_set: ImageSet) -> None:
         if not members.any():
             raise ValueError(f"{what}: it has no image among its {role}; {remedy}")
 
-    classes, sizes = np.unique(image_set.labels[image_set.is_gallery], return_counts=True)
-    least = 2 if image_set.is_self_retrieval else 1  # the query itself does not count
-    asked = image_set.labels[image_set.is_query]
-    if not np.isin(asked, classes[sizes >= least]).any():
+    num_positives, _ = count_positives(*labels_by_role(image_set))
+    if not num_positives.any():
+        others = "" if image_set.groups is None else " and of another group"
         raise ValueError(
-            f"{what}: none of its {len(asked)} queries has another image of its class in the "
-            f"gallery of {int(sizes.sum())}; {remedy}"
+            f"{what}: none of its {len(num_positives)} queries has another image of its class"
+            f"{others} in the gallery of {int(image_set.is_gallery.sum())}; {remedy}"
         )
 
 
@@ -73,8 +74,14 @@ def score_images(
 
 def by_role(image_set: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:
     """Return the arguments of `retrieval.score_queries` that say who searches what."""
+    groups = groups_by_role(image_set)
     if image_set.is_self_retrieval:
-        return {"embeddings": embeddings, "labels": image_set.labels}
+        by_group = {} if groups is None else {"groups": groups.queries}
+        return {"embeddings": embeddings, "labels": image_set.labels, **by_group}
+
+    by_group = (
+        {} if groups is None else {"groups": groups.queries, "gallery_groups": groups.gallery}
+    )
     own_rows = find_own_rows(image_set.is_query, image_set.is_gallery)
     return {
         "embeddings": embeddings[image_set.is_query],
@@ -82,6 +89,7 @@ def by_role(image_set: ImageSet, embeddings: np.ndarray) -> dict[str, Any]:
         "gallery_embeddings": embeddings[image_set.is_gallery],
         "gallery_labels": image_set.labels[image_set.is_gallery],
         **({} if own_rows is None else {"own_rows": own_rows}),
+        **by_group,
     }
 
 
@@ -101,26 +109,39 @@ class Roles(Protocol):
         """Which images are searched, (N,) bool."""
 
     @property
+    def groups(self) -> np.ndarray | None:
+        """What group each is of, (N,) int64, -1: none; None: there are no groups."""
+
+    @property
     def is_self_retrieval(self) -> bool:
         """Whether every image searches all others."""
 
 
-def labels_by_role(images: Roles) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def groups_by_role(images: Roles) -> Groups | None:
+    """Return the groups of the images that search and of those that are searched, if any."""
+    groups = images.groups
+    return None if groups is None else Groups(groups[images.is_query], groups[images.is_gallery])
+
+
+def labels_by_role(
+    images: Roles,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, Groups | None]:
     """Return the labels of the queries and, if some are not searched or do not search, the gallery.
 
-    That is its labels, and which queries it holds too.
+    That is its labels, and which queries it holds too. The groups of both are the last.
     """
     labels, is_query, is_gallery = images.labels, images.is_query, images.is_gallery
+    groups = groups_by_role(images)
     if images.is_self_retrieval:
-        return labels, None, None
-    return labels[is_query], labels[is_gallery], is_gallery[is_query]
+        return labels, None, None, groups
+    return labels[is_query], labels[is_gallery], is_gallery[is_query], groups
 
 
 def chances(images: Roles, metrics: Iterable[str]) -> dict[str, float]:
     """Return `recall@K_chance`, see `chance_recall`, of each `recall@K` among some metrics."""
-    queries, gallery, is_in_gallery = labels_by_role(images)
+    queries, *gallery = labels_by_role(images)
     ks = [int(name.removeprefix("recall@")) for name in metrics if name.startswith("recall@")]
-    return chance_recall(queries, ks, gallery, is_in_gallery)
+    return chance_recall(queries, ks, *gallery)
 
 
 def with_float64(device: torch.device) -> torch.device:

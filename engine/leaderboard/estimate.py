@@ -77,7 +77,7 @@ def estimate(task: Task, num_images: Mapping[str, int], folds: int) -> Estimate 
         if not seen:
             return None
 
-    size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
+    size = flags.image_shape[1:] if flags.image_shape else image_size_of(flags.model)
     head = tuple((name, getattr(flags, name)) for name in MODEL_OPTIONS)
     cost = image_cost(flags.model, flags.embedding_size, head, size, flags.device)
     if flags.trainable == "head":  # on features, which one of all trainings computes
@@ -99,10 +99,14 @@ def estimate(task: Task, num_images: Mapping[str, int], folds: int) -> Estimate 
 
 @cache
 def image_cost(
-    model: str, embedding_size: int, head: tuple[tuple[str, object], ...], size: int, device: str
+    model: str,
+    embedding_size: int,
+    head: tuple[tuple[str, object], ...],
+    size: tuple[int, int],
+    device: str,
 ) -> ImageCost:
-    """Measure what an image 3, `size`, `size` costs in a network with random weights."""
-    shape = (3, size, size)
+    """Measure what an image of a height and width costs in a network with random weights."""
+    shape = (3, *size)
     options = ModelOptions(
         model=model,
         embedding_size=embedding_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata, 
 from metric_learning.models.weights.fingerprint import RANDOM
 from metric_learning.reader.sets.plain_images import STDIN
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
+from metric_learning.retrieval.milvus import MilvusIndex, is_milvus, open_milvus_index
 from metric_learning.retrieval.rerank import parse_rerank
 from metric_learning.retrieval.tables import COLUMNS
 
@@ -127,6 +128,7 @@ class MetricOptions:
     rerank: str | None
     verification: bool
     clustering: bool
+    open_set: float = 0.0
 
     @property
     def compares_directions(self) -> bool:
@@ -169,7 +171,7 @@ class InferenceOptions:
     """
 
     work: EmbeddingOptions
-    search_index: SearchIndex | None
+    search_index: SearchIndex | MilvusIndex | None
     verify: bool
     on_changed_data: str
     images: tuple[str, ...]
@@ -182,12 +184,21 @@ class InferenceOptions:
     index_options: str
     query: str | None
     query_text: tuple[str, ...]
+    add: tuple[str, ...]
+    remove: tuple[str, ...]
     topk: int
+    unknown_threshold: str | float | None
     json: str | None
+    html: str | None
     export: str | None
     output: str | None
     normalize: bool
     figures: str | None
+
+    @property
+    def changes_index(self) -> bool:
+        """Whether an index that is there grows or shrinks."""
+        return bool(self.add or self.remove)
 
 
 def described_by(
@@ -235,9 +246,8 @@ def settle_embedding(flags: Flags, world: World, is_quiet: bool = False) -> Embe
     average = settle_average(share or 0.0, start, path, meta)
     if average is not None:
         flags.refuse(["class_dim"], "--average_with_start has no class layer")
-    size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
     flags = flags.replaced(
-        image_shape=(3, size, size),
+        image_shape=flags.image_shape or (3, *image_size_of(flags.model)),
         transform=flags.transform or default_transform(flags.model),
         num_workers=reading_workers(flags.num_workers, device),
         batch_size=embedding_batch(flags.batch_size, "batch_size" in flags.given, device),
@@ -298,9 +308,10 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
         flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
     if flags.compare:
         alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
+        alone += ("open_set",)
         flags.refuse((*alone, "class_dim", "average_with_start", "start"), "with --compare")
     if flags.distance != "cosine":
-        by_cosine = ("whiten", "rerank", "verification", "clustering")
+        by_cosine = ("whiten", "rerank", "verification", "clustering", "open_set")
         flags.refuse(by_cosine, f"--distance={flags.distance}: they compare directions")
     if flags.rerank is not None:
         parse_rerank(flags.rerank)
@@ -359,6 +370,7 @@ def check_features(file: str) -> None:
 
 
 QUERY_NAMES = ("query", "query_text")
+CHANGE_NAMES = ("add", "remove")
 SOURCE_NAMES = ("split", *DATA_NAMES)
 DUMP_NAMES = tuple(DumpOptions.__dataclass_fields__)
 EMBEDDING_ALONE = ("batch_size", "num_workers", "on_bad_image")  # no use for features of a dump
@@ -378,52 +390,93 @@ EXPORT_NAMES = (
 def settle_inference(flags: Flags) -> InferenceOptions:
     """Settle what infer.py does; ValueError where a flag is wrong, or nothing would use it."""
     queries = [name for name in QUERY_NAMES if name in flags.given]
+    changes = [name for name in CHANGE_NAMES if name in flags.given]
     if flags.export is not None:
-        unused = [name for name in flags.values if name not in EXPORT_NAMES]
-        flags.refuse(unused, "with --export")
-        needless = UNUSED_BY_EXPORT.get(flags.export, ("figures",))
-        flags.refuse(needless, f"--export={flags.export} has no use for it")
         flags = flags.replaced(device="cpu")
-    else:
-        flags.refuse(["output", "figures"], "without --export")
-    if queries:
+    elif queries:
+        flags.refuse(changes, f"--{queries[0]} searches --index, which stays as it is")
         _check_queries(queries, flags.index, flags.query, flags.query_text, flags.pretrained_model)
-        flags.refuse(BUILD_NAMES, f"--{queries[0]} searches the images of --index")
-        if flags.query is None:
-            reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
-            flags.refuse(reading, f"--{queries[0]} reads no images")
-    elif flags.export is None:
-        flags.refuse(
-            ("topk", "json", "verify", "on_changed_data"), "without --query or --query_text"
-        )
-        if flags.index is None:
-            flags.refuse(("index_type", "index_options", "features"), "without --index")
-        else:
-            flags.refuse(("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written")
-        if flags.features is not None:
-            flags.refuse(EMBEDDING_ALONE, "--features holds what --index is built of")
-        if flags.images is not None:
-            flags.refuse(SOURCE_NAMES, "--images is used instead of a data set")
+        refuse_same(json=flags.json, html=flags.html, index=flags.index)
+    elif changes:
+        _check_changes(changes, flags.index, flags.add, flags.pretrained_model)
+    for names, reason in _unused(flags.values, queries, changes):
+        flags.refuse(names, reason)
 
     search_index = None
-    if queries:
-        search_index = open_index(flags.index, flags.topk)
+    if queries or changes:
+        search_index = open_index(flags.index, flags.topk if queries else 1)
         made = _flags_of_index(search_index)
         flags = flags.adopted(flags.index, made).giving(made)
+    if changes and not flags.add:  # which takes no model
+        flags = flags.replaced(pretrained_model=RANDOM)
     if flags.split == "all":
         flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
-    builds_index = flags.index is not None and not queries
+    builds_index = flags.index is not None and not queries  # or adds to it
     on_bad_image = flags.on_bad_image or ("skip" if builds_index else "error")
-    flags = flags.replaced(on_bad_image=on_bad_image, query_text=tuple(flags.query_text))
+    repeated = {name: tuple(getattr(flags, name)) for name in ("query_text", *CHANGE_NAMES)}
+    flags = flags.replaced(on_bad_image=on_bad_image, **repeated)
     images, dump = _check_images(flags.images or ()), pick(DumpOptions, flags)
     if len(images) == 1:  # told as it is in the results of earlier versions
         flags = flags.replaced(images=images[0])
     # The processes of torchrun join for what they share.
-    world = World() if queries or flags.export else join_world()
+    world = World() if queries or changes or flags.export else join_world()
     work = settle_embedding(flags, world, is_quiet=True)
     return pick(
         InferenceOptions, flags, work=work, images=images, dump=dump, search_index=search_index
     )
+
+
+def _unused(
+    values: Mapping[str, Any], queries: Sequence[str], changes: Sequence[str]
+) -> Iterator[tuple[Sequence[str], str]]:
+    """Yield the flags of infer.py that nothing would use beside those with these values, and why.
+
+    `queries` and `changes` are the flags of a search, and of a change of an index, that are given.
+    """
+    if values["export"] is not None:
+        yield [name for name in values if name not in EXPORT_NAMES], "with --export"
+        needless = UNUSED_BY_EXPORT.get(values["export"], ("figures",))
+        yield needless, f"--export={values['export']} has no use for it"
+        return
+    yield ("output", "figures"), "without --export"
+
+    if queries:
+        yield BUILD_NAMES, f"--{queries[0]} searches the images of --index"
+        if values["query"] is None:
+            reading = ("batch_size", "num_workers", "amp", "on_bad_image", "max_pixels")
+            yield reading, f"--{queries[0]} reads no images"
+        return
+    yield ("topk", "json", "html", "verify", "on_changed_data"), "without --query or --query_text"
+
+    if changes:
+        reason = f"--{changes[0]} changes the index that is there"
+        yield (*BUILD_NAMES, "unknown_threshold"), reason
+        if not values["add"]:
+            yield ("pretrained_model", *EMBEDDING_ALONE, "max_pixels"), "--remove embeds no images"
+        return
+    if values["index"] is None:
+        of_index = ("index_type", "index_options", "features", "unknown_threshold")
+        yield of_index, "without --index"
+    else:
+        yield ("output_dir", "class_dim", *DUMP_NAMES), "--index is all that is written"
+    if values["features"] is not None:
+        yield EMBEDDING_ALONE, "--features holds what --index is built of"
+    if values["images"] is not None:
+        yield SOURCE_NAMES, "--images is used instead of a data set"
+
+
+def _check_changes(
+    changes: Sequence[str], index: str | None, add: Sequence[str], weights: str | None
+) -> None:
+    """Raise ValueError where a change of an index lacks something."""
+    if index is None:
+        raise ValueError(f"--{changes[0]} changes an index: give it as --index=FILE")
+    if is_milvus(index):
+        raise ValueError(f"--{changes[0]} changes an index in a file: build that in Milvus again")
+    if add and weights is None:
+        raise ValueError(
+            "expected --pretrained_model=CHECKPOINT, the weights that --index was built with"
+        )
 
 
 def _check_images(images: Sequence[str]) -> tuple[str, ...]:
@@ -433,7 +486,7 @@ def _check_images(images: Sequence[str]) -> tuple[str, ...]:
     return tuple(images)
 
 
-def _flags_of_index(search_index: SearchIndex) -> dict[str, Any]:
+def _flags_of_index(search_index: SearchIndex | MilvusIndex) -> dict[str, Any]:
     """Return the flags that say how the images of an index were embedded."""
     found = search_index.metadata.get("flags", {})
     made = MODEL_OPTIONS | found if found else {}
@@ -464,16 +517,38 @@ def _check_queries(
         )
 
 
-def open_index(file: str, topk: int) -> SearchIndex:
-    """Load a search index; ValueError where it does not say what it is of, or holds too few."""
-    search_index = load_search_index(file)
+def open_index(file: str, topk: int) -> SearchIndex | MilvusIndex:
+    """Open a search index; ValueError where it does not say what it is of, or holds too few."""
+    search_index = open_milvus_index(file) if is_milvus(file) else load_search_index(file)
     if topk > len(search_index):
         raise ValueError(
             f"--topk={topk}, but {file} holds {len(search_index)} images: lower --topk"
         )
-    if not search_index.depends_on or search_index.snapshot is None:
+    has_snapshot = is_milvus(file) or search_index.snapshot is not None
+    if not search_index.depends_on or not has_snapshot:
         raise ValueError(
             f"{file} was built by an earlier version, which did not record what its embeddings "
             "depend on: build it again"
         )
     return search_index
+
+
+def settle_queries(
+    file: str, weights: str | None, **machine: Any
+) -> tuple[SearchIndex | MilvusIndex, EmbeddingOptions]:
+    """Open a search index, and settle how queries are embedded as its images were.
+
+    Without `weights` they are those that the index was built with, where they are still there.
+    `machine` are flags of where it computes. Raises ValueError as `settle_embedding` does.
+    """
+    search_index = open_index(file, 1)
+    made = _flags_of_index(search_index)
+    origin = str(search_index.metadata.get("weights"))
+    if weights is None and origin != RANDOM and not Path(origin).is_file():
+        raise ValueError(
+            f"{file} was built with {origin}, which is not here: say where those weights are by "
+            "--pretrained_model=CHECKPOINT"
+        )
+    flags = default_flags(pretrained_model=weights or origin, **machine)
+    flags = flags.adopted(file, made).giving(made)
+    return search_index, settle_embedding(flags, World(), is_quiet=True)

@@ -21,12 +21,12 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a network is, and how images become its input, 3, S, S in pixels.
+    """What a network is, and how images become its input, 3, S, T in pixels.
 
     Attributes:
         transform: a key of `reader.transforms.TRANSFORMS`.
         pretrained_model: weights to start from, or None.
-        resize_ratio: short side of a test image by its crop; None: the transform's own.
+        resize_ratio: what a test image covers by its crop's sides; None: the transform's own.
         tta_flip: whether the embedding of a test image is the mean with that of its mirror image.
         tta_scales: scales of a test image whose embeddings are averaged; empty: it is as it is.
         drop_path: of training alone.
@@ -46,6 +46,11 @@ class ModelOptions:
     drop_path: float = 0.0
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the inputs in pixels."""
+        return self.image_shape[1:]
+
+    @property
     def head(self) -> dict[str, Any]:
         """The options of `build_model` beside name and sizes."""
         return {name: getattr(self, name) for name in MODEL_OPTIONS}
@@ -63,6 +68,10 @@ class DataOptions:
     test_list: str | None
     csv: str | None
     fold: int | None
+    path_column: str | None
+    label_column: str | None
+    split_column: str | None
+    group_column: str | None
     val_fold: str | None
 
     def load(self, split: str) -> ImageSet:

@@ -30,6 +30,7 @@ from metric_learning.common.flags import (
     scales,
     short_side_or_both,
     some_of,
+    unknown_threshold,
     whitening,
 )
 
@@ -39,6 +40,7 @@ TRANSFORMS = ("reference", "standard", "v1")
 TRAIN_CROPS = ("random_resized", "random")
 DATASETS = (
     *("sop", "demo", "glyphs", "cub200_2011", "cub200_2010", "cars196", "inshop"),
+    *("market1501", "veri776"),
     *("cifar10", "omniglot", "folder", "list", "csv"),
 )
 TIES = ("pessimistic", "expected")
@@ -50,6 +52,7 @@ PLACES = ("workers", "device")
 TRAINABLE = ("all", "norm", "head")
 BAD_IMAGE_POLICIES = ("error", "skip")
 ACCEPT = "accept"
+AUTO, OFF = "auto", "off"  # of --unknown_threshold
 CHANGED_DATA_POLICIES = ("error", ACCEPT)
 ON_COLLAPSE = ("warn", "stop")
 SPLITS = ("train", "val", "test", "all")
@@ -58,6 +61,13 @@ FEATURE_DTYPES = ("float32", "float16", "int8")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 EXPORT_FORMS = ("onnx", "torchscript", "safetensors", "hub")
 
+# What the file of --csv may call otherwise.
+COLUMNS = {
+    "path": "paths; default: path",
+    "label": "labels; default: label, else identity",
+    "split": "splits; default: split",
+    "group": "groups, such as cameras; default: group, else sequence",
+}
 VERIFY = Flag(
     "verify", boolean, False, "compare kept things with every image by its content, not its times"
 )
@@ -69,8 +79,12 @@ DATA_FLAGS = grouped(
     Flag("test_classes", str, None, "test classes by number, e.g. 26-50"),
     Flag("train_list", path, None, "file of `path label` lines (--dataset=list)"),
     Flag("test_list", path, None, "file of `path label` lines (--dataset=list)"),
-    Flag("csv", path, None, "file of images, from python -m data.prepare (--dataset=csv)"),
+    Flag("csv", path, None, "table of images, see docs/own-data.md (--dataset=csv)"),
     Flag("fold", natural, None, "fold of the file to test on, others train (--dataset=csv)"),
+    *(
+        Flag(f"{name}_column", str, None, f"its column of {what} (--dataset=csv)")
+        for name, what in COLUMNS.items()
+    ),
     Flag(
         "val_fold",
         str,
@@ -86,7 +100,12 @@ READING_FLAGS = grouped(
     Flag("total_images", positive, None, "number of training images; default: counted"),
     Flag("min_crop_area", non_negative, 0.08, "least area of a training crop, as a fraction"),
     Flag("horizontal_flip", boolean, True, "mirror every other training image"),
-    Flag("crop_aspect", aspect_range, (3 / 4, 4 / 3), "range of a crop's width by its height"),
+    Flag(
+        "crop_aspect",
+        aspect_range,
+        (3 / 4, 4 / 3),
+        "range of a crop's width by its height, by those of the network's input",
+    ),
     Flag(
         "train_crop",
         str,
@@ -177,8 +196,8 @@ MODEL_FLAGS = grouped(
         "image_shape",
         image_shape,
         None,
-        "channels, height and width of inputs in pixels, such as 3,224,224: three channels, height "
-        "equal to width. Default: as the weights were trained, else as the model is made for",
+        "channels, height and width of inputs in pixels, such as 3,224,224 or, for people on foot, "
+        "3,256,128. Default: as the weights were trained, else as the model is made for",
     ),
     Flag(
         "transform",
@@ -195,8 +214,8 @@ MODEL_FLAGS = grouped(
         "resize_ratio",
         resize_ratio,
         None,
-        "short side of a test image by the side of its central crop, 1 or more: 1.143 is 256 for "
-        "224. Default: as the weights were trained, else 1, with --transform=v1 8/7",
+        "how much larger than its central crop a test image is made, 1 or more: 1.143 is a short "
+        "side of 256 for 224. Default: as the weights were trained, else 1, or 8/7 for v1",
     ),
     Flag(
         "tta_flip",
@@ -420,7 +439,63 @@ METRIC_FLAGS = grouped(
     ),
     Flag("verification", boolean, False, "also ROC AUC, TAR at FAR and EER over all pairs"),
     Flag("clustering", boolean, False, "also NMI, AMI, ARI and F1 of k-means clusters"),
+    Flag(
+        "open_set",
+        fraction,
+        0.0,
+        "leave this share of the classes out of the gallery, and measure how well a threshold on "
+        "the cosine tells their queries from others: AUROC, DIR at FAR, F1",
+    ),
     Flag("class_table", path, None, "CSV file to write the scores of each class to"),
+)
+SEARCH_FLAGS = grouped(
+    "search",
+    Flag("index", path, None, "search index: built of the images, or searched by a query"),
+    Flag(
+        "add",
+        path,
+        (),
+        "images to add to --index: a file, a folder or a list; those that changed are embedded "
+        "again; may be given several times",
+        repeats=True,
+    ),
+    Flag(
+        "remove",
+        path,
+        (),
+        "image or folder of images to remove from --index; may be given several times",
+        repeats=True,
+    ),
+    Flag("features", path, None, "dump of the same images that --index is built of"),
+    Flag("index_type", str, "exact", "kind of index that is built", INDEX_TYPES),
+    Flag("index_options", str, "", "its parameters, e.g. nlist=1000,nprobe=32"),
+    Flag("query", path, None, "an image or a folder of images to search for in --index"),
+    Flag(
+        "query_text",
+        str,
+        (),
+        "words to search for in an --index of a CLIP model; may be given several times",
+        repeats=True,
+    ),
+    Flag("topk", positive, 10, "neighbours per query"),
+    Flag(
+        "unknown_threshold",
+        unknown_threshold,
+        None,
+        "cosine below which the nearest image is no answer. While --index is built, auto: "
+        "chosen on the val split, or on the indexed images where there is none, and kept in "
+        "the index; in a search auto: that of the index; off: none. Default: that of the "
+        "index, if it has one",
+    ),
+    Flag("html", path, None, "page to write the answers to, with pictures, which opens offline"),
+    VERIFY,
+    Flag(
+        "on_changed_data",
+        str,
+        "error",
+        "images of --index that have changed since it was built: stop, or search it as it was",
+        CHANGED_DATA_POLICIES,
+    ),
 )
 EXPORT_FLAGS = grouped(
     "export",

@@ -238,10 +238,9 @@ def _derive(flags: Flags, loss: parts.LossOptions, epoch_size: int) -> Flags:
     num_steps = flags.total_iter_num
     if num_steps is None or "num_epochs" in flags.given:
         num_steps = math.ceil(flags.num_epochs * epoch_size / flags.train_batch_size)
-    size = flags.image_shape[1] if flags.image_shape else image_size_of(flags.model)
     folder = flags.features_dir or str(Path(flags.model_save_dir) / FEATURES_DIR)
     return flags.replaced(
-        image_shape=(3, size, size),
+        image_shape=flags.image_shape or (3, *image_size_of(flags.model)),
         transform=flags.transform or default_transform(flags.model, flags.loss_name),
         total_iter_num=num_steps,
         class_dim=loss.class_dim,
@@ -524,7 +523,7 @@ def check_reading(
     train_set: ImageSet,
 ) -> None:
     """Raise ValueError where how images are read contradicts itself, the device or the data set."""
-    reading.augmentation.check_size(model.image_shape[1])
+    reading.augmentation.check_size(model.image_size)
     on_device = reading.decode_on == "device"
     if on_device and device.type != "cuda":
         raise ValueError(

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from metric_learning.engine.evaluate.scoring import labels_by_role
+from metric_learning.engine.evaluate.scoring import groups_by_role, labels_by_role
+from metric_learning.retrieval.groups import Groups
 from metric_learning.retrieval.inputs import find_own_rows
 from metric_learning.retrieval.metrics import (
     DEFAULT_KS,
     chance_recall,
+    count_positives,
     default_ks,
     score_queries,
 )
+from metric_learning.retrieval.positives import Positives
 from metric_learning.retrieval.scores import QueryScores
 from metric_learning.retrieval.search import nearest
 from metric_learning.retrieval.significance import MIN_CLASSES, class_interval
@@ -38,6 +41,7 @@ class Subject:
         labels: (N,) int64.
         class_names, super_classes: label -> name; the latter empty where there are none.
         is_query, is_gallery: (N,) bool, images that search, and images that are searched.
+        groups: (N,) int64, see `retrieval.groups`; None: there are none.
         read_image: row -> (H, W, 3) uint8 RGB.
         paths: N files or names of the images; empty where they are unknown.
         caveats: lines about what makes the figures mean less than they seem to.
@@ -54,6 +58,7 @@ class Subject:
     is_gallery: np.ndarray
     read_image: Callable[[int], np.ndarray]
     super_classes: dict[int, str] = field(default_factory=dict)
+    groups: np.ndarray | None = None
     paths: Sequence[str] = ()
     caveats: tuple[str, ...] = ()
 
@@ -80,7 +85,8 @@ class Found:
     Attributes:
         rows: (Q,) int64, their rows in the subject.
         neighbours, cosines: (Q, k) int64 rows of their nearest gallery images, and (Q, k) float32.
-        num_findable: gallery images that a query can find: all but itself.
+        num_findable: gallery images that any query can find: all but itself, and but those that
+            its group rules out.
         roles: labels of all that search and of the gallery, see `labels_by_role`.
     """
 
@@ -89,7 +95,7 @@ class Found:
     neighbours: np.ndarray
     cosines: np.ndarray
     num_findable: int
-    roles: tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
+    roles: tuple[np.ndarray, np.ndarray | None, np.ndarray | None, Groups | None]
 
 
 def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
@@ -97,7 +103,11 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
     queries, gallery = subject.query_rows, subject.gallery_rows
     is_self = subject.is_self_retrieval
     own_rows = find_own_rows(subject.is_query, subject.is_gallery)
-    num_findable = len(gallery) - (own_rows is not None)
+    roles, groups = labels_by_role(subject), groups_by_role(subject)
+    num_findable = int(count_positives(*roles)[1].min())
+    by_group = {} if groups is None else {"groups": groups.queries}
+    if groups is not None and not is_self:
+        by_group["gallery_groups"] = groups.gallery
     scores = score_queries(
         subject.embeddings[queries],
         subject.labels[queries],
@@ -106,6 +116,7 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
         gallery_labels=None if is_self else subject.labels[gallery],
         device=device,
         own_rows=own_rows,
+        **by_group,
     )
 
     rows = queries[scores.rows]
@@ -115,8 +126,21 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
         min(NUM_NEIGHBOURS, num_findable),
         own_rows=None if own_rows is None else own_rows[scores.rows],
         device=device,
+        left_out=_ruled_out(subject, rows),
     )
-    return Found(scores, rows, gallery[neighbours], cosines, num_findable, labels_by_role(subject))
+    return Found(scores, rows, gallery[neighbours], cosines, num_findable, roles)
+
+
+def _ruled_out(subject: Subject, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return pairs of queries `rows` and gallery images, by place, that share class and group."""
+    groups, gallery = subject.groups, subject.gallery_rows
+    if groups is None:
+        return None
+    by_group = Groups(groups[rows], groups[gallery])
+    positives = Positives(subject.labels[rows], subject.labels[gallery], None, by_group)
+    queries, images = positives.pairs(np.arange(len(rows)))
+    is_same = by_group.are_same(queries, images)
+    return queries[is_same], images[is_same]
 
 
 @dataclass(frozen=True)
@@ -155,7 +179,8 @@ def sample_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw pairs of a query and another gallery image of one class, or of two; all equally likely.
 
-    Returns their rows, (num_pairs,) int64 each, with replacement; none where there is no pair.
+    Returns their rows, (num_pairs,) int64 each, with replacement; fewer where groups rule some of
+    one class out, and none where there is no pair.
     """
     rng = np.random.default_rng(seed)
     queries, gallery = subject.query_rows, subject.gallery_rows
@@ -180,7 +205,11 @@ def sample_pairs(
         places += places >= own[drawn]  # step over the query itself
     else:
         places += np.where(places >= starts[drawn], sizes[drawn], 0)  # step over the class
-    return queries[drawn], partners[places]
+    first, second = queries[drawn], partners[places]
+    if is_positive and subject.groups is not None:
+        is_pair = ~Groups(subject.groups, subject.groups).are_same(first, second)
+        return first[is_pair], second[is_pair]
+    return first, second
 
 
 def pair_cosines(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from metric_learning.common.pictures import data_uri, small_jpeg
 from metric_learning.engine.report.data import Found, Subject
 
 Row = dict[str, Any]
 Album = Callable[[int], Row]  # row of the subject -> what is shown of its image
 PIXELS = 256  # longer side of a picture that can be enlarged; shown smaller at first
-JPEG_QUALITY = 75
 
 
 def jpeg_of(image: np.ndarray, pixels: int) -> str:
     """Return an image (H, W, 3) uint8 as a JPEG of at most so many pixels a side, a data URI."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return data_uri(small_jpeg(image, pixels))
 
 
 def album_of(subject: Subject) -> Album:

@@ -148,6 +148,7 @@ def build_subject(
         class_names={label: to_line(name) for label, name in image_set.class_names.items()},
         is_query=image_set.is_query,
         is_gallery=image_set.is_gallery,
+        groups=image_set.groups,
         read_image=partial(image_set.read_image, decoding=decoding_of(made_with)),
         super_classes={
             label: to_line(name) for label, name in (image_set.super_classes or {}).items()

@@ -147,8 +147,7 @@ def _value(values: Mapping[str, Any], name: str) -> Any:
     if name == "transform":
         return default_transform(model, loss_name)
     if name == "image_shape":
-        size = image_size_of(model)
-        return 3, size, size
+        return 3, *image_size_of(model)
     own = {} if is_pml(loss_name) else loss_options(loss_name)
     return own[name].default if name in own else None
 

@@ -16,9 +16,19 @@ from metric_learning.engine.embed.hub import export_hub
 from metric_learning.engine.options.evaluation import InferenceOptions
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.world import is_first_process, leave_world
-from metric_learning.engine.search.search import ANSWERS, INDEX, IndexKind, make_index, search
+from metric_learning.engine.search.page import ANSWER_PAGE
+from metric_learning.engine.search.search import (
+    ANSWERS,
+    INDEX,
+    AnswerFiles,
+    IndexKind,
+    make_index,
+    search,
+)
+from metric_learning.engine.search.update import update_index
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.sets.plain_images import join_plain_images
+from metric_learning.retrieval.milvus import is_milvus, parse_place, prepare_place
 
 
 def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
@@ -35,15 +45,20 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         return export_hub(work, options.output, options.figures)
     if options.export is not None:
         return export_model(work, options.export, options.output, options.normalize)
+    if options.changes_index:
+        return update_index(work, options.add, options.remove, on_bad_image)
     if options.search_index is not None:
         queries = open_plain_images([options.query]) if options.query else options.query_text
-        file = prepare_output("json", options.json, ANSWERS) if options.json else None
-        compared = options.verify, options.on_changed_data
+        files = AnswerFiles(
+            prepare_output("json", options.json, ANSWERS) if options.json else None,
+            prepare_output("html", options.html, ANSWER_PAGE) if options.html else None,
+        )
+        compared = options.verify, options.on_changed_data, options.unknown_threshold
         index = options.search_index
-        return search(work, index, queries, options.topk, file, on_bad_image, *compared)
+        return search(work, index, queries, options.topk, files, on_bad_image, *compared)
 
     if options.index is not None:
-        decide_on_main(world, lambda: prepare_output("index", options.index or "", INDEX))
+        decide_on_main(world, lambda: prepare_index(options.index or ""))
     else:
         decide_on_main(world, lambda: prepare_folder("output_dir", options.output_dir, DUMP))
     embedder = load_embedder(work)
@@ -58,14 +73,22 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         written = Path(options.output_dir)
         dump_features(written, embedder, images, on_bad_image, options.dump)
     else:
-        kind = IndexKind(options.index_type, options.index_options)
+        kind = IndexKind(options.index_type, options.index_options, options.unknown_threshold)
         what = ", ".join(options.images) or f"{work.data.dataset}, {work.split}"
         given = None
         if options.features is not None:
             given = take_features(Path(options.features), embedder, images)
-        written = make_index(Path(options.index), kind, embedder, images, what, on_bad_image, given)
+        written = make_index(options.index, kind, embedder, images, what, on_bad_image, given)
     leave_world(world)
     return written
+
+
+def prepare_index(index: str) -> None:
+    """Try whether an index can be written to a file or a Milvus database; ValueError if not."""
+    if is_milvus(index):
+        prepare_place(parse_place(index)).close()
+    else:
+        prepare_output("index", index, INDEX)
 
 
 def open_plain_images(paths: Sequence[str], say: Callable[[str], object] = log) -> ImageSet:

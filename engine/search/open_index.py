@@ -13,13 +13,14 @@ from metric_learning.engine.options.tables import CHANGED_DATA_POLICIES
 from metric_learning.engine.search.search import check_index, find_neighbours
 from metric_learning.reader.sets.plain_images import is_one_image
 from metric_learning.retrieval.indexes import SearchIndex
+from metric_learning.retrieval.milvus import MilvusIndex
 
 
 @dataclass(frozen=True)
 class OpenIndex:
     """A search index, and the model that its images were embedded by."""
 
-    search_index: SearchIndex
+    search_index: SearchIndex | MilvusIndex
     embedder: Embedder
 
     def search(

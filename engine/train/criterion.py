@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metric_learning.common.sizes import shape_flag, size_text
 from metric_learning.engine.embed.class_layer import build_layer
 from metric_learning.engine.embed.load import load
 from metric_learning.engine.options.parts import LossOptions, MachineOptions, TeacherOptions
@@ -118,7 +119,7 @@ class Teacher:
 
 
 def load_teacher(
-    options: TeacherOptions, image_size: int, machine: MachineOptions
+    options: TeacherOptions, image_size: tuple[int, int], machine: MachineOptions
 ) -> Teacher | None:
     """Load --teacher, if any; ValueError where it says of no model, or takes other images."""
     if options.teacher is None:
@@ -126,8 +127,8 @@ def load_teacher(
     model = load(options.teacher, device=str(machine.device)).model
     if model.image_size != image_size:
         raise ValueError(
-            f"--teacher={options.teacher} takes images of {model.image_size} px, this training has "
-            f"{image_size}: give --image_shape=3,{model.image_size},{model.image_size}"
+            f"--teacher={options.teacher} takes images of {size_text(model.image_size)}, this "
+            f"training has {size_text(image_size)}: give {shape_flag(model.image_size)}"
         )
     loss = SimilarityDistillation(options.distill_temperature)
     digest = hash_weights(options.teacher)

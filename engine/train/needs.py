@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from metric_learning.common.memory import free_memory
+from metric_learning.common.sizes import Size, sides, size_text
 from metric_learning.engine.options.parts import MachineOptions
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.train.step import Step, unchanged_buffers
@@ -24,18 +25,18 @@ MUCH = 0.2  # of the time of a step, spent on waiting for images
 STATES = {torch.optim.SGD: 1, torch.optim.Adam: 2, torch.optim.AdamW: 2}
 
 
-def memory_caveats(step: Step, size: int, num_steps: int) -> list[str]:
+def memory_caveats(step: Step, size: tuple[int, int], num_steps: int) -> list[str]:
     """Warn where a step on the CPU takes nearly all free memory; ValueError where it takes more.
 
-    Images are 3, `size`, `size`. One small forward pass tells, and leaves no trace. Of several
-    processes the first one decides for all.
+    Images have the height and width `size`. One small forward pass tells, and leaves no trace. Of
+    several processes the first one decides for all.
     """
     if step.machine.device.type != "cpu" or num_steps == 0 or step.learner.is_on_features:
         return []
     return decide_on_main(step.machine.world, lambda: _judge_memory(step, size))
 
 
-def _judge_memory(step: Step, size: int) -> list[str]:
+def _judge_memory(step: Step, size: tuple[int, int]) -> list[str]:
     free = free_memory()
     if free is None:
         return []
@@ -56,16 +57,16 @@ def _judge_memory(step: Step, size: int) -> list[str]:
             "computes the same batch in pieces"
         )
     words = (
-        f"a step of {at_once} images of {size} px takes about {needed / 1e9:.1f} GB of memory, and "
-        f"{free / 1e9:.1f} GB are free"
+        f"a step of {at_once} images of {size_text(size)} takes about {needed / 1e9:.1f} GB of "
+        f"memory, and {free / 1e9:.1f} GB are free"
     )
     if needed > free:
         raise ValueError(f"{words}: the system would end the process; {advice}")
     return [f"warning: {words}: the system may end the process. To be safe, {advice}"]
 
 
-def activation_bytes(model: nn.Module, size: int, dtype: torch.dtype | None) -> float:
-    """Return the bytes that an image 3, `size`, `size` takes between forward and backward pass.
+def activation_bytes(model: nn.Module, size: Size, dtype: torch.dtype | None) -> float:
+    """Return the bytes that an image of a size takes between forward and backward pass.
 
     What autograd keeps, and the two largest gradients that meet in the backward pass. The network,
     on the CPU, computes in the half type `dtype`, or in float32.
@@ -78,7 +79,7 @@ def activation_bytes(model: nn.Module, size: int, dtype: torch.dtype | None) -> 
         return tensor.detach()  # the tensor itself would keep its own graph, and that the weights
 
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
-    images = torch.zeros(SAMPLE, 3, size, size).to(memory_format=torch.channels_last)
+    images = torch.zeros(SAMPLE, 3, *sides(size)).to(memory_format=torch.channels_last)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(unchanged_buffers(model))

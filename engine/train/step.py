@@ -132,7 +132,7 @@ class Step:
         """Return the embeddings (B, D) of a batch, float32 whatever the forward pass has."""
         machine = self.machine
         seed_draws(machine.seed, step, machine.world.rank, part, chunk)
-        inputs = to_inputs(batch, self.preprocessing, machine.device)  # Bx3xSxS, or features BxF
+        inputs = to_inputs(batch, self.preprocessing, machine.device)  # Bx3xSxT, or features BxF
 
         with casting(machine.device, machine.amp_dtype, machine.tf32):
             embeddings: Tensor = self.network(inputs)

@@ -39,7 +39,7 @@ def train(flags: Flags, stage: Stage) -> Path:
         every, updates = options.run, (options.batches, options.machine, options.optimizer)
         step = Step(learner, stage.loss, run.preprocessing, *updates)
         set_train_mode(learner.model, options.optimizer.freeze_bn, learner.is_on_features)
-        caveats = memory_caveats(step, options.model.image_shape[1], run.num_steps_left)
+        caveats = memory_caveats(step, options.model.image_size, run.num_steps_left)
         with run.kept():
             announce(run)
             run.say_all(caveats)

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 from metric_learning.common.atomic import write_atomically
+from metric_learning.common.schema import is_count, is_list_of
 from metric_learning.models.clip import NEITHER_PARTS, OPENAI_PARTS, PREFIX, TEXT_PARTS, ImageTower
 from metric_learning.models.embedder import EmbeddingModel
 from metric_learning.models.lora import merged_state
@@ -78,7 +79,7 @@ def load_weights(model: EmbeddingModel, path: str | PathLike[str]) -> WeightsRep
     missing = [key for key in own if key not in matched and not key.endswith(COUNTERS)]
     used = {keys[name] for name in matched}
     left_out = [key for key in place.tensors if key not in used and not key.endswith(COUNTERS)]
-    _resample_positions(model, matched)
+    _resample_positions(model, matched, _trained_size(file.metadata or {}))
 
     # Load all of them, or none.
     _check_embedding(model, file, place)
@@ -173,7 +174,25 @@ def _has_no_embedding(model: EmbeddingModel) -> bool:
     return isinstance(model.embedding, torch.nn.Identity)
 
 
-def _resample_positions(model: EmbeddingModel, matched: dict[str, torch.Tensor]) -> None:
+def _trained_size(metadata: dict[str, Any]) -> tuple[int, int]:
+    """Return the size of the images that weights of ours were trained on; a square of others."""
+    shape = metadata.get("flags", metadata).get("image_shape")
+    is_known = is_list_of(is_count)(shape) and len(shape) == 3
+    return (int(shape[1]), int(shape[2])) if is_known else (1, 1)
+
+
+def _grid_of(num_tokens: int, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest grid of square patches in images of a size that so many tokens hold."""
+    height, width = image_size
+    if height == width:
+        return math.isqrt(num_tokens), math.isqrt(num_tokens)
+    grids = ((height // patch, width // patch) for patch in range(1, min(image_size) + 1))
+    return next((grid for grid in grids if math.prod(grid) <= num_tokens), (0, 0))
+
+
+def _resample_positions(
+    model: EmbeddingModel, matched: dict[str, torch.Tensor], trained_size: tuple[int, int]
+) -> None:
     """Fit position embeddings, (N, D) or (1, N, D), of weights trained at another image size."""
     for name, own in model.state_dict().items():
         positions = matched.get(name)
@@ -182,14 +201,19 @@ def _resample_positions(model: EmbeddingModel, matched: dict[str, torch.Tensor])
         if positions.ndim != own.ndim or own.ndim not in (2, 3):
             continue
 
-        side = math.isqrt(own.shape[-2])
-        num_prefix = own.shape[-2] - side**2  # 1 with a class token
+        new_grid = _grid_of(own.shape[-2], model.image_size)
+        num_prefix = own.shape[-2] - math.prod(new_grid)  # 1 with a class token
         num_patches = max(positions.shape[-2] - num_prefix, 0)
-        is_grid = math.isqrt(num_patches) ** 2 == num_patches > 0
+        old_grid = _grid_of(num_patches, trained_size)
+        is_grid = math.prod(old_grid) == num_patches > 0
         if is_grid and positions.shape[-1] == own.shape[-1]:
-            grid = positions.reshape(1, *positions.shape[-2:])
-            grid = resample_abs_pos_embed(grid, [side, side], num_prefix_tokens=num_prefix)
-            matched[name] = grid.reshape(own.shape)
+            fitted = resample_abs_pos_embed(
+                positions.reshape(1, *positions.shape[-2:]),
+                [*new_grid],
+                [*old_grid],
+                num_prefix_tokens=num_prefix,
+            )
+            matched[name] = fitted.reshape(own.shape)
 
 
 def _drop_strange_embedding(model: EmbeddingModel, matched: dict[str, torch.Tensor]) -> None:

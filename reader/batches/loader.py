@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from metric_learning.common.sizes import sides
 from metric_learning.reader.batches.cache import CacheError
 from metric_learning.reader.batches.workers import (
     LOST_WORKER,
@@ -38,7 +39,7 @@ _AUGMENTATION_STREAM, _REPLACEMENT_STREAM = 4, 5
 class Batch(NamedTuple):
     """Images of one training step, or some test images."""
 
-    # (B, 3, S, S) uint8 in channels-last order, cropped but not normalised; or training images
+    # (B, 3, S, T) uint8 in channels-last order, cropped but not normalised; or training images
     # that are to be resized on the device; or kept features of them, (B, F) float32
     images: torch.Tensor | DeviceImages
     labels: torch.Tensor  # (B,) int64
@@ -142,7 +143,7 @@ def warm_up(preprocessing: Preprocessing) -> None:
 
 
 def to_crops(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
-    """Return the crops of a batch on the device, (B, 3, S, S) uint8 in channels-last order.
+    """Return the crops of a batch on the device, (B, 3, S, T) uint8 in channels-last order.
 
     Raises:
         ImageError: an image that is decoded here is broken.
@@ -156,7 +157,7 @@ def to_crops(batch: Batch, preprocessing: Preprocessing, device: torch.device) -
 def to_inputs(batch: Batch, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
     """Return the network inputs of a batch on the device, from `to_crops`.
 
-    (B, 3, S, S) float32 in channels-last order, in which convolutions are fastest. Features are
+    (B, 3, S, T) float32 in channels-last order, in which convolutions are fastest. Features are
     inputs as they are.
     """
     crops = to_crops(batch, preprocessing, device)
@@ -168,7 +169,7 @@ def to_inputs(batch: Batch, preprocessing: Preprocessing, device: torch.device) 
 def normalise(
     images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> torch.Tensor:
-    """Map (B, 3, S, S) uint8 to (value / 255 - mean) / std, float32, both channels last.
+    """Map (B, 3, S, T) uint8 to (value / 255 - mean) / std, float32, both channels last.
 
     The product and the difference are rounded one after the other, as for a single image: on all
     devices the result equals that of `reader.transforms` bit for bit.
@@ -253,7 +254,7 @@ class TrainBatches(Dataset):
                 if isinstance(error, CacheError) or self.reading.on_bad_image == "error":
                     raise
                 reasons.append(str(error))
-                broken[self.image_set.paths[candidate]] = reasons[-1]
+                broken[self.image_set.name_of(candidate)] = reasons[-1]
 
         name = self.image_set.class_names[int(self.image_set.labels[i])]
         raise ImageError(
@@ -301,15 +302,15 @@ class EvalBatches(Dataset):
         return Batch(crops, torch.from_numpy(self.image_set.labels[indices]), broken)
 
     def _crop(self, i: int, broken: dict[str, str]) -> np.ndarray:
-        """Read and crop image i, (S, S, 3) uint8; note it where it is unreadable and may be."""
-        size, decoding = self.preprocessing.crop_size, self.preprocessing.decoding
+        """Read and crop image i, (S, T, 3) uint8; note it where it is unreadable and may be."""
+        height, width = sides(self.preprocessing.crop_size)
         try:
-            image = self.image_set.read_image(i, decoding)
+            image = self.image_set.read_image(i, self.preprocessing.decoding)
         except ImageError as error:
             if self.on_bad_image == "error":
                 raise
-            broken[self.image_set.paths[i]] = str(error)
-            return np.zeros((size, size, 3), np.uint8)
+            broken[self.image_set.name_of(i)] = str(error)
+            return np.zeros((height, width, 3), np.uint8)
         return self.preprocessing.test_crop(image)
 
 
@@ -332,7 +333,7 @@ class Announced:
 
 
 def stack(crops: Sequence[np.ndarray]) -> torch.Tensor:
-    """Stack crops (S, S, 3) uint8 to (B, 3, S, S) in channels-last order."""
+    """Stack crops (S, T, 3) uint8 to (B, 3, S, T) in channels-last order."""
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 

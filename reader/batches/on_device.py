@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from metric_learning.common.sizes import Size
 from metric_learning.reader.batches.resize import (
     LENGTH,
     cut_strips_on_device,
@@ -52,6 +53,8 @@ def read_file(
     image_set: ImageSet, i: int, decoding: Decoding = AS_REFERENCE
 ) -> np.ndarray | JpegFile:
     """Read image i, and decode it where no GPU could; ImageError if that cannot be."""
+    if image_set.boxes is not None:
+        return image_set.read_image(i, decoding)
     path, data = image_set.paths[i], image_set.read_bytes(i, decoding)
     head = read_jpeg_head(data) if is_whole_jpeg(data) else None
     if head is None or head.num_components not in DEVICE_COMPONENTS or not has_scan(data):
@@ -88,7 +91,7 @@ class DeviceImages:
 
     data: torch.Tensor  # what the groups say, one after the other, and behind it the files
     groups: list[Group]
-    crop_size: int
+    crop_size: Size
 
     def share_memory_(self) -> None:
         """Move the images to shared memory."""
@@ -99,7 +102,7 @@ class DeviceImages:
         return replace(self, data=self.data.pin_memory())
 
     def crop(self, device: torch.device) -> torch.Tensor:
-        """Crop, resize and mirror the images on the device: (B, 3, S, S) uint8, channels last.
+        """Crop, resize and mirror the images on the device: (B, 3, S, T) uint8, channels last.
 
         The result is that of `standard_train` to the bit, where a CPU resizes bytes as such (x86
         with AVX2, ARM); elsewhere it is within a grey level. ImageError if a file is broken.
@@ -177,8 +180,8 @@ def turn_upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
 Sample = tuple[np.ndarray | JpegFile, Crop]  # the strips of a crop, or the file that it is of
 
 
-def pack(samples: Sequence[Sample], crop_size: int) -> DeviceImages:
-    """Put crops of different sizes, to be resized to S, into one batch."""
+def pack(samples: Sequence[Sample], crop_size: Size) -> DeviceImages:
+    """Put crops of different sizes, to be resized to one, into one batch."""
     groups: list[Group] = []
     arrays: list[np.ndarray] = []
     for members in grouped(samples, crop_size):
@@ -205,7 +208,7 @@ def pack(samples: Sequence[Sample], crop_size: int) -> DeviceImages:
     return DeviceImages(torch.from_numpy(data), groups, crop_size)
 
 
-def grouped(samples: Sequence[Sample], crop_size: int) -> Iterator[list[Sample]]:
+def grouped(samples: Sequence[Sample], crop_size: Size) -> Iterator[list[Sample]]:
     """Yield successive samples of at most MOST_VALUES at once, in their order; or a single one."""
     members: list[Sample] = []
     total = 0

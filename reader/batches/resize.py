@@ -7,9 +7,9 @@ which are turned on their sides, so that crops of all sizes are rows of one leng
 end of a crop are there, and of no use.
 
     strips of crops             (sum of their widths, STRIP x 3)
-    -> sums over columns        (strips x S, STRIP x 3)
-    -> turned back              (strips x STRIP, S x 3)
-    -> sums over rows           (B x S, S x 3)
+    -> sums over columns        (strips x T, STRIP x 3)
+    -> turned back              (strips x STRIP, T x 3)
+    -> sums over rows           (B x S, T x 3)
 
 So the device is given as many operations for one image as for a thousand. The sums are exact: in
 float32 while they have 24 bits, and in float64 where crops are reduced more than about four times.
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metric_learning.common.sizes import Size, sides
 from metric_learning.reader.transforms import Crop
 
 STRIP = 64  # rows; short crops waste what they lack, long ones need as many more indices as strips
@@ -60,10 +61,10 @@ def num_strips(crop: Crop) -> int:
     return -(-crop.height // STRIP)
 
 
-def num_values(crop: Crop, new_size: int) -> int:
+def num_values(crop: Crop, new_size: Size) -> int:
     """Return how many values a crop has where they are most, before or after a pass."""
-    height = STRIP * num_strips(crop)
-    return CHANNELS * max(height * crop.width, height * new_size, new_size * new_size)
+    height, (new_height, new_width) = STRIP * num_strips(crop), sides(new_size)
+    return CHANNELS * max(height * crop.width, height * new_width, new_height * new_width)
 
 
 def cut_strips(rgb: np.ndarray, crop: Crop) -> np.ndarray:
@@ -84,8 +85,9 @@ def cut_strips_on_device(image: Tensor, crop: Crop) -> Tensor:
     return strips.reshape(-1, LENGTH)
 
 
-def plan_of(crops: Sequence[Crop], order: Sequence[int], new_size: int) -> Plan:
-    """Plan how crops, whose strips lie in the table in an `order`, become (B, S, S, 3)."""
+def plan_of(crops: Sequence[Crop], order: Sequence[int], new_size: Size) -> Plan:
+    """Plan how crops, whose strips lie in the table in an `order`, become (B, S, T, 3)."""
+    new_height, new_width = sides(new_size)
     first_rows, end = [0] * len(crops), 0
     for number in order:
         first_rows[number] = end
@@ -96,12 +98,12 @@ def plan_of(crops: Sequence[Crop], order: Sequence[int], new_size: int) -> Plan:
     bits, strips_before = 0, 0
     for crop, first in zip(crops, first_rows, strict=True):
         strips = num_strips(crop)
-        columns, column_bits = line_sums(crop.width, new_size, crop.mirrored)
+        columns, column_bits = line_sums(crop.width, new_width, crop.mirrored)
         begins = first + crop.width * np.arange(strips, dtype=np.int32)
         rows = (begins[:, None] + columns.rows).reshape(-1)
         across.append(Sums(rows, *(np.tile(values, strips) for values in columns[1:])))
 
-        lines, line_bits = line_sums(crop.height, new_size)
+        lines, line_bits = line_sums(crop.height, new_height)
         down.append(lines._replace(rows=lines.rows + np.int32(STRIP * strips_before)))
         bits, strips_before = max(bits, column_bits, line_bits), strips_before + strips
 
@@ -149,19 +151,20 @@ def resize(
     table: Tensor,
     columns: Sequence[Tensor],
     rows: Sequence[Tensor],
-    new_size: int,
+    new_size: Size,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return what a plan makes of a table of strips (n, LENGTH) uint8: (B, S, S, 3) uint8.
+    """Return what a plan makes of a table of strips (n, LENGTH) uint8: (B, S, T, 3) uint8.
 
     Sums are rows (M,) int32 and weights (M,) float32, as planned, and their starts (N,) int32.
     """
+    height, width = sides(new_size)
     sums = _add_up(table.to(dtype), *columns)
-    strips = sums.floor_().view(-1, new_size, STRIP, CHANNELS)
-    turned = strips.transpose(1, 2).contiguous().view(-1, new_size * CHANNELS)
+    strips = sums.floor_().view(-1, width, STRIP, CHANNELS)
+    turned = strips.transpose(1, 2).contiguous().view(-1, width * CHANNELS)
     del sums, strips
     sums = _add_up(turned, *rows)
-    return sums.to(torch.uint8).view(-1, new_size, new_size, CHANNELS)
+    return sums.to(torch.uint8).view(-1, height, width, CHANNELS)
 
 
 def _add_up(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class ViewBatches(EvalBatches):
         return Batch(stack(crops), torch.from_numpy(self.image_set.labels[indices]), {})
 
     def _views(self, i: int) -> Iterator[np.ndarray]:
-        """Yield the crops of image i, (S, S, 3) uint8 each."""
+        """Yield the crops of image i, (S, T, 3) uint8 each."""
         options = self.preprocessing
         image = self.image_set.read_image(i, options.decoding)
         yield options.test_crop(image)

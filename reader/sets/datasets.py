@@ -12,6 +12,7 @@ import numpy as np
 
 from metric_learning.common.places import data_root
 from metric_learning.reader.sets.cifar10 import read_cifar10
+from metric_learning.reader.sets.columns import NAMED
 from metric_learning.reader.sets.csv_files import read_csv, splits_of_csv
 from metric_learning.reader.sets.cub_cars import read_cars196, read_cub200_2010, read_cub200_2011
 from metric_learning.reader.sets.folders import (
@@ -24,6 +25,7 @@ from metric_learning.reader.sets.folds import NONE, fold_rows, parse_fold
 from metric_learning.reader.sets.image_set import ImageSet
 from metric_learning.reader.sets.lists import read_inshop, read_list, read_sop
 from metric_learning.reader.sets.locate import locate_files
+from metric_learning.reader.sets.reid import read_market1501, read_veri776
 from metric_learning.reader.sets.table import (
     ALL,
     SPLITS,
@@ -49,6 +51,9 @@ class DatasetSpec:
     classes_shared: bool = False  # whether a class may be in both splits
 
 
+DEMO, SCAN = "--dataset=demo needs no data", "python -m data.prepare scan FOLDER"
+
+
 def download(name: str) -> str:
     """Say how to get a set that data/download.py knows."""
     return (
@@ -57,7 +62,11 @@ def download(name: str) -> str:
     )
 
 
-DEMO, SCAN = "--dataset=demo needs no data", "python -m data.prepare scan FOLDER"
+def on_request(name: str) -> str:
+    """Say how to get a set that its authors give out themselves."""
+    return f"get {name} from its authors and give its folder as --data_dir; {DEMO}"
+
+
 DATASETS: dict[str, DatasetSpec] = {
     "sop": DatasetSpec("Stanford_Online_Products", read_sop, download("sop")),
     "demo": DatasetSpec("demo", read_sop, "run: python data/make_demo.py"),
@@ -67,6 +76,8 @@ DATASETS: dict[str, DatasetSpec] = {
     "cars196": DatasetSpec("cars196", read_cars196, download("cars196")),
     "inshop": DatasetSpec("inshop", read_inshop, download("inshop")),
     "cifar10": DatasetSpec("cifar10", read_cifar10, download("cifar10"), classes_shared=True),
+    "market1501": DatasetSpec("Market-1501-v15.09.15", read_market1501, on_request("Market-1501")),
+    "veri776": DatasetSpec("VeRi", read_veri776, on_request("VeRi-776")),
     "omniglot": DatasetSpec("omniglot", read_omniglot, download("omniglot")),
     "folder": DatasetSpec(
         None, read_folder, f"expected {FOLDER_LAYOUT} in --data_dir; {DEMO}", classes_shared=True
@@ -77,7 +88,11 @@ DATASETS: dict[str, DatasetSpec] = {
 
 # Options that one data set alone uses.
 WITH_VAL = ("folder", "csv")
-OWN_OPTIONS = {"train_list": "list", "test_list": "list", "csv": "csv", "fold": "csv"}
+COLUMN_OPTIONS = tuple(f"{name}_column" for name in NAMED)
+OWN_OPTIONS = {
+    **{"train_list": "list", "test_list": "list", "csv": "csv", "fold": "csv"},
+    **dict.fromkeys(COLUMN_OPTIONS, "csv"),
+}
 
 
 def load_image_set(
@@ -92,15 +107,15 @@ def load_image_set(
     csv: str | Path | None = None,
     fold: int | None = None,
     val_fold: str | None = None,
+    **columns: str | None,
 ) -> ImageSet:
-    """Open one split of a data set.
+    """Open one split of a data set; it tells what is missing or listed twice.
 
     Args:
         dataset: a name of DATASETS.
         data_dir: the data set's folder; None: its default folder under data/.
         split: "train", "val" (of "folder", "csv" or a `val_fold`), "test", or "all", every image
-            once and without regard to chosen classes and folds. An image set tells what is missing
-            or listed twice, see `ImageSet.require_whole`.
+            once and without regard to chosen classes and folds.
         train_classes: classes of the train split, e.g. "1-25" or "1-10,15", counted from 1 in the
             data set's class order, numbers by their value; None: the data set's own split.
         test_classes: the same for the test split.
@@ -108,15 +123,15 @@ def load_image_set(
         test_list: the same for the test split.
         csv: file of images, for "csv" alone, see `read_csv`.
         fold: its fold to test on; None: the file's own split.
-        val_fold: the fold of the training images that is the val split, see `read_fold`; "none":
-            there is none; None: as the data set has it.
+        val_fold: the fold of the training images that is the val split, see `read_fold`.
+        **columns: what the file calls its columns, by the names of COLUMN_OPTIONS.
 
     Raises:
-        ValueError: unknown name, option that the data set does not use, malformed list or range,
-            or a split without images.
+        ValueError: unknown name, unused option, malformed list or range, or a split without images.
         FileNotFoundError: the data is not there.
     """
     options = {"train_list": train_list, "test_list": test_list, "csv": csv, "fold": fold}
+    options |= dict.fromkeys(COLUMN_OPTIONS) | columns
     check_options(dataset, options)
     if split not in (*SPLITS, ALL):
         raise ValueError(f"unknown split '{split}'; expected one of {', '.join((*SPLITS, ALL))}")
@@ -124,12 +139,12 @@ def load_image_set(
 
     with _telling_how_to_get(dataset):
         if split == ALL:
-            chosen = read_all(dataset, data_dir, options)
+            table = read_all(dataset, data_dir, options)
         elif val_fold is None or split == TEST:
-            chosen = read_split(dataset, data_dir, split, options, ranges)
+            table = read_split(dataset, data_dir, split, options, ranges)
         else:
-            chosen = read_fold(dataset, data_dir, split, options, ranges, val_fold)
-    return build_image_set(dataset, split, chosen, data_dir)
+            table = read_fold(dataset, data_dir, split, options, ranges, val_fold)
+    return build_image_set(dataset, split, table, data_dir)
 
 
 load_index = load_image_set  # its former name
@@ -154,10 +169,15 @@ def own_splits(
     if dataset == "list":
         return tuple(split for split in (TRAIN, TEST) if options[f"{split}_list"])
     if dataset == "csv" and options["csv"]:
-        return splits_of_csv(Path(options["csv"]), options["fold"])
+        return splits_of_csv(Path(options["csv"]), options["fold"], given_columns(options))
     if dataset == "folder" and data_dir:
         return splits_of_folder(existing(data_dir))
     return TRAIN, TEST
+
+
+def given_columns(options: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return what a CSV file calls the columns of NAMED, by the options of their names."""
+    return dict(zip(NAMED, (options[name] for name in COLUMN_OPTIONS), strict=True))
 
 
 @contextlib.contextmanager
@@ -172,6 +192,8 @@ def check_options(dataset: str, options: dict[str, Any]) -> None:
     """Raise ValueError for an unknown data set, or an option that it does not use."""
     if dataset not in DATASETS:
         raise ValueError(f"unknown dataset '{dataset}'; expected one of {', '.join(DATASETS)}")
+    for name in options.keys() - OWN_OPTIONS:
+        raise TypeError(f"{name} is no option of a data set")
     for name, user in OWN_OPTIONS.items():
         if options[name] not in (None, "") and dataset != user:
             raise ValueError(
@@ -265,7 +287,7 @@ def read_table(
     file = Path(options[name])
     folder = existing(data_dir or file.parent)
     if dataset == "csv":
-        return read_csv(file, folder, split, options["fold"])
+        return read_csv(file, folder, split, options["fold"], given_columns(options))
     lists = [Path(options[other]) for other in ("train_list", "test_list") if options[other]]
     return read_list(file, folder, lists)
 
@@ -304,6 +326,8 @@ def build_image_set(
         is_query=is_query,
         is_gallery=is_gallery,
         images=table.images,
+        boxes=None if table.boxes is None else np.array(table.boxes, np.int32).reshape(-1, 4),
+        groups=None if is_train else table.groups,
         super_classes=super_classes
         and {label: super_classes[number] for label, number in numbers.items()},
         left_out=table.left_out,

@@ -11,7 +11,7 @@ NUM_SUFFIXES = 5  # that are counted one by one
 
 NO_IMAGE, HIDDEN, LINK, SPECIAL = "no image", "hidden", "link", "special"
 EMPTY, LOOSE, BESIDE = "empty", "loose", "beside"
-NO_FOLD, NO_ROLE = "no fold", "no role"
+NO_FOLD, NO_ROLE, JUNK = "no fold", "no role", "junk"
 # Why something is left out -> what one and several of them are called.
 REASONS = {
     NO_IMAGE: ("file that is no image", "files that are no images"),
@@ -22,6 +22,7 @@ REASONS = {
     LOOSE: ("image in no class folder", "images in no class folder"),
     BESIDE: ("folder beside those of the splits", "folders beside those of the splits"),
     NO_FOLD: ("row in no fold", "rows in no fold"),
+    JUNK: ("image of no class (-1 or unknown)", "images of no class (-1 or unknown)"),
     NO_ROLE: (
         "row that is neither query nor gallery",
         "rows that are neither query nor gallery",

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from metric_learning.reader.sets.boxes import WHOLE, Box
 from metric_learning.reader.sets.left_out import LeftOut, join_left_out
 
 TRAIN, VAL, TEST, ALL = "train", "val", "test", "all"
@@ -24,7 +25,6 @@ SPLIT_NAMES = {
 }
 NUM_RANGES = 4  # of class numbers that a line shows
 
-Box = tuple[str, ...]
 Item = TypeVar("Item")
 
 
@@ -49,6 +49,8 @@ class Table:
     # N times FILE:LINE where a list names the images; None: they were found in folders
     places: list[str] | None = None
     boxes: list[Box] | None = None  # N parts of the images; None: whole images
+    # (N,) int64, -1: none; see `retrieval.groups`; None: there are none
+    groups: np.ndarray | None = None
     left_out: LeftOut = LeftOut()
     unified: Mapping[str, int] = field(default_factory=dict)  # what was read as the same -> times
     notes: tuple[str, ...] = ()  # lines for the log
@@ -187,12 +189,13 @@ def take(table: Table, rows: np.ndarray) -> Table:
         images=images if images is None or is_whole else images[rows],
         places=None if table.places is None else [table.places[i] for i in numbers],
         boxes=None if table.boxes is None else [table.boxes[i] for i in numbers],
+        groups=None if table.groups is None else table.groups[rows],
     )
 
 
 def image_keys(table: Table) -> list[tuple[str, Box]]:
     """What makes each of N images one: its path, and which part of it is meant."""
-    boxes = table.boxes or [()] * len(table.paths)
+    boxes = table.boxes or [WHOLE] * len(table.paths)
     return list(zip(map(os.path.normpath, table.paths), boxes, strict=True))
 
 
@@ -224,10 +227,17 @@ def join_tables(tables: list[Table]) -> Table:
         super_classes=supers or None,
         places=_chain([part.places for part in parts]),
         boxes=_chain([part.boxes for part in parts]),
+        groups=_join_groups(parts),
         left_out=join_left_out([part.left_out for part in parts]),
         unified=unified,
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
+
+
+def _join_groups(parts: Sequence[Table]) -> np.ndarray | None:
+    """Put the groups together, which have one numbering; None where a table has none."""
+    found = [part.groups for part in parts if part.groups is not None]
+    return np.concatenate(found) if len(found) == len(parts) else None
 
 
 def _mask(mask: np.ndarray | None, table: Table) -> np.ndarray:

@@ -86,8 +86,8 @@ class Browser:
             self.events.append(decoded)
         return decoded
 
-    def open(self, file: Path, width: int = 1200, scheme: str = "light") -> None:
-        """Show a file in a window of this width."""
+    def open(self, page: Path | str, width: int = 1200, scheme: str = "light") -> None:
+        """Show a file, or what is at an address, in a window of this width."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -98,7 +98,7 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.events.clear()
-        self.call("Page.navigate", url=file.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while "Page.loadEventFired" not in [event["method"] for event in self.events]:
             self._receive()
 
@@ -107,6 +107,18 @@ class Browser:
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def wait_for(self, script: str) -> None:
+        """Wait until a JavaScript expression is true in the page."""
+        deadline = time.monotonic() + TIMEOUT
+        while not self.run(script):
+            assert time.monotonic() < deadline, script
+            time.sleep(0.02)
+
+    def choose_file(self, selector: str, file: Path) -> None:
+        """Choose a file in an input of the page."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector({selector!r})")
+        self.call("DOM.setFileInputFiles", files=[str(file)], objectId=found["result"]["objectId"])
 
     def errors(self) -> list[dict]:
         """Return what the page has logged and thrown since it was opened."""

@@ -19,6 +19,7 @@ def images(counts, num_queries=None):
     return SimpleNamespace(
         labels=labels,
         is_query=is_query,
+        groups=None,
         is_gallery=is_gallery,
         is_self_retrieval=num_queries is None,
     )
@@ -53,9 +54,7 @@ def test_k_near_the_gallery_is_with_what_chance_has():
 
 
 def test_weights_of_other_inputs_are_named_with_both_values():
-    options = SimpleNamespace(
-        image_shape=(3, 224, 224), transform="reference", pretrained_model="a.pt"
-    )
+    options = SimpleNamespace(image_size=(224, 224), transform="reference", pretrained_model="a.pt")
     mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
     meta = {"flags": {"image_shape": [3, 48, 48], "transform": "standard"}, "mean": [0.5] * 3}
     [line] = caveats.other_inputs(options, meta, mean, std)

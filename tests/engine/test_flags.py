@@ -137,7 +137,7 @@ def test_a_blank_behind_a_backslash_is_ignored():
     [
         ("--use_gpu=maybe", "expected True or False, found 'maybe'"),
         ("--batch_size=0", "expected an integer of at least 1, found '0'"),
-        ("--image_shape=3,224,200", "expected 3,SIZE,SIZE (square), found '3,224,200'"),
+        ("--image_shape=3,224", "expected 3,HEIGHT,WIDTH (channels, pixels), found '3,224'"),
         ("--bacth_size=3", "unknown flag --bacth_size: did you mean --batch_size?"),
         ("--batch=3", "unknown flag --batch"),
         ("--dataset=imagenet", "invalid choice: 'imagenet'"),

@@ -92,13 +92,13 @@ def test_the_default_batch_is_the_reference_s_but_for_a_gpu(monkeypatch, script,
     [("ResNet18", 224), ("Xception", 299), ("test_resnet", 160), ("test_vit", 160)],
 )
 def test_the_default_size_is_that_of_the_weights(model, size):
-    assert build_model(model).image_size == image_size_of(model) == size
+    assert build_model(model).image_size == image_size_of(model) == (size, size)
     assert settled_model(f"--model={model}").image_shape == (3, size, size)
 
 
 def test_a_given_size_is_kept():
     options = settled_model("--model=test_vit", "--image_shape=3,64,64")
-    assert build_network(options).image_size == 64 and options.image_shape == (3, 64, 64)
+    assert build_network(options).image_size == (64, 64) and options.image_shape == (3, 64, 64)
 
 
 def test_a_model_without_a_feature_of_the_whole_image_is_an_error():

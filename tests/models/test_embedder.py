@@ -78,7 +78,7 @@ def test_a_model_of_every_family(name, own_size, statistics, size):
         embeddings = model(torch.zeros(2, 3, size, size))
     assert embeddings.shape == (2, 16) and embeddings.isfinite().all()
     with torch.device("meta"):  # no time for weights
-        assert build_model(name).image_size == own_size
+        assert build_model(name).image_size == (own_size, own_size)
 
 
 def test_xception_is_chollet_s():
@@ -96,7 +96,7 @@ def test_vision_transformer_at_another_size():
 
 def test_a_model_that_takes_no_size_can_be_had_at_its_own():
     with torch.device("meta"):
-        assert build_model("levit_128s", image_size=224).image_size == 224
+        assert build_model("levit_128s", image_size=224).image_size == (224, 224)
 
 
 def test_image_size_is_not_needed_by_convolutional_models():

@@ -159,7 +159,7 @@ def test_test_images_keep_the_ratio_that_is_asked_for(transform):
     rgb = picture(84, 60).permute(1, 2, 0).numpy()
     options = replace(PREPROCESSING, transform=transform, resize_ratio=1.25)
     whole = replace(PREPROCESSING, transform=transform, crop_size=30, resize_ratio=1.0)
-    assert options.short_side == 30 and "short side of 30 pixels" in " ".join(options.steps())
+    assert options.covered == (30, 30) and "short side of 30 pixels" in " ".join(options.steps())
     crop = options.test_crop(rgb)
     assert crop.shape == (24, 24, 3)
     np.testing.assert_array_equal(crop, whole.test_crop(rgb)[3:27, 3:27])

@@ -6,7 +6,13 @@ import pytest
 from PIL import Image
 
 from metric_learning.reader.preprocessing import WORDS, Preprocessing
-from metric_learning.reader.transforms import IMAGENET_MEAN, IMAGENET_STD, MAX_ASPECT, TRANSFORMS
+from metric_learning.reader.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAX_ASPECT,
+    TRANSFORMS,
+    resize_bicubic,
+)
 
 SIZE = 24
 SHORT_SIDES = {"reference": SIZE, "standard": SIZE, "v1": 27}  # 256 / 224 of it
@@ -69,6 +75,20 @@ def test_the_steps_name_their_numbers(transform, short_side):
     assert f"short side of {short_side} pixels" in text and "16 times" in text
     assert "subtract [0.5, 0.4, 0.3], divide by [0.2, 0.1, 0.3]" in text
     assert all(words in text for words in WORDS[transform])
+
+
+@pytest.mark.parametrize("transform", ["reference", "standard"])
+def test_the_steps_of_another_height_and_width_lead_to_the_input(transform):
+    options = Preprocessing(transform, (24, 12), (0.5,) * 3, (0.5,) * 3, resize_ratio=1.5)
+    text = " ".join(options.steps())
+    assert "the least size in proportion that covers 36 x 18 pixels (height x width)" in text
+    assert "crop the central 24 x 12 pixels" in text and "(batch, 3, 24, 12)" in text
+
+    rgb = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    resized = TRANSFORMS[transform].resize(rgb, 36, 50)
+    if transform == "standard":
+        resized = resize_bicubic(rgb, 36, 50)
+    np.testing.assert_array_equal(options.test_crop(rgb), resized[6:30, 19:31])
 
 
 def test_every_transform_has_words():

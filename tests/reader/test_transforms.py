@@ -17,6 +17,9 @@ from metric_learning.reader.transforms import (
     random_crop,
     reduce_image,
     reference_eval,
+    resized_shape,
+    v1_covered,
+    within_aspect,
 )
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -64,6 +67,23 @@ def test_any_image_size_works(name, height, width):
         assert crop.dtype == np.uint8
     assert _train(name, rgb, 32).flags["C_CONTIGUOUS"]
     np.testing.assert_array_equal(rgb, _photo(height, width))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("shape", [(1, 1), (5000, 1), (20, 3000), (80, 40), (64, 32), (33, 40)])
+@pytest.mark.parametrize("crop_size", [(32, 16), (12, 50), (20, 20)])
+def test_the_crop_is_covered_in_proportion(name, shape, crop_size):
+    """A test crop is the centre of the image at the least size that covers it, by both sides."""
+    rgb = np.broadcast_to(np.arange(shape[0], dtype=np.uint8)[:, None, None], (*shape, 3))
+    assert TRANSFORMS[name].eval(rgb, crop_size).shape == (3, *crop_size)
+    assert _train(name, rgb, crop_size).shape == (*crop_size, 3)
+
+    covered = v1_covered(crop_size) if name == "v1" else crop_size
+    height, width = resized_shape(*within_aspect(rgb).shape[:2], covered)
+    assert height >= covered[0] and width >= covered[1]
+    assert height == covered[0] or width == covered[1]
+    crop = TRANSFORMS[name].test(rgb, crop_size, covered)
+    np.testing.assert_array_equal(crop, TRANSFORMS[name].test(rgb, crop_size))
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

@@ -1,5 +1,6 @@
 """Search indexes against exact search, and their files."""
 
+import json
 import os
 import sys
 import types
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from metric_learning.common.fingerprint import STATE, Snapshot
 from metric_learning.retrieval import nearest
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
 from metric_learning.retrieval.indexes import (
@@ -307,3 +309,64 @@ def test_an_index_is_made_of_its_parts():
     index = build_index(rows, names(rows), metadata={"a": 1})
     assert isinstance(index, SearchIndex)
     assert (index.kind, index.metadata, len(index.labels)) == ("exact", {"a": 1}, 0)
+
+
+def with_snapshot(rows, kind, labels=()):
+    """An index that knows its images, as those do that infer.py builds."""
+    index = build_index(rows, names(rows), kind, labels=labels)
+    index.snapshot = Snapshot(names(rows), [], np.zeros(len(rows), STATE))
+    return index
+
+
+@pytest.mark.parametrize("kind", INDEX_OPTIONS)
+def test_an_index_that_grew_and_shrank_finds_what_one_of_the_same_images_finds(kind, tmp_path):
+    rows, queries, more = make(600), make(40, seed=1), make(50, seed=2)
+    index = with_snapshot(rows, kind, np.arange(600) // 100)
+    gone = np.array([599, 0, 7, 300, 301])
+    index.remove(gone)
+    new_names = [f"new/{n}.jpg" for n in range(50)]
+    index.add(more, new_names, np.full(50, 9), np.zeros(50, STATE))
+    index.remove(np.array([0, 640]))  # one of the first, one of those that came later
+    index.save(tmp_path / "a.index")
+    index = load_search_index(tmp_path / "a.index")
+
+    left = np.delete(np.concatenate([np.delete(rows, gone, axis=0), more]), [0, 640], axis=0)
+    paths = np.delete([*np.delete(names(rows), gone), *new_names], [0, 640]).tolist()
+    assert index.paths == paths and len(index) == 643 == len(index.snapshot)
+    assert (index.labels[-49:] == 9).all() and index.labels[0] == 0
+    found, cosines = index.search(queries, 10)
+    if kind != "ivfpq":
+        np.testing.assert_allclose(cosines, cosine(queries, left[found]), atol=1e-5)
+    if kind == "exact":
+        assert (found == nearest(queries, left, 10)[0]).all()
+    assert measure_recall(index, queries, 10, left) > (0.55 if kind == "ivfpq" else 0.93)
+
+
+@pytest.mark.parametrize("kind", INDEX_OPTIONS)
+def test_a_search_in_a_class_compares_each_of_its_images(kind):
+    rows, queries = make(600), make(20, seed=1)
+    index = with_snapshot(rows, kind, np.arange(600) // 100)
+    index.remove(np.arange(10, 20))
+    assert (index.rows_of_class("3") == np.arange(290, 390)).all()
+    found, cosines = index.search(queries, 100, class_name="3")
+    assert (np.sort(found, axis=1) == np.arange(290, 390)).all()
+    left = np.delete(rows, np.arange(10, 20), axis=0)
+    if kind != "ivfpq":
+        np.testing.assert_allclose(cosines, cosine(queries, left[found]), atol=1e-5)
+    with pytest.raises(ValueError, match="1 to 100 neighbours"):
+        index.search(queries, 101, class_name="3")
+    assert len(index.rows_of_class("no such class")) == 0
+
+
+@pytest.mark.parametrize("removed", [[600], [0], ["a"], [-1]])
+def test_a_file_whose_removed_images_do_not_fit_is_refused(removed, tmp_path):
+    rows = make(600)
+    with_snapshot(rows, "hnsw").save(tmp_path / "a.index")
+    with zipfile.ZipFile(tmp_path / "a.index") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    header = json.loads(parts["header.json"]) | {"removed": removed}
+    with zipfile.ZipFile(tmp_path / "a.index", "w") as archive:
+        for name, data in (parts | {"header.json": json.dumps(header)}).items():
+            archive.writestr(name, data)
+    with pytest.raises(ValueError, match="damaged or no search index"):
+        load_search_index(tmp_path / "a.index")

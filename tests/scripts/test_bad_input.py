@@ -52,7 +52,7 @@ def test_missing_data_folder_says_how_to_get_the_data(fails):
         (["--class_dim=11318"], ["--class_dim=11318", "6 training classes"]),
         (["--total_images=59551"], ["--total_images=59551", "24 training images"]),
         (["--model=ResNet5"], ["unknown model ResNet5", "ResNet50"]),
-        (["--image_shape=1,32,32"], ["--image_shape", "3,SIZE,SIZE"]),
+        (["--image_shape=1,32,32"], ["--image_shape", "3,HEIGHT,WIDTH"]),
         (["--loss_name=eml"], ["softmax", "arcmargin", "train_pair.py has eml"]),
         (["--arc_scale=3"], ["--arc_scale is not used by --loss_name=softmax", "arcmargin"]),
         (["--train_list=x.txt"], ["train_list", "folder"]),

@@ -156,13 +156,13 @@ def embed_with_pillow(file, image_file):
     """The README's example: the features of an image with Pillow, NumPy and onnxruntime alone."""
     session = onnxruntime.InferenceSession(file)
     about = json.loads(session.get_modelmeta().custom_metadata_map["metadata"])
-    size, mean, std = about["image_shape"][1], about["mean"], about["std"]
+    (_, height, width), mean, std = about["image_shape"], about["mean"], about["std"]
 
     image = Image.open(image_file).convert("RGB")
-    scale = size / min(image.size)
+    scale = max(width / image.width, height / image.height)
     image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
-    left, top = [round((side - size) / 2) for side in image.size]
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32)
     images = ((pixels / 255 - mean) / std).astype(np.float32).transpose(2, 0, 1)[None]
     return session.run(["embeddings"], {"images": images})[0]
 

@@ -69,12 +69,12 @@ def packed(samples, crop_size):
 
 
 def one_by_one(samples, crop_size):
-    """What workers make of the same crops, (B, 3, S, S)."""
+    """What workers make of the same crops, (B, 3, S, T)."""
     images = np.stack([standard_train(*sample, crop_size) for sample in samples])
     return images.transpose(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("crop_size", [1, 2, 15, 32, 64, 224])
+@pytest.mark.parametrize("crop_size", [1, 2, 15, 32, 64, 224, (32, 15), (64, 129)])
 def test_crops_of_all_sizes_equal_those_of_the_workers(crop_size):
     samples = crops_of([size for size in SIZES for _ in range(2)])
     images = packed(samples, crop_size).crop(CPU)

@@ -77,15 +77,22 @@ def test_data_dir_is_where_the_paths_start(write, tmp_path, draw):
     ("text", "message"),
     [
         ("", ":1: expected the names of the columns, path and label among them, found ''"),
-        ("path;label\n", ":1: expected the names of the columns"),
+        ("path|label\n", ":1: expected the names of the columns"),
+        ("path;label\n", ": expected images, found only the names of the columns"),
         ("path,label,path\n", ":1: expected different columns"),
         ("path,label,split\n\n", ": expected images, found only the names of the columns"),
         (CLOSED + "e.png,9\n", ":6: expected 3 columns (path,label,split), found 2: 'e.png,9'"),
         (CLOSED + "\n,9,test\n", ":7: expected a path, found an empty cell"),
         (CLOSED + "e.png,,test\n", ":6: expected a label, found an empty cell"),
-        (CLOSED + "e.png,9,dev\n", ":6: expected train, val or test as split, found 'dev'"),
+        (
+            CLOSED + "e.png,9,dev\n",
+            ":6: expected train, val, test, query or gallery as split, found 'dev'",
+        ),
         (CLOSED + '"e.png"x,9,test\n', ":6: expected CSV, found"),
-        ('path,label,split\n"a\n.png",x,train\nb.png,x,no\n', ":4: expected train, val or test"),
+        (
+            'path,label,split\n"a\n.png",x,train\nb.png,x,no\n',
+            ":4: expected train, val, test, query",
+        ),
         ("path,label\na.png,x\n", " has no column split: add it with 'python -m data.prepare"),
         (FOLDS, " has no column split: choose the fold to test on with --fold"),
     ],
@@ -232,3 +239,89 @@ def test_the_same_path_twice_is_refused_but_another_box_is_another_image(write):
     boxes = rows.format(",0,0,9,9", ",0,0,9,9", ",5,5,9,9")
     text = "path,label,split,x_1,y_1,x_2,y_2\n" + boxes
     assert len(load_image_set("csv", None, "test", csv=write(text)).require_whole()) == 3
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_of_others_name_their_columns(write, delimiter):
+    text = 'Image,Id,part,cam,split\na.png,"w_1, ""old""",train,c1,x\nb.png,5,query,c1,x\n'
+    text += "c.png,5,gallery,c2,x\nd.png,5,gallery,,x\n"
+    if delimiter != ",":
+        text = text.replace('"w_1, ""old"""', "w_1 é").replace(",", delimiter)
+    names = {"path_column": "Image", "label_column": "Id", "split_column": "part"}
+    options = {"csv": write(text, "utf-8-sig"), **names, "group_column": "cam"}
+    train, test = (load_image_set("csv", None, split, **options) for split in ("train", "test"))
+    assert list(train.class_names.values()) == ['w_1, "old"' if delimiter == "," else "w_1 é"]
+    assert train.groups is None and test.groups.tolist() == [0, 1, -1]
+    assert test.is_query.tolist() == [True, False, False]
+    assert test.is_gallery.tolist() == [False, True, True]
+    assert splits_of("csv", None, **options) == ("train", "test")
+
+
+def test_a_table_of_wildlife_datasets_is_read_as_it_is(write):
+    text = 'image_id,identity,path,bbox,split\n1,lion 1,a.png,"[2, 3.4, 5, 6]",train\n'
+    text += "2,unknown,b.png,,train\n3,lion 1,c.png,,test\n4,lion 2,d.png,,test\n"
+    train, test = (load_image_set("csv", None, s, csv=write(text)) for s in ("train", "test"))
+    assert list(test.class_names.values()) == ["lion 1", "lion 2"]
+    assert test.boxes.tolist() == [[0, 0, 0, 0]] * 2
+    assert train.boxes.tolist() == [[2, 3, 7, 9]]
+    assert train.read_image(0).shape == (3, 5, 3)  # within the image
+    assert "1 image of no class" in train.left_out.describe()
+
+
+def test_a_table_of_open_metric_learning_is_read_as_it_is(write):
+    text = "label,path,split,is_query,is_gallery,sequence,x_1,y_1,x_2,y_2\n"
+    text += "0,a.png,train,,,s1,0,0,5,6\n0,a.png,train,,,s1,1,1,7,4\n"
+    text += "1,b.png,validation,True,False,s2,,,,\n1,c.png,validation,False,True,s2,,,,\n"
+    text += "1,d.png,validation,False,True,s3,0.0,1.0,4.0,5.0\n"
+    train, test = (load_image_set("csv", None, s, csv=write(text)) for s in ("train", "test"))
+    assert train.boxes.tolist() == [[0, 0, 5, 6], [1, 1, 7, 4]] and train.repeated == ()
+    assert test.groups.tolist() == [1, 1, 2] and test.is_query.tolist() == [True, False, False]
+    assert test.boxes.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 4, 5]]
+
+
+def test_junk_is_in_no_split(write):
+    text = "path,label,split\na.png,-1,gallery\nb.png,1,query\nc.png,1,gallery\nd.png,0,gallery\n"
+    test = load_image_set("csv", None, "test", csv=write(text + "e.png,-1.0,train\n"))
+    assert list(test.class_names.values()) == ["0", "1"] and len(test) == 3
+    assert "2 images of no class (-1 or unknown)" in test.left_out.describe()
+    assert len(load_image_set("csv", None, "all", csv=write(text))) == 3
+    with pytest.raises(ValueError, match="all have the label -1"):
+        load_image_set("csv", None, "test", csv=write("path,label,split\na.png,-1,test\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("path,label,split\na.png,1,query\n", {}, "has a split query and none gallery"),
+        ("path,label,split\na.png,1,gallery\n", {}, "has a split gallery and none query"),
+        (
+            "path,label,split\na.png,1,query\nb.png,1,gallery\nc.png,1,test\n",
+            {},
+            ":4: expected a split of query or gallery as elsewhere, found test",
+        ),
+        (
+            "path,label,split,is_query\na.png,1,query,1\nb.png,1,gallery,0\n",
+            {},
+            "tells queries from the gallery twice",
+        ),
+        ("Image,Id\na.png,1\n", {"path_column": "image"}, "--path_column=image: "),
+        ("a,b\n", {"path_column": "a", "label_column": "a"}, "expected different columns"),
+        (
+            "path,label,split,x_1,y_1,x_2,y_2\na.png,1,test,5,1,2,9\n",
+            {},
+            ":2: expected a box with x_1 < x_2",
+        ),
+        ('path,label,split,bbox\na.png,1,test,"[1, 2]"\n', {}, ":2: expected a box [x, y, width"),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_one_line(write, text, options, message):
+    with pytest.raises(ValueError) as caught:
+        load_image_set("csv", None, "test", csv=write(text), **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_box_outside_of_its_image_names_it(write):
+    text = "path,label,split,x_1,y_1,x_2,y_2\na.png,1,test,900,1,950,9\nb.png,1,test,,,,\n"
+    test = load_image_set("csv", None, "test", csv=write(text))
+    with pytest.raises(ImageError, match=r"a.png: box 900,1,950,9 is outside of its"):
+        test.read_image(0)

@@ -64,6 +64,8 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, name):
     assert "\n" not in message
     if name in ("demo", "glyphs"):
         assert message.endswith(f"run: python data/make_{name}.py")
+    elif name in ("market1501", "veri776"):
+        assert "from its authors and give its folder as --data_dir" in message
     else:
         assert f"python data/download.py {name}" in message and "--dataset=demo" in message
 

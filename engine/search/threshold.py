@@ -1,0 +1,148 @@
+"""When a search has no answer: the cosine below which the nearest image of an index is "none"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metric_learning.common.log import log
+from metric_learning.common.schema import is_finite, is_object
+from metric_learning.engine.options.parts import DataOptions, MachineOptions
+from metric_learning.engine.options.tables import AUTO, OFF
+from metric_learning.reader import ImageSet
+from metric_learning.retrieval.indexes import SearchIndex
+from metric_learning.retrieval.milvus import MilvusIndex
+from metric_learning.retrieval.open_set import Answers, best_threshold, rates_at
+from metric_learning.retrieval.positives import Positives
+from metric_learning.retrieval.search import nearest
+
+THRESHOLD = "unknown_threshold"  # in the metadata of an index
+MOST_QUERIES = 2000  # that a threshold is calibrated with
+
+
+def is_none(cosine: float, threshold: float | None) -> bool:
+    """Whether a neighbour of this cosine is no answer; never where there is no threshold."""
+    return threshold is not None and cosine < threshold
+
+
+def threshold_of(
+    search_index: SearchIndex | MilvusIndex, given: str | float | None, is_image: bool = True
+) -> float | None:
+    """Return the cosine below which a neighbour is "none", by what --unknown_threshold says.
+
+    Args:
+        search_index: the index, which may hold a threshold.
+        given: a cosine, "auto" for that of the index, "off" for none; None: that of the index, if
+            it has one.
+        is_image: whether an image asks; cosines to words are others, and have no threshold but a
+            given one.
+
+    Raises:
+        ValueError: the index is asked for a threshold, and holds none.
+    """
+    kept = search_index.metadata.get(THRESHOLD)
+    if given == OFF or (given is None and (kept is None or not is_image)):
+        return None
+    if given is not None and given != AUTO:
+        return float(given)
+    if not is_image:
+        raise ValueError("--unknown_threshold=auto is of images, not of words: give a cosine")
+    cosine = kept.get("cosine") if is_object(kept) else None
+    if not is_finite(cosine):
+        raise ValueError(
+            "--unknown_threshold=auto: the index holds no threshold: build it with that flag, or "
+            "give a cosine such as --unknown_threshold=0.5"
+        )
+    return float(cosine)
+
+
+class Images(NamedTuple):
+    """Images of known classes, which a threshold is chosen on."""
+
+    features: np.ndarray  # (N, D) float32
+    labels: np.ndarray  # (N,) int64, or empty where they are not known
+    what: str  # what they are, for people
+
+
+def calibrating_images(data: DataOptions) -> ImageSet | None:
+    """Open the val split of a data set; None where it has none, or is not here."""
+    try:
+        return data.load("val").require_whole() if "val" in data.splits else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def choose_threshold(
+    asked: str | float | None, images: Images, machine: MachineOptions
+) -> dict[str, Any]:
+    """Return what an index keeps in its metadata of --unknown_threshold, and log it.
+
+    A threshold that is given is kept as it is, with its error rates where classes are known; "auto"
+    chooses one. Raises ValueError where that cannot be, see `calibrate`.
+    """
+    if asked in (None, OFF):
+        return {}
+    given = None if asked == AUTO else float(asked or 0.0)
+    if given is not None and not _has_two_classes(images.labels):
+        return {THRESHOLD: {"cosine": given}}
+    threshold = calibrate(images, machine, given)
+    log(describe(threshold))
+    return {THRESHOLD: threshold}
+
+
+def calibrate(
+    images: Images, machine: MachineOptions, given: float | None = None
+) -> dict[str, Any]:
+    """Choose a threshold on images of known classes, and say how often it errs on them.
+
+    Each of up to 2,000 images asks twice: all others, among which its class is, and those of other
+    classes alone, among which it is not. Images without another one of their class ask in the
+    second way alone. The threshold with the greatest F1 is taken, unless one is `given`, see
+    `retrieval.open_set`.
+
+    Returns:
+        `cosine`, the threshold; the rates of `rates_at`; `queries`; and what the `images` are.
+
+    Raises:
+        ValueError: there are no two classes, of which one has two images.
+    """
+    features, labels, what = images
+    if not _has_two_classes(labels):
+        raise ValueError(
+            f"--unknown_threshold=auto needs two classes, and two images of one: the {what} have "
+            "none such; give a cosine, or --dataset and a split of known classes"
+        )
+    rows = np.random.default_rng(machine.seed).permutation(len(labels))[:MOST_QUERIES]
+    rows.sort()
+    found, known = nearest(features[rows], features, 1, rows, machine.device)
+    own_class = Positives(labels[rows], labels, None).pairs(np.arange(len(rows)))
+    _, unknown = nearest(features[rows], features, 1, None, machine.device, own_class)
+
+    is_known = np.bincount(own_class[0]) > 1  # the image itself is one
+    is_right = labels[found[:, 0]] == labels[rows]
+    answers = Answers(known[is_known, 0], is_right[is_known], unknown[:, 0])
+    cosine = best_threshold(answers) if given is None else given
+    return {"cosine": cosine, **rates_at(answers, cosine), "queries": len(rows), "images": what}
+
+
+def _has_two_classes(labels: np.ndarray) -> bool:
+    """Whether there are two classes, of which one has two images."""
+    counts = np.unique(labels, return_counts=True)[1]
+    return len(counts) > 1 and bool(counts.max() > 1)
+
+
+def describe(threshold: dict[str, Any]) -> str:
+    """Say a calibrated threshold and its error rates in a line."""
+    return (
+        f"none below a cosine of {threshold['cosine']:.4f}: with {threshold['queries']} queries of "
+        f"the {threshold['images']}, {threshold['missed']:.2%} of known classes have no answer and "
+        f"{threshold['false_answers']:.2%} of unknown ones have one; F1 {threshold['f1']:.4f}"
+    )
+
+
+def mark_none(answers: Sequence[dict[str, Any]], threshold: float | None) -> None:
+    """Note in answers to queries whether each is "none", by its nearest neighbour."""
+    for answer in answers:
+        answer["is_none"] = is_none(answer["neighbours"][0]["cosine"], threshold)
