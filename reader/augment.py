@@ -87,13 +87,11 @@ class Augmentation:
         if self.train_crop != "random":
             return
         height, width = sides(crop_size)
-        found, needed = self.resize_first, (max(height, width),)
-        if len(found) == 2:
-            needed = height, width
+        found = self.resize_first
+        needed = (height, width) if len(found) == 2 else (max(height, width),)
         if any(side < least for side, least in zip(found, needed, strict=True)):
-            size, crop = ",".join(map(str, found)), height
-            if height != width:
-                crop = f"{height} x {width}"
+            size = ",".join(map(str, found))
+            crop = f"{height}" if height == width else f"{height} x {width}"
             raise ValueError(
                 f"--resize_first={size} is smaller than the crop of {crop} pixels that "
                 "--train_crop=random takes: give as much or more"

@@ -7,7 +7,7 @@ ranking, which is then that of the other images.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def checked_groups(
         return None
     if groups is None or (gallery_groups is None) != (gallery is None):
         raise ValueError("expected groups of the queries, and of the gallery where there is one")
-    given = {"queries": (groups, num_queries)}
+    given: dict[str, tuple[Any, int]] = {"queries": (groups, num_queries)}
     if gallery is not None:
         given["the gallery"] = gallery_groups, len(gallery)
 

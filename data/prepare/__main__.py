@@ -64,6 +64,10 @@ GROUP = Flag(
     None,
     "column whose images stay on one side; default: group, where there is one; none: no column",
 )
+COLUMNS = tuple(
+    Flag(f"{name}_column", str, None, f"what FILE calls the column {name}")
+    for name in ("path", "label")
+)
 READING = (
     Flag("num_workers", natural, DEFAULT_WORKERS, "processes that read; 0: this one alone"),
     Flag("max_pixels", positive, MAX_PIXELS, "most pixels of an image, in millions"),
@@ -109,6 +113,7 @@ COMMANDS: dict[str, Command] = {
             Flag("closed", boolean, False, "shares of the images of each class instead"),
             GROUP,
             SEED,
+            *COLUMNS,
             Flag(
                 "min_n_samples",
                 natural,
@@ -129,6 +134,7 @@ COMMANDS: dict[str, Command] = {
             Flag("open_set", boolean, False, "a class is in one fold, not a share of it in each"),
             GROUP,
             SEED,
+            *COLUMNS,
         ),
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metric_learning.common.atomic import write_csv
@@ -110,6 +110,7 @@ def split(
     random_seed: int,
     min_n_samples: int | None,
     max_n_samples: int | None,
+    **columns: str | None,
 ) -> None:
     """Add the column split, by shares or by the sizes of the classes."""
     by_size = min_n_samples is not None or max_n_samples is not None
@@ -119,7 +120,7 @@ def split(
             "--val_share, --closed and --group by shares: leave the ones or the others out"
         )
 
-    images = read_whole_images(file, "split")
+    images = read_whole_images(file, "split", columns)
     if by_size:
         least = DEFAULT_SIZES[0] if min_n_samples is None else min_n_samples
         most = DEFAULT_SIZES[1] if max_n_samples is None else max_n_samples
@@ -143,12 +144,18 @@ def split(
 
 
 def folds(
-    file: Path, output: Path, k: int, open_set: bool, group: str | None, random_seed: int
+    file: Path,
+    output: Path,
+    k: int,
+    open_set: bool,
+    group: str | None,
+    random_seed: int,
+    **columns: str | None,
 ) -> None:
     """Add the column fold: each fold is a test split whose training images are the others."""
     if k < 2:
         raise ValueError(f"--k={k}: expected at least 2 folds")
-    images = read_whole_images(file, "fold")
+    images = read_whole_images(file, "fold", columns)
     column = fold_column(images, read_groups(images, group), k, open_set, random_seed)
     remedy = "a lower --k" if open_set else "a lower --k or --open_set=True"
     check_scorable(images, "fold", column, [str(fold) for fold in range(k)], remedy)
@@ -190,17 +197,23 @@ def check_scorable(
             )
 
 
-def read_list(file: Path) -> ImageList:
-    """Read a list, and say what was read as the same."""
-    images = read_image_list(file)
+def read_list(file: Path, given: Mapping[str, str | None] | None = None) -> ImageList:
+    """Read a list, see `read_image_list`, and say what was read as the same."""
+    images = read_image_list(file, given)
+    if images.junk:
+        show(f"left out: images of no class, label -1 or unknown ({len(images.junk)})")
     for what, count in images.unified.items():
         show(f"read as the same: {what} ({count})")
     return images
 
 
-def read_whole_images(file: Path, column: str) -> ImageList:
-    """Read a list that is to get a column; ValueError where it has it, or has broken images."""
-    images = read_list(file)
+def read_whole_images(file: Path, column: str, columns: Mapping[str, str | None]) -> ImageList:
+    """Read a list that is to get a column; ValueError where it has it, or has broken images.
+
+    `columns` has the file's own names of columns, by the flags --path_column and --label_column.
+    """
+    given = {flag.removesuffix("_column"): name for flag, name in columns.items()}
+    images = read_list(file, given)
     if column in images.columns:
         raise ValueError(f"{file} has a column {column} already: start from a file without it")
     for i, row in enumerate(images.rows):

@@ -139,9 +139,9 @@ def labels_by_role(
 
 def chances(images: Roles, metrics: Iterable[str]) -> dict[str, float]:
     """Return `recall@K_chance`, see `chance_recall`, of each `recall@K` among some metrics."""
-    queries, *gallery = labels_by_role(images)
+    queries, gallery, is_in_gallery, groups = labels_by_role(images)
     ks = [int(name.removeprefix("recall@")) for name in metrics if name.startswith("recall@")]
-    return chance_recall(queries, ks, *gallery)
+    return chance_recall(queries, ks, gallery, is_in_gallery, groups)
 
 
 def with_float64(device: torch.device) -> torch.device:

@@ -169,8 +169,9 @@ def recall_curve(found: Found, seed: int = 0) -> RecallCurve:
     low = high = None
     if len(np.unique(found.scores.labels)) >= MIN_CLASSES:
         low, high = class_interval(is_found, found.scores.labels, seed=seed)
-    labels, *gallery = found.roles
-    chances = np.array([*chance_recall(labels, ks.tolist(), *gallery).values()])
+    labels, gallery, is_in_gallery, groups = found.roles
+    by_chance = chance_recall(labels, ks.tolist(), gallery, is_in_gallery, groups)
+    chances = np.array([*by_chance.values()])
     return RecallCurve(ks, is_found.mean(0), chances, low, high)
 
 

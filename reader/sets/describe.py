@@ -21,6 +21,12 @@ def describe_sets(image_sets: Sequence[ImageSet]) -> list[str]:
 def describe_choice(image_set: ImageSet) -> list[str]:
     """Say which classes were chosen, what was read as the same, what is missing and left out."""
     lines = [*image_set.notes]
+    if image_set.groups is not None:
+        number = len(set(image_set.groups.tolist()) - {-1})
+        lines.append(
+            f"{title_of(image_set)}: {number} groups; images of a query's class and group do not "
+            "count"
+        )
     for faults, what in ((image_set.missing, "are not there"), (image_set.repeated, "come again")):
         if faults:
             lines.append(f"{title_of(image_set)}: {len(faults):,} images {what}")

@@ -17,6 +17,7 @@ from metric_learning.common.atomic import write_csv
 from metric_learning.common.names import from_line
 from metric_learning.data.prepare import __main__ as prepare
 from metric_learning.reader import load_image_set
+from metric_learning.reader.sets.csv_files import read_image_list
 
 CLASSES = ("cat", 'red, "big" sofa', "été 猫", "single")
 
@@ -516,3 +517,15 @@ def test_a_tree_with_a_validation_folder_of_its_own_is_scanned_with_it(tmp_path)
     run("scan", tmp_path, "--num_workers=0")
     rows = {row["path"].partition("/")[0]: row["split"] for row in read(tmp_path / "scanned.csv")}
     assert rows == {"Train": "train", "valid": "val", "TEST": "test"}
+
+
+def test_a_table_of_others_gets_a_split(tmp_path):
+    """As Kaggle has them: other names of columns, semicolons, and labels of any text."""
+    text = "Image;Id\n" + "".join(f'{n}.jpg;"whale; ""{n // 3}"""\n' for n in range(30))
+    (tmp_path / "train.csv").write_text(text + "x.jpg;-1\n", encoding="utf-8-sig")
+    output = tmp_path / "split.csv"
+    columns = ["--path_column=Image", "--label_column=Id"]
+    prepare.main(["split", str(tmp_path / "train.csv"), f"--output={output}", *columns])
+    images = read_image_list(output)
+    assert images.columns == ("path", "label", "split") and len(images.rows) == 30
+    assert images.labels[0] == 'whale; "0"'
