@@ -253,7 +253,7 @@ class TrainBatches(Dataset):
                 if isinstance(error, CacheError) or self.reading.on_bad_image == "error":
                     raise
                 reasons.append(str(error))
-                broken[self.image_set.paths[candidate]] = reasons[-1]
+                broken[self.image_set.name_of(candidate)] = reasons[-1]
 
         name = self.image_set.class_names[int(self.image_set.labels[i])]
         raise ImageError(
@@ -308,7 +308,7 @@ class EvalBatches(Dataset):
         except ImageError as error:
             if self.on_bad_image == "error":
                 raise
-            broken[self.image_set.paths[i]] = str(error)
+            broken[self.image_set.name_of(i)] = str(error)
             return np.zeros((size, size, 3), np.uint8)
         return self.preprocessing.test_crop(image)
 

@@ -52,6 +52,8 @@ def read_file(
     image_set: ImageSet, i: int, decoding: Decoding = AS_REFERENCE
 ) -> np.ndarray | JpegFile:
     """Read image i, and decode it where no GPU could; ImageError if that cannot be."""
+    if image_set.boxes is not None:
+        return image_set.read_image(i, decoding)
     path, data = image_set.paths[i], image_set.read_bytes(i, decoding)
     head = read_jpeg_head(data) if is_whole_jpeg(data) else None
     if head is None or head.num_components not in DEVICE_COMPONENTS or not has_scan(data):

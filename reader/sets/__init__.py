@@ -3,6 +3,7 @@
 datasets.py      the table of data sets; `load_image_set` opens a split of any of them
 image_set.py     what it returns: paths, labels, and how an image file becomes pixels
 formats.py       which image files are opened
+boxes.py         parts of photos that are images of their own
 exif.py          the orientation of an image
 jpeg_head.py     the segments of a JPEG file
 jpeg_damage.py   finds holes in the data of a JPEG file

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from metric_learning.reader.sets.boxes import WHOLE, crop_box, format_box
 from metric_learning.reader.sets.exif import TURNS, exif_orientation, orient, oriented_shape
 from metric_learning.reader.sets.formats import pillow_formats, why_unknown
 from metric_learning.reader.sets.jpeg_head import JPEG_END, JPEG_START, read_jpeg_head
@@ -74,6 +75,8 @@ class ImageSet:
     is_gallery: np.ndarray  # (N,) bool, images that are searched
     # N times (H, W, 3) uint8 RGB for images held in memory, else None
     images: Sequence[np.ndarray] | np.ndarray | None = None
+    # (N, 4) int32, the parts of the photos that are the images, see `crop_box`; None: whole photos
+    boxes: np.ndarray | None = None
     super_classes: dict[int, str] | None = None  # label -> name of its super class, else None
     left_out: LeftOut = LeftOut()  # what of the data set nobody reads
     notes: tuple[str, ...] = ()  # lines for the log: classes chosen, texts read as the same
@@ -83,6 +86,7 @@ class ImageSet:
     def __post_init__(self) -> None:
         assert self.labels.dtype == np.int64
         assert len(self.labels) == len(self.paths) == len(self.is_query) == len(self.is_gallery)
+        assert self.boxes is None or self.boxes.shape == (len(self.paths), 4)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -122,13 +126,26 @@ class ImageSet:
             is_query=self.is_query[rows],
             is_gallery=self.is_gallery[rows],
             images=None if images is None else [images[row] for row in rows],
+            boxes=None if self.boxes is None else self.boxes[rows],
         )
+
+    def name_of(self, i: int) -> str:
+        """Return the path of image i, with its box where it is a part of a photo."""
+        if self.boxes is None or tuple(self.boxes[i]) == WHOLE:
+            return self.paths[i]
+        return f"{self.paths[i]} ({format_box(self.boxes[i])})"
 
     def read_image(self, i: int, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
         """Decode image i to (H, W, 3) uint8 RGB; ImageError if its file is missing or broken."""
         if self.images is not None:
             return self.images[i]
-        return decode_image(self.read_bytes(i, decoding), self.paths[i], decoding)
+        image = decode_image(self.read_bytes(i, decoding), self.paths[i], decoding)
+        if self.boxes is None:
+            return image
+        try:
+            return crop_box(image, self.boxes[i])
+        except ValueError as error:
+            raise ImageError(f"cannot read image {self.paths[i]}: {error}") from error
 
     def read_shape(self, i: int, decoding: Decoding = AS_REFERENCE) -> tuple[int, int]:
         """Return height and width of image i, from the head of its file if it can; or ImageError.
@@ -136,6 +153,9 @@ class ImageSet:
         They are those of `read_image`, which turns images upright.
         """
         path = self.paths[i]
+        if self.boxes is not None and tuple(self.boxes[i]) != WHOLE:
+            height, width, _ = self.read_image(i, decoding).shape
+            return height, width
         data = read_file(path, decoding.max_pixels, HEAD_BYTES)
         head = read_jpeg_head(data) if data.startswith(JPEG_START) else None
         if head is not None:
