@@ -88,6 +88,11 @@ class SearchIndex:
         found = self.metadata.get("depends_on")
         return found if isinstance(found, dict) else {}
 
+    def box(self, row: int) -> list[int] | None:
+        """Return the box of an image that is a part of a photo, or None."""
+        boxes = self.metadata.get("boxes")
+        return None if boxes is None else list(map(int, boxes[row]))
+
     def class_name(self, row: int) -> str | None:
         """Return the name of an image's class, its label where that has no name, or None."""
         if not len(self.labels):
@@ -255,6 +260,9 @@ def load_search_index(file: str | Path) -> SearchIndex:
         counts = {vectors.ntotal, num_images, num_images if snapshot is None else len(snapshot)}
         if header["format"] != FORMAT or len(counts) > 1:
             raise ValueError("another version, or parts of two indexes")
+        boxes = np.asarray(metadata.get("boxes", np.empty((num_images, 4), np.int32)))
+        if boxes.shape != (num_images, 4) or boxes.dtype.kind != "i":
+            raise ValueError("boxes that do not fit")
         if len(labels) not in (0, num_images) or not is_of_kind(vectors, kind):
             raise ValueError("parts that do not fit")
     except OSError:

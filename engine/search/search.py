@@ -30,6 +30,7 @@ from metric_learning.engine.options.training import VIEW_NAMES
 from metric_learning.engine.parallel.collectives import gather_on_main, merge
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.reader import ImageSet
+from metric_learning.reader.sets.boxes import format_box
 from metric_learning.reader.sets.snapshots import snapshot_of
 from metric_learning.retrieval import indexes
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
@@ -69,7 +70,7 @@ def make_index(
     """
     work = embedder.work
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
-    known, listed = None if given is None else given.snapshot, image_set.paths
+    known, listed = None if given is None else given.snapshot, image_set
     snapshot = known or snapshot_of(image_set)
     if given is None:
         rows, broken = embed_shared(embedder, image_set, on_bad_image)
@@ -82,7 +83,8 @@ def make_index(
     image_set = image_set.select(readable)
     if broken:  # which may be too many for what was chosen
         parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
-        snapshot = snapshot.select(np.flatnonzero([path not in broken for path in listed]))
+        names = map(listed.name_of, range(len(listed)))
+        snapshot = snapshot.select(np.flatnonzero([name not in broken for name in names]))
 
     search_index = indexes.build_index(
         features,
@@ -90,7 +92,7 @@ def make_index(
         kind.name,
         labels=image_set.labels if image_set.class_names else (),
         class_names=image_set.class_names,
-        metadata={**origin_of(embedder), "images": what, "broken": broken},
+        metadata={**origin_of(embedder, image_set), "images": what, "broken": broken},
         options=parameters,
     )
     search_index = replace(search_index, snapshot=snapshot)
@@ -103,15 +105,16 @@ def make_index(
     return file
 
 
-def origin_of(embedder: Embedder) -> dict[str, Any]:
+def origin_of(embedder: Embedder, image_set: ImageSet) -> dict[str, Any]:
     """Say in the metadata of an index what its embeddings depend on, and what made them."""
-    work = embedder.work
+    work, boxes = embedder.work, image_set.boxes
     return {
         "fingerprint": embedder.depends_on["weights"],
         "depends_on": embedder.depends_on,
         "weights": work.origin,
         "flags": {name: work.flags[name] for name in (*EMBEDDING_NAMES, *VIEW_NAMES)},
         "versions": versions(),
+        **({} if boxes is None else {"boxes": boxes.tolist()}),
     }
 
 
@@ -171,7 +174,7 @@ def search(
         log(note)
     if isinstance(queries, ImageSet):
         features, queries, broken = embedder.embed_readable(queries, on_bad_image)
-        asked = [{"path": path} for path in queries.paths]
+        asked = [{"path": queries.name_of(row)} for row in range(len(queries))]
     else:
         asked = [{"text": text} for text in queries]
         features = embed_texts(work.model.model, work.weights, queries, device)
@@ -255,9 +258,12 @@ def find_neighbours(
     """Find the `k` nearest images of an index to embeddings (Q, D) float of queries.
 
     Returns per query its neighbours, each with `rank` (from 1), `row` in the index, `cosine`,
-    `path` and `class_name` (None where it is not known).
+    `path` and `class_name` (None where it is not known), and the `box` where images are parts of
+    photos.
     """
     rows, cosines = search_index.search(features, k, device)
+    has_boxes = "boxes" in search_index.metadata
+
     return [
         [
             {
@@ -266,6 +272,7 @@ def find_neighbours(
                 "cosine": float(cosine),
                 "path": search_index.paths[row],
                 "class_name": search_index.class_name(int(row)),
+                **({"box": search_index.box(int(row))} if has_boxes else {}),
             }
             for n, (row, cosine) in enumerate(zip(found, similar, strict=True))
         ]
@@ -279,4 +286,5 @@ def print_answers(answers: Sequence[dict[str, Any]]) -> None:
         show(f"query {to_line(answer.get('text') or answer['path'])}")
         for found in answer["neighbours"]:
             name = "" if found["class_name"] is None else f"  {to_line(found['class_name'])}"
-            show(f"{found['rank']:>4}  {found['cosine']:7.4f}  {to_line(found['path'])}{name}")
+            box = f" ({format_box(found['box'])})" if "box" in found else ""
+            show(f"{found['rank']:>4}  {found['cosine']:7.4f}  {to_line(found['path'])}{box}{name}")
