@@ -36,7 +36,7 @@ def iterate_members(archive: str) -> Iterator[tuple[str, Member]]:
     try:
         with tarfile.open(archive, "r:", errors="surrogateescape") as opened:
             for found in opened:
-                opened.members.clear()  # which would keep them all
+                opened.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 name = posixpath.normpath(found.name)
                 if found.isreg() and not name.startswith(("/", "..")):
                     yield name, Member(archive, found.offset_data, found.size)

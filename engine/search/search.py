@@ -22,7 +22,7 @@ from metric_learning.common.names import to_line
 from metric_learning.common.outputs import json_kind, kind_of_file
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.embed.dump.shards import Given
-from metric_learning.engine.embed.embedder import Embedder, load_embedder
+from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.embed.embedding import readable_rows
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.engine.options.tables import ACCEPT
@@ -132,8 +132,7 @@ def embed_shared(
     rows = np.empty((0, embedder.model.embedding_size), np.float32)
     if len(own):
         noted = broken if on_bad_image == "skip" else None
-        alone = replace(embedder, work=work.alone())
-        rows = alone.embed(image_set.select(own), broken=noted)
+        rows = embedder.alone().embed(image_set.select(own), broken=noted)
     return gather_on_main(rows, own, world), merge(broken, world)
 
 
@@ -168,7 +167,7 @@ def search(
     """
     device = work.machine.device
     broken: dict[str, str] = {}
-    embedder = load_embedder(work)
+    embedder = Embedder.of(work)
     file_of_index = work.flags["index"]
     for note in check_index(file_of_index, search_index, embedder, verify, on_changed_data):
         log(note)

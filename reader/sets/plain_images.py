@@ -15,7 +15,13 @@ from PIL import Image
 from metric_learning.common.archives import ARCHIVE, COMPRESSED
 from metric_learning.common.packed_lines import JoinedLines
 from metric_learning.reader.sets.boxes import WHOLE
-from metric_learning.reader.sets.image_set import AS_REFERENCE, Decoding, ImageSet, upright_rgb
+from metric_learning.reader.sets.image_set import (
+    AS_REFERENCE,
+    Decoding,
+    ImageSet,
+    decode_image,
+    upright_rgb,
+)
 from metric_learning.reader.sets.left_out import NO_IMAGE, LeftOut
 from metric_learning.reader.sets.listed import (
     read_archives,
@@ -122,30 +128,35 @@ def unlabelled(names: Sequence[str], images: Sequence[np.ndarray] | None = None)
 
 
 def is_one_image(images: Any) -> bool:
-    """Whether something is a path, a Pillow image or an array (H, W, 3), and not several."""
+    """Whether something is an image as `image_set_of` takes them, and not several."""
     if isinstance(images, np.ndarray):
         return images.ndim == 3
-    return isinstance(images, str | PathLike | Image.Image)
+    return isinstance(images, str | bytes | PathLike | Image.Image)
 
 
 def image_set_of(images: Sequence[Any], decoding: Decoding = AS_REFERENCE) -> ImageSet:
-    """List paths, or images that are in memory; Pillow's are turned upright, as files are.
+    """List paths, or images in memory: arrays, Pillow's, which are turned upright, files' contents.
 
     Raises:
-        ValueError: there are both, or something else.
+        ImageError: the content of a file is no image.
+        ValueError: there are paths and others, or something else.
     """
     if all(isinstance(image, str | PathLike) for image in images):
         return unlabelled([str(image) for image in images])
 
     arrays = []
     for number, image in enumerate(images):
-        array = upright_rgb(image, decoding.alpha) if isinstance(image, Image.Image) else image
+        array = image
+        if isinstance(image, Image.Image):
+            array = upright_rgb(image, decoding.alpha)
+        elif isinstance(image, bytes):
+            array = decode_image(image, f"image {number}", decoding)
         is_rgb = isinstance(array, np.ndarray) and array.ndim == 3 and array.shape[2] == 3
         if not is_rgb or array.dtype != np.uint8:
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
             raise ValueError(
-                f"image {number}: expected a path, a Pillow image or an array (H, W, 3) uint8, "
-                f"found {found}"
+                f"image {number}: expected a path, a Pillow image, an array (H, W, 3) uint8 or the "
+                f"bytes of a file, found {found}"
             )
         arrays.append(array)
     return unlabelled([f"image {number}" for number in range(len(arrays))], arrays)

@@ -14,13 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from processes import wait_until
 from sharing import end_well, launch
 
 import eval as eval_script
 import infer
-import metric_learning
 from metric_learning import open_features
 from metric_learning.common.flags import last_of_each
 from metric_learning.engine.embed import embedding
@@ -398,26 +396,6 @@ def test_parquet_without_pyarrow_is_one_line(flags, tmp_path, error_of, monkeypa
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     error = error_of(infer.main, [*flags, "--parquet=True", f"--output_dir={tmp_path / 'dump'}"])
     assert error == "error: --parquet needs the package pyarrow: pip install pyarrow\n"
-
-
-def test_a_batch_of_columns_comes_back_with_embeddings(toy_tree, tmp_path):
-    """As Ray Data's map_batches calls it: a dict of arrays in, a dict of arrays out."""
-    file = tmp_path / "random.safetensors"
-    infer.main([*MODEL[:3], "--export=safetensors", f"--output={file}"])
-    model = metric_learning.load(file, device="cpu")
-    paths = sorted(map(str, (toy_tree / "test").glob("*/*.png")))[:5]
-    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
-    expected = model(paths)
-    assert expected.shape == (5, 96) and np.ptp(expected, axis=0).max() > 0
-    for column, values in (("path", np.array(paths, object)), ("image", pixels)):
-        batch = {column: values, "number": np.arange(5)}
-        found = model(batch)
-        assert [*found] == [column, "number", "embedding"] and [*batch] == [column, "number"]
-        assert found[column] is values and np.array_equal(found["number"], np.arange(5))
-        assert found["embedding"].dtype == np.float32
-        assert np.array_equal(found["embedding"], expected)
-    with pytest.raises(ValueError, match="expected a column image or path, found \\['number'\\]"):
-        model({"number": np.arange(5)})
 
 
 def test_images_come_from_lists(tmp_path, toy_tree, error_of, monkeypatch):
