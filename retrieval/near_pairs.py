@@ -15,6 +15,7 @@ from metric_learning.retrieval.unit import unit_rows
 
 BLOCK = 4096  # rows and columns of the similarities that are computed at once
 MOST_EXACT = 1_000_000  # embeddings up to which all pairs are compared
+MOST_PAIRS = 10_000_000  # that are kept, in 1 GB; of a thousand copies there are half a million
 NUM_MEASURED = 1000  # embeddings whose pairs are compared, to tell what an index finds
 
 
@@ -83,13 +84,30 @@ def _exact(
             cosines = ours[start : start + BLOCK] @ columns[other : other + BLOCK].T
             if theirs is None and other == start:
                 cosines = cosines.triu(1) - 2 * torch.ones_like(cosines).tril()
-            rows, others = (cosines >= threshold).nonzero(as_tuple=True)
+            is_near = cosines >= threshold
+            if not is_near.any():  # which takes a fraction of the search for places
+                continue
+            rows, others = is_near.nonzero(as_tuple=True)
             found = cosines[rows, others]
             yield (rows + start).cpu().numpy(), (others + other).cpu().numpy(), found.cpu().numpy()
 
 
 def _joined(parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Pairs:
-    rows, others, cosines = (np.concatenate(values) for values in zip(*parts, strict=True))
+    """Put pairs together; ValueError where there are more than memory should hold."""
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    count = 0
+    for part in parts:
+        found.append(part)
+        count += len(part[0])
+        if count > MOST_PAIRS:
+            rows, counts = np.unique(np.concatenate([r for r, _, _ in found]), return_counts=True)
+            raise ValueError(
+                f"more than {MOST_PAIRS:,} pairs are near duplicates, {counts.max():,} of them of "
+                f"image {rows[counts.argmax()]}: give a higher --threshold, or take out copies "
+                "before the features are made (python -m data.prepare filter --threshold=0)"
+            )
+
+    rows, others, cosines = (np.concatenate(values) for values in zip(*found, strict=True))
     order = np.lexsort((others, rows))
     return Pairs(rows[order], others[order], cosines[order])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Mapping
 from functools import cached_property
 from os import PathLike
@@ -137,12 +136,6 @@ class Embedder:
         if not listed:
             return np.empty((0, self.model.embedding_size), np.float32)
         return np.asarray(self.embed(image_set_of(listed, self.preprocessing.decoding)))
-
-    def alone(self) -> Embedder:
-        """Return the same model of a process that shares its work with none."""
-        embedder = copy.copy(self)
-        embedder.work = self.work.alone()
-        return embedder
 
     def embed_readable(
         self, image_set: ImageSet, on_bad_image: str

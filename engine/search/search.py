@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,26 +13,33 @@ import torch
 
 from metric_learning.common.atomic import write_json
 from metric_learning.common.fingerprint import (
+    STATE,
+    Snapshot,
     changed_rows,
     describe_change,
     first_difference,
+    relative_paths,
     take_snapshot,
 )
 from metric_learning.common.log import log, show, versions
 from metric_learning.common.names import to_line
-from metric_learning.common.outputs import json_kind, kind_of_file
+from metric_learning.common.outputs import json_kind, kind_of_file, prepare_folder
 from metric_learning.common.parameters import parse_options
+from metric_learning.engine.embed.dump.finish import WORK
+from metric_learning.engine.embed.dump.lines import Lines
+from metric_learning.engine.embed.dump.partial import STATES, Partial, WorthlessError
+from metric_learning.engine.embed.dump.plan import plan_features
 from metric_learning.engine.embed.dump.shards import Given
+from metric_learning.engine.embed.dump.write import computed
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.embed.embedding import readable_rows
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.engine.options.tables import ACCEPT
 from metric_learning.engine.options.training import VIEW_NAMES
-from metric_learning.engine.parallel.collectives import gather_on_main, merge
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.boxes import format_box
-from metric_learning.reader.sets.snapshots import snapshot_of
+from metric_learning.reader.sets.snapshots import label_names, snapshot_of
 from metric_learning.retrieval import indexes
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
 
@@ -65,34 +73,64 @@ def make_index(
 ) -> Path:
     """Embed images, build the search index of them, which says `what` they are; return its file.
 
-    All processes embed, unless the features are `given`, and the first one builds.
-    What `on_bad_image` or a dump leaves out, the metadata of the index tell.
+    All processes embed, unless the features are `given`, and the first one builds. What is computed
+    lies in FILE.partial until the index is there, and the same command goes on with it. What
+    `on_bad_image` or a dump leaves out, the metadata of the index tell.
     """
-    work = embedder.work
-    parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
-    known, listed = None if given is None else given.snapshot, image_set
-    snapshot = known or snapshot_of(image_set)
-    if given is None:
-        rows, broken = embed_shared(embedder, image_set, on_bad_image)
-    else:
-        rows, broken = given.embeddings, given.broken
-    if not work.machine.world.is_main:
+    kind.parameters(len(image_set), embedder.model.embedding_size)  # a wrong one, before the work
+    if len(image_set) == 0:
+        raise ValueError("there is no image to embed: the data set is empty")
+    is_main = embedder.work.machine.world.is_main
+    if given is not None:
+        if is_main:
+            write_index(file, kind, embedder, image_set, what, given)
         return file
-    readable = readable_rows(image_set, broken)
-    features = rows[readable] if given is None else rows
-    image_set = image_set.select(readable)
-    if broken:  # which may be too many for what was chosen
-        parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
-        names = map(listed.name_of, range(len(listed)))
-        snapshot = snapshot.select(np.flatnonzero([name not in broken for name in names]))
+
+    folder = Path(f"{file}.partial")
+    if folder.exists():
+        prepare_folder("index", folder, WORK)
+    partial = Partial(folder, plan_features(embedder, image_set))
+    with computed(partial, embedder, image_set, on_bad_image, Lines(partial, False)):
+        if is_main:
+            write_index(file, kind, embedder, image_set, what, given_by(partial, image_set))
+            shutil.rmtree(folder)
+    return file
+
+
+def given_by(partial: Partial, image_set: ImageSet) -> Given:
+    """Return the features that were computed, of readable images alone."""
+    broken = {name: error for part in partial.done.values() for _, name, error in part}
+    is_read = np.ones(len(image_set), bool)
+    is_read[[number for part in partial.done.values() for number, _, _ in part]] = False
+    if not is_read.any():
+        first = next(iter(broken.values()))
+        raise WorthlessError(f"none of the {len(image_set)} images can be read: {first}")
+    rows = partial.read(partial.plan.columns[0], range(len(image_set)))
+    states = np.fromfile(partial.folder / STATES, STATE)
+    names = relative_paths(image_set.paths)
+    snapshot = Snapshot(names, list(label_names(image_set)), states)
+    return Given(rows if is_read.all() else rows[is_read], broken, False, snapshot)
+
+
+def write_index(
+    file: Path, kind: IndexKind, embedder: Embedder, image_set: ImageSet, what: str, given: Given
+) -> None:
+    """Build an index of features, and say what it holds."""
+    snapshot = given.snapshot or snapshot_of(image_set)
+    readable = readable_rows(image_set, given.broken)
+    if given.broken:
+        snapshot = snapshot.select(readable)
+        image_set = image_set.select(readable)
+    # What is left may be too few images for what was chosen.
+    parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
 
     search_index = indexes.build_index(
-        features,
+        given.embeddings,
         image_set.paths,
         kind.name,
         labels=image_set.labels if image_set.class_names else (),
         class_names=image_set.class_names,
-        metadata={**origin_of(embedder, image_set), "images": what, "broken": broken},
+        metadata={**origin_of(embedder, image_set), "images": what, "broken": given.broken},
         options=parameters,
     )
     search_index = replace(search_index, snapshot=snapshot)
@@ -101,8 +139,7 @@ def make_index(
     shown = "".join(f", {name} {value}" for name, value in parameters.items())
     log(f"{kind.name} index of {len(search_index)} images in {file}{shown}")
     if kind.name != "exact":
-        log(describe_recall(search_index, features, work.machine.device))
-    return file
+        log(describe_recall(search_index, given.embeddings, embedder.work.machine.device))
 
 
 def origin_of(embedder: Embedder, image_set: ImageSet) -> dict[str, Any]:
@@ -116,24 +153,6 @@ def origin_of(embedder: Embedder, image_set: ImageSet) -> dict[str, Any]:
         "versions": versions(),
         **({} if boxes is None else {"boxes": boxes.tolist()}),
     }
-
-
-def embed_shared(
-    embedder: Embedder, image_set: ImageSet, on_bad_image: str
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Embed images, whole batches of those of one process by each: (N, D) float32, what is broken.
-
-    The first process alone gets them.
-    """
-    work, world = embedder.work, embedder.work.machine.world
-    batches = np.arange(len(image_set)) // work.batch_size
-    own = np.flatnonzero(batches % world.size == world.rank)
-    broken: dict[str, str] = {}
-    rows = np.empty((0, embedder.model.embedding_size), np.float32)
-    if len(own):
-        noted = broken if on_bad_image == "skip" else None
-        rows = embedder.alone().embed(image_set.select(own), broken=noted)
-    return gather_on_main(rows, own, world), merge(broken, world)
 
 
 def describe_recall(

@@ -144,6 +144,20 @@ def read_image_list(file: Path) -> ImageList:
     return ImageList(file, columns, rows, lines, unified)
 
 
+def read_cells(file: Path, columns: Sequence[str], what: str) -> list[Row]:
+    """Read the rows of a CSV file of ours; ValueError where it is not `what`, with its columns."""
+    text = read_text(file, what)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        found = list(rows)
+    except csv.Error as error:
+        raise ValueError(f"{file}:{rows.line_num}: expected {what}, found: {error}") from error
+    is_whole = all(None not in row and None not in row.values() for row in found)
+    if not set(columns) <= set(rows.fieldnames or ()) or not is_whole:
+        raise ValueError(f"{file}: expected {what}, with columns {','.join(columns)}")
+    return found
+
+
 def _check_columns(file: Path, columns: Sequence[str]) -> None:
     shown = ",".join(columns)
     if not set(NEEDED_COLUMNS) <= set(columns):

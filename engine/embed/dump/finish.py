@@ -55,7 +55,7 @@ OF_PARTIAL = (PLAN, DONE, LOCK, STATES, META, FORMER)
 def find_foreign(folder: Path) -> str | None:
     """Return the name of a file in a folder that no dump wrote there, or that was changed since."""
     names = sorted(path.name for path in folder.iterdir())
-    if PARTIAL in names and (foreign := _find_foreign_in_partial(folder / PARTIAL)):
+    if PARTIAL in names and (foreign := find_foreign_work(folder / PARTIAL)):
         return f"{PARTIAL}/{foreign}"
     if META not in names:
         expected = {PARTIAL, REPORT}
@@ -77,16 +77,18 @@ def find_foreign(folder: Path) -> str | None:
     return None if shape == (meta["images"], meta["dimensions"]) else FEATURES
 
 
-DUMP = Kind("a dump of features", find_foreign)
-
-
-def _find_foreign_in_partial(folder: Path) -> str | None:
+def find_foreign_work(folder: Path) -> str | None:
+    """Return the name of a file in a folder of unfinished work that is not of such."""
     for path in folder.iterdir():
         name = path.name.removeprefix(READABLE)
         is_ours = name in (*OF_PARTIAL, PATHS, LABELS, BOXES) or path.suffix in SUFFIXES
         if not (is_ours or (name.startswith("done-") and path.suffix == ".jsonl")):
             return path.name
     return None
+
+
+DUMP = Kind("a dump of features", find_foreign)
+WORK = Kind("unfinished features", find_foreign_work)
 
 
 def files_of(meta: Mapping[str, Any]) -> dict[str, str | None]:

@@ -82,14 +82,24 @@ class Plan:
         return range(start, min(start + self.chunk_size, self.num_images))
 
 
+def plan_features(embedder: Embedder, image_set: ImageSet) -> Plan:
+    """Plan the features of images alone, in one file of float32."""
+    column = Column("features", np.dtype(np.float32), embedder.model.embedding_size)
+    batch_size = embedder.work.batch_size
+    facts = {
+        **embedder.depends_on,
+        "list of images": digest_of_list(image_set),
+        "batch size": batch_size,
+    }
+    return Plan(len(image_set), batch_size, (column,), len(image_set), facts)
+
+
 def make_plan(embedder: Embedder, image_set: ImageSet, options: DumpOptions) -> Plan:
     """Plan the dump of images."""
     columns = choose_columns(embedder, image_set, options)
     size = choose_shard_size(options.shard_size, len(image_set), columns[0].row_bytes)
     facts = {
-        **embedder.depends_on,
-        "list of images": digest_of_list(image_set),
-        "batch size": embedder.work.batch_size,
+        **plan_features(embedder, image_set).facts,
         "length of features": "1" if options.normalize else "the network's",
         "files": [[column.stem, column.dtype.str, column.width] for column in columns],
         "shard size": size,
