@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from metric_learning.retrieval.index_kinds import build_vectors, choose_options
 from metric_learning.retrieval.unit import unit_rows
@@ -79,7 +80,8 @@ def _exact(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield the pairs of one block of similarities after the other."""
     columns = ours if theirs is None else theirs
-    for start in range(0, len(ours), BLOCK):
+    starts = range(0, len(ours), BLOCK)
+    for start in tqdm(starts, desc="comparing", unit="block", disable=None, leave=False):
         for other in range(start if theirs is None else 0, len(columns), BLOCK):
             cosines = ours[start : start + BLOCK] @ columns[other : other + BLOCK].T
             if theirs is None and other == start:
