@@ -57,8 +57,8 @@ FLAGS = (
             "images",
             path,
             None,
-            "images instead of a data set: a file, a folder, a list of paths (.txt, .csv), or - "
-            "for paths from standard input; may be given several times",
+            "images instead of a data set: a file, a folder, a list of paths (.txt, or .csv with "
+            "boxes), a .tar, or - for paths from standard input; may be given several times",
             repeats=True,
         ),
         Flag("split", str, "test", "split of the data set; all: every image once", SPLITS),

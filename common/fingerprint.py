@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from metric_learning.common.archives import find_member, read_member
 from metric_learning.common.atomic import write_atomically
 from metric_learning.common.text_files import check_regular
 
@@ -193,14 +194,29 @@ def take_snapshot(
 
 
 def _times(path: str) -> tuple[int, int, int]:
-    """Return size and times of a file; -1 and zeros where there is no regular file."""
+    """Return size and times of a file; -1 and zeros where there is no regular file.
+
+    The times of a file in an archive are those of the archive.
+    """
     try:
         found = os.stat(path)
+    except NotADirectoryError:
+        return _times_in_archive(path)
     except OSError:
         return -1, 0, 0
     if not stat.S_ISREG(found.st_mode):
         return -1, 0, 0
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _times_in_archive(path: str) -> tuple[int, int, int]:
+    try:
+        member = find_member(path)
+    except (OSError, ValueError):
+        return -1, 0, 0
+    if member is None:
+        return -1, 0, 0
+    return (member.size, *_times(member.archive)[1:])
 
 
 def state_of(path: str) -> str:
@@ -258,10 +274,13 @@ def _hash_file(path: str) -> np.ndarray:
     """Return the digest of a file; zeros where it cannot be read, which who decodes it will say."""
     try:
         if not os.path.isfile(path):  # a pipe would keep its reader waiting
-            return np.zeros(DIGEST_BYTES, np.uint8)
+            member = find_member(path)
+            return (
+                np.zeros(DIGEST_BYTES, np.uint8) if member is None else _digest(read_member(member))
+            )
         with open(path, "rb") as file:
             return _digest(file.read())
-    except OSError:
+    except (OSError, ValueError):
         return np.zeros(DIGEST_BYTES, np.uint8)
 
 

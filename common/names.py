@@ -19,7 +19,8 @@ def to_line(name: str) -> str:
     direction or a backslash, or begins with a quotation mark: then it is a JSON string, in ASCII.
     Bytes that are not UTF-8 stay as Python has them in file names (surrogateescape).
     """
-    is_breaking = any(map(_is_breaking, name))
+    is_plain = name.isascii() and name.isprintable()  # as most are, of which there are millions
+    is_breaking = not is_plain and any(map(_is_breaking, name))
     return json.dumps(name) if is_breaking or "\\" in name or name[:1] == QUOTE else name
 
 

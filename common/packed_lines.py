@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
-from metric_learning.common.names import from_line
+from metric_learning.common.names import from_line, to_line
 from metric_learning.common.text_files import check_regular
 
 LINE_END = ord("\n")
@@ -48,6 +49,41 @@ class PackedLines(Sequence[str]):
         return all(ours == theirs for ours, theirs in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class JoinedLines(Sequence[str]):
+    """The texts of several sequences, one after the other, without a copy of them."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        self._parts = [part for part in parts if len(part)]
+        self._stops = np.cumsum([len(part) for part in self._parts])
+
+    def __len__(self) -> int:
+        return int(self._stops[-1]) if self._parts else 0
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        row = range(len(self))[row]
+        place = int(np.searchsorted(self._stops, row, side="right"))
+        return self._parts[place][row - int(self._stops[place])]  # from the end of the part
+
+    def __iter__(self) -> Iterator[str]:
+        for part in self._parts:
+            yield from part
+
+
+def spool_lines(texts: Iterable[str], what: str) -> PackedLines:
+    """Write texts that are not empty to a file without a name, and map it; see `open_lines`."""
+    with tempfile.NamedTemporaryFile(prefix="lines-", suffix=".txt") as file:
+        for text in texts:
+            file.write(to_line(text).encode("utf-8", "surrogateescape") + b"\n")
+        file.flush()
+        return open_lines(Path(file.name), what)
 
 
 def open_lines(path: Path, what: str) -> PackedLines:

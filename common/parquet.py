@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from metric_learning.common.optional import import_optional
-
-Block = tuple[list[str], np.ndarray, list[str] | None, np.ndarray]
 
 
 def import_parquet() -> Any:
@@ -19,30 +17,32 @@ def import_parquet() -> Any:
     return import_optional("pyarrow", "--parquet")
 
 
-def write_parquet(file: Path, blocks: Iterable[Block], width: int, dtype: np.dtype) -> None:
-    """Write blocks of rows: paths, labels (B,) int64, names of their classes, features (B, D).
+def write_parquet(file: Path, blocks: Iterable[Mapping[str, Any]]) -> None:
+    """Write blocks of B rows, each the columns by name: B texts, or arrays (B,) or (B, W).
 
-    The columns are path, label, class_name and feature, a list of D numbers of a dtype, float16 or
-    float32. Where names are None, there is neither label nor class_name. A byte of a path that is
+    The rows of an array (B, W), of numbers or texts, become lists of W. A byte of a text that is
     not UTF-8, which Python has as a surrogate, is written as the escape of that.
     """
     arrow = import_parquet()
-    feature = arrow.list_(arrow.from_numpy_dtype(dtype), width)
     writer = None
 
     try:
-        for paths, labels, names, features in blocks:
-            texts = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
-            values = arrow.array(np.ascontiguousarray(features, dtype).reshape(-1))
-            columns = {"path": arrow.array(texts, arrow.string())}
-            if names is not None:
-                columns["label"] = arrow.array(labels)
-                columns["class_name"] = arrow.array(names, arrow.string())
-            columns["feature"] = arrow.FixedSizeListArray.from_arrays(values, type=feature)
-            table = arrow.table(columns)
+        for block in blocks:
+            table = arrow.table({name: _column(arrow, rows) for name, rows in block.items()})
             if writer is None:
                 writer = arrow.parquet.ParquetWriter(file, table.schema)
             writer.write_table(table)
     finally:
         if writer is not None:
             writer.close()
+
+
+def _column(arrow: Any, rows: Any) -> Any:
+    """Return the rows of a column as Arrow has them."""
+    if isinstance(rows, np.ndarray) and rows.ndim == 2:
+        flat = _column(arrow, np.ascontiguousarray(rows).reshape(-1))
+        return arrow.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+    if isinstance(rows, np.ndarray) and rows.dtype != object:
+        return arrow.array(rows)
+    texts = [text.encode("utf-8", "backslashreplace").decode() for text in rows]
+    return arrow.array(texts, arrow.string())

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metric_learning.engine.embed.dump.opened import open_features
-    from metric_learning.engine.embed.embedder import Embedder
-    from metric_learning.engine.embed.load import load
+    from metric_learning.engine.embed.embedder import Embedder, load
     from metric_learning.engine.search.open_index import open_index
 
 __version__ = "0.2.0"
@@ -24,7 +23,7 @@ __all__ = ["Embedder", "load", "open_features", "open_index"]
 
 WHERE = {
     "Embedder": ".engine.embed.embedder",
-    "load": ".engine.embed.load",
+    "load": ".engine.embed.embedder",
     "open_features": ".engine.embed.dump.opened",
     "open_index": ".engine.search.open_index",
 }

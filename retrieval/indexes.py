@@ -349,6 +349,9 @@ def load_search_index(file: str | Path) -> SearchIndex:
         counts = {num_left, num_images, num_images if snapshot is None else len(snapshot)}
         if header["format"] != FORMAT or len(counts) > 1:
             raise ValueError("another version, or parts of two indexes")
+        boxes = np.asarray(metadata.get("boxes", np.empty((num_images, 4), np.int32)))
+        if boxes.shape != (num_images, 4) or boxes.dtype.kind != "i":
+            raise ValueError("boxes that do not fit")
         if len(labels) not in (0, num_images) or not is_of_kind(vectors, kind):
             raise ValueError("parts that do not fit")
         if len(removed) and (kind != "hnsw" or removed[-1] >= vectors.ntotal):

@@ -34,6 +34,7 @@ from metric_learning.retrieval.inputs import checked_rows
 from metric_learning.retrieval.unit import unit_rows
 
 PREFIX = "milvus:"
+ADDRESS = r"https?://[^/]+"  # of a server
 EXPECTED = f"{PREFIX}FILE.db#NAME or {PREFIX}http://HOST:19530#NAME"
 ABOUT = "_about"  # ends the name of the second collection
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -61,6 +62,11 @@ class Place(NamedTuple):
     database: str
     name: str
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the database is a file, and no server's."""
+        return not re.match(ADDRESS, self.database)
+
 
 def is_milvus(index: str) -> bool:
     """Whether --index names a place in a Milvus database, and no file."""
@@ -70,14 +76,14 @@ def is_milvus(index: str) -> bool:
 def parse_place(index: str) -> Place:
     """Parse `milvus:FILE.db#NAME` or `milvus:http://HOST:PORT#NAME`; ValueError for others."""
     database, _, name = index.removeprefix(PREFIX).rpartition("#")
-    is_cluster = re.match(r"https?://[^/]+", database)
-    if not is_cluster and not database.endswith(".db"):
+    place = Place(database, name)
+    if place.is_file and not database.endswith(".db"):
         raise ValueError(f"--index={index}: expected {EXPECTED}")
     if not NAME.fullmatch(name):
         raise ValueError(
             f"--index={index}: expected a name of letters, digits and _ behind #, found {name!r}"
         )
-    return Place(database, name)
+    return place
 
 
 @dataclass(eq=False)

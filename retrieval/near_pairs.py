@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from metric_learning.retrieval.index_kinds import build_vectors, choose_options
 from metric_learning.retrieval.unit import unit_rows
 
 BLOCK = 4096  # rows and columns of the similarities that are computed at once
 MOST_EXACT = 1_000_000  # embeddings up to which all pairs are compared
+MOST_PAIRS = 10_000_000  # that are kept, in 1 GB; of a thousand copies there are half a million
 NUM_MEASURED = 1000  # embeddings whose pairs are compared, to tell what an index finds
 
 
@@ -78,18 +80,36 @@ def _exact(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield the pairs of one block of similarities after the other."""
     columns = ours if theirs is None else theirs
-    for start in range(0, len(ours), BLOCK):
+    starts = range(0, len(ours), BLOCK)
+    for start in tqdm(starts, desc="comparing", unit="block", disable=None, leave=False):
         for other in range(start if theirs is None else 0, len(columns), BLOCK):
             cosines = ours[start : start + BLOCK] @ columns[other : other + BLOCK].T
             if theirs is None and other == start:
                 cosines = cosines.triu(1) - 2 * torch.ones_like(cosines).tril()
-            rows, others = (cosines >= threshold).nonzero(as_tuple=True)
+            is_near = cosines >= threshold
+            if not is_near.any():  # which takes a fraction of the search for places
+                continue
+            rows, others = is_near.nonzero(as_tuple=True)
             found = cosines[rows, others]
             yield (rows + start).cpu().numpy(), (others + other).cpu().numpy(), found.cpu().numpy()
 
 
 def _joined(parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Pairs:
-    rows, others, cosines = (np.concatenate(values) for values in zip(*parts, strict=True))
+    """Put pairs together; ValueError where there are more than memory should hold."""
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    count = 0
+    for part in parts:
+        found.append(part)
+        count += len(part[0])
+        if count > MOST_PAIRS:
+            rows, counts = np.unique(np.concatenate([r for r, _, _ in found]), return_counts=True)
+            raise ValueError(
+                f"more than {MOST_PAIRS:,} pairs are near duplicates, {counts.max():,} of them of "
+                f"image {rows[counts.argmax()]}: give a higher --threshold, or take out copies "
+                "before the features are made (python -m data.prepare filter --threshold=0)"
+            )
+
+    rows, others, cosines = (np.concatenate(values) for values in zip(*found, strict=True))
     order = np.lexsort((others, rows))
     return Pairs(rows[order], others[order], cosines[order])
 

@@ -95,6 +95,7 @@ COMMANDS: dict[str, Command] = {
             Flag("min_size", natural, 0, "least pixels of the short side"),
             Flag("max_size", natural, 0, "most pixels of the long side; 0: no limit"),
             Flag("threshold", natural, None, "bits by which hashes of duplicates differ at most"),
+            Flag("duplicates", path, None, "list of retrieval.duplicates whose images go"),
             Flag("report", path, None, "CSV of what was removed; default: OUTPUT_removed.csv"),
             Flag("data_dir", path, None, "folder of the images; default: that of the list"),
             Flag("verify", boolean, False, "read all images again, not the changed files alone"),

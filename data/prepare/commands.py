@@ -15,6 +15,7 @@ from metric_learning.data.prepare.filter import (
     REPORT_COLUMNS,
     choose_removals,
     describe_removals,
+    read_duplicates,
     report_rows,
 )
 from metric_learning.data.prepare.hashes import HASH_BITS
@@ -59,6 +60,7 @@ def filter_images(
     min_size: int,
     max_size: int,
     threshold: int | None,
+    duplicates: str | None,
     data_dir: str | None,
     verify: bool,
     num_workers: int,
@@ -80,12 +82,13 @@ def filter_images(
     prepare_output("report", removed_file, REMOVED)
 
     images = read_list(file)
+    folder = Path(data_dir) if data_dir else file.parent
     if BROKEN in images.columns:  # else no scan wrote it, and what comes says so
-        folder = Path(data_dir) if data_dir else file.parent
         images, line = scan_again(images, folder, num_workers, max_pixels, verify)
         if line:
             show(line)
-    removals = choose_removals(images, min_size, max_size, threshold)
+    listed = read_duplicates(Path(duplicates), images, folder) if duplicates else []
+    removals = choose_removals(images, min_size, max_size, threshold, listed)
     removed = {removal.row for removal in removals}
     rows = [row for i, row in enumerate(images.rows) if i not in removed]
     if not rows:

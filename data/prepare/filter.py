@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from metric_learning.common.names import from_line
 from metric_learning.data.prepare.hashes import HASH_BITS, find_near_duplicates
-from metric_learning.reader.sets.csv_files import ImageList, Row, natural
+from metric_learning.reader.sets.boxes import BOX_COLUMNS
+from metric_learning.reader.sets.csv_files import ImageList, Row, boolean, natural, read_cells
 
 BROKEN = "broken"
 TOO_SMALL = "too small"
 TOO_LARGE = "too large"
 DUPLICATE = "duplicate"
 OTHER_CLASS = "duplicate in another class"
-REASONS = (BROKEN, TOO_SMALL, TOO_LARGE, DUPLICATE, OTHER_CLASS)
+LISTED = "listed as a near duplicate"
+REASONS = (BROKEN, TOO_SMALL, TOO_LARGE, LISTED, DUPLICATE, OTHER_CLASS)
+LIST_COLUMNS = ("path", "kept", "cosine", "is_kept")  # of retrieval.duplicates
 REPORT_COLUMNS = ("path", "label", "reason", "detail", "kept", "kept_label", "distance")
 
 
@@ -32,7 +38,11 @@ class Removal(NamedTuple):
 
 
 def choose_removals(
-    images: ImageList, min_size: int, max_size: int, threshold: int | None
+    images: ImageList,
+    min_size: int,
+    max_size: int,
+    threshold: int | None,
+    listed: list[Removal],
 ) -> list[Removal]:
     """Choose the images to remove, in the order of REASONS; ValueError where a cell is wrong.
 
@@ -41,6 +51,7 @@ def choose_removals(
         min_size: shortest allowed short side in pixels; 0: any.
         max_size: longest allowed long side in pixels; 0: any.
         threshold: bits by which the hashes of duplicates differ at most; None: keep duplicates.
+        listed: those of `read_duplicates`.
     """
     if BROKEN not in images.columns:
         raise ValueError(f"{images.file} has no column {BROKEN}: expected a file that scan wrote")
@@ -60,10 +71,43 @@ def choose_removals(
             for i in np.flatnonzero(is_wrong)
         ]
 
+    gone = {removal.row for removal in removals}
+    removals += [removal for removal in listed if removal.row not in gone]
     if threshold is not None:
-        left = np.flatnonzero(~is_small & ~is_large)
+        is_listed = np.isin(whole, [removal.row for removal in listed])
+        left = np.flatnonzero(~is_small & ~is_large & ~is_listed)
         removals += _duplicates(images, whole[left], sides[left].prod(1), threshold)
     return sorted(removals, key=lambda removal: REASONS.index(removal.reason))
+
+
+def read_duplicates(file: Path, images: ImageList, folder: Path) -> list[Removal]:
+    """Return the images that a list of retrieval.duplicates does not keep.
+
+    Those of `images` lie in a folder. Raises ValueError where the list is another one, or names
+    none of the images.
+    """
+    found = read_cells(file, LIST_COLUMNS, "a list of 'python -m retrieval.duplicates'")
+    has_boxes = set(BOX_COLUMNS) <= set(images.columns)
+    keys = BOX_COLUMNS if has_boxes else ()
+    places: dict[tuple[str, ...], list[int]] = {}
+    for i, row in enumerate(images.rows):
+        place = os.path.abspath(os.path.join(folder, row["path"]))
+        places.setdefault((place, *(row[name] for name in keys)), []).append(i)
+
+    removals, num_known = [], 0
+    for cells in found:
+        box = [cells.get(name, "") for name in keys]
+        rows = places.get((os.path.abspath(from_line(cells["path"])), *box), [])
+        num_known += bool(rows)
+        if not boolean(cells["is_kept"]):
+            detail = f"cosine {cells['cosine']} to {from_line(cells['kept'])}"
+            removals += [Removal(row, LISTED, detail) for row in rows]
+    if found and not num_known:
+        raise ValueError(
+            f"--duplicates={file}: none of its {len(found)} images is in {images.file}: give the "
+            "folder of the images as --data_dir, and run it where infer.py ran"
+        )
+    return removals
 
 
 def _duplicates(

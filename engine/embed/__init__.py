@@ -1,7 +1,7 @@
 """Models ready for use, the embeddings of image sets, and what is written of them.
 
-load.py         a model by its weights file, for programs
-embedder.py     a model with its weights and image pipeline
+embedder.py     a model with its weights and image pipeline, for scripts and programs
+load.py         its parts, of a weights file
 network.py      a model with random weights, or with a backbone that is shared
 class_layer.py  the class layer of a weights file
 embedding.py    the embeddings of an image set

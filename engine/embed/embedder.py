@@ -4,52 +4,90 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from metric_learning.engine.embed.class_layer import load_class_layer
 from metric_learning.engine.embed.embedding import embed_images, readable_rows
 from metric_learning.engine.embed.features import FeatureFile
-from metric_learning.engine.embed.network import (
-    build_network,
-    describe_inputs,
-    preprocessing_of,
+from metric_learning.engine.embed.load import load_parts
+from metric_learning.engine.embed.network import describe_inputs
+from metric_learning.engine.options.evaluation import (
+    EmbeddingOptions,
+    default_flags,
+    settle_embedding,
 )
-from metric_learning.engine.options.evaluation import AverageOptions, EmbeddingOptions
-from metric_learning.engine.options.parts import ModelOptions
-from metric_learning.engine.parallel.devices import place
-from metric_learning.models import EmbeddingModel, average_with, changed_options, load_weights
-from metric_learning.models.weights.fingerprint import RANDOM, hash_tensors, hash_weights
+from metric_learning.engine.parallel.world import World
+from metric_learning.models import changed_options
+from metric_learning.models.weights.fingerprint import hash_tensors
 from metric_learning.reader import ImageSet, describe_sets
-from metric_learning.reader.preprocessing import Preprocessing
-from metric_learning.reader.sets.image_set import DECODER
+from metric_learning.reader.sets.image_set import DECODER, MAX_PIXELS
 from metric_learning.reader.sets.plain_images import image_set_of, is_one_image
 
-COLUMNS = ("image", "path")  # of a batch of rows, as Ray Data gives it
+COLUMNS = ("image", "bytes", "path")  # of a batch of rows, as Ray Data gives it
 EMBEDDING = "embedding"  # the column that is added to it
 
 
-@dataclass(frozen=True)
 class Embedder:
-    """A model in evaluation mode on its device, ready to embed images.
+    """A model with its weights and its image pipeline, ready to embed images on its device.
+
+    Args:
+        file: a checkpoint of a training, or weights that infer.py --export wrote.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1 and so on.
+        batch_size: images that the network takes at once.
+        num_workers: processes that read images; 0: this one alone.
+        max_pixels: most pixels of an image file, in millions.
+        tta_flip: average the embedding of an image with that of its mirror image.
+        tta_scales: scales of an image whose embeddings are averaged; empty: it is as it is.
 
     Attributes:
         work: what it is, where it computes, and what its checkpoint says of it.
+        model: the network, in evaluation mode.
         preprocessing: the image pipeline that it was trained with.
         class_layer: a stage-1 loss with its class weights, or None where there is none.
         source: a line about where the weights come from and what of them was left out.
+
+    Raises:
+        ValueError: the file holds no weights, or does not say of which model.
+        OSError: it cannot be read.
     """
 
-    work: EmbeddingOptions
-    model: EmbeddingModel
-    preprocessing: Preprocessing
-    class_layer: Any
-    source: str
+    def __init__(
+        self,
+        file: str | PathLike[str],
+        *,
+        device: str = "auto",
+        batch_size: int = 50,
+        num_workers: int = 0,
+        max_pixels: int = MAX_PIXELS,
+        tta_flip: bool = False,
+        tta_scales: tuple[float, ...] = (),
+    ) -> None:
+        given = {"pretrained_model": str(file), "device": device, "max_pixels": max_pixels}
+        views = {"tta_flip": tta_flip, "tta_scales": tuple(tta_scales)}
+        flags = default_flags(**given, **views, batch_size=batch_size, num_workers=num_workers)
+        work = settle_embedding(flags, World(), is_quiet=True)
+        if not work.meta:
+            raise ValueError(
+                f"{file} does not say of which model it holds the weights: expected a checkpoint "
+                "of a training; `metric-learning fetch-weights --convert` makes one of weights of "
+                "others"
+            )
+        self._load(work)
+
+    @classmethod
+    def of(cls, work: EmbeddingOptions) -> Embedder:
+        """Load the model of settled options; ValueError where the weights do not fit it."""
+        embedder = cls.__new__(cls)
+        embedder._load(work)
+        return embedder
+
+    def _load(self, work: EmbeddingOptions) -> None:
+        self.work = work
+        self.model, self.preprocessing, self.class_layer, self.source = load_parts(work)
 
     @cached_property
     def depends_on(self) -> dict[str, str | int]:
@@ -68,8 +106,9 @@ class Embedder:
         """Embed images.
 
         Args:
-            images: N paths, Pillow images or arrays (H, W, 3) uint8 RGB, or one of them; or a
-                mapping with a column `image` or `path` of them, as Ray Data's map_batches gives.
+            images: N paths, contents of files, Pillow images or arrays (H, W, 3) uint8 RGB, or one
+                of them; or a mapping with a column `image`, `bytes` or `path` of them, as Ray
+                Data's map_batches gives.
 
         Returns:
             (N, D) float32, not normalised, in their order; for a mapping, a dict of its columns
@@ -77,14 +116,22 @@ class Embedder:
 
         Raises:
             ImageError: an image cannot be read; the message names it.
-            ValueError: something is no image, or a mapping has neither column.
+            ValueError: something is no image, or a mapping has no such column.
         """
         if isinstance(images, Mapping):
             column = next((name for name in COLUMNS if name in images), None)
             if column is None:
-                raise ValueError(f"expected a column {' or '.join(COLUMNS)}, found {[*images]}")
-            return {**images, EMBEDDING: self(list(images[column]))}
+                *others, last = COLUMNS
+                expected = f"{', '.join(others)} or {last}"
+                raise ValueError(f"expected a column {expected}, found {[*images]}")
+            return {**images, EMBEDDING: self.embed_some(list(images[column]))}
+        return self.embed_some(images)
 
+    def embed_some(self, images: Any) -> np.ndarray:
+        """Embed images as a call does: (N, D) float32; a mapping is none of them.
+
+        A call does not call itself: Ray Data, which wraps the class, lets in one call at a time.
+        """
         listed = [images] if is_one_image(images) else list(images)
         if not listed:
             return np.empty((0, self.model.embedding_size), np.float32)
@@ -122,71 +169,14 @@ class Embedder:
         )
 
 
-def load_embedder(work: EmbeddingOptions) -> Embedder:
-    """Load a model and its weights; ValueError where the weights do not fit the model."""
-    path, name = work.weights, work.model.model
-    torch.manual_seed(work.machine.seed)
-    model = build_network(work.model)
-    source = f"{name} with random weights"
-    if path != RANDOM:
-        report = load_weights(model, path)
-        # The exponent of gem is part of the backbone, and as good at 3 as it starts.
-        lacking = [key for key in report.missing if not key.startswith("backbone.")]
-        if lacking:
-            raise ValueError(
-                f"{path} lacks {', '.join(lacking)}: give the --embedding_size and --feature_norm "
-                "it has"
-            )
-        source = f"{name}, {len(report.loaded)} tensors of {path} ({report.source}){report.remarks}"
-
-    class_layer = None
-    if work.average is None:
-        class_layer = load_class_layer(path, work.meta, model, work.class_dim)
-    else:
-        source += f"; {take_average(model, work.average, work.model)}"
-    if class_layer is not None:
-        class_layer.to(work.machine.device)
-    if {"mean", "std"} <= set(work.meta):
-        model.mean, model.std = tuple(work.meta["mean"]), tuple(work.meta["std"])
-    preprocessing = preprocessing_of(work.model, model, work.machine.max_pixels)
-    place(model, work.machine.device)
-    return Embedder(work, model.eval(), preprocessing, class_layer, source)
-
-
-def take_average(model: EmbeddingModel, average: AverageOptions, options: ModelOptions) -> str:
-    """Average a model with the start of its training, in place, and say so.
-
-    Raises ValueError where the start is not there, other weights, or lacks some of the network.
-    """
-    share, path = average.share, average.start
-    try:
-        digest = hash_weights(path)
-    except FileNotFoundError:
-        raise ValueError(
-            f"--average_with_start: {path}, which the training started from, is not there: say "
-            "where it is now by --start=FILE"
-        ) from None
-    if average.digest not in (None, digest):
-        raise ValueError(
-            f"--average_with_start: {path} holds other weights than those that the training "
-            "started from: give them as --start=FILE"
-        )
-
-    start = build_network(options)
-    missing = [key for key in load_weights(start, path).missing if not key.startswith("backbone.")]
-    if missing:
-        raise ValueError(
-            f"--average_with_start: {path} lacks {', '.join(missing)}, which the training added: "
-            "only a network that is whole before and after can be averaged"
-        )
-    average_with(model, start, share)
-    said = "" if average.digest else ", whose weights no digest confirms"
-    return f"{1 - share:g} of them and {share:g} of {path}{said}"
+def load(file: str | PathLike[str], **options: Any) -> Embedder:
+    """Load a model with its weights and its image pipeline; options and errors as of `Embedder`."""
+    return Embedder(file, **options)
 
 
 def open_split(work: EmbeddingOptions) -> tuple[Embedder, ImageSet]:
     """Load the model and list its images, and say what they are."""
-    embedder = load_embedder(work)
+    embedder = Embedder.of(work)
     work.say(embedder.source)
     return embedder, open_images(work)
 

@@ -101,7 +101,8 @@ def readable_rows(image_set: ImageSet, broken: Mapping[str, str]) -> np.ndarray:
     """
     for error in broken.values():
         log_line(f"{error}: left out")
-    rows = np.array([n for n, path in enumerate(image_set.paths) if path not in broken], np.int64)
+    names = map(image_set.name_of, range(len(image_set)))
+    rows = np.array([n for n, name in enumerate(names) if name not in broken], np.int64)
     if broken:
         num_broken = len(image_set) - len(rows)
         log_line(f"warning: {num_broken} of {len(image_set)} images are unreadable and left out")

@@ -19,7 +19,7 @@ from metric_learning.common.log import log, versions
 from metric_learning.common.optional import import_optional
 from metric_learning.common.outputs import kind_of_file, prepare_output
 from metric_learning.common.sizes import sides
-from metric_learning.engine.embed.embedder import Embedder, load_embedder
+from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.options.evaluation import (
     EMBEDDING_NAMES,
     AverageOptions,
@@ -65,7 +65,7 @@ def export_model(
     A file that runs by itself gets its name only when it gives the embeddings that torch gives.
     """
     file = check_output(form, output, work.weights)
-    embedder = load_embedder(work)
+    embedder = Embedder.of(work)
     log(embedder.source)
     if not all(tensor.isfinite().all() for tensor in embedder.model.state_dict().values()):
         raise ValueError(f"{work.weights} holds NaN or infinity: the model diverged")

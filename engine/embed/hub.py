@@ -15,7 +15,7 @@ from metric_learning.common.atomic import write_text
 from metric_learning.common.log import log
 from metric_learning.common.outputs import Kind, prepare_folder, replaced_folder
 from metric_learning.common.schema import check_fields, is_number, read_json
-from metric_learning.engine.embed.embedder import Embedder, load_embedder
+from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.embed.export import TOLERANCE, describe, largest_difference
 from metric_learning.engine.options.evaluation import EmbeddingOptions
 from metric_learning.engine.run.chosen import describe_choice
@@ -43,7 +43,7 @@ def export_hub(work: EmbeddingOptions, output: str | None, figures: str | None) 
         raise ValueError("--export=hub needs a folder to write: --output=FOLDER")
     _check_model(work)
     folder = prepare_folder("output", output, Kind("an export for a hub", find_foreign))
-    embedder = load_embedder(work)
+    embedder = Embedder.of(work)
     log(embedder.source)
     if not all(tensor.isfinite().all() for tensor in embedder.model.state_dict().values()):
         raise ValueError(f"{work.weights} holds NaN or infinity: the model diverged")

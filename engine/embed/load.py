@@ -1,47 +1,87 @@
-"""Models by their weights file, for programs in Python."""
+"""The parts of a model that embeds images, of its weights file."""
 
 from __future__ import annotations
 
-from os import PathLike
+from typing import Any, NamedTuple
 
-from metric_learning.engine.embed.embedder import Embedder, load_embedder
-from metric_learning.engine.options.evaluation import default_flags, settle_embedding
-from metric_learning.engine.parallel.world import World
-from metric_learning.reader.sets.image_set import MAX_PIXELS
+import torch
+
+from metric_learning.engine.embed.class_layer import load_class_layer
+from metric_learning.engine.embed.network import build_network, preprocessing_of
+from metric_learning.engine.options.evaluation import AverageOptions, EmbeddingOptions
+from metric_learning.engine.options.parts import ModelOptions
+from metric_learning.engine.parallel.devices import place
+from metric_learning.models import EmbeddingModel, average_with, load_weights
+from metric_learning.models.weights.fingerprint import RANDOM, hash_weights
+from metric_learning.reader.preprocessing import Preprocessing
 
 
-def load(
-    file: str | PathLike[str],
-    *,
-    device: str = "auto",
-    batch_size: int = 50,
-    num_workers: int = 0,
-    max_pixels: int = MAX_PIXELS,
-    tta_flip: bool = False,
-    tta_scales: tuple[float, ...] = (),
-) -> Embedder:
-    """Load a model with its weights and its image pipeline.
+class Parts(NamedTuple):
+    """What an `Embedder` is made of; see there."""
 
-    Args:
-        file: a checkpoint of a training, or weights that infer.py --export wrote.
-        device: auto (a GPU if there is one), cpu, cuda, cuda:1 and so on.
-        batch_size: images that the network takes at once.
-        num_workers: processes that read images; 0: this one alone.
-        max_pixels: most pixels of an image file, in millions.
-        tta_flip: average the embedding of an image with that of its mirror image.
-        tta_scales: scales of an image whose embeddings are averaged; empty: it is as it is.
+    model: EmbeddingModel
+    preprocessing: Preprocessing
+    class_layer: Any
+    source: str
 
-    Raises:
-        ValueError: the file holds no weights, or does not say of which model.
-        OSError: it cannot be read.
+
+def load_parts(work: EmbeddingOptions) -> Parts:
+    """Load a model and its weights; ValueError where the weights do not fit the model."""
+    path, name = work.weights, work.model.model
+    torch.manual_seed(work.machine.seed)
+    model = build_network(work.model)
+    source = f"{name} with random weights"
+    if path != RANDOM:
+        report = load_weights(model, path)
+        # The exponent of gem is part of the backbone, and as good at 3 as it starts.
+        lacking = [key for key in report.missing if not key.startswith("backbone.")]
+        if lacking:
+            raise ValueError(
+                f"{path} lacks {', '.join(lacking)}: give the --embedding_size and --feature_norm "
+                "it has"
+            )
+        source = f"{name}, {len(report.loaded)} tensors of {path} ({report.source}){report.remarks}"
+
+    class_layer = None
+    if work.average is None:
+        class_layer = load_class_layer(path, work.meta, model, work.class_dim)
+    else:
+        source += f"; {take_average(model, work.average, work.model)}"
+    if class_layer is not None:
+        class_layer.to(work.machine.device)
+    if {"mean", "std"} <= set(work.meta):
+        model.mean, model.std = tuple(work.meta["mean"]), tuple(work.meta["std"])
+    preprocessing = preprocessing_of(work.model, model, work.machine.max_pixels)
+    place(model, work.machine.device)
+    return Parts(model.eval(), preprocessing, class_layer, source)
+
+
+def take_average(model: EmbeddingModel, average: AverageOptions, options: ModelOptions) -> str:
+    """Average a model with the start of its training, in place, and say so.
+
+    Raises ValueError where the start is not there, other weights, or lacks some of the network.
     """
-    given = {"pretrained_model": str(file), "device": device, "max_pixels": max_pixels}
-    views = {"tta_flip": tta_flip, "tta_scales": tuple(tta_scales)}
-    flags = default_flags(**given, **views, batch_size=batch_size, num_workers=num_workers)
-    options = settle_embedding(flags, World(), is_quiet=True)
-    if not options.meta:
+    share, path = average.share, average.start
+    try:
+        digest = hash_weights(path)
+    except FileNotFoundError:
         raise ValueError(
-            f"{file} does not say of which model it holds the weights: expected a checkpoint of a "
-            "training; `metric-learning fetch-weights --convert` makes one of weights of others"
+            f"--average_with_start: {path}, which the training started from, is not there: say "
+            "where it is now by --start=FILE"
+        ) from None
+    if average.digest not in (None, digest):
+        raise ValueError(
+            f"--average_with_start: {path} holds other weights than those that the training "
+            "started from: give them as --start=FILE"
         )
-    return load_embedder(options)
+
+    start = build_network(options)
+    missing = [key for key in load_weights(start, path).missing if not key.startswith("backbone.")]
+    if missing:
+        raise ValueError(
+            f"--average_with_start: {path} lacks {', '.join(missing)}, which the training added: "
+            "only a network that is whole before and after can be averaged"
+        )
+    average_with(model, start, share)
+    said = "" if average.digest else ", whose weights no digest confirms"
+    return f"{1 - share:g} of them and {share:g} of {path}{said}"

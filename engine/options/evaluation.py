@@ -105,10 +105,6 @@ class EmbeddingOptions:
         if self.machine.world.is_main:
             log(line)
 
-    def alone(self) -> EmbeddingOptions:
-        """Return the same work of a process that shares it with none."""
-        return replace(self, machine=replace(self.machine, world=World()))
-
     def of_data(self, other: EmbeddingOptions) -> EmbeddingOptions:
         """Return the same model on the data of others."""
         names = (*DATA_NAMES, "split")

@@ -172,23 +172,6 @@ def gather_rows(rows: np.ndarray, world: World, device: torch.device) -> np.ndar
     return gathered
 
 
-def gather_on_main(rows: np.ndarray, places: np.ndarray, world: World) -> np.ndarray:
-    """Put the rows (n, D) of all ranks at their places (n,) of the whole, on rank 0, through gloo.
-
-    All others get their own rows back.
-    """
-    if world.size == 1:
-        return rows
-    parts: list[Any] | None = [None] * world.size if world.is_main else None
-    dist.gather_object((places, rows), parts, group=world.patient)
-    if parts is None:
-        return rows
-    whole = np.empty((sum(len(part) for part, _ in parts), rows.shape[1]), rows.dtype)
-    for part, found in parts:
-        whole[part] = found
-    return whole
-
-
 def merge(values: dict[str, str], world: World) -> dict[str, str]:
     """Return what any rank has; what several have is that of the last."""
     if world.size == 1:

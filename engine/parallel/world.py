@@ -6,9 +6,12 @@ import os
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
+from itertools import count
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 # Within a step ranks keep up with each other: one that is this late is gone, and the run ends.
 STEP_TIMEOUT = timedelta(minutes=10)
@@ -16,6 +19,7 @@ STEP_TIMEOUT = timedelta(minutes=10)
 PATIENCE = timedelta(hours=2)
 # In which gloo's threads let go of the tensors of the last collective, in seconds.
 RELEASE_TIME = 0.1
+_COUNT = count()  # of the groups that were joined
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,23 @@ def join_world() -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=STEP_TIMEOUT)
+        store, rank, size = _meet()
+        own = dist.PrefixStore(f"world {next(_COUNT)}", store)
+        dist.init_process_group(
+            backend, store=own, rank=rank, world_size=size, timeout=STEP_TIMEOUT
+        )
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     return World(dist.get_rank(), dist.get_world_size(), local_rank, patient)
+
+
+@lru_cache(1)
+def _meet() -> tuple[dist.Store, int, int]:
+    """Return the store in which processes find each other, this one's rank, and how many there are.
+
+    The store outlives a group, and with it the addresses of that: a later group of the same names
+    would call them, so each group has a part of its own.
+    """
+    return next(rendezvous("env://", timeout=STEP_TIMEOUT))
 
 
 def is_first_process() -> bool:

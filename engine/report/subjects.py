@@ -67,7 +67,8 @@ def of_features(folder: Path, choice: QueryChoice = EXTREMES) -> Subject:
         if split not in SPLITS:
             raise ValueError(f"{folder / META} is damaged: its split is {shown(split)}")
         whole, broken = pick(DataOptions, adopted).load(split), found.meta.get("broken", {})
-        image_set = whole.select(np.flatnonzero([path not in broken for path in whole.paths]))
+        names = map(whole.name_of, range(len(whole)))
+        image_set = whole.select(np.flatnonzero([name not in broken for name in names]))
         made_with = adopted.values
     else:
         image_set = plain_image_set(list(found.paths), labels)

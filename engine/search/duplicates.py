@@ -23,9 +23,10 @@ from metric_learning.common.outputs import csv_kind, prepare_output, refuse_same
 from metric_learning.engine.embed.dump.opened import Features, open_features
 from metric_learning.engine.parallel.devices import choose_device
 from metric_learning.engine.parallel.world import World
+from metric_learning.reader.sets.boxes import BOX_COLUMNS
 from metric_learning.retrieval.near_pairs import Pairs, find_near_pairs, group_pairs
 
-COLUMNS = ("path", "label", "group", "kept", "cosine")
+COLUMNS = ("path", "label", "group", "kept", "cosine", "is_kept")
 KEPT_COLUMNS = ("path", "label")
 FOUND = csv_kind("a list of near duplicates", COLUMNS)
 KEPT = csv_kind("a list of images without near duplicates", KEPT_COLUMNS, COLUMNS[2:])
@@ -62,48 +63,73 @@ def main(argv: Sequence[str] | None = None) -> Path:
         ours: Any = found.embeddings  # in files, which are read in blocks as an array is
         others: Any = None if against is None else against.embeddings
         pairs = find_near_pairs(ours, others, flags.threshold, device)
-        rows = list(rows_of(found, against, pairs))
-        write_csv(output, COLUMNS, rows)
-        is_leak = against is not None  # of the same file too
-        dropped = {row["path"] for row in rows if is_leak or row["path"] != row["kept"]}
+        rows = dict(rows_of(found, against, pairs))
+        write_csv(output, columns_of(found, COLUMNS), rows.values())
+        dropped = {number for number, row in rows.items() if not row["is_kept"]}
         if flags.kept:
-            write_csv(Path(flags.kept), KEPT_COLUMNS, kept_rows(found, dropped))
-        show(describe(pairs, found, against, rows, len(dropped)))
+            kept = [number for number in range(len(found)) if number not in dropped]
+            columns = columns_of(found, KEPT_COLUMNS)
+            write_csv(Path(flags.kept), columns, (cells_of(found, number) for number in kept))
+        show(describe(pairs, found, against, list(rows.values()), len(dropped)))
         show(f"listed in {output}")
         return output
 
 
-def rows_of(found: Features, against: Features | None, pairs: Pairs) -> Iterator[dict[str, Any]]:
-    """Yield a row per image in a pair; of each group the first image is the one that is kept.
+def columns_of(found: Features, columns: Sequence[str]) -> list[str]:
+    """Return columns of a list, those of boxes among them where images are parts of photos."""
+    return [columns[0], *(() if found.boxes is None else BOX_COLUMNS), *columns[1:]]
 
-    Against others the kept one is the nearest of those. The cosine is that to the nearest image of
-    its group, before which it is not listed.
+
+def cells_of(found: Features, number: int) -> dict[str, Any]:
+    """Return what a list says of any image: its path, box and label."""
+    box = () if found.boxes is None else found.boxes[number].tolist()
+    label = "" if found.labels is None else int(found.labels[number])
+    return {
+        "path": to_cell(found.paths[number]),
+        **dict(zip(BOX_COLUMNS, box, strict=False)),
+        "label": label,
+    }
+
+
+def rows_of(
+    found: Features, against: Features | None, pairs: Pairs
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and a row of each image in a pair; of each group the first one is kept.
+
+    Against others none is kept, and `kept` is the nearest of those. The cosine is that to the
+    nearest image of its group, before which it is not listed.
     """
-    nearest: dict[int, tuple[float, int]] = {}
-    for row, other, cosine in zip(*(values.tolist() for values in pairs[:3]), strict=True):
-        nearest[row] = max(nearest.get(row, (-2.0, 0)), (cosine, -other))
-        if against is None:
-            nearest[other] = max(nearest.get(other, (-2.0, 0)), (cosine, -row))
-
     groups = group_pairs(pairs, len(found)) if against is None else None
-    first: dict[int, str] = {}
-    for number, row in enumerate(sorted(nearest)):
-        cosine, other = nearest[row]
-        name = to_cell(found.paths[row])
-        group = number if groups is None else int(groups[row])
-        kept = to_cell(against.paths[-other]) if against else first.setdefault(group, name)
-        label = "" if found.labels is None else int(found.labels[row])
-        cells = (name, label, group, kept, f"{cosine:.6f}")
-        yield dict(zip(COLUMNS, cells, strict=True))
+    first: dict[int, int] = {}
+    nearest = zip(*(values.tolist() for values in nearest_of(pairs, against is None)), strict=True)
+    for place, (number, other, cosine) in enumerate(nearest):
+        group = place if groups is None else int(groups[number])
+        kept = other if against else first.setdefault(group, number)
+
+        yield (
+            number,
+            {
+                **cells_of(found, number),
+                "group": group,
+                "kept": to_cell((against or found).paths[kept]),
+                "cosine": f"{cosine:.6f}",
+                "is_kept": against is None and kept == number,
+            },
+        )
 
 
-def kept_rows(found: Features, dropped: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of images that are not dropped, path and label."""
-    assert found.labels is not None
-    for path_, label in zip(found.paths, found.labels, strict=True):
-        name = to_cell(path_)
-        if name not in dropped:
-            yield {"path": name, "label": int(label)}
+def nearest_of(pairs: Pairs, is_symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows (M,) in pairs, the nearest other of each, and its cosine.
+
+    Of others that are equally near it is the first one.
+    """
+    rows, others, cosines = pairs[:3]
+    if is_symmetric:
+        rows, others = np.concatenate([rows, others]), np.concatenate([others, rows])
+        cosines = np.concatenate([cosines, cosines])
+    order = np.lexsort((others, -cosines, rows))
+    unique, starts = np.unique(rows[order], return_index=True)
+    return unique, others[order][starts], cosines[order][starts]
 
 
 def describe(

@@ -10,7 +10,7 @@ from metric_learning.common.log import log
 from metric_learning.common.outputs import prepare_folder, prepare_output
 from metric_learning.engine.embed.dump import DUMP, dump_features
 from metric_learning.engine.embed.dump.given import take_features
-from metric_learning.engine.embed.embedder import load_embedder, open_images
+from metric_learning.engine.embed.embedder import Embedder, open_images
 from metric_learning.engine.embed.export import export_model
 from metric_learning.engine.embed.hub import export_hub
 from metric_learning.engine.options.evaluation import InferenceOptions
@@ -61,7 +61,7 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
         decide_on_main(world, lambda: prepare_index(options.index or ""))
     else:
         decide_on_main(world, lambda: prepare_folder("output_dir", options.output_dir, DUMP))
-    embedder = load_embedder(work)
+    embedder = Embedder.of(work)
     work.say(embedder.source)
     may_miss = on_bad_image == "skip"
     images = (

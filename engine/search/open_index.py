@@ -34,8 +34,8 @@ class OpenIndex:
 
         Returns:
             The neighbours of one query, nearest first, each with `rank` (from 1), `row` in the
-            index, `cosine`, `path` and `class_name` (None where it is not known); of several
-            queries, a list of such lists.
+            index, `cosine`, `path` and `class_name` (None where it is not known), and `box` where
+            the images are parts of photos; of several queries, a list of such lists.
 
         Raises:
             ValueError: `topk` is below 1 or above the number of images.

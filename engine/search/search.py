@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,23 +13,29 @@ import torch
 
 from metric_learning.common.atomic import write_json
 from metric_learning.common.fingerprint import (
+    STATE,
     Snapshot,
     changed_rows,
     describe_change,
     first_difference,
+    relative_paths,
     take_snapshot,
 )
 from metric_learning.common.log import log, show, versions
 from metric_learning.common.names import to_line
-from metric_learning.common.outputs import json_kind, kind_of_file
+from metric_learning.common.outputs import json_kind, kind_of_file, prepare_folder
 from metric_learning.common.parameters import parse_options
+from metric_learning.engine.embed.dump.finish import WORK
+from metric_learning.engine.embed.dump.lines import Lines
+from metric_learning.engine.embed.dump.partial import STATES, Partial, WorthlessError
+from metric_learning.engine.embed.dump.plan import plan_features
 from metric_learning.engine.embed.dump.shards import Given
-from metric_learning.engine.embed.embedder import Embedder, load_embedder
+from metric_learning.engine.embed.dump.write import computed
+from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.embed.embedding import readable_rows
 from metric_learning.engine.options.evaluation import EMBEDDING_NAMES, EmbeddingOptions
 from metric_learning.engine.options.tables import ACCEPT, AUTO
 from metric_learning.engine.options.training import VIEW_NAMES
-from metric_learning.engine.parallel.collectives import gather_on_main, merge
 from metric_learning.engine.search.page import write_page
 from metric_learning.engine.search.threshold import (
     THRESHOLD,
@@ -41,10 +47,11 @@ from metric_learning.engine.search.threshold import (
 )
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.reader import ImageSet
-from metric_learning.reader.sets.snapshots import snapshot_of
+from metric_learning.reader.sets.boxes import format_box
+from metric_learning.reader.sets.snapshots import label_names, snapshot_of
 from metric_learning.retrieval import indexes
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
-from metric_learning.retrieval.milvus import MilvusIndex, is_milvus, write_milvus_index
+from metric_learning.retrieval.milvus import MilvusIndex, is_milvus, parse_place, write_milvus_index
 
 AnyIndex = indexes.SearchIndex | MilvusIndex
 RECALL_QUERIES, RECALL_K = 1000, 10
@@ -81,97 +88,118 @@ def make_index(
 ) -> Path:
     """Embed images, build the search index of them, which says `what` they are; return its file.
 
-    All processes embed, unless the features are `given`, and the first one builds.
-    What `on_bad_image` or a dump leaves out, the metadata of the index tell, and its threshold.
+    All processes embed, unless the features are `given`, and the first one builds. What is computed
+    lies in FILE.partial until the index is there, and the same command goes on with it. What
+    `on_bad_image` or a dump leaves out, the metadata of the index tell, and its threshold.
     """
-    work = embedder.work
-    parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
-    listed, snapshot = image_set.paths, (given and given.snapshot) or snapshot_of(image_set)
-    if given is None:
-        rows, broken = embed_shared(embedder, image_set, on_bad_image)
-    else:
-        rows, broken = given.embeddings, given.broken
+    kind.parameters(len(image_set), embedder.model.embedding_size)  # a wrong one, before the work
+    if len(image_set) == 0:
+        raise ValueError("there is no image to embed: the data set is empty")
+    is_main = embedder.work.machine.world.is_main
     tried = None if kind.unknown_threshold != AUTO else embed_calibrating(embedder)
-    if not work.machine.world.is_main:
+    about = kind, embedder, image_set, what
+    if given is not None:
+        if is_main:
+            write_index(file, *about, given, tried)
         return Path(file)
-    readable = readable_rows(image_set, broken)
-    features = rows[readable] if given is None else rows
-    image_set = image_set.select(readable)
-    if broken:  # which may be too many for what was chosen
-        parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
-        snapshot = snapshot.select(np.flatnonzero([path not in broken for path in listed]))
 
+    folder = unfinished_folder(file)
+    if folder.exists():
+        prepare_folder("index", folder, WORK)
+    partial = Partial(folder, plan_features(embedder, image_set))
+    with computed(partial, embedder, image_set, on_bad_image, Lines(partial, False)):
+        if is_main:
+            write_index(file, *about, given_by(partial, image_set), tried)
+            shutil.rmtree(folder)
+    return Path(file)
+
+
+def unfinished_folder(file: str) -> Path:
+    """Return the folder of what is computed for an index; one in a database has it beside that."""
+    if not is_milvus(file):
+        return Path(f"{file}.partial")
+    place = parse_place(file)
+    beside = Path(place.database) if place.is_file else Path("milvus")
+    return Path(f"{beside}.{place.name}.partial")
+
+
+def given_by(partial: Partial, image_set: ImageSet) -> Given:
+    """Return the features that were computed, of readable images alone."""
+    broken = {name: error for part in partial.done.values() for _, name, error in part}
+    is_read = np.ones(len(image_set), bool)
+    is_read[[number for part in partial.done.values() for number, _, _ in part]] = False
+    if not is_read.any():
+        first = next(iter(broken.values()))
+        raise WorthlessError(f"none of the {len(image_set)} images can be read: {first}")
+    rows = partial.read(partial.plan.columns[0], range(len(image_set)))
+    states = np.fromfile(partial.folder / STATES, STATE)
+    names = relative_paths(image_set.paths)
+    snapshot = Snapshot(names, list(label_names(image_set)), states)
+    return Given(rows if is_read.all() else rows[is_read], broken, False, snapshot)
+
+
+def write_index(
+    file: str,
+    kind: IndexKind,
+    embedder: Embedder,
+    image_set: ImageSet,
+    what: str,
+    given: Given,
+    tried: Images | None,
+) -> None:
+    """Build an index of features, and say what it holds.
+
+    Its threshold, where one is asked for, is chosen on the images that were `tried`, or its own.
+    """
+    snapshot = given.snapshot or snapshot_of(image_set)
+    readable = readable_rows(image_set, given.broken)
+    if given.broken:
+        snapshot = snapshot.select(readable)
+        image_set = image_set.select(readable)
+    # What is left may be too few images for what was chosen.
+    parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
+
+    machine = embedder.work.machine
     labels = image_set.labels if image_set.class_names else np.empty(0, np.int64)
-    tried = tried or Images(features, labels, "indexed images")
-    about = {**origin_of(embedder), "images": what, "broken": broken}
-    build = partial(write_milvus_index, file) if is_milvus(file) else indexes.build_index
+    tried = tried or Images(given.embeddings, labels, "indexed images")
+    about = {**origin_of(embedder, image_set), "images": what, "broken": given.broken}
+    build = functools.partial(write_milvus_index, file) if is_milvus(file) else indexes.build_index
     search_index = build(
-        features,
+        given.embeddings,
         image_set.paths,
         kind.name,
         labels=labels,
         class_names=image_set.class_names,
-        metadata=about | choose_threshold(kind.unknown_threshold, tried, work.machine),
+        metadata=about | choose_threshold(kind.unknown_threshold, tried, machine),
         options=parameters,
     )
-    save_index(search_index, snapshot, file)
-
-    log(f"{kind.name} index of {len(search_index)} images in {file}{shown_options(parameters)}")
-    if kind.name != "exact" or isinstance(search_index, MilvusIndex):
-        log(describe_recall(search_index, features, work.machine.device))
-    return Path(file)
-
-
-def save_index(search_index: AnyIndex, snapshot: Snapshot, file: str) -> None:
-    """Write an index that no database holds to its file, with the snapshot of its images."""
-    if isinstance(search_index, indexes.SearchIndex):
+    if isinstance(search_index, indexes.SearchIndex):  # a database has written it already
         search_index.snapshot = snapshot
         search_index.save(file)
 
-
-def shown_options(parameters: dict[str, int]) -> str:
-    """Return the parameters of an index as the end of a line."""
-    return "".join(f", {name} {value}" for name, value in parameters.items())
+    shown = "".join(f", {name} {value}" for name, value in parameters.items())
+    log(f"{kind.name} index of {len(search_index)} images in {file}{shown}")
+    if kind.name != "exact" or isinstance(search_index, MilvusIndex):
+        log(describe_recall(search_index, given.embeddings, machine.device))
 
 
 def embed_calibrating(embedder: Embedder) -> Images | None:
-    """Embed the val split, for the first process; None where there is none."""
+    """Embed the val split, which all processes share; None where there is none."""
     images = calibrating_images(embedder.work.data)
-    if images is None:
-        return None
-    features, _ = embed_shared(embedder, images, "error")
-    return Images(features, images.labels, "val split")
+    return images and Images(embedder.embed(images), images.labels, "val split")
 
 
-def origin_of(embedder: Embedder) -> dict[str, Any]:
+def origin_of(embedder: Embedder, image_set: ImageSet) -> dict[str, Any]:
     """Say in the metadata of an index what its embeddings depend on, and what made them."""
-    work = embedder.work
+    work, boxes = embedder.work, image_set.boxes
     return {
         "fingerprint": embedder.depends_on["weights"],
         "depends_on": embedder.depends_on,
         "weights": work.origin,
         "flags": {name: work.flags[name] for name in (*EMBEDDING_NAMES, *VIEW_NAMES)},
         "versions": versions(),
+        **({} if boxes is None else {"boxes": boxes.tolist()}),
     }
-
-
-def embed_shared(
-    embedder: Embedder, image_set: ImageSet, on_bad_image: str
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Embed images, whole batches of those of one process by each: (N, D) float32, what is broken.
-
-    The first process alone gets them.
-    """
-    work, world = embedder.work, embedder.work.machine.world
-    batches = np.arange(len(image_set)) // work.batch_size
-    own = np.flatnonzero(batches % world.size == world.rank)
-    broken: dict[str, str] = {}
-    rows = np.empty((0, embedder.model.embedding_size), np.float32)
-    if len(own):
-        noted = broken if on_bad_image == "skip" else None
-        alone = replace(embedder, work=work.alone())
-        rows = alone.embed(image_set.select(own), broken=noted)
-    return gather_on_main(rows, own, world), merge(broken, world)
 
 
 def describe_recall(search_index: AnyIndex, features: np.ndarray, device: torch.device) -> str:
@@ -213,13 +241,13 @@ def search(
     device = work.machine.device
     broken: dict[str, str] = {}
     threshold = threshold_of(search_index, unknown_threshold, isinstance(queries, ImageSet))
-    embedder = load_embedder(work)
+    embedder = Embedder.of(work)
     file_of_index = work.flags["index"]
     for note in check_index(file_of_index, search_index, embedder, verify, on_changed_data):
         log(note)
     if isinstance(queries, ImageSet):
         features, queries, broken = embedder.embed_readable(queries, on_bad_image)
-        asked = [{"path": path} for path in queries.paths]
+        asked = [{"path": queries.name_of(row)} for row in range(len(queries))]
     else:
         asked = [{"text": text} for text in queries]
         features = embed_texts(work.model.model, work.weights, queries, device)
@@ -315,7 +343,8 @@ def find_neighbours(
     """Find the `k` nearest images of an index to embeddings (Q, D) float of queries.
 
     Returns per query its neighbours, each with `rank` (from 1), `row` in the index, `cosine`,
-    `path` and `class_name` (None where it is not known).
+    `path` and `class_name` (None where it is not known), and the `box` where images are parts of
+    photos.
     """
     rows, cosines = search_index.search(features, k, device)
     return [
@@ -328,7 +357,7 @@ def describe_neighbours(
     search_index: AnyIndex, rows: np.ndarray, cosines: np.ndarray
 ) -> list[dict[str, Any]]:
     """Describe the neighbours of one query, rows and cosines (k,), see `find_neighbours`."""
-    entries = search_index.entries(rows)
+    entries, boxes = search_index.entries(rows), search_index.metadata.get("boxes")
     return [
         {
             "rank": n + 1,
@@ -336,6 +365,7 @@ def describe_neighbours(
             "cosine": float(cosine),
             "path": path,
             "class_name": class_name,
+            **({} if boxes is None else {"box": [int(side) for side in boxes[row]]}),
         }
         for n, (row, cosine, (path, class_name)) in enumerate(
             zip(rows, cosines, entries, strict=True)
@@ -355,4 +385,5 @@ def print_answers(answers: Sequence[dict[str, Any]]) -> None:
             continue
         for found in answer["neighbours"]:
             name = "" if found["class_name"] is None else f"  {to_line(found['class_name'])}"
-            show(f"{found['rank']:>4}  {found['cosine']:7.4f}  {to_line(found['path'])}{name}")
+            box = f" ({format_box(found['box'])})" if "box" in found else ""
+            show(f"{found['rank']:>4}  {found['cosine']:7.4f}  {to_line(found['path'])}{box}{name}")

@@ -13,7 +13,7 @@ from metric_learning.common.fingerprint import STATE, changed_rows, take_snapsho
 from metric_learning.common.locks import locked
 from metric_learning.common.log import log
 from metric_learning.common.names import to_line
-from metric_learning.engine.embed.embedder import Embedder, load_embedder
+from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.options.evaluation import EmbeddingOptions, open_index
 from metric_learning.engine.search.search import check_model
 from metric_learning.reader import ImageSet
@@ -36,10 +36,12 @@ def update_index(
     the images that are to be removed, or would be empty.
     """
     file = Path(work.flags["index"])
-    embedder = load_embedder(work) if add else None
+    embedder = Embedder.of(work) if add else None
     with locked(file.with_name(f".{file.name}.lock"), log, f"{file} is being changed"):
         search_index = open_index(str(file), 1)
         assert isinstance(search_index, SearchIndex)  # what a database holds is refused before
+        if "boxes" in search_index.metadata:
+            raise ValueError(f"{file} is of parts of photos, by their boxes: build it again")
         if embedder is not None:
             for note in check_model(str(file), search_index, embedder):
                 log(note)

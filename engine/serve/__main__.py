@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         door = listen(flags.host, flags.port)  # before the model, which takes seconds
 
         # torch and all else, only now
-        from metric_learning.engine.embed.embedder import load_embedder
+        from metric_learning.engine.embed.embedder import Embedder
         from metric_learning.engine.options.evaluation import settle_queries
         from metric_learning.engine.search.search import check_index
         from metric_learning.engine.serve.app import Limits, build_app
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             flags.index, flags.pretrained_model, num_workers=0, batch_size=1, **machine
         )
         start_early()
-        embedder = load_embedder(work)
+        embedder = Embedder.of(work)
         changed = flags.on_changed_data
         for note in check_index(flags.index, search_index, embedder, on_changed_data=changed):
             log(note)

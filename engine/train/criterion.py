@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metric_learning.common.sizes import shape_flag, size_text
 from metric_learning.engine.embed.class_layer import build_layer
-from metric_learning.engine.embed.load import load
+from metric_learning.engine.embed.embedder import load
 from metric_learning.engine.options.parts import LossOptions, MachineOptions, TeacherOptions
 from metric_learning.engine.options.training_table import DERIVED_OPTIONS
 from metric_learning.engine.parallel.devices import casting

@@ -16,6 +16,7 @@ csv_files.py     CSV files of images
 cub_cars.py      CUB-200 of 2010 and 2011, and Cars196
 cifar10.py       CIFAR-10
 plain_images.py  images without labels
+listed.py        their paths in lists, CSV files and tar archives
 walk.py          the one walk through folders of images
 left_out.py      the account of what it, or a list, leaves out
 locate.py        finds the images that a list names

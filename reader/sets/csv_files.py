@@ -175,6 +175,20 @@ def _without_junk(images: ImageList, has_identities: bool) -> ImageList:
     return replace(kept, junk=tuple(place for place, junk in places if junk))
 
 
+def read_cells(file: Path, columns: Sequence[str], what: str) -> list[Row]:
+    """Read the rows of a CSV file of ours; ValueError where it is not `what`, with its columns."""
+    text = read_text(file, what)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        found = list(rows)
+    except csv.Error as error:
+        raise ValueError(f"{file}:{rows.line_num}: expected {what}, found: {error}") from error
+    is_whole = all(None not in row and None not in row.values() for row in found)
+    if not set(columns) <= set(rows.fieldnames or ()) or not is_whole:
+        raise ValueError(f"{file}: expected {what}, with columns {','.join(columns)}")
+    return found
+
+
 def _read_row(file: Path, line: int, columns: Sequence[str], cells: Sequence[str]) -> Row:
     if len(cells) != len(columns):
         raise ValueError(

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from metric_learning.common.archives import Member, find_member
 from metric_learning.reader.sets.boxes import WHOLE, crop_box, format_box
 from metric_learning.reader.sets.exif import TURNS, exif_orientation, orient, oriented_shape
 from metric_learning.reader.sets.formats import pillow_formats, why_unknown
@@ -32,6 +33,7 @@ DECODER = 2
 # bytes for each, 14 where there is transparency: 0.8 or 1.8 GB in each process that reads.
 MAX_PIXELS = 128
 BYTES_PER_PIXEL = 8  # of a file: as many as four channels of 16 bits take uncompressed
+READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 HEAD_BYTES = 1 << 16  # most heads of JPEG files are shorter
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -179,7 +181,7 @@ class ImageSet:
 
 
 def read_file(path: str, max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> bytes:
-    """Read an image file, or its first `num_bytes`, if not 0.
+    """Read an image file, or its first `num_bytes`, if not 0; it may lie in a tar archive.
 
     Raises:
         ImageError: it cannot be read, is no regular file (a pipe, a device), or is longer than any
@@ -187,19 +189,20 @@ def read_file(path: str, max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> by
         WorkerError: no file can be opened any more.
     """
     try:
-        # A pipe that nobody writes to would keep others waiting for ever. Calls of the system alone
-        # take half the time of `open`.
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file, member = _open_file(path)
         try:
             state = os.fstat(file)
             if stat.S_ISDIR(state.st_mode):
                 raise IsADirectoryError(os.strerror(errno.EISDIR))
             if not stat.S_ISREG(state.st_mode):
                 raise OSError("expected a file, found a pipe, a device or the like")
-            if state.st_size > max_pixels * 10**6 * BYTES_PER_PIXEL:
-                raise OSError(f"{state.st_size:,} bytes are too many, --max_pixels allows more")
+            size = state.st_size if member is None else member.size
+            if size > max_pixels * 10**6 * BYTES_PER_PIXEL:
+                raise OSError(f"{size:,} bytes are too many, --max_pixels allows more")
 
-            return _read_bytes(file, min(state.st_size, num_bytes or state.st_size))
+            if member is not None:
+                os.lseek(file, member.start, os.SEEK_SET)
+            return _read_bytes(file, min(size, num_bytes or size))
         finally:
             os.close(file)
     except (OSError, MemoryError, ValueError) as error:  # the last: a zero byte in the path
@@ -211,6 +214,19 @@ def read_file(path: str, max_pixels: int = MAX_PIXELS, num_bytes: int = 0) -> by
             ) from error
         reason = getattr(error, "strerror", None) or str(error) or "out of memory"
         raise ImageError(f"cannot read image {path}: {reason}") from error
+
+
+def _open_file(path: str) -> tuple[int, Member | None]:
+    """Open a file, or the archive that it lies in, and say where."""
+    # A pipe that nobody writes to would keep others waiting for ever. Calls of the system alone
+    # take half the time of `open`.
+    try:
+        return os.open(path, READING), None
+    except NotADirectoryError:
+        member = find_member(path)
+        if member is None:
+            raise
+        return os.open(member.archive, READING), member
 
 
 def _read_bytes(file: int, num_bytes: int) -> bytes:

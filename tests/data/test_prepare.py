@@ -529,3 +529,30 @@ def test_a_table_of_others_gets_a_split(tmp_path):
     images = read_image_list(output)
     assert images.columns == ("path", "label", "split") and len(images.rows) == 30
     assert images.labels[0] == 'whale; "0"'
+
+
+def write_listed(file, rows):
+    file.write_text("path,label,group,kept,cosine,is_kept\n" + "".join(f"{r}\n" for r in rows))
+    return file
+
+
+def test_filter_takes_a_list_of_near_duplicates(scanned, tmp_path, capsys, error_of):
+    """All but the kept ones go; what a list of leaks names goes, though it is the same file."""
+    file, listed = scanned / "scanned.csv", scanned / "found.csv"
+    rows = [f"{scanned}/a/{n}.png,0,0,{scanned}/a/0.png,0.990000,{n == 0}" for n in range(3)]
+    rows.append(f"{scanned}/b/1.png,1,1,{scanned}/b/1.png,1.000000,False")
+    run("filter", file, f"--duplicates={write_listed(listed, rows)}")
+    assert [row["path"] for row in read(scanned / "filtered.csv")] == [
+        *("a/0.png", "b/0.png", "b/2.png")
+    ]
+    removed = read(scanned / "filtered_removed.csv")
+    assert [row["reason"] for row in removed] == ["listed as a near duplicate"] * 3
+    assert removed[0]["detail"] == f"cosine 0.990000 to {scanned}/a/0.png"
+    assert re.search("listed as a near duplicate +3", capsys.readouterr().out)
+
+    write_listed(listed, ["elsewhere/a.png,0,0,b.png,0.99,False"])
+    words = ["filter", file, f"--duplicates={listed}"]
+    assert "none of its 1 images is in" in error_of(*words)
+    listed.write_text("path,label\na.png,0\n")
+    assert "expected a list of 'python -m retrieval.duplicates'" in error_of(*words)
+    assert "No such file" in error_of("filter", file, "--duplicates=gone.csv")

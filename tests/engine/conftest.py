@@ -10,7 +10,9 @@ import pytest
 from browser import Browser
 from processes import TINY, TrainingProcess
 
+import infer
 from metric_learning.common.flags import last_of_each
+from metric_learning.engine.embed.dump.partial import Journal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -103,3 +105,25 @@ def browser(tmp_path_factory):
     started = Browser(tmp_path_factory.mktemp("profile"))
     yield started
     started.close()
+
+
+@pytest.fixture
+def broken_off(monkeypatch):
+    """Run infer.py and break it off when so many parts are done."""
+
+    def run(flags, num_parts):
+        add = Journal.add
+
+        def add_some(journal, chunk, *rest):
+            nonlocal num_parts
+            num_parts -= 1
+            if num_parts < 0:
+                raise KeyboardInterrupt
+            add(journal, chunk, *rest)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(Journal, "add", add_some)
+            infer.main(flags)
+        assert stop.value.code == 130
+
+    return run

@@ -175,3 +175,14 @@ def test_two_gpus_with_synchronised_batch_norm_train_as_one(flags, torchrun, tmp
     flags += ["--freeze_bn=False", "--use_gpu=True", "--amp=off"]
     torchrun([SCRIPTS[train_pair], *flags, "--sync_bn=True", "--run_name=two"])
     assert_same_run(tmp_path / "two", train_pair.main([*flags, "--run_name=one"]))
+
+
+def test_a_process_may_join_again(torchrun, tmp_path):
+    """As a program does that calls one script after the other: nobody calls who has left."""
+    script = tmp_path / "join_again.py"
+    again = "world = join_world()\nassert world.size == 2\nleave_world(world)\n"
+    head = LEAVE_AT_ONCE[: LEAVE_AT_ONCE.index("world = ")].replace(
+        "switchinterval(10)", "switchinterval(1)"
+    )
+    script.write_text(head + again * 5)
+    torchrun([script])

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,17 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from processes import PATIENCE, context, wait_until
+from processes import wait_until
+from sharing import end_well, launch
 
 import eval as eval_script
 import infer
-import metric_learning
 from metric_learning import open_features
 from metric_learning.common.flags import last_of_each
 from metric_learning.engine.embed import embedding
-from metric_learning.engine.embed.dump import digits, partial
+from metric_learning.engine.embed.dump import digits
 from metric_learning.engine.embed.dump.partial import Journal, Partial
 from metric_learning.engine.report.subjects import of_features
 from metric_learning.retrieval.indexes import load_search_index
@@ -46,28 +43,6 @@ def flags(toy_tree):
 def whole(flags, tmp_path_factory):
     """A dump of one process, in one file."""
     return infer.main([*flags, f"--output_dir={tmp_path_factory.mktemp('whole') / 'dump'}"])
-
-
-@pytest.fixture
-def broken_off(monkeypatch):
-    """Run infer.py and break it off when so many parts are done."""
-
-    def run(flags, num_parts):
-        add = Journal.add
-
-        def add_some(journal, chunk, *rest):
-            nonlocal num_parts
-            num_parts -= 1
-            if num_parts < 0:
-                raise KeyboardInterrupt
-            add(journal, chunk, *rest)
-
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-            patch.setattr(Journal, "add", add_some)
-            infer.main(flags)
-        assert stop.value.code == 130
-
-    return run
 
 
 def lines_of(out):
@@ -225,34 +200,6 @@ def test_the_end_of_a_dump_can_be_broken_off_too(flags, whole, tmp_path, monkeyp
     infer.main(words)
     assert sorted(os.listdir(folder)) == ["features.npy", "labels.txt", "meta.json", "paths.txt"]
     assert_same(folder, whole)
-
-
-def launch(words, num_processes, sync_seconds=partial.SYNC_SECONDS):
-    """Start processes as torchrun does, forked from a server that has imported torch."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = sync_seconds, torch.get_num_threads()
-    common = {"WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    found = [
-        context().Process(target=take_part, args=({**common, "RANK": rank}, words, *settings))
-        for rank in range(num_processes)
-    ]
-    for process in found:
-        process.start()
-    return found
-
-
-def take_part(place, words, sync_seconds, num_threads):
-    torch.set_num_threads(num_threads)  # on which the last bits depend
-    partial.SYNC_SECONDS = sync_seconds
-    os.environ |= {name: str(value) for name, value in place.items()}
-    infer.main(words)
-
-
-def end_well(processes):
-    for process in processes:
-        process.join(PATIENCE)
-        assert process.exitcode == 0
 
 
 def test_processes_share_a_dump_and_are_killed(flags, whole, tmp_path):
@@ -449,26 +396,6 @@ def test_parquet_without_pyarrow_is_one_line(flags, tmp_path, error_of, monkeypa
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     error = error_of(infer.main, [*flags, "--parquet=True", f"--output_dir={tmp_path / 'dump'}"])
     assert error == "error: --parquet needs the package pyarrow: pip install pyarrow\n"
-
-
-def test_a_batch_of_columns_comes_back_with_embeddings(toy_tree, tmp_path):
-    """As Ray Data's map_batches calls it: a dict of arrays in, a dict of arrays out."""
-    file = tmp_path / "random.safetensors"
-    infer.main([*MODEL[:3], "--export=safetensors", f"--output={file}"])
-    model = metric_learning.load(file, device="cpu")
-    paths = sorted(map(str, (toy_tree / "test").glob("*/*.png")))[:5]
-    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
-    expected = model(paths)
-    assert expected.shape == (5, 96) and np.ptp(expected, axis=0).max() > 0
-    for column, values in (("path", np.array(paths, object)), ("image", pixels)):
-        batch = {column: values, "number": np.arange(5)}
-        found = model(batch)
-        assert [*found] == [column, "number", "embedding"] and [*batch] == [column, "number"]
-        assert found[column] is values and np.array_equal(found["number"], np.arange(5))
-        assert found["embedding"].dtype == np.float32
-        assert np.array_equal(found["embedding"], expected)
-    with pytest.raises(ValueError, match="expected a column image or path, found \\['number'\\]"):
-        model({"number": np.arange(5)})
 
 
 def test_images_come_from_lists(tmp_path, toy_tree, error_of, monkeypatch):

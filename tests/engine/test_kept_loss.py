@@ -10,7 +10,7 @@ from building import build_run
 import train_elem
 import train_pair
 from metric_learning.engine.embed.class_layer import take_class_weights
-from metric_learning.engine.embed.embedder import load_embedder
+from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.options.evaluation import default_flags, settle_embedding
 from metric_learning.engine.parallel.world import World
 from metric_learning.engine.run.checkpoints import load_checkpoint, save_checkpoint
@@ -137,7 +137,7 @@ def test_a_checkpoint_knows_the_class_layer_that_it_keeps(stage_one, train):
     folder = train("--loss_name=eml", f"--pretrained_model={start}", "--keep_loss=1")
     path = str(folder / "last.pt")
     flags = default_flags(pretrained_model=path, batch_size=1, num_workers=0)
-    layer = load_embedder(settle_embedding(flags, World(), is_quiet=True)).class_layer
+    layer = Embedder.of(settle_embedding(flags, World(), is_quiet=True)).class_layer
     checkpoint = load_checkpoint(path)
     assert torch.equal(layer.weight, checkpoint["criterion"]["class_layer.weight"])
     assert layer.scale == load_checkpoint(start)["meta"]["loss_options"]["arc_scale"]

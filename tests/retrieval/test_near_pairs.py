@@ -79,3 +79,26 @@ def test_the_command(rows, toy_tree, tmp_path, capsys, error_of):
     (folders[0] / "labels.txt").unlink()
     assert "has none" in error_of(duplicates.main, [*words, f"--kept={kept}"])
     assert "No such file" in error_of(duplicates.main, [tmp_path / "nowhere", *words[1:]])
+
+
+def test_parts_of_one_photo_are_told_apart(tmp_path):
+    """Two of three boxes look the same: the list and what is left name them by their boxes."""
+    folder = tmp_path / "features"
+    folder.mkdir()
+    np.save(folder / "features.npy", np.array([[1, 0], [0, 1], [1, 0.01]], np.float32))
+    (folder / "paths.txt").write_text("a.png\n" * 3)
+    (folder / "labels.txt").write_text("0\n0\n1\n")
+    (folder / "boxes.txt").write_text("0,0,4,4\n4,0,8,4\n4,4,8,8\n")
+    output, kept = tmp_path / "found.csv", tmp_path / "kept.csv"
+    duplicates.main([str(folder), f"--output={output}", f"--kept={kept}", "--use_gpu=False"])
+    rows = [*csv.DictReader(output.open())]
+    boxes = [tuple(row[name] for name in ("x_1", "y_1", "x_2", "y_2")) for row in rows]
+    assert boxes == [("0", "0", "4", "4"), ("4", "4", "8", "8")]
+    assert [row["is_kept"] for row in rows] == ["True", "False"]
+    assert len([*csv.DictReader(kept.open())]) == 2
+
+
+def test_too_many_pairs_are_refused(rows, monkeypatch):
+    monkeypatch.setattr(near_pairs, "MOST_PAIRS", 5)
+    with pytest.raises(ValueError, match="more than 5 pairs are near duplicates, 2 of them of"):
+        find_near_pairs(rows, None, 0.9)

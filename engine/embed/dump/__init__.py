@@ -7,6 +7,7 @@ work.py     computes what is missing, shared among all processes
 precision.py fewer bits, and what they cost
 lines.py    the reference's lines on the screen
 digits.py   the text of features, as NumPy writes it
+tables.py   the dump as tables that other programs read
 finish.py   the finished files take their places
 shards.py   the features as one array, whatever the files
 opened.py   the features with the paths and labels of their images

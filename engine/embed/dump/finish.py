@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from metric_learning.common.fingerprint import STATE, digest_of, relative_names
 from metric_learning.common.log import log, versions
 from metric_learning.common.names import to_line
 from metric_learning.common.outputs import Kind
-from metric_learning.common.parquet import Block, write_parquet
 from metric_learning.common.schema import read_json
 from metric_learning.engine.embed.dump.layout import (
+    BOXES,
     FEATURES,
     FILES,
     LABELS,
@@ -41,20 +41,21 @@ from metric_learning.engine.embed.dump.partial import (
     WorthlessError,
 )
 from metric_learning.engine.embed.dump.plan import BLOCK
-from metric_learning.engine.embed.dump.precision import to_float32
+from metric_learning.engine.embed.dump.tables import write_tables
 from metric_learning.reader import ImageSet
+from metric_learning.reader.sets.boxes import format_box
 from metric_learning.reader.sets.snapshots import label_names
 
 FORMER = "former.json"  # meta.json of the dump that is being replaced
 READABLE = "readable-"  # before the name of a file that holds the rows of readable images alone
-SUFFIXES = (".npy", ".parquet", ".tmp")
+SUFFIXES = (".npy", ".parquet", ".csv", ".tmp")
 OF_PARTIAL = (PLAN, DONE, LOCK, STATES, META, FORMER)
 
 
 def find_foreign(folder: Path) -> str | None:
     """Return the name of a file in a folder that no dump wrote there, or that was changed since."""
     names = sorted(path.name for path in folder.iterdir())
-    if PARTIAL in names and (foreign := _find_foreign_in_partial(folder / PARTIAL)):
+    if PARTIAL in names and (foreign := find_foreign_work(folder / PARTIAL)):
         return f"{PARTIAL}/{foreign}"
     if META not in names:
         expected = {PARTIAL, REPORT}
@@ -76,16 +77,18 @@ def find_foreign(folder: Path) -> str | None:
     return None if shape == (meta["images"], meta["dimensions"]) else FEATURES
 
 
-DUMP = Kind("a dump of features", find_foreign)
-
-
-def _find_foreign_in_partial(folder: Path) -> str | None:
+def find_foreign_work(folder: Path) -> str | None:
+    """Return the name of a file in a folder of unfinished work that is not of such."""
     for path in folder.iterdir():
         name = path.name.removeprefix(READABLE)
-        is_ours = name in (*OF_PARTIAL, PATHS, LABELS) or path.suffix in SUFFIXES
+        is_ours = name in (*OF_PARTIAL, PATHS, LABELS, BOXES) or path.suffix in SUFFIXES
         if not (is_ours or (name.startswith("done-") and path.suffix == ".jsonl")):
             return path.name
     return None
+
+
+DUMP = Kind("a dump of features", find_foreign)
+WORK = Kind("unfinished features", find_foreign_work)
 
 
 def files_of(meta: Mapping[str, Any]) -> dict[str, str | None]:
@@ -120,8 +123,9 @@ def complete(partial: Partial, image_set: ImageSet, about: Mapping[str, Any]) ->
     files: dict[str, str | None] = {
         shard.file(column.stem): None for column, shard in partial.files() if column.is_published
     }
-    if partial.plan.parquet:
-        files |= dict.fromkeys(_write_tables(partial, image_set, is_read))
+    for name in write_tables(partial, image_set, is_read):
+        is_text = name.endswith(".csv")
+        files[name] = checksum_of(partial.folder / name, "sha256") if is_text else None
     files |= _write_texts(partial.folder, image_set, is_read)
 
     counts = {"images": int(is_read.sum()), "dimensions": partial.plan.columns[0].width}
@@ -149,43 +153,16 @@ def _leave_out(partial: Partial, column: Column, shard: Shard, is_read: np.ndarr
     sync(partial.folder / name)
 
 
-def _write_tables(partial: Partial, image_set: ImageSet, is_read: np.ndarray) -> list[str]:
-    """Write a Parquet file per shard, see `write_parquet`, and return their names.
-
-    Features of int8 are float32 there.
-    """
-    columns = {column.stem: column for column in partial.plan.columns}
-    dtype = columns["features"].dtype
-    dtype = np.dtype(np.float32) if dtype == np.int8 else dtype
-
-    def blocks(shard: Shard) -> Iterator[Block]:
-        for rows in pieces_of(shard.rows, BLOCK):
-            numbers = np.array(rows)[is_read[rows.start : rows.stop]]
-            paths = [image_set.paths[number] for number in numbers]
-            labels, names = image_set.labels[numbers], image_set.class_names
-            found = [names[int(label)] for label in labels] if names else None
-            features = partial.read(columns["features"], rows)
-            if "scales" in columns:
-                features = to_float32(features, partial.read(columns["scales"], rows))
-            yield paths, labels, found, features[is_read[rows.start : rows.stop]]
-
-    written = []
-    for shard in partial.plan.shards:
-        written.append(shard.file("features", ".parquet"))
-        file = partial.folder / written[-1]
-        write_parquet(file, blocks(shard), columns["features"].width, dtype)
-        sync(file)
-    return written
-
-
 def _write_texts(folder: Path, image_set: ImageSet, is_read: np.ndarray) -> dict[str, str | None]:
-    """Write paths.txt, a line per image, see `names.to_line`, and labels.txt, if they are known.
+    """Write paths.txt, a line per image, see `names.to_line`, labels.txt and boxes.txt, if any.
 
     Returns the checksums of these.
     """
-    lines: dict[str, Iterator[str]] = {PATHS: map(to_line, image_set.paths)}
+    lines: dict[str, Iterable[str]] = {PATHS: map(to_line, image_set.paths)}
     if image_set.class_names:
         lines[LABELS] = map(str, image_set.labels)
+    if image_set.boxes is not None:
+        lines[BOXES] = map(format_box, image_set.boxes)
     for name, texts in lines.items():
         with (folder / name).open("wb") as file:
             for text, is_kept in zip(texts, is_read, strict=True):

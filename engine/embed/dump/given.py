@@ -42,7 +42,7 @@ def take_features(folder: Path, embedder: Embedder, image_set: ImageSet) -> Give
 
     digest = decide_on_main(embedder.work.machine.world, look)
     broken = dict(found.meta.get("broken", {}))
-    num_readable = sum(path not in broken for path in image_set.paths)
+    num_readable = sum(image_set.name_of(row) not in broken for row in range(len(image_set)))
     if digest != images or num_readable != len(found):
         raise ValueError(
             f"{folder} holds features of other images, or these have changed since "

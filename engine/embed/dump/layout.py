@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 FEATURES, PATHS, LABELS, META = FILES = ("features.npy", "paths.txt", "labels.txt", "meta.json")
+BOXES = "boxes.txt"  # of images that are parts of photos
 REPORT = "report"  # a folder that a report on the features may have been written to
 PARTIAL = "partial"  # the folder of unfinished work, in that of the dump
 ONE_FILE = 2**30  # bytes of features from which on there are several files of them

@@ -10,6 +10,7 @@ from metric_learning.common.log import log, show
 from metric_learning.engine.embed.dump.digits import to_texts
 from metric_learning.engine.embed.dump.layout import pieces_of
 from metric_learning.engine.embed.dump.partial import Partial
+from metric_learning.engine.embed.dump.plan import CLASSES, SCORES
 from metric_learning.engine.embed.dump.precision import to_float32
 from metric_learning.engine.run.lines import duration
 
@@ -51,8 +52,8 @@ class Lines:
         for row, text in enumerate(texts):
             name = f"Test-{self._num_shown + row}"
             lines.append(f"{name}-feature: {text}")
-            if "scores" in values:
-                score, best = values["scores"][row, 0], values["classes"][row, 0]
+            if SCORES in values:
+                score, best = values[SCORES][row, 0], values[CLASSES][row, 0]
                 lines.append(f"{name}-score: [{score:.6f}], class [{best}]")
         if lines:
             show("\n".join(lines))

@@ -13,7 +13,7 @@ import numpy as np
 from metric_learning.common.packed_lines import open_lines
 from metric_learning.common.schema import LARGEST_JSON, Field, check_fields, is_object, read_json
 from metric_learning.common.text_files import read_text
-from metric_learning.engine.embed.dump.layout import LABELS, META, PATHS
+from metric_learning.engine.embed.dump.layout import BOXES, LABELS, META, PATHS
 from metric_learning.engine.embed.dump.shards import (
     ShardedFeatures,
     is_shard_table,
@@ -36,13 +36,15 @@ class Features:
 
     Those of several files are a `ShardedFeatures`, which is indexed as an array is. The paths are a
     list or, of millions, a sequence that reads them when they are asked for. The labels (N,) int64
-    are None where they are not known; `meta` says what made all.
+    are None where they are not known, the boxes (N, 4) int32 where images are whole photos, see
+    `crop_box`; `meta` says what made all.
     """
 
     embeddings: np.ndarray | ShardedFeatures
     paths: Sequence[str]
     labels: np.ndarray | None
     meta: dict[str, Any]
+    boxes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -55,7 +57,7 @@ def open_features(folder: str | PathLike[str]) -> Features:
     """
     folder = Path(folder)
     refuse_incomplete(folder)
-    labels = None
+    labels = boxes = None
     try:
         meta = {}
         if (folder / META).exists():
@@ -67,14 +69,17 @@ def open_features(folder: str | PathLike[str]) -> Features:
         if (folder / LABELS).exists():
             lines = read_text(folder / LABELS, LABELS, LARGEST_JSON).split()
             labels = np.array([int(line) for line in lines], dtype=np.int64)
+        if (folder / BOXES).exists():
+            boxes = np.loadtxt(folder / BOXES, np.int32, delimiter=",", ndmin=2)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{folder}: a file is damaged ({error}): run infer.py again") from error
 
     num_labels = len(paths) if labels is None else len(labels)
-    if not len(embeddings) == len(paths) == num_labels:
+    num_boxes = len(paths) if boxes is None else len(boxes)
+    if not len(embeddings) == len(paths) == num_labels == num_boxes:
         raise ValueError(
             f"{folder}: expected as many rows in features.npy as labels and paths, found features "
             f"of shape {embeddings.shape}, {num_labels} labels, {len(paths)} paths: run infer.py "
             "again"
         )
-    return Features(embeddings, paths, labels, meta)
+    return Features(embeddings, paths, labels, meta, boxes)

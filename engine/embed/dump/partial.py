@@ -31,7 +31,7 @@ from metric_learning.common.fingerprint import (
     take_snapshot,
 )
 from metric_learning.common.schema import read_json
-from metric_learning.engine.embed.dump.layout import META, PARTIAL, Column, Shard
+from metric_learning.engine.embed.dump.layout import META, Column, Shard
 from metric_learning.engine.embed.dump.plan import Plan
 from metric_learning.reader import ImageSet
 
@@ -46,10 +46,10 @@ class WorthlessError(ValueError):
 
 
 class Partial:
-    """The folder of unfinished work below that of a dump."""
+    """A folder of unfinished work: that below a dump, or beside a search index."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder / PARTIAL, plan
+        self.folder, self.plan = folder, plan
         self.done: dict[int, Broken] = {}  # chunk -> what of it cannot be read
         self._read: dict[str, int] = {}  # journal -> bytes that were read
 
@@ -66,8 +66,8 @@ class Partial:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:
                 raise ValueError(
-                    f"{self.folder.parent}: another command is writing its features there: wait "
-                    "for it, or choose another --output_dir"
+                    f"{self.folder}: another command is writing its features there: wait for it, "
+                    "or choose another place for yours"
                 ) from error
 
             try:
@@ -135,7 +135,7 @@ class Partial:
 
     def _compare(self) -> None:
         """Raise ValueError where the work is of other weights, images and so on, or damaged."""
-        remedy = f"choose another --output_dir, or delete {self.folder}"
+        remedy = f"choose another place for the output, or delete {self.folder}"
         try:
             kept = read_json(self.folder / PLAN, PLAN)
             other = first_difference(kept, dict(self.plan.facts))

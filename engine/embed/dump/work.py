@@ -10,7 +10,7 @@ import torch
 
 from metric_learning.common.fingerprint import Snapshot
 from metric_learning.engine.embed.dump.partial import Broken, Partial, WorthlessError, look_at
-from metric_learning.engine.embed.dump.plan import Plan
+from metric_learning.engine.embed.dump.plan import CLASSES, SCORES, Plan
 from metric_learning.engine.embed.dump.precision import normalised, to_dtype
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.embed.embedding import (
@@ -90,7 +90,7 @@ def compute_chunks(
     batches = iterate_values(
         embedder,
         iterate_embeddings(embedder.model, loader, embedder.preprocessing, work.machine),
-        score=any(column.stem == "scores" for column in plan.columns),
+        plan.num_scores,
     )
 
     try:
@@ -98,9 +98,9 @@ def compute_chunks(
             numbers = plan.chunk(chunk)
             values = as_planned(plan, take_rows(batches, numbers, image_set.paths))
             broken = [
-                (number, path, loader.broken[path])
+                (number, name, loader.broken[name])
                 for number in (numbers if loader.broken else ())
-                if (path := image_set.paths[number]) in loader.broken
+                if (name := image_set.name_of(number)) in loader.broken
             ]
             yield chunk, values, lookout.states(chunk), broken
     finally:
@@ -131,31 +131,39 @@ def as_planned(plan: Plan, values: Values) -> Values:
 
 @torch.inference_mode()
 def iterate_values(
-    embedder: Embedder, batches: Iterator[torch.Tensor], score: bool
+    embedder: Embedder, batches: Iterator[torch.Tensor], num_scores: int
 ) -> Iterator[Values]:
-    """Yield features (B, D) of each batch and, on demand, the best class and its score (B, 1).
+    """Yield features (B, D) of each batch and, if asked for, so many best classes (B, K).
 
     Each when the work for the next batch is in the device's queue.
     """
-    pending: tuple[HostCopy, HostCopy | None] | None = None
+    pending: dict[str, HostCopy] | None = None
     for embeddings in batches:
-        scores = embedder.class_layer.class_scores(embeddings) if score else None
-        copies = HostCopy(embeddings), None if scores is None else HostCopy(scores)
+        values = {"features": embeddings}
+        if num_scores:
+            values |= best_classes(embedder.class_layer.class_scores(embeddings), num_scores)
+        copies = {name: HostCopy(rows) for name, rows in values.items()}
         if pending is not None:
-            yield to_values(embedder, *pending)
+            yield to_values(embedder, pending)
         pending = copies
     if pending is not None:
-        yield to_values(embedder, *pending)
+        yield to_values(embedder, pending)
 
 
-def to_values(embedder: Embedder, features: HostCopy, scores: HostCopy | None) -> Values:
+def best_classes(scores: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
+    """Return the best scores (B, K) of all (B, C), highest first, and their classes.
+
+    Of equal scores the class of the lower number comes first.
+    """
+    best, classes = scores.float().topk(count, sorted=False)
+    classes, order = classes.sort(1)
+    best, order = best.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return {SCORES: best, CLASSES: classes.gather(1, order)}
+
+
+def to_values(embedder: Embedder, copies: dict[str, HostCopy]) -> Values:
     """Return the rows of a batch by column; ValueError where a score is not finite."""
-    values = {"features": features.numpy()}
-    if scores is not None:
-        found = scores.numpy()
-        if not np.isfinite(found).all():
-            raise WorthlessError(f"{embedder.work.weights}: the class layer gives NaN or infinity")
-        best = found.argmax(1)[:, None]
-        values["scores"] = np.take_along_axis(found, best, 1).astype(np.float32)
-        values["classes"] = best.astype(np.int64)
+    values = {name: copy.numpy() for name, copy in copies.items()}
+    if not np.isfinite(values.get(SCORES, 0)).all():
+        raise WorthlessError(f"{embedder.work.weights}: the class layer gives NaN or infinity")
     return values

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from metric_learning.common.log import log
 from metric_learning.engine.embed.dump.finish import complete, take_places
-from metric_learning.engine.embed.dump.layout import META
+from metric_learning.engine.embed.dump.layout import META, PARTIAL
 from metric_learning.engine.embed.dump.lines import Lines, Progress
 from metric_learning.engine.embed.dump.partial import Journal, Partial
 from metric_learning.engine.embed.dump.plan import make_plan
@@ -40,20 +41,36 @@ def dump_features(
     if len(image_set) == 0:
         raise ValueError("there is no image to embed: the data set is empty")
 
-    partial = Partial(folder, make_plan(embedder, image_set, options))
+    partial = Partial(folder / PARTIAL, make_plan(embedder, image_set, options))
+    lines = Lines(partial, options.print_features)
+    with computed(partial, embedder, image_set, on_bad_image, lines):
+        if world.is_main:
+            finish(folder, embedder, image_set, partial)
+    return folder
+
+
+@contextlib.contextmanager
+def computed(
+    partial: Partial, embedder: Embedder, image_set: ImageSet, on_bad_image: str, lines: Lines
+) -> Iterator[None]:
+    """Have all rows of the work there, computed by all processes; it is held until all leave."""
+    work = embedder.work
+    world = work.machine.world
     with partial.held() if world.is_main else contextlib.nullcontext():
         may_skip = on_bad_image == "skip"
         missing = decide_on_main(world, lambda: partial.open(image_set, may_skip))
         num_done = partial.plan.num_chunks - len(missing)
         if num_done:
             work.say(f"{num_done} of {partial.plan.num_chunks} parts of the work are there already")
-        lines = Lines(partial, options.print_features)
         compute(embedder, image_set, partial, missing, on_bad_image, lines)
         wait_for_all(world)
-        if world.is_main:
-            finish(folder, embedder, image_set, partial, lines)
+        if world.is_main and not partial.is_complete:
+            partial.poll()
+            assert len(partial.done) == partial.plan.num_chunks
+            lines.advance()
+
+        yield
         wait_for_all(world)
-    return folder
 
 
 def compute(
@@ -84,15 +101,8 @@ def compute(
         journal.sync()
 
 
-def finish(
-    folder: Path, embedder: Embedder, image_set: ImageSet, partial: Partial, lines: Lines
-) -> None:
-    """Print what is left to print, and make the dump complete."""
-    if not partial.is_complete:
-        partial.poll()
-        assert len(partial.done) == partial.plan.num_chunks
-        lines.advance()
-
+def finish(folder: Path, embedder: Embedder, image_set: ImageSet, partial: Partial) -> None:
+    """Make the dump complete, and let its files take their places."""
     about: dict[str, Any] = {
         "flags": dict(embedder.work.flags),
         "checkpoint": embedder.work.meta,
