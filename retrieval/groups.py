@@ -23,7 +23,8 @@ class Groups(NamedTuple):
     def are_same(self, query_rows: np.ndarray, gallery_rows: np.ndarray) -> np.ndarray:
         """Whether query and gallery image of pairs (M,) have a group and share it, (M,) bool."""
         asked = self.queries[query_rows]
-        return (asked == self.gallery[gallery_rows]) & (asked != NO_GROUP)
+        is_same: np.ndarray = (asked == self.gallery[gallery_rows]) & (asked != NO_GROUP)
+        return is_same
 
 
 def checked_groups(

@@ -94,6 +94,7 @@ def chance_scores(
     labels: np.ndarray,
     gallery_labels: np.ndarray | None = None,
     is_in_gallery: np.ndarray | None = None,
+    groups: Groups | None = None,
 ) -> dict[str, float]:
     """Compute the other metrics that random embeddings have on average, exactly.
 
@@ -105,7 +106,7 @@ def chance_scores(
         `map@r`, `r_precision`, `map` and `mrr`, means over the queries that have a positive; 0 of
         none.
     """
-    counts = np.stack(count_positives(labels, gallery_labels, is_in_gallery), axis=1)
+    counts = np.stack(count_positives(labels, gallery_labels, is_in_gallery, groups), axis=1)
     pairs, weights = np.unique(counts[counts[:, 0] > 0], axis=0, return_counts=True)
     names = ("map@r", "r_precision", "map", "mrr")
     if len(pairs) == 0:

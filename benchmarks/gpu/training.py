@@ -282,8 +282,8 @@ def big_batch(section: Section) -> None:
 def pass_chunks(stepper: Stepper, chunk: int, times: int) -> None:
     """Make the passes of gradient caching with the network alone: all forward, then all both."""
     model, machine = stepper.run.learner.model, stepper.run.options.machine
-    size = stepper.run.preprocessing.crop_size
-    images = torch.randn(chunk, 3, size, size, device=machine.device)
+    size = stepper.run.options.model.image_size
+    images = torch.randn(chunk, 3, *size, device=machine.device)
     images = images.contiguous(memory_format=torch.channels_last)
     for with_gradient in (False, True):
         for _ in range(times):

@@ -15,6 +15,7 @@ from metric_learning.common.atomic import write_text
 from metric_learning.common.log import log
 from metric_learning.common.outputs import Kind, prepare_folder, replaced_folder
 from metric_learning.common.schema import check_fields, is_number, read_json
+from metric_learning.common.sizes import sides
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.embed.export import TOLERANCE, describe, largest_difference
 from metric_learning.engine.options.evaluation import EmbeddingOptions
@@ -88,7 +89,7 @@ def describe_for_timm(embedder: Embedder) -> dict[str, Any]:
     """Return the config.json: what timm builds, the images it takes, and all that is known here."""
     model, preprocessing = embedder.model, embedder.preprocessing
     cfg: Any = model.backbone.pretrained_cfg
-    size = preprocessing.crop_size
+    height, width = sides(preprocessing.crop_size)
     has_layer = isinstance(model.embedding, nn.Linear)
 
     if has_layer and not isinstance(cfg.get("classifier"), str):
@@ -101,10 +102,10 @@ def describe_for_timm(embedder: Embedder) -> dict[str, Any]:
         "num_classes": model.embedding_size if has_layer else 0,
         "num_features": model.feature_size,
         "pretrained_cfg": {
-            "input_size": [3, size, size],
+            "input_size": [3, height, width],
             "fixed_input_size": bool(cfg.get("fixed_input_size")),
             "interpolation": INTERPOLATIONS[preprocessing.transform],
-            "crop_pct": size / preprocessing.short_side,
+            "crop_pct": height / preprocessing.covered[0],
             "crop_mode": "center",
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
@@ -115,8 +116,8 @@ def describe_for_timm(embedder: Embedder) -> dict[str, Any]:
         },
     }
 
-    if cfg.get("fixed_input_size") and size != cfg["input_size"][1]:
-        config["model_args"] = {"img_size": size}
+    if cfg.get("fixed_input_size") and [height, width] != list(cfg["input_size"][1:]):
+        config["model_args"] = {"img_size": height if height == width else [height, width]}
     return config | {OWN: describe(embedder, is_normalized=False)}
 
 
@@ -138,8 +139,8 @@ def _compare(embedder: Embedder, folder: Path) -> float:
     model = embedder.model
     try:
         network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        size = embedder.preprocessing.crop_size
-        difference = largest_difference(model, network, [3, size, size])
+        size = sides(embedder.preprocessing.crop_size)
+        difference = largest_difference(model, network, [3, *size])
 
     except Exception as error:  # what timm raises where a folder is wrong
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

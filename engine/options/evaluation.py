@@ -303,9 +303,9 @@ def settle_evaluation(flags: Flags, world: World) -> EvaluationOptions:
     if flags.split == "all":
         flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
     if flags.compare:
-        alone = ("pretrained_model", "features", "verification", "clustering", "class_table")
-        alone += ("open_set",)
-        flags.refuse((*alone, "class_dim", "average_with_start", "start"), "with --compare")
+        alone = ("pretrained_model", "features", "class_dim", "average_with_start", "start")
+        more = ("verification", "clustering", "class_table", "open_set")
+        flags.refuse((*alone, *more), "with --compare")
     if flags.distance != "cosine":
         by_cosine = ("whiten", "rerank", "verification", "clustering", "open_set")
         flags.refuse(by_cosine, f"--distance={flags.distance}: they compare directions")

@@ -105,9 +105,6 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
     own_rows = find_own_rows(subject.is_query, subject.is_gallery)
     roles, groups = labels_by_role(subject), groups_by_role(subject)
     num_findable = int(count_positives(*roles)[1].min())
-    by_group = {} if groups is None else {"groups": groups.queries}
-    if groups is not None and not is_self:
-        by_group["gallery_groups"] = groups.gallery
     scores = score_queries(
         subject.embeddings[queries],
         subject.labels[queries],
@@ -116,7 +113,8 @@ def find(subject: Subject, device: str | torch.device = "cpu") -> Found:
         gallery_labels=None if is_self else subject.labels[gallery],
         device=device,
         own_rows=own_rows,
-        **by_group,
+        groups=groups and groups.queries,
+        gallery_groups=None if groups is None or is_self else groups.gallery,
     )
 
     rows = queries[scores.rows]

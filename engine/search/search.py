@@ -186,7 +186,9 @@ def write_index(
 def embed_calibrating(embedder: Embedder) -> Images | None:
     """Embed the val split, which all processes share; None where there is none."""
     images = calibrating_images(embedder.work.data)
-    return images and Images(embedder.embed(images), images.labels, "val split")
+    if images is None:
+        return None
+    return Images(embedder.embed(images), images.labels, "val split")
 
 
 def origin_of(embedder: Embedder, image_set: ImageSet) -> dict[str, Any]:

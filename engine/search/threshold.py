@@ -42,14 +42,14 @@ def threshold_of(
     Raises:
         ValueError: the index is asked for a threshold, and holds none.
     """
-    kept = search_index.metadata.get(THRESHOLD)
+    kept: Any = search_index.metadata.get(THRESHOLD)
     if given == OFF or (given is None and (kept is None or not is_image)):
         return None
     if given is not None and given != AUTO:
         return float(given)
     if not is_image:
         raise ValueError("--unknown_threshold=auto is of images, not of words: give a cosine")
-    cosine = kept.get("cosine") if is_object(kept) else None
+    cosine: Any = kept.get("cosine") if is_object(kept) else None
     if not is_finite(cosine):
         raise ValueError(
             "--unknown_threshold=auto: the index holds no threshold: build it with that flag, or "
