@@ -9,7 +9,7 @@ import yaml
 
 import train_elem
 import train_pair
-from metric_learning.losses import ELEM_LOSSES
+from metric_learning.losses import ELEM_LOSSES, PAIR_LOSSES, V1_LOSSES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DATA = {"sop": "sop", "cub": "cub200_2011", "cars": "cars196", "inshop": "inshop"}
@@ -26,12 +26,18 @@ def flags_of(recipe):
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory, toy_flags):
-    """Weights of a small ResNet, to start from as recipes do."""
+def stage_one(tmp_path_factory, toy_flags):
+    """Run folder of a small ResNet, by the recipe of stage 1."""
     folder = tmp_path_factory.mktemp("weights")
-    flags = [*toy_flags, "--model=test_resnet", "--train_batch_size=8", "--total_iter_num=1"]
-    flags += ["--test_iter_step=0", f"--model_save_dir={folder}", "--lr=0"]
-    return train_elem.main(flags) / "last.safetensors"
+    flags = [f"--config={CONFIGS / 'recipes' / 'stage1.yaml'}", *toy_flags, "--model=test_resnet"]
+    flags += ["--train_batch_size=8", "--num_epochs=1", "--test_iter_step=0", "--freeze_bn=False"]
+    return train_elem.main([*flags, "--horizontal_flip=False", f"--model_save_dir={folder}"])
+
+
+@pytest.fixture(scope="module")
+def network(stage_one):
+    """Weights of a small ResNet, to start from as recipes do."""
+    return stage_one / "last.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +130,19 @@ def test_the_board_has_the_flags_of_the_recipes():
             del expected[own]
         assert board["flags"] | row["flags"] == expected, name
         assert row["published"]["recall@1"] in files[f"sop_{name}"].read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name in PAIR_LOSSES if name not in V1_LOSSES])
+def test_each_pair_loss_has_a_recipe_that_goes_on_with_stage_one(
+    name, stage_one, toy_flags, tmp_path
+):
+    recipe = CONFIGS / "recipes" / f"stage2_{name}.yaml"
+    start = f"--pretrained_model={stage_one / 'last.pt'}"
+    short = ["--model=test_resnet", "--train_batch_size=12", "--num_epochs=1"]
+    short += ["--test_iter_step=0"]
+    words = [f"--config={recipe}", *toy_flags, *short, start, f"--model_save_dir={tmp_path}"]
+    folder = train_pair.main(words)
+    flags = json.loads((folder / "args.json").read_text())["flags"]
+    assert (flags["loss_name"], flags["keep_loss"], flags["lr"]) == (name, 5, 1.5e-5)
+    assert flags["horizontal_flip"] is False  # as stage 1 had it
+    assert recipe.name in recipe.read_text("utf-8")
