@@ -72,13 +72,18 @@ def expected_scores(cosines, is_positive):
 def assert_equal_scores(found, cosines, is_positive):
     """Compare with the scores of the binned cosines; a negative at an edge may be rounded over."""
     expected = expected_scores(binned(cosines), is_positive)
-    assert found.keys() == expected.keys()
+    rates = [name.removeprefix("tar@") for name in expected if name.startswith("tar")]
+    assert found.keys() == expected.keys() | {f"threshold@{rate}" for rate in rates}
     one_pair = 1.001 / expected["positive_pairs"]
     tolerances = {"auc": 1e-6, "eer": one_pair} | {
         name: one_pair for name in expected if name.startswith("tar")
     }
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=tolerances.get(name, 0)), name
+    for rate in rates:
+        is_accepted = cosines >= found[f"threshold@{rate}"]
+        share = is_accepted[is_positive].mean()
+        assert share == pytest.approx(found[f"tar@{rate}"], abs=2 * one_pair), rate
 
 
 def split_in_two(rows, labels):
@@ -198,13 +203,15 @@ def test_similarities_in_a_narrow_range_get_finer_bins(spread, is_split, device,
     num_occupied = np.count_nonzero(histograms.positives + histograms.negatives)
     assert num_occupied > min(1000, len(cosines) / 10)
     found, expected = score_histograms(histograms), expected_scores(cosines, is_positive)
-    assert found == pytest.approx(expected, abs=1.001 / found["positive_pairs"])
+    scores = {name: value for name, value in found.items() if not name.startswith("threshold")}
+    assert scores == pytest.approx(expected, abs=1.001 / found["positive_pairs"])
     assert found["auc"] == pytest.approx(expected["auc"], abs=1e-5)
 
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_a_collapsed_model_is_as_good_as_chance(value, device):
     found = verification_scores(np.full((40, 3), value), np.arange(40) // 4, device=device)
+    assert found.pop("threshold@far=0.1") > value  # below which all pairs would be accepted
     assert found == {
         "auc": 0.5,
         "eer": 0.5,
@@ -228,7 +235,10 @@ def test_auc_depends_on_the_order_alone():
     moved = negatives // 2
     beside = negatives - moved + np.roll(moved, 1)
     scores = score_histograms(SimilarityHistograms(edges, positives, negatives))
-    assert score_histograms(SimilarityHistograms(edges, positives, beside)) == scores
+    moved = score_histograms(SimilarityHistograms(edges, positives, beside))
+    assert {name: value for name, value in moved.items() if "threshold" not in name} == {
+        name: value for name, value in scores.items() if "threshold" not in name
+    }
     assert 0.4 < scores["auc"] < 0.6
 
 
