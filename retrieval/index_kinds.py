@@ -124,8 +124,7 @@ def search_vectors(vectors: Any, queries: np.ndarray, k: int, removed: np.ndarra
     selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(removed))
     wide = max(vectors.hnsw.efSearch, k)
     parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=wide)
-    found = vectors.search(queries, k, params=parameters)
-    return found
+    return _search(vectors, queries, k, parameters)
 
 
 def search_everything(
@@ -136,11 +135,20 @@ def search_everything(
     selector = faiss.IDSelectorBatch(among)
     if kind in ("exact", "hnsw"):
         flat = vectors if kind == "exact" else faiss.downcast_index(vectors.storage)
-        found: Found = flat.search(queries, k, params=faiss.SearchParameters(sel=selector))
-        return found
+        return _search(flat, queries, k, faiss.SearchParameters(sel=selector))
     lists = faiss.extract_index_ivf(vectors)
     parameters = faiss.SearchParametersIVF(sel=selector, nprobe=lists.nlist)
-    found = vectors.search(queries, k, params=parameters)
+    return _search(vectors, queries, k, parameters)
+
+
+def _search(vectors: Any, queries: np.ndarray, k: int, parameters: Any) -> Found:
+    """Search a faiss index with parameters.
+
+    `faiss.contrib.torch_utils`, which pytorch-metric-learning imports, puts a search without any in
+    the place of faiss' own, and leaves that under another name.
+    """
+    search = getattr(vectors, "search_numpy", vectors.search)
+    found: Found = search(queries, k, params=parameters)
     return found
 
 

@@ -41,6 +41,8 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 KINDS = {"exact": "FLAT", "ivf": "IVF_FLAT", "hnsw": "HNSW"}  # of Milvus
 PARAMETERS = {"m": "M", "ef_construction": "efConstruction", "nlist": "nlist"}  # of building
 SEARCH_PARAMETERS = {"ef_search": "ef", "nprobe": "nprobe"}
+# The most cells that Milvus makes. Its embedded edition makes 128, whatever it is asked for.
+EVERY_CELL = 65536
 ROWS_AT_ONCE, QUERIES_AT_ONCE = 2000, 100
 PART, LONGEST_PATH = 60_000, 65_535  # bytes of a text that a field can hold
 MOST_NEIGHBOURS = 16_384
@@ -172,6 +174,19 @@ class MilvusIndex:
         }
         if "ef" in given:
             given["ef"] = max(given["ef"], k)
+        hits = self._ask(queries, k, given, class_name)
+        if "nprobe" in given and any(len(found) < k for found in hits):
+            hits = self._ask(queries, k, {"nprobe": EVERY_CELL}, class_name)
+        if any(len(found) != k for found in hits):
+            raise ValueError("Milvus returned too few neighbours: build the index again as exact")
+        rows = np.array([[hit["row"] for hit in found] for found in hits], np.int64)
+        cosines = np.array([[hit["distance"] for hit in found] for found in hits], np.float32)
+        return rows.reshape(-1, k), cosines.reshape(-1, k)
+
+    def _ask(
+        self, queries: np.ndarray, k: int, parameters: Mapping[str, int], class_name: str | None
+    ) -> list[Any]:
+        """Return what Milvus finds for each query, which may be fewer than k images."""
         hits: list[Any] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             with milvus_errors():
@@ -181,13 +196,9 @@ class MilvusIndex:
                     anns_field="vector",
                     limit=k,
                     filter="" if class_name is None else self._of_class(class_name),
-                    search_params={"metric_type": "IP", "params": given},
+                    search_params={"metric_type": "IP", "params": dict(parameters)},
                 )
-        if any(len(found) != k for found in hits):
-            raise ValueError("Milvus returned too few neighbours: build the index again as exact")
-        rows = np.array([[hit["row"] for hit in found] for found in hits], np.int64)
-        cosines = np.array([[hit["distance"] for hit in found] for found in hits], np.float32)
-        return rows.reshape(-1, k), cosines.reshape(-1, k)
+        return hits
 
 
 def import_pymilvus() -> Any:

@@ -237,7 +237,7 @@ def last_seconds(images: OwnImages, texts: Mapping[str, str], effort: Effort) ->
 
 
 def _image_seconds(images: OwnImages, texts: Mapping[str, str], size: int) -> float:
-    cost = image_cost(texts["model"], 0, tuple(MODEL_OPTIONS.items()), size, "auto")
+    cost = image_cost(texts["model"], 0, tuple(MODEL_OPTIONS.items()), (size, size), "auto")
     return cost.seconds + images.read_seconds
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import types
 import zipfile
@@ -370,3 +371,18 @@ def test_a_file_whose_removed_images_do_not_fit_is_refused(removed, tmp_path):
             archive.writestr(name, data)
     with pytest.raises(ValueError, match="damaged or no search index"):
         load_search_index(tmp_path / "a.index")
+
+
+def test_a_search_with_parameters_outlives_torch_s_methods_of_faiss():
+    """pytorch-metric-learning imports them; in a process of its own, for nothing undoes that."""
+    program = """
+import faiss.contrib.torch_utils, numpy as np
+from metric_learning.retrieval.indexes import build_index
+rows = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+index = build_index(rows, list(map(str, range(300))), "hnsw")
+index.removed = np.array([0])
+print(index.search(rows[1:4], 1)[0].ravel().tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "[0, 1, 2]"

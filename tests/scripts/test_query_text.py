@@ -74,7 +74,8 @@ def test_texts_are_ranked_by_their_cosine_to_the_images(
     assert [line for line in out if line.startswith("query")] == [f"query {t}" for t in TEXTS]
     paths = load_search_index(built).paths
     for answer, text, expected in zip(answers, TEXTS, cosines, strict=True):
-        assert list(answer) == ["text", "neighbours"] and answer["text"] == text
+        assert list(answer) == ["text", "neighbours", "is_none"] and answer["text"] == text
+        assert answer["is_none"] is False  # words have no threshold but a given one
         found = answer["neighbours"]
         assert [one["row"] for one in found] == np.argsort(-expected, kind="stable").tolist()
         np.testing.assert_allclose([one["cosine"] for one in found], -np.sort(-expected), atol=1e-5)

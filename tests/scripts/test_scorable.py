@@ -52,7 +52,7 @@ def test_a_training_is_refused_before_its_first_step(error_of, flags, tmp_path, 
 def test_an_evaluation_is_refused_before_it_embeds(
     error_of, flags, one_each, main, choice, monkeypatch
 ):
-    monkeypatch.setattr(report, "find_source", lambda *_: report.Path("random"))
+    monkeypatch.setattr(report, "find_sources", lambda *_: [report.Path("random")])
     choice = [flag.format(folder=one_each) for flag in choice]
     assert NOTHING_TO_FIND in error_of(main, [*choice, *flags])
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import infer
-from metric_learning.engine.embed import search as search_module
+from metric_learning.engine.search import search as search_module
 from metric_learning.retrieval.indexes import load_search_index
 
 MODEL = ["--pretrained_model=random", "--model=test_resnet", "--image_shape=3,32,32"]
