@@ -516,6 +516,6 @@ def recipe_for(loss: parts.LossOptions, meta: Mapping[str, Any]) -> list[str]:
     if not is_second or loss.kept or loss.alpha or loss.loss_name in V1_LOSSES:
         return []
     return [
-        f"{meta['loss']} of stage 1 does not go on here; with the settings that were measured it "
-        f"does: --config=configs/recipes/stage2_{loss.loss_name}.yaml"
+        f"the loss of stage 1, {meta['loss']}, is not kept here; settings that keep it: "
+        f"--config=configs/recipes/stage2_{loss.loss_name}.yaml (docs/recipes.md)"
     ]

@@ -215,7 +215,7 @@ def test_a_kept_loss_sees_images_as_stage_one_did(toy_flags, tmp_path, train, ca
 
 def test_a_second_stage_that_forgets_the_first_names_its_recipe(stage_one, train, capsys):
     stage_two = [f"--pretrained_model={stage_one('softmax')}", "--loss_name=supcon"]
-    line = "does: --config=configs/recipes/stage2_supcon.yaml"
+    line = "softmax, is not kept here; settings that keep it: --config=configs/recipes/stage2_sup"
     train(*stage_two)
     assert line in capsys.readouterr().out
     for flag in ("--keep_loss=1", "--alpha=1"):
