@@ -110,7 +110,7 @@ def damaged():
         data = encode(kind, pixels[:200, :200] if kind == "ICO" else pixels)
         for share in (0.01, 0.3, 0.9, 0.999):
             yield data[: int(len(data) * share)]
-        for _ in range(6):
+        for _ in range(8):
             changed = bytearray(data)
             for _ in range(rng.choice([1, 20, 500])):
                 changed[rng.randrange(min(len(changed), rng.choice([64, len(data)])))] = (
@@ -182,7 +182,10 @@ def test_the_server_stays_up_and_small(tmp_path, toy_tree, capsys):
     with served(file, "--max_upload=20") as (address, process):
         host = urlsplit(address).netloc
         place = host.split(":")[0], int(host.split(":")[1])
-        ask = lambda data: httpx.post(f"{address}/api/search?k=1", content=data, timeout=300)  # noqa: E731
+
+        def ask(data):
+            return httpx.post(f"{address}/api/search?k=1", content=data, timeout=300)
+
         right = ask(photo).json()
         before, most, kinds, slowest = memory_of(process.pid), 0, 0, 0.0
         num_cut = 0
