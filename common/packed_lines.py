@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -16,7 +17,23 @@ LINE_END = ord("\n")
 BLOCK = 2**24  # bytes that are looked through at once
 
 
-class PackedLines(Sequence[str]):
+class _Lines(Sequence[str]):
+    """Lines that are found one by one, by `_at` of a row that there is."""
+
+    @abstractmethod
+    def _at(self, row: int) -> str: ...
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self._at(number) for number in range(*row.indices(len(self)))]
+        return self._at(range(len(self))[row])
+
+
+class PackedLines(_Lines):
     """N lines of a file, read when they are asked for: 16 bytes each, and pages of the file.
 
     Bytes that are not UTF-8 stay as Python has them in file names (surrogateescape).
@@ -28,14 +45,7 @@ class PackedLines(Sequence[str]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
-        row = range(len(self))[row]
+    def _at(self, row: int) -> str:
         line = self._data[self._starts[row] : self._ends[row]].tobytes()
         return from_line(line.removesuffix(b"\r").decode("utf-8", "surrogateescape"))
 
@@ -51,7 +61,7 @@ class PackedLines(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
 
-class JoinedLines(Sequence[str]):
+class JoinedLines(_Lines):
     """The texts of several sequences, one after the other, without a copy of them."""
 
     def __init__(self, parts: Sequence[Sequence[str]]) -> None:
@@ -61,14 +71,7 @@ class JoinedLines(Sequence[str]):
     def __len__(self) -> int:
         return int(self._stops[-1]) if self._parts else 0
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
-        row = range(len(self))[row]
+    def _at(self, row: int) -> str:
         place = int(np.searchsorted(self._stops, row, side="right"))
         return self._parts[place][row - int(self._stops[place])]  # from the end of the part
 

@@ -41,10 +41,9 @@ from metric_learning.retrieval.index_kinds import (
     search_everything,
     search_vectors,
 )
-from metric_learning.retrieval.inputs import checked_rows
 from metric_learning.retrieval.milvus import MilvusIndex
 from metric_learning.retrieval.search import nearest
-from metric_learning.retrieval.unit import unit_rows
+from metric_learning.retrieval.unit import unit_embeddings, unit_queries
 
 GPU_KINDS = ("exact", "ivf")  # faiss has no HNSW for GPUs, and limits the code sizes of IVFPQ
 MOST_NEIGHBOURS_ON_GPU = 2048
@@ -154,12 +153,7 @@ class SearchIndex:
             raise ValueError(
                 f"expected 1 to {num_searched} neighbours in this index, found k = {k}"
             )
-        queries = _unit(features)
-        if queries.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"the index holds embeddings of {self.embedding_size} dimensions, the queries have "
-                f"{queries.shape[1]}"
-            )
+        queries = unit_queries(features, self.embedding_size)
 
         cosines, numbers = self._search(queries, k, torch.device(device), among)
         if not np.isfinite(cosines).all() or numbers.min() < 0:
@@ -234,7 +228,7 @@ class SearchIndex:
             states: (M,) of the files when they were embedded, as a snapshot has them.
         """
         assert self.snapshot is not None and len(labels) in (0, len(paths))
-        self.vectors.add(_unit(features))
+        self.vectors.add(unit_embeddings(features))
         self.paths = [*self.paths, *paths]
         self.labels = np.concatenate([self.labels, labels]).astype(np.int64)
 
@@ -305,7 +299,7 @@ def build_index(
         ValueError: shapes that do not fit, embeddings that are not finite, faiss is absent, an
             unknown kind or parameter, or too few images for the kind.
     """
-    unit = _unit(features)
+    unit = unit_embeddings(features)
     if len(unit) != len(paths) or len(labels) not in (0, len(unit)):
         raise ValueError(
             f"expected a path and either a label or none for each of {len(unit)} embeddings, found "
@@ -390,15 +384,10 @@ def measure_recall(
     """
     rows, exact = nearest(queries, gallery, k, own_rows, device)
     found, _ = index.search(queries, k + (own_rows is not None), device)
-    asking = _unit(queries)
+    asking = unit_embeddings(queries)
     num_right = 0
     for i, query in enumerate(asking):
         others = found[i] if own_rows is None else found[i][found[i] != own_rows[i]][:k]
-        cosines = _unit(np.asarray(gallery)[others]) @ query
+        cosines = unit_embeddings(np.asarray(gallery)[others]) @ query
         num_right += int((cosines >= exact[i, -1] - SAME_COSINE).sum())
     return num_right / rows.size
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    """Return embeddings of length 1 as float32; a zero embedding stays zero."""
-    return unit_rows(checked_rows(features, "embeddings")).numpy()

@@ -30,8 +30,7 @@ from metric_learning.common.schema import (
     is_text,
     parse_json,
 )
-from metric_learning.retrieval.inputs import checked_rows
-from metric_learning.retrieval.unit import unit_rows
+from metric_learning.retrieval.unit import unit_embeddings, unit_queries
 
 PREFIX = "milvus:"
 ADDRESS = r"https?://[^/]+"  # of a server
@@ -160,12 +159,7 @@ class MilvusIndex:
         most = min(num_searched, MOST_NEIGHBOURS)
         if not 1 <= k <= most:
             raise ValueError(f"expected 1 to {most} neighbours in this index, found k = {k}")
-        queries = unit_rows(checked_rows(features, "embeddings")).numpy()
-        if queries.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"the index holds embeddings of {self.embedding_size} dimensions, the queries have "
-                f"{queries.shape[1]}"
-            )
+        queries = unit_queries(features, self.embedding_size)
 
         given = {
             theirs: self.options[ours]
@@ -344,10 +338,10 @@ def insert_images(
 ) -> None:
     """Insert embeddings (N, D), paths and labels (N,) into a collection that is empty."""
     for start in range(0, len(paths), ROWS_AT_ONCE):
-        unit = unit_rows(checked_rows(features[start : start + ROWS_AT_ONCE], "embeddings"))
+        unit = unit_embeddings(features[start : start + ROWS_AT_ONCE])
         columns = zip(
             range(start, start + len(unit)),
-            unit.numpy(),
+            unit,
             paths[start : start + ROWS_AT_ONCE],
             labels[start : start + ROWS_AT_ONCE].tolist(),
             strict=True,

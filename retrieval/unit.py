@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metric_learning.retrieval.inputs import checked_rows
+
 SMALLEST_NORM = 1e-300  # keeps a zero row at zero, at cosine 0 to everything
 CHUNK_ROWS = 2**13  # rows held in float64 at once
 
@@ -29,3 +31,19 @@ def unit_rows(
         norms = part.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
         unit[start : start + CHUNK_ROWS] = part / norms
     return unit
+
+
+def unit_embeddings(features: np.ndarray) -> np.ndarray:
+    """Return embeddings (N, D) of length 1 as float32; ValueError where one is not finite."""
+    return unit_rows(checked_rows(features, "embeddings")).numpy()
+
+
+def unit_queries(features: np.ndarray, embedding_size: int) -> np.ndarray:
+    """Return `unit_embeddings` of queries; ValueError where their D is not that of an index."""
+    queries = unit_embeddings(features)
+    if queries.shape[1] != embedding_size:
+        raise ValueError(
+            f"the index holds embeddings of {embedding_size} dimensions, the queries have "
+            f"{queries.shape[1]}"
+        )
+    return queries

@@ -19,7 +19,7 @@ from metric_learning.engine.report.embedding_map import HEIGHT, WIDTH, Embedding
 from metric_learning.engine.report.figures import scale_losses
 from metric_learning.engine.report.files import GENERATOR
 from metric_learning.engine.run.records import curve_of, read_records
-from metric_learning.reader.sets.image_set import Decoding, decode_image, read_file
+from metric_learning.reader.sets.image_set import Decoding, decode_file
 from metric_learning.retrieval.search import nearest
 
 matplotlib.use("Agg")
@@ -92,7 +92,7 @@ def plot_neighbours(
 
 def _read(path: str) -> np.ndarray:
     """Decode an image file as people see it."""
-    return decode_image(read_file(path), path, Decoding("white"))
+    return decode_file(path, Decoding("white"))
 
 
 def plot_map(

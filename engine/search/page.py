@@ -12,7 +12,7 @@ from metric_learning.common.outputs import kind_of_file
 from metric_learning.common.pages import templates_of
 from metric_learning.common.pictures import data_uri, small_jpeg
 from metric_learning.reader import ImageError
-from metric_learning.reader.sets.image_set import Decoding, decode_image, read_file
+from metric_learning.reader.sets.image_set import Decoding, decode_file
 
 TEMPLATES = Path(__file__).with_name("templates")
 GENERATOR = "metric-learning infer"
@@ -40,7 +40,7 @@ def write_page(
     @cache
     def picture(path: str, pixels: int) -> str | None:
         try:
-            image = decode_image(read_file(path, decoding.max_pixels), path, decoding)
+            image = decode_file(path, decoding)
         except ImageError:
             return None
         return data_uri(small_jpeg(image, pixels))

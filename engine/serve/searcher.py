@@ -19,7 +19,7 @@ from metric_learning.engine.search.threshold import is_none, threshold_of
 from metric_learning.models.clip import is_clip
 from metric_learning.models.clip_text import TextEncoder
 from metric_learning.models.weights.fingerprint import RANDOM
-from metric_learning.reader.sets.image_set import decode_image, read_file
+from metric_learning.reader.sets.image_set import decode_file
 from metric_learning.retrieval.indexes import SearchIndex
 from metric_learning.retrieval.milvus import MilvusIndex
 
@@ -157,6 +157,5 @@ class Searcher:
 
     def _make_thumbnail(self, row: int, size: str) -> bytes:
         path, _ = self._index.entries(np.array([row]))[0]
-        decoding = self._embedder.preprocessing.decoding
-        image = decode_image(read_file(path, decoding.max_pixels), path, decoding)
+        image = decode_file(path, self._embedder.preprocessing.decoding)
         return small_jpeg(image, SIZES[size])

@@ -247,6 +247,11 @@ def check_size(num_pixels: int, path: str, decoding: Decoding) -> None:
         )
 
 
+def decode_file(path: str, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
+    """Read an image file as `decode_image` does its bytes; errors are those of `read_file` too."""
+    return decode_image(read_file(path, decoding.max_pixels), path, decoding)
+
+
 def decode_image(data: bytes, path: str, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
     """Decode the bytes of an image file to (H, W, 3) uint8 RGB; `path` is for the error message.
 
