@@ -8,14 +8,16 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+SHARED = Path(__file__).with_name("templates")
+
 
 def templates_of(*folders: Path) -> Environment:
-    """Return the templates of folders; of two with one name the first folder's counts.
+    """Return the templates of folders and those of all pages; of one name the first one counts.
 
     Their filters are `percent`, of a fraction, and `breakable`, of a long name.
     """
     environment = Environment(
-        loader=FileSystemLoader(folders),
+        loader=FileSystemLoader([*folders, SHARED]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
