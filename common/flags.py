@@ -20,7 +20,7 @@ from metric_learning.common.places import without_latest
 
 AMP_CHOICES = ("auto", "off", "tf32", "bfloat16", "float16")
 # Flags that mean the same: one on the command line replaces the other of a config file.
-ALTERNATIVES = ({"num_epochs", "total_iter_num"},)
+ALTERNATIVES = ({"num_epochs", "total_iter_num"}, {"lr", "lr_of_start"})
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 # What other tools call a flag, where the spelling alone would suggest another one.
 OTHER_NAMES = {

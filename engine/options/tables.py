@@ -332,6 +332,13 @@ OPTIMIZER_FLAGS = grouped(
     Flag("optimizer", str, "sgd", "optimizer", OPTIMIZERS),
     Flag("lr", non_negative, None, "initial learning rate"),
     Flag(
+        "lr_of_start",
+        non_negative,
+        0.0,
+        "instead of --lr: share of the rate with which --pretrained_model was trained, whose "
+        "optimizer and rate factors go on; 0: none",
+    ),
+    Flag(
         "lr_head_mult", non_negative, 1.0, "rate factor of class and embedding layers, bnneck, gem"
     ),
     Flag(

@@ -49,13 +49,14 @@ EARLIER = {
     "keep_loss": 0.0,
     "layer_decay": 1.0,
     "lora_rank": 0,
+    "lr_of_start": 0.0,
 }
 
 # Flags that a resumed run must have as its checkpoint has them.
 FIXED_FLAGS = (
     *("model", "embedding_size", *MODEL_OPTIONS, "loss_name", "class_dim"),
     *("optimizer", "decay_norm_and_bias", "trainable", "layer_decay", "lora_rank"),
-    *("alpha", "keep_loss", "xbm_size", "loss_options"),
+    *("alpha", "keep_loss", "xbm_size", "loss_options", "lr_of_start"),
     *("normalize_embeddings", "embedding_scale"),
 )
 LENGTHS = {"num_epochs", "total_iter_num"}
@@ -69,6 +70,13 @@ OF_READING = (
 BY_WORKERS = ("resize_first", "color_jitter", "rand_augment", "random_erasing")
 VIEW_NAMES = ("tta_flip", "tta_scales")
 FEATURES_DIR = "frozen_features"  # below --model_save_dir
+# What a training at --lr_of_start takes over from another one, beside the rate; the factors are of
+# weights that it may not have, unless it keeps the loss too.
+OF_OPTIMIZER = (
+    *("optimizer", "momentum", "nesterov", "adam_eps", "weight_decay", "decay_norm_and_bias"),
+    "layer_decay",
+)
+RATE_FACTORS = ("lr_head_mult", "lr_loss_mult")
 PIPELINE = ("image_shape", "transform", "resize_ratio")  # how images become the input of a network
 
 
@@ -104,6 +112,22 @@ def augmentation_of(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plain(flags[name]) for name in names if flags.get(name) is not None}
 
 
+def rates_of(path: str, meta: Mapping[str, Any], share: float, goes_on: bool) -> dict[str, Any]:
+    """Return the optimizer of a training and its rate times `share`, by flag.
+
+    Where its loss `goes_on`, so do the factors of the rate of its weights. Raises ValueError where
+    the weights do not say at which rate they were trained.
+    """
+    flags = meta.get("flags", {})
+    if flags.get("lr") is None or "optimizer" not in flags:
+        raise ValueError(
+            f"--lr_of_start: {path} does not say at which rate it was trained: give --lr instead"
+        )
+    names = (*OF_OPTIMIZER, *(RATE_FACTORS if goes_on else ()))
+    found = {name: plain(flags[name]) for name in names if flags.get(name) is not None}
+    return found | {"lr": flags["lr"] * share}
+
+
 def plain(value: Any) -> Any:
     """Return a value of a JSON file as the flag has it: tuples instead of lists."""
     return tuple(value) if isinstance(value, list) else value
@@ -124,8 +148,10 @@ def notes_on_weights(
         A line about the flags that are taken, and a warning for each of another pipeline.
     """
     others = {name: value for name, value in facts.items() if values[name] != value}
-    taken = [f"--{name}={shown(others[name])}" for name in others if name not in given]
+    taken = [f"--{name}={shown(others[name])}" for name in others if name not in {"lr", *given}]
     notes = [f"as {path} was trained: {', '.join(taken)}"] if taken else []
+    if "lr" in facts:
+        notes.append(f"--lr={facts['lr']:g}, {values['lr_of_start']:g} times that of {path}")
     return notes + [
         f"warning: {path} was trained with --{name}={shown(others[name])}, this run takes "
         f"--{name}={shown(values[name])}: leave the flag out to keep theirs"
@@ -293,6 +319,8 @@ def _refuse_unused(flags: Flags) -> None:
         raise ValueError("--teacher: expected --distill_weight and --distill_temperature above 0")
     if flags.given >= LENGTHS:
         raise ValueError("expected --num_epochs or --total_iter_num, found both")
+    if flags.lr_of_start and "lr" in flags.given:
+        raise ValueError("expected --lr or --lr_of_start, found both")
 
     if flags.trainable != "head":
         flags.refuse(["views", "features_dir"], f"--trainable={flags.trainable} keeps no features")

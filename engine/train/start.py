@@ -34,6 +34,7 @@ from metric_learning.engine.options.training import (
     augmentation_of,
     facts_of_model,
     notes_on_weights,
+    rates_of,
     settle,
 )
 from metric_learning.engine.options.training_table import SCRIPTS
@@ -83,9 +84,9 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     check_stage(flags.loss_name, stage)
     name, weights = resolve_model(flags.model, flags.pretrained_model)
     flags, given = flags.replaced(model=name, pretrained_model=weights), flags.given
-    facts = read_facts(weights, flags.checkpoint, bool(flags.values.get("keep_loss")))
+    facts = read_facts(weights, flags.checkpoint, flags.values)
     notes = notes_on_weights(weights, facts, flags.values, given)
-    flags = flags.adopted(str(weights), {}, facts)
+    flags = flags.adopted(str(weights), {n: facts[n] for n in facts if n == "optimizer"}, facts)
     start = begin(parts.pick(parts.RunOptions, flags), flags.values, given, notes, world)
     flags = flags.replaced(checkpoint=start.checkpoint)
     if start.checkpoint is not None:
@@ -199,22 +200,28 @@ def begin(
     return start
 
 
-def read_facts(weights: str | None, checkpoint: str | None, goes_on: bool) -> dict[str, Any]:
+def read_facts(
+    weights: str | None, checkpoint: str | None, values: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what the weights that a training starts from say of their model, if anything.
 
-    Where their loss `goes_on`, so does what was done to its images. The run folder is named after
-    the model, which they may settle. A run that is resumed does not need them any more, so that
-    they may be gone.
+    With flags of these `values` what was done to its images goes on beside its loss, or its
+    optimizer at a share of its rate. The run folder is named after the model, which they may
+    settle. A run that is resumed does not need them any more, so that they may be gone. Raises
+    ValueError where they do not say the rate of which a share is asked.
     """
-    if weights is None or checkpoint not in (None, AUTO):
+    goes_on, share = bool(values.get("keep_loss")), values["lr_of_start"]
+    if checkpoint not in (None, AUTO):
         return {}
+    if share and weights is None:
+        raise ValueError("--lr_of_start is a share of the rate of --pretrained_model=CHECKPOINT")
     try:
-        meta = read_metadata(weights)
-        if meta is None:
-            return {}
-        return facts_of_model(meta) | (augmentation_of(meta) if goes_on else {})
+        meta = read_metadata(weights) if weights is not None else None
     except FileNotFoundError:
         return {}
+    facts = {} if meta is None else facts_of_model(meta)
+    facts |= augmentation_of(meta) if meta is not None and goes_on else {}
+    return facts | (rates_of(str(weights), meta or {}, share, goes_on) if share else {})
 
 
 def choose_path(start: Start, run: parts.RunOptions, given: Set[str], world: World) -> Path:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import train_elem
 import train_pair
@@ -68,3 +69,49 @@ def test_a_resumed_run_keeps_its_own_and_needs_no_weights(data, stage_one, tmp_p
     )
     found = load_checkpoint(folder / "last.pt")
     assert found["step"] == 3 and flags_of(folder)["image_shape"] == [3, 32, 32]
+
+
+def test_a_share_of_the_rate_goes_on_with_the_optimizer(data, toy_flags, tmp_path, capfd):
+    folder = [f"--model_save_dir={tmp_path}"]
+    adam = ["--optimizer=adam", "--lr_head_mult=3", "--weight_decay=0.02"]
+    weights = train_elem.main([*toy_flags, *STEPS, *adam, *folder]) / "last.pt"
+    flags = [*data, *STEPS[:3], "--loss_name=eml", "--lr_of_start=0.25", "--checkpoint=auto"]
+    flags += ["--keep_loss=1"]
+    run = train_pair.main([*flags, *folder, f"--pretrained_model={weights}"])
+    found = {"lr": 0.00025, "optimizer": "adam", "lr_head_mult": 3, "weight_decay": 0.02}
+    assert flags_of(run).items() >= found.items()
+    assert f"--lr=0.00025, 0.25 times that of {weights}" in "".join(capfd.readouterr())
+
+    more = [*flags, *folder, f"--pretrained_model={weights}", "--total_iter_num=2"]
+    assert train_pair.main([flag for flag in more if flag != STEPS[0]]) == run
+    assert flags_of(run).items() >= found.items()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lr=0.1"], "expected --lr or --lr_of_start, found both"),
+        (["--optimizer=adam"], "was made with --optimizer=sgd, found --optimizer=adam"),
+        (["--pretrained_model=none"], "is a share of the rate of --pretrained_model=CHECKPOINT"),
+    ],
+)
+def test_a_share_of_no_rate_is_refused(flags, message, data, stage_one, tmp_path, capsys):
+    start = [f"--pretrained_model={stage_one}"] if "--pretrained_model=none" not in flags else SIZE
+    own = [flag for flag in flags if flag != "--pretrained_model=none"]
+    with pytest.raises(SystemExit):
+        train_pair.main(
+            [*data, *STEPS[:3], *start, *own, "--loss_name=eml", "--lr_of_start=0.25"]
+            + [f"--model_save_dir={tmp_path}"]
+        )
+    assert message in capsys.readouterr().err
+
+
+def test_weights_that_say_no_rate_are_named(data, stage_one, tmp_path, capsys):
+    """An exported network knows its model, but not its training's rate."""
+    bare = tmp_path / "bare.pt"
+    meta = {k: v for k, v in load_checkpoint(stage_one)["meta"].items() if k != "flags"}
+    torch.save({"model": load_checkpoint(stage_one)["model"], "meta": meta}, bare)
+    flags = [*data, *STEPS[:3], *SIZE, *HEAD, f"--pretrained_model={bare}", "--loss_name=eml"]
+    with pytest.raises(SystemExit):
+        train_pair.main([*flags, "--lr_of_start=0.25", f"--model_save_dir={tmp_path}"])
+    assert f"--lr_of_start: {bare} does not say at which rate" in capsys.readouterr().err
