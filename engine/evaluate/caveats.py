@@ -107,12 +107,24 @@ def other_inputs(
     ]
 
 
-def no_weights(model: str, num_parameters: int, num_images: int) -> list[str]:
-    """Warn of a large network that starts from random weights on a small set."""
-    if num_parameters < LARGE_NETWORK or num_images >= FEW_IMAGES:
-        return []
-    return [
-        f"warning: {model} starts from random weights: {num_parameters / 1e6:.1f} million "
-        f"parameters learn little of {num_images} images. --pretrained_model=FILE starts from "
-        "weights of others (python pretrained/fetch_weights.py fetches them)"
-    ]
+def no_weights(
+    model: str, num_parameters: int, num_images: int, freezes_bn: bool = False
+) -> list[str]:
+    """Warn where random weights are trained: a large network on a small set, or with frozen norms.
+
+    `freezes_bn` says that batch norm keeps the statistics that it begins with.
+    """
+    lines = []
+    if num_parameters >= LARGE_NETWORK and num_images < FEW_IMAGES:
+        lines.append(
+            f"warning: {model} starts from random weights: {num_parameters / 1e6:.1f} million "
+            f"parameters learn little of {num_images} images. --pretrained_model=FILE starts from "
+            "weights of others (python pretrained/fetch_weights.py fetches them)"
+        )
+    if freezes_bn:
+        lines.append(
+            f"warning: {model} starts from random weights, and --freeze_bn=True keeps statistics "
+            "that are of no data: --freeze_bn=False, or "
+            "--config=configs/recipes/stage1_scratch.yaml for all of it"
+        )
+    return lines

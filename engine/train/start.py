@@ -514,7 +514,8 @@ def caveats_of(run: TrainingRun) -> list[str]:
         lines += caveats.other_inputs(run.options.model, meta, model.mean, model.std)
         return lines + recipe_for(run.options.loss, meta)
     size = sum(parameter.numel() for parameter in model.parameters())
-    return lines + caveats.no_weights(run.options.model.model, size, len(run.train_set))
+    name, freezes_bn = run.options.model.model, run.options.optimizer.freeze_bn
+    return lines + caveats.no_weights(name, size, len(run.train_set), freezes_bn)
 
 
 def recipe_for(loss: parts.LossOptions, meta: Mapping[str, Any]) -> list[str]:

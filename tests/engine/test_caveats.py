@@ -70,6 +70,8 @@ def test_random_weights_are_warned_about_where_images_are_few():
     )
     assert caveats.no_weights("ResNet50", 25_000_000, 1_000_000) == []
     assert caveats.no_weights("tiny", 400_000, 842) == []
+    [line] = caveats.no_weights("tiny", 400_000, 842, freezes_bn=True)
+    assert "statistics that are of no data" in line and "stage1_scratch.yaml" in line
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,21 @@ def test_each_pair_loss_has_a_recipe_that_goes_on_with_stage_one(
     words = [f"--config={recipe}", *toy_flags, *short, start, f"--model_save_dir={tmp_path}"]
     folder = train_pair.main(words)
     flags = json.loads((folder / "args.json").read_text())["flags"]
-    assert (flags["loss_name"], flags["keep_loss"], flags["lr"]) == (name, 5, 1.5e-5)
+    rate = pytest.approx(0.27 * 5.5e-5)
+    assert (flags["loss_name"], flags["keep_loss"], flags["lr"]) == (name, 5, rate)
+    assert (flags["optimizer"], flags["lr_head_mult"]) == ("adam", 100)
     assert flags["horizontal_flip"] is False  # as stage 1 had it
     assert recipe.name in recipe.read_text("utf-8")
+
+
+def test_stage_one_begins_at_random_weights(toy_flags, tmp_path, capfd):
+    recipes = CONFIGS / "recipes"
+    length = ["--model=test_resnet", "--train_batch_size=8", "--total_iter_num=2"]
+    flags = [*toy_flags, *length, "--test_iter_step=0", f"--model_save_dir={tmp_path}"]
+    flags = [f for f in flags if not f.startswith("--transform")]
+    folder = train_elem.main([f"--config={recipes / 'stage1_scratch.yaml'}", *flags])
+    assert json.loads((folder / "args.json").read_text())["flags"]["lr"] == 0.003
+    assert "of no data" not in "".join(capfd.readouterr())
+
+    train_elem.main([f"--config={recipes / 'stage1.yaml'}", *flags])  # that of pretrained weights
+    assert "stage1_scratch.yaml" in "".join(capfd.readouterr())
