@@ -15,6 +15,7 @@ A board is a YAML file, see configs/boards/:
         start: softmax                     # the row whose network it goes on with
         flags: {loss_name: eml, num_epochs: 5}
         search: {lr: [log, 0.0001, 0.01]}  # beside or instead of the board's
+        config: configs/recipes/stage2_eml.yaml  # a file of flags, which those of the row replace
         published: {recall@1: 79.32, source: "..."}
 
 A flag that is `none` in a row or in smoke is left out there.
@@ -29,7 +30,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from metric_learning.common.config import Tree, read_tree
+from metric_learning.common.config import Tree, read_config, read_tree
 from metric_learning.common.flags import TRUE_WORDS
 from metric_learning.engine.leaderboard.boards.lengths import (
     count,
@@ -44,7 +45,8 @@ from metric_learning.engine.options.training_table import ELEM, PAIR
 
 SEARCHES = ("sobol", "grid", "tpe")
 KEYS = ("title", "data", "images", "flags", "protocol", "search", "smoke", "rows")
-ROW_KEYS = ("flags", "search", "start", "seed", "frozen", "published")
+ROW_KEYS = ("flags", "config", "search", "start", "seed", "frozen", "published")
+OF_ITS_OWN_RUN = ("dataset", "data_dir", "model_save_dir", "run_name")  # of a row's file, left out
 # The options of losses that a row searches where it does not say what: the first that the loss has.
 SCALES = ("arc_scale", "scale", "circle_scale")
 TEMPERATURES = ("temperature", "nca_temperature", "rank_temperature")
@@ -259,7 +261,8 @@ def _read_row(
     _check_keys(found, ROW_KEYS, what)
     texts = {key: value for key, value in found.items() if isinstance(value, str)}
     is_frozen = texts.get("frozen", "").lower() in TRUE_WORDS
-    flags = without_none({**common, **_texts(_mapping(found, "flags"), what)})
+    own = _config_flags(texts.get("config"), what) | _texts(_mapping(found, "flags"), what)
+    flags = without_none({**common, **own})
     if is_frozen:
         flags = {"loss_name": "softmax", **flags, "total_iter_num": "0"}
         flags.pop("num_epochs", None)
@@ -278,6 +281,17 @@ def _read_row(
         raise ValueError(f"{what}: seed: expected a number, found {seed}")
     published = _texts(_mapping(found, "published"), what)
     return Row(name, flags, space, texts.get("start"), int(seed), is_frozen, None, published)
+
+
+def _config_flags(path: str | None, what: str) -> dict[str, str]:
+    """Return the flags of a row's file, but those that say where the data and a run are."""
+    if path is None:
+        return {}
+    try:
+        found = read_config(path)
+    except OSError as error:
+        raise ValueError(f"{what}: config {path}: {error.strerror}") from error
+    return _texts({name: found[name] for name in found if name not in OF_ITS_OWN_RUN}, what)
 
 
 def default_space(texts: Mapping[str, str]) -> tuple[Parameter, ...]:

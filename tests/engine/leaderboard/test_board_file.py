@@ -72,6 +72,9 @@ def refused(tmp_path, error_of):
         (GOOD + "protocol: {search: random}", ["protocol: search: expected one of sobol"]),
         (GOOD + "protocol: {baseline: b}", ["protocol: no row b, the baseline"]),
         (GOOD + "images: {train: many}", ["train: expected a whole number"]),
+        (GOOD + "  b: {config: nowhere.yaml}", ["row b: config nowhere.yaml: No such file"]),
+        (GOOD + "  b: {config: configs/boards/demo.yaml}", ["config configs/boards/demo.yaml"]),
+        (GOOD + "  b: {config: configs/photos.yaml, flag: {}}", ["row b: unknown flag"]),
         (
             GOOD + "  b: {start: softmax, flags: {loss_name: eml, num_epochs: 2}}",
             ["row b, which starts from softmax: expected num_epochs of both"],
@@ -144,6 +147,18 @@ def test_a_row_has_the_flags_and_the_search_of_its_board(tmp_path):
     assert row.flags["model"] == "test_resnet" and row.flags["total_iter_num"] == "6"
     assert [str(parameter) for parameter in row.space] == ["lr: 0.1 to 1 (log)"]
     assert row.script == "train_elem.py" and row.slug == "softmax"
+
+
+def test_a_row_may_have_its_flags_from_a_file(tmp_path):
+    """Those of the row win over its file, and those over the board's; where a run is, is left."""
+    recipe, file = tmp_path / "recipe.yaml", tmp_path / "small.yaml"
+    recipe.write_text("dataset: sop\nrun_name: mine\nloss_name: softmax\nlr: 0.3\nmomentum: 0.5\n")
+    row = f"  b: {{config: {recipe}, flags: {{momentum: none, total_iter_num: 4}}}}\n"
+    file.write_text(GOOD + row)
+    flags = read_board(str(file)).row("b").flags
+    assert flags.items() >= {"loss_name": "softmax", "lr": "0.3", "total_iter_num": "4"}.items()
+    assert flags["model"] == "test_resnet"
+    assert not {"momentum", "dataset", "run_name"} & set(flags)
 
 
 def test_changes_of_the_command_line():
