@@ -35,6 +35,7 @@ class Clip:
     mean: tuple[float, ...]  # per channel, of images in 0..1, as is std
     std: tuple[float, ...]
     image_size: tuple[int, int]  # height and width of the images in pixels
+    is_squashed: bool = False  # whether images are resized to that whatever their proportions
 
 
 class ImageTower(nn.Module):
@@ -68,6 +69,7 @@ class ImageTower(nn.Module):
             "input_size": (3, *clip.image_size),
             "mean": clip.mean,
             "std": clip.std,
+            "crop_mode": "squash" if clip.is_squashed else "center",
         }
         self.quick_gelu = clip.quick_gelu
 
@@ -95,7 +97,8 @@ def find_clip(name: str) -> Clip:
         name: `open_clip:NAME` with a name of `open_clip.list_models()`, or `open_clip:NAME.TAG`,
             where TAG names published weights of it. These differ in activation, mean and std:
             without a tag the activation is the architecture's, and mean and std are those of all
-            its weights, where they agree, else OpenAI's.
+            its weights, where they agree, else OpenAI's. Its images are squashed to squares where
+            all these weights' are.
 
     Raises:
         ValueError: open_clip is not installed, or does not know the name or tag.
@@ -124,11 +127,12 @@ def find_clip(name: str) -> Clip:
     norms = {(tuple(config["mean"]), tuple(config["std"])) for config in weights}
     openai = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     mean, std = norms.pop() if len(norms) == 1 else openai
+    is_squashed = {config.get("resize_mode") for config in weights} == {"squash"}
     config = open_clip.get_model_config(architecture)
     needs_quick_gelu = bool(tag) and weights[0].get("quick_gelu", False)
     quick_gelu = config.get("quick_gelu", False) or needs_quick_gelu
     image_size = open_clip.CLIPVisionCfg(**config["vision_cfg"]).image_size
-    return Clip(architecture, config, quick_gelu, mean, std, sides(image_size))
+    return Clip(architecture, config, quick_gelu, mean, std, sides(image_size), is_squashed)
 
 
 def build_towers(clip: Clip, vision: dict[str, Any], text: dict[str, Any]) -> Any:

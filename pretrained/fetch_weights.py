@@ -203,12 +203,14 @@ def convert(name: str, file: Path, embedding_size: int, sha256: str | None, outp
 def write(model: EmbeddingModel, output: Path, source: str) -> None:
     """Write the bare weights file with the facts that rebuild its model."""
     has_layer = isinstance(model.embedding, torch.nn.Linear)
+    is_squashed = model.backbone.pretrained_cfg.get("crop_mode") == "squash"
     metadata = {
         "model": model.name,
         "embedding_size": model.embedding_size if has_layer else 0,
         **changed_options(model.options),
         "mean": model.mean,
         "std": model.std,
+        **({"test_resize": "squash"} if is_squashed else {}),
         "source": source,
     }
     save_weights(model, output, metadata)

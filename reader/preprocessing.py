@@ -32,6 +32,7 @@ WORDS = {
         "rounded half up",
     ),
 }
+TEST_RESIZES = ("short_side", "squash")  # how test images are resized before they are cropped
 ALPHA_WORDS = {
     "drop": "drop alpha, so that transparent pixels have the colour that is stored",
     "white": "compose transparent pixels on white",
@@ -54,6 +55,7 @@ class Preprocessing:
     max_pixels: int = MAX_PIXELS  # most pixels of an image file, in millions
     # What a test image covers before its central crop, by the crop's sides; None: as it is made for
     resize_ratio: float | None = None
+    test_resize: str = "short_side"  # one of TEST_RESIZES
     # Views of a test image whose embeddings are averaged: mirrored ones too, and of which scales
     tta_flip: bool = False
     tta_scales: tuple[float, ...] = ()
@@ -63,6 +65,12 @@ class Preprocessing:
             raise ValueError(
                 f"expected a transform of {', '.join(TRANSFORMS)}, got {self.transform}: "
                 "change --transform"
+            )
+
+        if self.test_resize not in TEST_RESIZES:
+            raise ValueError(
+                f"expected a way to resize test images of {', '.join(TEST_RESIZES)}, got "
+                f"{self.test_resize}: change --test_resize"
             )
 
         if min(sides(self.crop_size)) < 1:
@@ -88,13 +96,19 @@ class Preprocessing:
         return v1_covered(self.crop_size) if self.transform == "v1" else sides(self.crop_size)
 
     @property
+    def is_squashed(self) -> bool:
+        """Whether a test image is resized to what it covers, whatever its proportions."""
+        return self.test_resize == "squash"
+
+    @property
     def view_sizes(self) -> list[tuple[int, int]]:
         """Heights and widths of the inputs of the scales of a test image, in pixels."""
         return [scaled(self.crop_size, scale) for scale in self.tta_scales]
 
     def test_crop(self, image: np.ndarray) -> np.ndarray:
         """Return the crop of a test image (H, W, 3): (S, T, 3), uint8 both."""
-        return TRANSFORMS[self.transform].test(image, self.crop_size, self.covered)
+        test = TRANSFORMS[self.transform].test
+        return test(image, self.crop_size, self.covered, self.is_squashed)
 
     def resize_first(self, image: np.ndarray) -> np.ndarray:
         """Resize a training image (H, W, 3) uint8 before it is cropped, where that is to be."""
@@ -111,23 +125,35 @@ class Preprocessing:
 
     def steps(self) -> list[str]:
         """Say how a test image becomes a network input, for who does it without this project."""
+        height, width = sides(self.crop_size)
+        _, _, rounding = WORDS[self.transform]
+        return [
+            "decode the image to 8-bit RGB and turn it upright, as its EXIF orientation tells; "
+            f"{ALPHA_WORDS[self.decoding.alpha]}",
+            *self._steps_of_resizing(),
+            f"crop the central {height} x {width} pixels (first pixel: half of the rest, "
+            f"{rounding})",
+            f"divide by 255, subtract {list(self.mean)}, divide by {list(self.std)} (R, G, B)",
+            f"stack as float32 of (batch, 3, {height}, {width}): NCHW, channels R, G, B",
+        ]
+
+    def _steps_of_resizing(self) -> list[str]:
         (height, width), (least_height, least_width) = sides(self.crop_size), self.covered
+        long_side, resizing, _ = WORDS[self.transform]
+        if self.is_squashed:
+            return [
+                f"resize height and width to {least_height} x {least_width} pixels, whatever the "
+                f"proportions of the image, with {resizing}, to 8-bit values"
+            ]
+
         resized = f"a short side of {least_height} pixels and a long side in proportion"
         if height != width:
             resized = (
                 f"the least size in proportion that covers {least_height} x {least_width} pixels "
                 "(height x width), its sides"
             )
-
-        long_side, resizing, rounding = WORDS[self.transform]
         return [
-            "decode the image to 8-bit RGB and turn it upright, as its EXIF orientation tells; "
-            f"{ALPHA_WORDS[self.decoding.alpha]}",
             f"where one side is more than {MAX_ASPECT} times the other, keep {MAX_ASPECT} times "
             "the other of it, at its centre (first pixel: half of the rest, rounded down)",
             f"resize to {resized}, {long_side}, with {resizing}, to 8-bit values",
-            f"crop the central {height} x {width} pixels (first pixel: half of the rest, "
-            f"{rounding})",
-            f"divide by 255, subtract {list(self.mean)}, divide by {list(self.std)} (R, G, B)",
-            f"stack as float32 of (batch, 3, {height}, {width}): NCHW, channels R, G, B",
         ]

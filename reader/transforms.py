@@ -65,7 +65,8 @@ class Transform(NamedTuple):
 
     # (rgb, crop, crop_size) -> (S, T, 3) uint8
     train: Callable[[np.ndarray, Crop, Size], np.ndarray]
-    # (rgb, crop_size, what the image covers before the crop or None: its own) -> (S, T, 3) uint8
+    # (rgb, crop_size, what the image covers before the crop or None: its own, whether it is
+    # squashed to that) -> (S, T, 3) uint8
     test: Callable[..., np.ndarray]
     # (rgb, height, width) -> (height, width, 3) uint8, as training crops are resized
     resize: Callable[[np.ndarray, int, int], np.ndarray]
@@ -104,23 +105,28 @@ def standard_train(rgb: np.ndarray, crop: Crop, crop_size: Size) -> np.ndarray:
     return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
-def reference_test(rgb: np.ndarray, crop_size: Size, covered: Size | None = None) -> np.ndarray:
+def reference_test(
+    rgb: np.ndarray, crop_size: Size, covered: Size | None = None, is_squashed: bool = False
+) -> np.ndarray:
     """Return the central crop of the image that was resized with Lanczos4 to cover it.
 
     An image (H, W, 3) uint8 of any size becomes (S, T, 3) uint8 of the crop's size. It is resized
     in proportion to the least size that covers the crop, or `covered`, as many pixels or more: for
-    a square, its short side becomes as long as that.
+    a square, its short side becomes as long as that. An image that `is_squashed` gets that very
+    height and width, whatever its proportions.
     """
-    return _central_crop(rgb, crop_size, covered, resize_lanczos, math.floor)
+    return _central_crop(rgb, crop_size, covered, is_squashed, resize_lanczos, math.floor)
 
 
-def standard_test(rgb: np.ndarray, crop_size: Size, covered: Size | None = None) -> np.ndarray:
+def standard_test(
+    rgb: np.ndarray, crop_size: Size, covered: Size | None = None, is_squashed: bool = False
+) -> np.ndarray:
     """As `reference_test`, with antialiased bicubic resizing.
 
     The whole short side is kept, whatever timm's `crop_pct` of a model is: what its classifiers cut
     off a border, a search may need.
     """
-    return _central_crop(rgb, crop_size, covered, resize_bicubic, round)
+    return _central_crop(rgb, crop_size, covered, is_squashed, resize_bicubic, round)
 
 
 def v1_train(rgb: np.ndarray, crop: Crop, crop_size: Size) -> np.ndarray:
@@ -129,23 +135,16 @@ def v1_train(rgb: np.ndarray, crop: Crop, crop_size: Size) -> np.ndarray:
     return cv2.flip(resized, 1) if crop.mirrored else resized
 
 
-def v1_test(rgb: np.ndarray, crop_size: Size, covered: Size | None = None) -> np.ndarray:
+def v1_test(
+    rgb: np.ndarray, crop_size: Size, covered: Size | None = None, is_squashed: bool = False
+) -> np.ndarray:
     """Return the central crop of an image that was resized to cover 8/7 of the crop.
 
     As `reference_test`, by Pillow's antialiased bilinear interpolation, the sides rounded down.
     """
-    rgb = within_aspect(rgb)
-    rows, columns = rgb.shape[:2]
-    least_height, least_width = sides(covered or v1_covered(crop_size))
-    if least_height * columns >= least_width * rows:
-        height, width = least_height, least_height * columns // rows
-    else:
-        height, width = least_width * rows // columns, least_width
-
-    crop_height, crop_width = sides(crop_size)
-    top, left = (height - crop_height + 1) // 2, (width - crop_width + 1) // 2
-    resized = resize_by_pillow(rgb, height, width)
-    return resized[top : top + crop_height, left : left + crop_width]
+    covered = covered or v1_covered(crop_size)
+    way = resize_by_pillow, _half_up, v1_resized_shape
+    return _central_crop(rgb, crop_size, covered, is_squashed, *way)
 
 
 def random_crop(
@@ -195,6 +194,14 @@ def resized_shape(height: int, width: int, covered: Size) -> tuple[int, int]:
     least_height, least_width = sides(covered)
     scale = max(least_height / height, least_width / width)
     return round(height * scale), round(width * scale)
+
+
+def v1_resized_shape(height: int, width: int, covered: Size) -> tuple[int, int]:
+    """As `resized_shape`, the longer side rounded down."""
+    least_height, least_width = sides(covered)
+    if least_height * width >= least_width * height:
+        return least_height, least_height * width // height
+    return least_width * height // width, least_width
 
 
 def v1_covered(crop_size: Size) -> tuple[int, int]:
@@ -255,16 +262,27 @@ def _cut(rgb: np.ndarray, crop: Crop) -> np.ndarray:
     return rgb[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
 
 
+def _half_up(number: float) -> int:
+    return math.floor(number + 0.5)
+
+
 def _central_crop(
     rgb: np.ndarray,
     crop_size: Size,
     covered: Size | None,
+    is_squashed: bool,
     resize: Callable[[np.ndarray, int, int], np.ndarray],
     rounded: Callable[[float], int],
+    in_proportion: Callable[[int, int, Size], tuple[int, int]] = resized_shape,
 ) -> np.ndarray:
-    """Resize to what is covered and return the central crop; `rounded` gives its first pixel."""
-    rgb = within_aspect(rgb)
-    height, width = resized_shape(rgb.shape[0], rgb.shape[1], covered or crop_size)
+    """Resize to what is covered and return the central crop; `rounded` gives its first pixel.
+
+    Where the image is not squashed, `in_proportion` gives the size that it is resized to.
+    """
+    height, width = sides(covered or crop_size)
+    if not is_squashed:
+        rgb = within_aspect(rgb)
+        height, width = in_proportion(rgb.shape[0], rgb.shape[1], (height, width))
     crop_height, crop_width = sides(crop_size)
     top, left = rounded((height - crop_height) / 2), rounded((width - crop_width) / 2)
     return resize(rgb, height, width)[top : top + crop_height, left : left + crop_width]

@@ -106,7 +106,7 @@ def describe_for_timm(embedder: Embedder) -> dict[str, Any]:
             "fixed_input_size": bool(cfg.get("fixed_input_size")),
             "interpolation": INTERPOLATIONS[preprocessing.transform],
             "crop_pct": height / preprocessing.covered[0],
-            "crop_mode": "center",
+            "crop_mode": "squash" if preprocessing.is_squashed else "center",
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "num_classes": model.embedding_size if has_layer else 0,

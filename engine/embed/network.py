@@ -70,8 +70,10 @@ def describe_inputs(preprocessing: Preprocessing) -> str:
         f"{tuple(preprocessing.mean)}, std {tuple(preprocessing.std)}, alpha "
         f"{preprocessing.decoding.alpha}"
     )
-    if preprocessing.covered != replace(preprocessing, resize_ratio=None).covered:
-        height, width = preprocessing.covered
+    height, width = preprocessing.covered
+    if preprocessing.is_squashed:
+        words += f", squashed to {height} x {width} px"
+    elif (height, width) != replace(preprocessing, resize_ratio=None).covered:
         is_square = height == width
         words += f", short side {height} px" if is_square else f", covers {height} x {width} px"
     if preprocessing.tta_flip:
@@ -96,6 +98,7 @@ def preprocessing_of(
         augmentation=augmentation,
         max_pixels=max_pixels,
         resize_ratio=options.resize_ratio,
+        test_resize=options.test_resize,
         tta_flip=options.tta_flip,
         tta_scales=options.tta_scales,
     )

@@ -90,10 +90,11 @@ def other_inputs(
     there = {
         "size": None if shape is None else size_text(tuple(shape[1:])),
         "transform": trained.get("transform"),
+        "test images": trained.get("test_resize"),
         **{name: trained.get(name) and tuple(trained[name]) for name in ("mean", "std")},
     }
     here: dict[str, Any] = {"size": size_text(options.image_size), "transform": options.transform}
-    here |= {"mean": tuple(mean), "std": tuple(std)}
+    here |= {"test images": options.test_resize, "mean": tuple(mean), "std": tuple(std)}
 
     changed = [
         f"{name} {there[name]} there, {here[name]} here"

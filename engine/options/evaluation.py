@@ -21,6 +21,7 @@ from metric_learning.common.schema import read_json
 from metric_learning.engine.options.parts import DataOptions, MachineOptions, ModelOptions, pick
 from metric_learning.engine.options.tables import DATA_FLAGS, MACHINE_FLAGS, MODEL_FLAGS
 from metric_learning.engine.options.training import (
+    EARLIER,
     PIPELINE,
     VIEW_NAMES,
     default_transform,
@@ -55,7 +56,7 @@ ABOUT_FEATURES = json_kind("what tells of features", "weights", "images")
 # What embeddings depend on beside the weights; a query has to be embedded as its index was.
 EMBEDDING_NAMES = (
     *("model", "embedding_size", "pooling", "last_stride", "feature_norm"),
-    *("image_shape", "transform", "resize_ratio"),
+    *PIPELINE,
 )
 
 
@@ -485,7 +486,7 @@ def _check_images(images: Sequence[str]) -> tuple[str, ...]:
 def _flags_of_index(search_index: SearchIndex | MilvusIndex) -> dict[str, Any]:
     """Return the flags that say how the images of an index were embedded."""
     found = search_index.metadata.get("flags", {})
-    made = MODEL_OPTIONS | found if found else {}
+    made = MODEL_OPTIONS | EARLIER | found if found else {}
     names = (*EMBEDDING_NAMES, *VIEW_NAMES)
     return {name: plain(made[name]) for name in names if name in made}
 

@@ -27,6 +27,7 @@ class ModelOptions:
         transform: a key of `reader.transforms.TRANSFORMS`.
         pretrained_model: weights to start from, or None.
         resize_ratio: what a test image covers by its crop's sides; None: the transform's own.
+        test_resize: whether a test image keeps its proportions, see `reader.preprocessing`.
         tta_flip: whether the embedding of a test image is the mean with that of its mirror image.
         tta_scales: scales of a test image whose embeddings are averaged; empty: it is as it is.
         drop_path: of training alone.
@@ -41,6 +42,7 @@ class ModelOptions:
     transform: str
     pretrained_model: str | None
     resize_ratio: float | None = None
+    test_resize: str = "short_side"
     tta_flip: bool = False
     tta_scales: tuple[float, ...] = ()
     drop_path: float = 0.0

@@ -37,6 +37,7 @@ from metric_learning.common.flags import (
 POOLINGS = ("own", "avg", "max", "avg_max", "gem")
 FEATURE_NORMS = ("none", "layernorm", "bnneck")
 TRANSFORMS = ("reference", "standard", "v1")
+TEST_RESIZES = ("short_side", "squash")
 TRAIN_CROPS = ("random_resized", "random")
 DATASETS = (
     *("sop", "demo", "glyphs", "cub200_2011", "cub200_2010", "cars196", "inshop"),
@@ -216,6 +217,16 @@ MODEL_FLAGS = grouped(
         None,
         "how much larger than its central crop a test image is made, 1 or more: 1.143 is a short "
         "side of 256 for 224. Default: as the weights were trained, else 1, or 8/7 for v1",
+    ),
+    Flag(
+        "test_resize",
+        str,
+        "short_side",
+        "how a test image is resized before its central crop. short_side: in proportion, what "
+        "the long side has beside the crop is cut off; squash: height and width each to its own, "
+        "so that the whole image is seen, its proportions lost. Default: as the weights were "
+        "trained, else short_side",
+        TEST_RESIZES,
     ),
     Flag(
         "tta_flip",

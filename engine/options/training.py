@@ -50,6 +50,7 @@ EARLIER = {
     "layer_decay": 1.0,
     "lora_rank": 0,
     "lr_of_start": 0.0,
+    "test_resize": "short_side",
 }
 
 # Flags that a resumed run must have as its checkpoint has them.
@@ -78,6 +79,8 @@ OF_OPTIMIZER = (
 )
 RATE_FACTORS = ("lr_head_mult", "lr_loss_mult")
 PIPELINE = ("image_shape", "transform", "resize_ratio")  # how images become the input of a network
+# How images become the input of a network.
+PIPELINE = ("image_shape", "transform", "resize_ratio", "test_resize")
 
 
 def adopt_v1(flags: Flags, world: World) -> Flags:
@@ -101,6 +104,8 @@ def facts_of_model(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a weights file says of its model: flag -> value, of those that it knows."""
     # Converted weights and those of hubs have no flags, exported ones those of the model.
     flags = meta.get("flags", meta)
+    if "flags" in meta:
+        flags = {"test_resize": EARLIER["test_resize"]} | flags
     named = {name: meta[name] for name in ("model", "embedding_size") if name in meta}
     pipeline = {name: plain(flags[name]) for name in PIPELINE if flags.get(name) is not None}
     return named | options_of(dict(meta)) | pipeline

@@ -126,6 +126,7 @@ def build_subject(
     warnings: list[str] = []
     if made_with and made_with.get("image_shape"):
         size = "{1} × {2} px".format(*made_with["image_shape"])
+        size += ", images squashed" if made_with.get("test_resize") == "squash" else ""
         weights = str(made_with["pretrained_model"])
         facts += [("Weights", weights), ("Network input", size)]
         if weights != RANDOM:

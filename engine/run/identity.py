@@ -17,7 +17,7 @@ from metric_learning.common.fingerprint import Snapshot, find_changes, load_snap
 from metric_learning.common.flags import shown
 from metric_learning.engine.options.parts import ReadingOptions, ScheduleOptions
 from metric_learning.engine.options.tables import ACCEPT
-from metric_learning.engine.options.training import LENGTHS, default_transform
+from metric_learning.engine.options.training import EARLIER, LENGTHS, default_transform
 from metric_learning.losses import is_pml, loss_options
 from metric_learning.models import image_size_of, read_metadata
 from metric_learning.models.weights.fingerprint import RANDOM, hash_weights
@@ -119,7 +119,7 @@ def check_flags(
     The `values` are those of the flags of this command. A flag counts where it is `given` now or
     was given then; a default of another version does not.
     """
-    before, both = meta["flags"], given | set(meta.get("given", ()))
+    before, both = EARLIER | meta["flags"], given | set(meta.get("given", ()))
     skipped = HARMLESS | PLACES | LENGTHS | {"pretrained_model"}
     if values["on_changed_data"] == ACCEPT:
         skipped |= {"dataset", "train_classes", "test_classes", "fold", "val_fold"}

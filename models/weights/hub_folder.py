@@ -38,8 +38,8 @@ def weights_in(folder: Path) -> Path:
 def facts_in(folder: Path) -> dict[str, Any]:
     """Return what such a folder says of its model, as this project writes it beside weights.
 
-    That is the model's name in timm, mean and std, and the size of its images. Raises ValueError
-    where this project cannot build such a model.
+    That is the model's name in timm, mean and std, the size of its images, and whether they are
+    squashed to it. Raises ValueError where this project cannot build such a model.
     """
     config = read_config(folder / CONFIG)
     if OWN in config:
@@ -96,6 +96,7 @@ def _facts_of_timm(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "mean": cfg.get("mean"),
         "std": cfg.get("std"),
         "image_shape": list(size) if size and size[1] == size[2] else None,
+        "test_resize": "squash" if cfg.get("crop_mode") == "squash" else None,
     }
     return _checked(facts, folder)
 
@@ -111,8 +112,15 @@ def _facts_of_transformers(config: Mapping[str, Any], folder: Path) -> dict[str,
         "mean": preprocessor.get("image_mean"),
         "std": preprocessor.get("image_std"),
         "image_shape": None if size is None else [3, size, size],
+        "test_resize": "squash" if _is_squashed(preprocessor) else None,
     }
     return _checked(facts, folder)
+
+
+def _is_squashed(preprocessor: Mapping[str, Any]) -> bool:
+    """Whether transformers resizes height and width each to its own, not the shortest edge."""
+    size = preprocessor.get("size")
+    return is_object(size) and {"height", "width"} <= size.keys()
 
 
 def _checked(facts: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from metric_learning.engine.options.training_table import ELEM, parse_training
 from metric_learning.engine.parallel.world import World
 from metric_learning.reader import DATASETS, load_image_set
 from metric_learning.reader.augment import TRAIN_CROPS, Augmentation
+from metric_learning.reader.preprocessing import TEST_RESIZES
 
 ALL = {
     "crop_aspect": ("1/2,1.5", (0.5, 1.5)),
@@ -32,6 +33,7 @@ def settled(toy_tree):
 
 
 def test_the_table_of_flags_knows_what_the_reader_does():
+    assert tables.TEST_RESIZES == TEST_RESIZES
     assert tables.TRAIN_CROPS == TRAIN_CROPS and set(tables.DATASETS) == set(DATASETS)
 
 

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from metric_learning.models import build_model, load_weights
+from metric_learning.models import build_model, clip, load_weights
 from metric_learning.models.clip import PREFIX, ImageTower, find_clip
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.reader.transforms import TRANSFORMS
@@ -236,3 +237,18 @@ def test_images_are_prepared_as_open_clip_does(tiny_clips):
     np.testing.assert_allclose(
         TRANSFORMS["standard"].eval(rgb, 32, mean, std), expected, atol=1.01 * level
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_squashed"),
+    [("ViT-B-16-SigLIP", True), ("ViT-B-32", False), ("ViT-B-32.openai", False)],
+)
+def test_images_are_squashed_where_open_clip_does_it(name, is_squashed):
+    assert find_clip(f"{PREFIX}{name}").is_squashed == is_squashed
+
+
+def test_a_tower_says_how_its_images_are_resized(tiny_clips, monkeypatch):
+    assert build_model(f"{PREFIX}tiny").backbone.pretrained_cfg["crop_mode"] == "center"
+    squashed = replace(find_clip(f"{PREFIX}tiny"), is_squashed=True)
+    monkeypatch.setattr(clip, "find_clip", lambda name: squashed)
+    assert build_model(f"{PREFIX}tiny").backbone.pretrained_cfg["crop_mode"] == "squash"

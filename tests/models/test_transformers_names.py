@@ -1,5 +1,6 @@
 """Weights in transformers' naming give what transformers gives, read into timm's models."""
 
+import json
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from metric_learning.models.weights.hub_folder import facts_in
 from metric_learning.models.weights.transformers_models import architecture_of
 from metric_learning.models.weights.transformers_names import to_timm
 
@@ -206,3 +208,20 @@ def test_a_config_names_a_model_of_timm(config, name, size):
 def test_other_configs_are_refused(config):
     with pytest.raises(ValueError, match=r"config.json: a model of the type .* is not known"):
         architecture_of(config, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "expected"),
+    [
+        ({"size": {"height": 28, "width": 28}}, "squash"),
+        ({"size": {"shortest_edge": 32}, "do_center_crop": True}, None),
+        ({"size": 28}, None),
+        ({}, None),
+    ],
+)
+def test_images_are_squashed_where_transformers_does_it(preprocessor, expected, tmp_path):
+    config = {"model_type": "dinov2", "hidden_size": 384, "num_hidden_layers": 12}
+    config |= {"patch_size": 14, "image_size": 518}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    assert facts_in(tmp_path).get("test_resize") == expected
