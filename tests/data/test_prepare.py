@@ -567,7 +567,9 @@ def test_split_and_folds_leave_out_what_is_broken(troubled, tmp_path, capsys):
         run(command, troubled / "scanned.csv", *flags, f"--output={tmp_path / command}")
         first = capsys.readouterr().out.partition("\n")[0]
         assert first.startswith("left out: 2 broken images (cat/broken.png: ")
-        assert first.endswith("; cat/empty.jpg: the file is empty); --on_bad_image=error stops at them")
+        assert first.endswith(
+            "; cat/empty.jpg: the file is empty); --on_bad_image=error stops at them"
+        )
         paths = {row["path"] for row in read(tmp_path / command)}
         assert len(paths) == 17 and not paths & {"cat/broken.png", "cat/empty.jpg"}
 
