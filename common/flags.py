@@ -278,20 +278,21 @@ def scale(text: str) -> float | None:
     return number
 
 
-def unknown_threshold(text: str) -> str | float:
-    """Parse a cosine, of -1 to 1, or the words `auto` and `off`."""
-    word = text.strip().lower()
-    if word in ("auto", "off"):
-        return word
+def cosine(text: str, words: str = "") -> float:
+    """Parse a cosine, of -1 to 1; an error names the `words` that are allowed beside it."""
     try:
-        number = float(word)
+        number = float(text)
     except ValueError:
         number = math.nan
     if not -1 <= number <= 1:
-        raise argparse.ArgumentTypeError(
-            f"expected a cosine of -1 to 1, auto or off, found {text!r}"
-        )
+        raise argparse.ArgumentTypeError(f"expected a cosine of -1 to 1{words}, found {text!r}")
     return number
+
+
+def unknown_threshold(text: str) -> str | float:
+    """Parse a cosine, of -1 to 1, or the words `auto` and `off`."""
+    word = text.strip().lower()
+    return word if word in ("auto", "off") else cosine(text, ", auto or off")
 
 
 def amp(text: str) -> str:
@@ -326,6 +327,7 @@ METAVARS: dict[Callable[[str], Any], str] = {
     resize_ratio: "NUMBER",
     whitening: "INT|all",
     scale: "NUMBER|auto",
+    cosine: "COSINE",
     unknown_threshold: "COSINE|auto|off",
     amp: "|".join(AMP_CHOICES),
 }

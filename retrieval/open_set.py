@@ -49,12 +49,32 @@ def detection_rates(answers: Answers) -> dict[str, float]:
     """
     descending = np.sort(answers.unknown)[::-1]
     rates = {}
-    for exponent in EXPONENTS:
-        allowed = len(descending) // 10**exponent
-        if allowed >= LEAST_ACCEPTED:
-            is_detected = answers.known > descending[allowed]
-            rates[f"dir@far={10**-exponent}"] = float((is_detected & answers.is_right).mean())
+    for name, allowed in _allowed(len(descending)):
+        is_detected = answers.known > descending[allowed]
+        rates[f"dir@{name}"] = float((is_detected & answers.is_right).mean())
     return rates
+
+
+def detection_thresholds(answers: Answers) -> dict[str, float]:
+    """Return the cosines `dir_threshold@far=F` that the rates of `detection_rates` are at.
+
+    Each is half-way between the highest cosine that has to be refused and the next higher one.
+    """
+    descending = np.sort(answers.unknown.astype(np.float64))[::-1]
+    cosines = np.concatenate([answers.known, answers.unknown]).astype(np.float64)
+    thresholds = {}
+    for name, allowed in _allowed(len(descending)):
+        refused = descending[allowed]
+        higher = cosines[cosines > refused].min(initial=max(1.0, refused))
+        threshold = max((refused + higher) / 2, np.nextafter(refused, np.inf))
+        thresholds[f"dir_threshold@{name}"] = float(threshold)
+    return thresholds
+
+
+def _allowed(num_unknown: int) -> list[tuple[str, int]]:
+    """List the rates `far=F`, and how many unknown queries may have an answer; none below 10."""
+    found = [(f"far={10**-exponent}", num_unknown // 10**exponent) for exponent in EXPONENTS]
+    return [(name, allowed) for name, allowed in found if allowed >= LEAST_ACCEPTED]
 
 
 def best_threshold(answers: Answers) -> float:

@@ -29,6 +29,7 @@ from metric_learning.common.flags import (
 from metric_learning.common.outputs import Kind, csv_kind, prepare_output
 from metric_learning.data.prepare import commands
 from metric_learning.data.prepare.scan import SCAN_COLUMNS
+from metric_learning.data.prepare.ties import DEFAULT_THRESHOLD, NONE
 from metric_learning.reader.sets.image_files import DEFAULT_WORKERS
 from metric_learning.reader.sets.image_set import MAX_PIXELS
 
@@ -57,12 +58,31 @@ def list_kind(command: str, *columns: str, others: Sequence[str] = ()) -> Kind:
     return csv_kind(f"a list that '{command}' wrote", (*SCAN_COLUMNS, *columns), others)
 
 
+def bits_or_none(text: str) -> int | str:
+    """Parse a number of bits, or the word `none`."""
+    return NONE if text.strip().lower() == NONE else natural(text)
+
+
 SEED = Flag("random_seed", natural, 0, "another seed, another division")
 GROUP = Flag(
     "group",
     str,
     None,
     "column whose images stay on one side; default: group, where there is one; none: no column",
+)
+THRESHOLD = Flag(
+    "threshold",
+    bits_or_none,
+    None,
+    "bits by which hashes of near duplicates differ at most; they stay on one side. Default: "
+    f"{DEFAULT_THRESHOLD} in a list of scan; none: they are divided as others",
+)
+ON_BAD_IMAGE = Flag(
+    "on_bad_image",
+    str,
+    "skip",
+    "what is done at an image that scan found broken. skip: leave it out, and say so; error: stop",
+    ("skip", "error"),
 )
 COLUMNS = tuple(
     Flag(f"{name}_column", str, None, f"what FILE calls the column {name}")
@@ -113,6 +133,8 @@ COMMANDS: dict[str, Command] = {
             Flag("val_share", fraction, None, "share of them for tests in training; default: 0"),
             Flag("closed", boolean, False, "shares of the images of each class instead"),
             GROUP,
+            THRESHOLD,
+            ON_BAD_IMAGE,
             SEED,
             *COLUMNS,
             Flag(
@@ -134,6 +156,8 @@ COMMANDS: dict[str, Command] = {
             Flag("k", positive, 5, "number of folds, at least 2"),
             Flag("open_set", boolean, False, "a class is in one fold, not a share of it in each"),
             GROUP,
+            THRESHOLD,
+            ON_BAD_IMAGE,
             SEED,
             *COLUMNS,
         ),

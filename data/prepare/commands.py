@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metric_learning.common.atomic import write_csv
 from metric_learning.common.log import show
-from metric_learning.common.names import to_cell
+from metric_learning.common.names import to_cell, to_line
 from metric_learning.common.outputs import csv_kind, prepare_output, refuse_same
 from metric_learning.data.prepare.filter import (
     BROKEN,
@@ -18,15 +18,15 @@ from metric_learning.data.prepare.filter import (
     read_duplicates,
     report_rows,
 )
-from metric_learning.data.prepare.hashes import HASH_BITS
-from metric_learning.data.prepare.scan import scan_again, scan_tree
+from metric_learning.data.prepare.hashes import check_threshold
+from metric_learning.data.prepare.scan import SCAN_COLUMNS, scan_again, scan_tree
 from metric_learning.data.prepare.splits import (
-    NO_GROUP,
     count_lonely,
     fold_column,
     split_by_share,
     split_by_size,
 )
+from metric_learning.data.prepare.ties import Ties, describe_duplicates, tie_duplicates, tie_groups
 from metric_learning.reader.check import section
 from metric_learning.reader.sets.csv_files import ImageList, Row, read_image_list
 from metric_learning.reader.sets.left_out import REASONS
@@ -34,6 +34,7 @@ from metric_learning.reader.sets.left_out import REASONS
 DEFAULT_TEST_SHARE = 0.3
 DEFAULT_SIZES = 3, 50  # least and most images of a training class, when sizes divide
 
+NUM_NAMED = 5  # broken images that a line names
 NAMES = ("path", "label", "kept", "kept_label")  # columns that hold names of files and folders
 REMOVED = csv_kind("a list of what 'filter' removed", REPORT_COLUMNS)
 
@@ -72,11 +73,7 @@ def filter_images(
     """
     if max_size and min_size > max_size:
         raise ValueError(f"--min_size={min_size} and --max_size={max_size} leave no image")
-    if (threshold or 0) > HASH_BITS // 2:
-        raise ValueError(
-            f"--threshold={threshold}: unrelated images differ by about {HASH_BITS // 2} of "
-            f"{HASH_BITS} bits; expected less, such as 4"
-        )
+    check_threshold(threshold or 0)
     removed_file = report or str(output.with_name(f"{output.stem}_removed.csv"))
     refuse_same(output=str(output), report=removed_file, path=str(file))
     prepare_output("report", removed_file, REMOVED)
@@ -110,6 +107,8 @@ def split(
     val_share: float | None,
     closed: bool,
     group: str | None,
+    threshold: int | str | None,
+    on_bad_image: str,
     random_seed: int,
     min_n_samples: int | None,
     max_n_samples: int | None,
@@ -117,13 +116,15 @@ def split(
 ) -> None:
     """Add the column split, by shares or by the sizes of the classes."""
     by_size = min_n_samples is not None or max_n_samples is not None
-    if by_size and (test_share, val_share, closed, group) != (None, None, False, None):
+    shares = test_share, val_share, closed, group, threshold
+    if by_size and shares != (None, None, False, None, None):
         raise ValueError(
             "--min_n_samples and --max_n_samples divide by the sizes of classes, --test_share, "
-            "--val_share, --closed and --group by shares: leave the ones or the others out"
+            "--val_share, --closed, --group and --threshold by shares: leave the ones or the "
+            "others out"
         )
 
-    images = read_whole_images(file, "split", columns)
+    images = read_whole_images(file, "split", columns, on_bad_image)
     if by_size:
         least = DEFAULT_SIZES[0] if min_n_samples is None else min_n_samples
         most = DEFAULT_SIZES[1] if max_n_samples is None else max_n_samples
@@ -138,8 +139,8 @@ def split(
                 f"--test_share={test:g} --val_share={val:g}: expected a share for the test, and "
                 "less than 1 together"
             )
-        groups = read_groups(images, group)
-        parts = split_by_share(images.labels, groups, test, val, closed, random_seed)
+        ties = read_ties(images, group, threshold)
+        parts = split_by_share(images.labels, ties, test, val, closed, random_seed)
 
     remedy = "" if by_size else "another --random_seed or other shares"
     check_scorable(images, "split", parts, ("test", "val"), remedy)
@@ -152,30 +153,32 @@ def folds(
     k: int,
     open_set: bool,
     group: str | None,
+    threshold: int | str | None,
+    on_bad_image: str,
     random_seed: int,
     **columns: str | None,
 ) -> None:
     """Add the column fold: each fold is a test split whose training images are the others."""
     if k < 2:
         raise ValueError(f"--k={k}: expected at least 2 folds")
-    images = read_whole_images(file, "fold", columns)
-    column = fold_column(images, read_groups(images, group), k, open_set, random_seed)
+    images = read_whole_images(file, "fold", columns, on_bad_image)
+    ties = read_ties(images, group, threshold)
+    column = fold_column(images, ties, k, open_set, random_seed)
     remedy = "a lower --k" if open_set else "a lower --k or --open_set=True"
     check_scorable(images, "fold", column, [str(fold) for fold in range(k)], remedy)
     add_column(output, images, "fold", column)
 
 
-def read_groups(images: ImageList, column: str | None) -> list[str] | None:
-    """Return the group of each image, those of the column `group` by default; None: there are none.
-
-    Raises ValueError where a column was named and is not there.
-    """
-    name = column or "group"
-    if column == NO_GROUP or (column is None and name not in images.columns):
-        return None
-    if name not in images.columns:
-        raise ValueError(f"--group={name}: {images.file} has no such column")
-    return [row[name] for row in images.rows]
+def read_ties(images: ImageList, group: str | None, threshold: int | str | None) -> Ties:
+    """Return what keeps images on one side, and say how many near duplicates there are."""
+    copies = tie_duplicates(images, threshold)
+    if copies is not None:
+        line, mixed = describe_duplicates(images, copies)
+        if line:
+            show(line)
+        if mixed:
+            show("\n".join(section("near duplicates in several classes", mixed)))
+    return Ties(tie_groups(images, group), copies)
 
 
 def check_scorable(
@@ -210,19 +213,45 @@ def read_list(file: Path, given: Mapping[str, str | None] | None = None) -> Imag
     return images
 
 
-def read_whole_images(file: Path, column: str, columns: Mapping[str, str | None]) -> ImageList:
-    """Read a list that is to get a column; ValueError where it has it, or has broken images.
+def read_whole_images(
+    file: Path, column: str, columns: Mapping[str, str | None], on_bad_image: str
+) -> ImageList:
+    """Read a list that is to get a column, without the images that scan found broken.
 
     `columns` has the file's own names of columns, by the flags --path_column and --label_column.
+    Raises ValueError where the list has the column, and at a broken image unless it is to `skip`.
     """
     given = {flag.removesuffix("_column"): name for flag, name in columns.items()}
     images = read_list(file, given)
     if column in images.columns:
         raise ValueError(f"{file} has a column {column} already: start from a file without it")
-    for i, row in enumerate(images.rows):
-        if row.get("broken"):
-            images.fail(i, f"{row['path']} is broken: run 'python -m data.prepare filter {file}'")
-    return images
+    if not set(SCAN_COLUMNS) <= set(images.columns):  # another's table, whose columns mean others
+        return images
+
+    broken = [i for i, row in enumerate(images.rows) if row[BROKEN]]
+    if not broken:
+        return images
+    if on_bad_image != "skip":
+        path = to_line(images.rows[broken[0]]["path"])
+        images.fail(broken[0], f"{path} is broken: leave --on_bad_image={on_bad_image} out")
+    whole = images.select(sorted({*range(len(images.rows))} - {*broken}))
+    emptied = sorted({*images.labels} - {*whole.labels})
+    show(describe_broken(images.select(broken), emptied))
+    if not whole.rows:
+        raise ValueError(f"every image of {file} is broken")
+    return whole
+
+
+def describe_broken(broken: ImageList, emptied: Sequence[str]) -> str:
+    """Say in one line which broken images are left out, and which classes they empty."""
+    names = [f"{row['path']}: {row[BROKEN]}" for row in broken.rows[:NUM_NAMED]]
+    if len(broken.rows) > NUM_NAMED:
+        names.append(f"and {len(broken.rows) - NUM_NAMED:,} more, see {broken.file}")
+    classes = f", all of {len(emptied):,} classes such as {emptied[0]}" if emptied else ""
+    return (
+        f"left out: {len(broken.rows):,} broken images{classes} ({to_line('; '.join(names))}); "
+        "--on_bad_image=error stops at them"
+    )
 
 
 def add_column(output: Path, images: ImageList, name: str, cells: Sequence[str]) -> None:

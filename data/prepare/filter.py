@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from metric_learning.common.names import from_line
-from metric_learning.data.prepare.hashes import HASH_BITS, find_near_duplicates
+from metric_learning.data.prepare.hashes import find_near_duplicates
+from metric_learning.data.prepare.scan import read_hashes
 from metric_learning.reader.sets.boxes import BOX_COLUMNS
 from metric_learning.reader.sets.csv_files import ImageList, Row, boolean, natural, read_cells
 
@@ -115,9 +116,7 @@ def _duplicates(
 ) -> list[Removal]:
     """Near duplicates among some rows; of each group the largest image stays, then the first."""
     rows = rows[np.argsort(-areas, kind="stable")]
-    # A hash has all 64 bits, which int64 holds as a negative number.
-    codes = images.select(rows).parse("hash", _parse_hash, "16 hexadecimal digits")
-    keepers, distances = find_near_duplicates(codes.view(np.uint64), threshold)
+    keepers, distances = find_near_duplicates(read_hashes(images.select(rows)), threshold)
     removals = []
     for i in np.flatnonzero(keepers != np.arange(len(rows))):
         row, kept = int(rows[i]), int(rows[keepers[i]])
@@ -125,13 +124,6 @@ def _duplicates(
         reason = DUPLICATE if is_same else OTHER_CLASS
         removals.append(Removal(row, reason, "", kept, int(distances[i])))
     return sorted(removals)
-
-
-def _parse_hash(text: str) -> int:
-    """Read a hash as a signed number of the same 64 bits."""
-    if len(text) != HASH_BITS // 4:
-        raise ValueError(f"expected {HASH_BITS // 4} digits")
-    return int.from_bytes(bytes.fromhex(text), "big", signed=True)
 
 
 def report_rows(images: ImageList, removals: list[Removal]) -> list[Row]:

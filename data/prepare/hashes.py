@@ -14,6 +14,7 @@ _SIDE = 32  # pixels of the shrunken image
 _LOW = 8  # frequencies of it in each direction
 _BLOCK = 1024  # hashes compared at once
 _MIN_BAND, _MAX_BAND = 8, 16  # bits; narrower bands agree too often to save time
+_MAX_LINKS = 2**20  # pairs that are kept before they are joined to groups
 
 
 def perceptual_hash(rgb: np.ndarray) -> int:
@@ -29,6 +30,15 @@ def perceptual_hash(rgb: np.ndarray) -> int:
     frequencies = np.rint(cv2.dct(small)[:_LOW, :_LOW]).ravel()
     bits = np.packbits(frequencies > np.median(frequencies))
     return int.from_bytes(bits.tobytes(), "big")
+
+
+def check_threshold(threshold: int) -> None:
+    """Raise ValueError for bits in which unrelated images differ too."""
+    if threshold > HASH_BITS // 2:
+        raise ValueError(
+            f"--threshold={threshold}: unrelated images differ by about {HASH_BITS // 2} of "
+            f"{HASH_BITS} bits; expected less, such as 4"
+        )
 
 
 def find_near_duplicates(hashes: np.ndarray, threshold: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,6 +62,47 @@ def find_near_duplicates(hashes: np.ndarray, threshold: int) -> tuple[np.ndarray
     keepers[is_left_out], bits[is_left_out] = kept[nearest[:, 0]], found[:, 0]
     position = np.searchsorted(distinct, firsts)[inverse]  # of each hash in `distinct`
     return distinct[keepers[position]].astype(np.int64), bits[position]
+
+
+def group_near_duplicates(hashes: np.ndarray, threshold: int) -> np.ndarray:
+    """Number the groups of hashes (N,) uint64, so that near ones are in one: (N,) int64.
+
+    Two hashes that differ in at most `threshold` bits are of one group, and so is what either is
+    near to. Exact: of two such hashes one of threshold + 1 bands of bits is equal, so that only
+    those are compared. Without faiss.
+    """
+    codes, inverse = np.unique(hashes, return_inverse=True)
+    groups = np.arange(len(codes))
+    links: list[np.ndarray] = []  # each 2xL, of rows of `codes`
+    for bits in np.array_split(np.arange(HASH_BITS, dtype=np.uint64), threshold + 1):
+        mask = np.bitwise_or.reduce(np.uint64(1) << bits)
+        order = np.argsort(codes & mask, kind="stable")
+        ordered, bands = codes[order], (codes & mask)[order]
+        rows, step = np.arange(len(codes)), 0
+        while len(rows):  # those whose band is that of the hash so many steps on
+            step += 1
+            rows = rows[rows + step < len(codes)]
+            rows = rows[bands[rows] == bands[rows + step]]
+            near = rows[_count_bits(ordered[rows] ^ ordered[rows + step]) <= threshold]
+            links.append(order[np.stack([near, near + step])])
+            if sum(map(np.size, links)) > _MAX_LINKS:
+                groups, links = _join(groups, links), []
+    return _join(groups, links)[inverse].astype(np.int64)
+
+
+def _join(groups: np.ndarray, links: list[np.ndarray]) -> np.ndarray:
+    """Join groups (N,) int64 of which links, each (2, L) of rows, lead from one to another."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    first, second = groups[np.concatenate([np.zeros((2, 0), dtype=np.int64), *links], axis=1)]
+    graph = coo_matrix((np.ones(len(first)), (first, second)), (len(groups), len(groups)))
+    return connected_components(graph, directed=False)[1][groups]
+
+
+def _count_bits(codes: np.ndarray) -> np.ndarray:
+    """Count the bits that are set of codes (N,) uint64: (N,)."""
+    return np.unpackbits(codes.view(np.uint8).reshape(-1, HASH_BITS // 8), axis=1).sum(1)
 
 
 def _build_index(threshold: int) -> Any:

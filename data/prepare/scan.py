@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from metric_learning.common.fingerprint import state_of
 from metric_learning.common.names import to_line
 from metric_learning.data.prepare.hashes import HASH_BITS, perceptual_hash
@@ -127,3 +129,16 @@ def scan_again(
         f"{to_line(images.rows[changed[0]]['path'])}"
     )
     return replace(images, columns=columns, rows=rows), line
+
+
+def read_hashes(images: ImageList) -> np.ndarray:
+    """Return the hashes of N images that scan could read, (N,) uint64; ValueError names a line."""
+    # A hash has all 64 bits, which int64 holds as a negative number.
+    return images.parse("hash", _parse_hash, "16 hexadecimal digits").view(np.uint64)
+
+
+def _parse_hash(text: str) -> int:
+    """Read a hash as a signed number of the same 64 bits."""
+    if len(text) != HASH_BITS // 4:
+        raise ValueError(f"expected {HASH_BITS // 4} digits")
+    return int.from_bytes(bytes.fromhex(text), "big", signed=True)

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
+from metric_learning.data.prepare.ties import NONE, Ties
 from metric_learning.reader.sets.csv_files import SPLIT_WORDS, ImageList
 from metric_learning.reader.sets.table import SPLITS
-
-NO_GROUP = "none"  # as --group: images of one group may be divided
 
 
 def split_by_size(labels: list[str], min_n_samples: int, max_n_samples: int) -> list[str]:
@@ -34,7 +33,7 @@ def split_by_size(labels: list[str], min_n_samples: int, max_n_samples: int) -> 
 
 def split_by_share(
     labels: list[str],
-    groups: list[str] | None,
+    ties: Ties,
     test_share: float,
     val_share: float,
     is_closed: bool,
@@ -44,8 +43,8 @@ def split_by_share(
 
     Args:
         labels: N class names.
-        groups: N names of groups, "" for an image of its own; a group is not divided, nor, in an
-            open set, the classes that it joins. None: there are none.
+        ties: of the N images; those that are tied are not divided, nor, in an open set, the
+            classes that they join.
         test_share: share of the test, above 0; with val_share below 1.
         val_share: share of the validation; 0: none.
         is_closed: whether each class is divided (closed set) or whole classes are (open set).
@@ -56,7 +55,8 @@ def split_by_share(
     """
     shares = {"train": 1 - test_share - val_share, "val": val_share, "test": test_share}
     names = [name for name, share in shares.items() if share > 0]
-    units = _groups_of(groups, len(labels)) if is_closed else _classes_of(labels, groups)
+    classes = np.unique(labels, return_inverse=True)[1]
+    units = ties.join(np.arange(len(labels)) if is_closed else classes)
     weighed = labels if is_closed else [""] * len(labels)
     firsts = None if is_closed else np.unique(labels, return_index=True)[1]
     sides = _deal(units, weighed, firsts, [shares[name] for name in names], seed)
@@ -64,35 +64,14 @@ def split_by_share(
     empty = [name for number, name in enumerate(names) if number not in sides]
     if empty:
         what = "images of each class" if is_closed else "classes"
-        joined = "" if groups is None else f", or divide groups with --group={NO_GROUP}"
+        joined = "" if ties.groups is None else f", or divide groups with --group={NONE}"
+        if ties.copies is not None:
+            joined += f", or divide near duplicates with --threshold={NONE}"
         raise ValueError(
             f"nothing is left for {empty[0]}: give it a larger share of the {what} "
             f"({len(set(units.tolist())):,} parts that stay together){joined}"
         )
     return [names[side] for side in sides]
-
-
-def _groups_of(groups: list[str] | None, num_images: int) -> np.ndarray:
-    """Number the parts of a closed set that stay together, (N,) int64: groups, or single images."""
-    if groups is None:
-        return np.arange(num_images)
-    keys = [f"group {group}" if group else f"image {i}" for i, group in enumerate(groups)]
-    return np.unique(keys, return_inverse=True)[1]
-
-
-def _classes_of(labels: list[str], groups: list[str] | None) -> np.ndarray:
-    """Number the parts of an open set that stay together, (N,) int64: classes, joined by groups."""
-    numbers = np.unique(labels, return_inverse=True)[1]
-    if groups is None:
-        return numbers
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    keys = _groups_of(groups, len(labels))
-    num_classes = int(numbers.max()) + 1
-    size = num_classes + int(keys.max()) + 1
-    links = coo_matrix((np.ones(len(labels)), (numbers, num_classes + keys)), (size, size))
-    return connected_components(links, directed=False)[1][numbers]
 
 
 def _deal(
@@ -127,23 +106,23 @@ def _deal(
     return side_of[units]
 
 
-def closed_folds(labels: list[str], groups: list[str] | None, k: int, seed: int) -> np.ndarray:
+def closed_folds(labels: list[str], ties: Ties, k: int, seed: int) -> np.ndarray:
     """Divide images into k folds with the same share of every class: (N,) int64; or ValueError."""
-    if groups is not None:
-        units = _groups_of(groups, len(labels))
-        num_units = len(np.unique(units))
-        if num_units < k:
-            raise ValueError(f"--k={k}, but there are {num_units} groups: lower --k")
-        return _deal(units, labels, None, [1 / k] * k, seed)
-
     small = {label: size for label, size in Counter(labels).items() if size < k}
-    if small:
+    if small and ties.groups is None:
         label = min(small, key=lambda name: (small[name], name))
         raise ValueError(
             f"--k={k}, but {len(small)} classes have fewer images, e.g. {label!r} has "
             f"{small[label]}: lower --k, or give --open_set=True, or set such classes aside first "
             f"with split --min_n_samples={k} --max_n_samples=0"
         )
+    units = ties.join(np.arange(len(labels)))
+    num_units = len(np.unique(units))
+    if num_units < k:
+        raise ValueError(f"--k={k}, but there are {num_units} groups: lower --k")
+    if ties.groups is not None or num_units < len(labels):
+        return _deal(units, labels, None, [1 / k] * k, seed)
+
     folds = np.empty(len(labels), dtype=np.int64)
     division = StratifiedKFold(k, shuffle=True, random_state=seed)
     for fold, (_, rows) in enumerate(division.split(np.zeros(len(labels)), labels)):
@@ -151,17 +130,18 @@ def closed_folds(labels: list[str], groups: list[str] | None, k: int, seed: int)
     return folds
 
 
-def open_folds(labels: list[str], groups: list[str] | None, k: int, seed: int) -> np.ndarray:
+def open_folds(labels: list[str], ties: Ties, k: int, seed: int) -> np.ndarray:
     """Divide classes into k folds with about the same number of images: (N,) int64; or ValueError.
 
     The largest classes are dealt out first, each to the fold with the fewest images; the seed
-    decides among classes of one size. Classes that a group joins stay together.
+    decides among classes of one size. Classes that are tied stay together.
     """
-    _, numbers, sizes = np.unique(
-        _classes_of(labels, groups), return_inverse=True, return_counts=True
-    )
+    classes = np.unique(labels, return_inverse=True)[1]
+    parts = ties.join(classes)
+    _, numbers, sizes = np.unique(parts, return_inverse=True, return_counts=True)
     if len(sizes) < k:
-        what = "classes" if groups is None else "parts of classes that groups join"
+        is_joined = len(sizes) <= classes.max()
+        what = "parts of classes that stay together" if is_joined else "classes"
         raise ValueError(f"--k={k}, but there are {len(sizes)} {what}: lower --k")
     shuffled = np.random.default_rng(seed).permutation(len(sizes))
     fold_of = np.empty(len(sizes), dtype=np.int64)
@@ -172,17 +152,14 @@ def open_folds(labels: list[str], groups: list[str] | None, k: int, seed: int) -
     return fold_of[numbers]
 
 
-def fold_column(
-    images: ImageList, groups: list[str] | None, k: int, open_set: bool, seed: int
-) -> list[str]:
+def fold_column(images: ImageList, ties: Ties, k: int, open_set: bool, seed: int) -> list[str]:
     """Fold of each image as text; other images than those of the training split have none."""
     in_train = [is_training(row.get("split", "train")) for row in images.rows]
     rows = np.flatnonzero(in_train)
     if len(rows) == 0:
         raise ValueError(f"{images.file} has no training images to divide into folds")
     divide: Callable[..., np.ndarray] = open_folds if open_set else closed_folds
-    some = None if groups is None else [groups[row] for row in rows]
-    folds = divide(images.select(rows).labels, some, k, seed)
+    folds = divide(images.select(rows).labels, ties.select(rows), k, seed)
 
     column = [""] * len(images.rows)
     for row, fold in zip(rows, folds, strict=True):

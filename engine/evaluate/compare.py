@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from metric_learning.engine.embed.dump.given import take_whole_features
 from metric_learning.engine.embed.embedder import open_split
+from metric_learning.engine.evaluate.embeddings import find_embeddings
 from metric_learning.engine.evaluate.measures import (
     check_sizes,
     say_distance,
@@ -18,7 +17,6 @@ from metric_learning.engine.evaluate.measures import (
     warn_of_weights,
     whiten,
 )
-from metric_learning.engine.evaluate.origin import describe_origin
 from metric_learning.engine.evaluate.scoring import chances
 from metric_learning.engine.options.evaluation import EmbeddingOptions, MetricOptions
 from metric_learning.reader import ImageSet
@@ -140,15 +138,13 @@ def _score(
     embedder, image_set = open_split(work)
     check_sizes(metrics, image_set)
     warn_of_weights(embedder)
-    snapshot = None
-    if dump is None:
-        embeddings = embedder.embed(image_set)
-    else:
-        needs_lengths = not metrics.compares_directions
-        given = take_whole_features(Path(dump), embedder, image_set, needs_lengths)
-        embeddings, snapshot = given.embeddings, given.snapshot
-    origin = describe_origin(embedder, image_set, snapshot) if is_kept else {}
-
+    embeddings, origin = find_embeddings(
+        embedder,
+        image_set,
+        dump,
+        needs_lengths=not metrics.compares_directions,
+        is_kept=is_kept,
+    )
     if metrics.whiten is not None:
         embeddings = whiten(embedder, embeddings, metrics.whiten or None)
     scores = score_split(metrics, work.machine, image_set, embeddings)

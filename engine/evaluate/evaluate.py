@@ -5,22 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from metric_learning.common.atomic import write_json
 from metric_learning.common.log import versions
-from metric_learning.engine.embed.dump.given import take_whole_features
-from metric_learning.engine.embed.embedder import Embedder, open_features, open_split
+from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.evaluate import measures
 from metric_learning.engine.evaluate.compare import compare_checkpoints
-from metric_learning.engine.evaluate.origin import describe_origin
+from metric_learning.engine.evaluate.embeddings import find_embeddings
 from metric_learning.engine.options.evaluation import (
     EmbeddingOptions,
     EvaluationOptions,
     MetricOptions,
 )
 from metric_learning.engine.parallel.world import leave_world
-from metric_learning.reader import ImageSet
 from metric_learning.retrieval.tables import class_table, write_table
 
 
@@ -67,7 +63,14 @@ def evaluate_checkpoint(
     measures.warn_of_images(metrics, work, image_set)
     measures.warn_of_weights(embedder)
     measures.say_distance(metrics, work.say)
-    embeddings, origin = _embed(embedder, image_set, metrics, features, verify, is_kept)
+    embeddings, origin = find_embeddings(
+        embedder,
+        image_set,
+        features,
+        needs_lengths=embedder.class_layer is not None or not metrics.compares_directions,
+        verify=verify,
+        is_kept=is_kept,
+    )
 
     result: dict[str, Any] = {}
     if embedder.class_layer is not None:
@@ -86,26 +89,3 @@ def evaluate_checkpoint(
     work.say(f"End test {len(image_set)}, test_recall {found['recall@1']:.5f}")
     about = {"images": len(image_set), "flags": dict(work.flags), **origin}
     return found | result | {"evaluated": about}
-
-
-def _embed(
-    embedder: Embedder,
-    image_set: ImageSet,
-    metrics: MetricOptions,
-    features: str | None,
-    verify: bool,
-    is_kept: bool,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return embeddings (N, D) float32 and, of a result that is kept, what it depends on."""
-    if features is not None and Path(features).is_dir():
-        needs_lengths = embedder.class_layer is not None or not metrics.compares_directions
-        given = take_whole_features(Path(features), embedder, image_set, needs_lengths)
-        origin = describe_origin(embedder, image_set, given.snapshot) if is_kept else {}
-        return given.embeddings, origin
-
-    file = open_features(features, embedder, image_set, verify) if features else None
-    origin = describe_origin(embedder, image_set) if is_kept and file is None else {}
-    embeddings = embedder.embed(image_set, file)
-    if is_kept and file is not None:
-        origin = describe_origin(embedder, image_set, file.snapshot)
-    return embeddings, origin

@@ -11,7 +11,12 @@ import numpy as np
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.evaluate import caveats
 from metric_learning.engine.evaluate.classification import class_numbers, classify
-from metric_learning.engine.evaluate.open_set import choose_unknown, log_open_set, measure_open_set
+from metric_learning.engine.evaluate.open_set import (
+    answer_open_set,
+    choose_unknown,
+    log_open_set,
+    measure_open_set,
+)
 from metric_learning.engine.evaluate.scoring import (
     by_role,
     chances,
@@ -130,7 +135,7 @@ def measure(
         metrics |= verification_scores(**sets, device=with_float64(machine.device), share=share)
     if options.open_set and machine.world.is_main:
         drawn = options.open_set, machine.seed, machine.device
-        metrics |= measure_open_set(image_set, embeddings, *drawn)
+        metrics |= measure_open_set(answer_open_set(image_set, embeddings, *drawn))
     if options.clustering and machine.world.is_main:
         metrics |= cluster_scores(embeddings, image_set.labels, seed=machine.seed)
     return metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from metric_learning.retrieval.open_set import (
     best_threshold,
     cross_f1,
     detection_rates,
+    detection_thresholds,
 )
 from metric_learning.retrieval.positives import Positives
 from metric_learning.retrieval.search import nearest
@@ -37,18 +39,25 @@ def choose_unknown(images: Roles, share: float, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(classes)[:number])
 
 
-def measure_open_set(
-    images: Roles, embeddings: np.ndarray, share: float, seed: int, device: torch.device
-) -> dict[str, Any]:
-    """Measure how well the nearest image's cosine tells whether a query's class is in the gallery.
+@dataclass(frozen=True, eq=False)
+class OpenSetTest:
+    """What queries find where the classes (U,) int64 `unknown` are left out of the gallery.
 
-    A share of the classes is drawn with the seed and left out of the gallery. Queries of the others
-    count where a positive is left to them.
+    `halves` are 0 or 1 of each known and each unknown query, see `cross_f1`.
+    """
 
-    Returns:
-        `open_set_auroc`; `dir@far=F`; `open_set_f1`, where it can be (`cross_f1`);
-        `open_set_threshold`, the cosine with the greatest F1; and the numbers `unknown_classes`,
-        `known_queries` and `unknown_queries`.
+    answers: Answers
+    halves: tuple[np.ndarray, np.ndarray]
+    unknown: np.ndarray
+
+
+def answer_open_set(
+    images: Roles, embeddings: np.ndarray, share: float, seed: int, device: str | torch.device
+) -> OpenSetTest:
+    """Look up the nearest image of every query where a share of the classes is left out.
+
+    They are drawn with the seed. Queries of the other classes count where a positive is left to
+    them.
     """
     unknown = choose_unknown(images, share, seed)
     is_unknown = np.isin(images.labels, unknown)
@@ -64,13 +73,26 @@ def measure_open_set(
     is_right = images.labels[gallery][best[:, 0]] == labels
     answers = Answers(cosines[is_known, 0], is_right[is_known], cosines[asks_in_vain, 0])
     halves = _halves(labels, unknown, seed)
-    f1 = cross_f1(answers, (halves[is_known], halves[asks_in_vain]))
+    return OpenSetTest(answers, (halves[is_known], halves[asks_in_vain]), unknown)
+
+
+def measure_open_set(test: OpenSetTest) -> dict[str, Any]:
+    """Measure how well the nearest image's cosine tells whether a query's class is in the gallery.
+
+    Returns:
+        `open_set_auroc`; `dir@far=F`, at the cosines `dir_threshold@far=F`; `open_set_f1`, where it
+        can be (`cross_f1`); `open_set_threshold`, the cosine with the greatest F1; and the numbers
+        `unknown_classes`, `known_queries` and `unknown_queries`.
+    """
+    answers = test.answers
+    f1 = cross_f1(answers, test.halves)
     return {
         "open_set_auroc": auroc(answers),
         **detection_rates(answers),
+        **detection_thresholds(answers),
         **({} if f1 is None else {"open_set_f1": f1}),
         "open_set_threshold": best_threshold(answers),
-        "unknown_classes": len(unknown),
+        "unknown_classes": len(test.unknown),
         "known_queries": len(answers.known),
         "unknown_queries": len(answers.unknown),
     }
@@ -111,7 +133,7 @@ def log_open_set(metrics: dict[str, Any], say: Callable[[str], object]) -> None:
     )
     names = [
         "open_set_auroc",
-        *(name for name in metrics if name.startswith("dir@")),
+        *(name for name in metrics if name.startswith(("dir@", "dir_threshold@"))),
         "open_set_f1",
     ]
     found = [f"{name} {metrics[name]:.5f}" for name in names if name in metrics]

@@ -7,9 +7,12 @@ lies in `best/`.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import shutil
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +23,11 @@ import numpy as np
 from metric_learning import infer
 from metric_learning.common.atomic import write_atomically, write_csv, write_json
 from metric_learning.common.fingerprint import relative_paths
+from metric_learning.common.flags import image_shape
 from metric_learning.common.log import log
 from metric_learning.common.names import to_cell
 from metric_learning.common.schema import Field, check_fields, is_count, is_object, read_json
+from metric_learning.common.sizes import Size, sides, size_text
 from metric_learning.engine.leaderboard.boards.board import Board, Protocol, Row
 from metric_learning.engine.leaderboard.boards.space import parse_parameter
 from metric_learning.engine.leaderboard.estimate import image_cost, minutes_text
@@ -40,7 +45,9 @@ HELD_OUT = 5  # one of so many parts of the classes
 FEWEST = 8  # classes, of which some can be held out and others divided into folds
 FEW_HELD_OUT = 10  # classes, with fewer of which a measurement says little
 PROTOCOL = Protocol(folds=3, trials=3, reserve=1, seeds=1, validates_all=True)
-SAMPLED = 8  # images that are read, to learn how long that takes
+SAMPLED = 32  # images that are read, to learn how long that takes, and their shape
+FAR_FROM_SQUARE = 1.5  # longer by shorter side, from which on rectangles are tried too
+STRIDE = 32  # pixels by which networks divide an image, so that sides are multiples of it
 HEAD_VIEWS = 4
 SPLIT_COLUMNS = ("path", "label", "split")
 LAST = "on_all_images"  # run folder of the last training
@@ -92,6 +99,7 @@ class OwnImages:
         num_train: images to choose with.
         num_all: images.
         read_seconds: that reading one of them takes.
+        aspect: median of width by height.
     """
 
     folder: Path
@@ -101,6 +109,7 @@ class OwnImages:
     num_train: int
     num_all: int
     read_seconds: float
+    aspect: float
 
     def write(self) -> None:
         """Write both lists."""
@@ -140,13 +149,17 @@ def divide(images: ImageSet, output: Path) -> OwnImages:
         for file, parts in ((divided, splits), (whole, ["train"] * len(splits)))
     }
 
-    started = time.perf_counter()
-    step = max(1, len(images) // SAMPLED)
-    for row in range(0, len(images), step):
-        images.read_image(row)
-    seconds = (time.perf_counter() - started) / len(range(0, len(images), step))
     counts = splits.count("train"), len(splits)
-    return OwnImages(folder, divided, whole, lists, *counts, seconds)
+    return OwnImages(folder, divided, whole, lists, *counts, *_look_at(images))
+
+
+def _look_at(images: ImageSet) -> tuple[float, float]:
+    """Read some images: the seconds that one takes, and the median of their widths by heights."""
+    rows = range(0, len(images), max(1, len(images) // SAMPLED))
+    started = time.perf_counter()
+    shapes = np.array([images.read_image(row).shape[:2] for row in rows])  # heights and widths
+    seconds = (time.perf_counter() - started) / len(rows)
+    return seconds, float(np.median(shapes[:, 1] / shapes[:, 0]))
 
 
 def find_weights(texts: Mapping[str, str], folder: Path = Path("pretrained")) -> dict[str, str]:
@@ -177,7 +190,7 @@ def choose_effort(
             return EFFORTS[kept["number"]]
 
     needs = [
-        sum(_seconds(images, texts, size, effort) for size in effort.sizes)
+        sum(_seconds(images, texts, size, effort) for size in sizes_of(images, texts, effort))
         + last_seconds(images, texts, effort)
         for effort in EFFORTS
     ]
@@ -186,31 +199,65 @@ def choose_effort(
     effort = EFFORTS[number]
     losses = "".join(f", {loss}" for loss in effort.losses)
     epochs = f" for {effort.epochs} epochs" if effort.epochs else ""
+    sizes = sizes_of(images, texts, effort)
+    if len(sizes) > len(effort.sizes):
+        log(f"images are mostly not square (width by height {images.aspect:.2f}): rectangles too")
     log(
-        f"{', '.join(map(str, effort.sizes))} px; frozen{losses}{epochs}: about "
+        f"{', '.join(map(size_text, sizes))}; frozen{losses}{epochs}: about "
         f"{minutes_text(needs[number])} of a core"
     )
     write_json(path, {"question": question, "number": number})
     return effort
 
 
+def sizes_of(images: OwnImages, texts: Mapping[str, str], effort: Effort) -> tuple[Size, ...]:
+    """Return the sizes of network inputs that are tried; ValueError for a wrong image_shape.
+
+    That is a given image_shape alone. Otherwise the squares of the effort, and, where the images
+    are far from square, beside each a rectangle of their shape with about as many pixels, if the
+    network takes it.
+    """
+    if "image_shape" in texts:
+        try:
+            _, *given = image_shape(texts["image_shape"])
+        except ArgumentTypeError as error:
+            raise ValueError(f"--flag=image_shape={texts['image_shape']}: {error}") from None
+        return ((given[0], given[1]),)
+    if 1 / FAR_FROM_SQUARE < images.aspect < FAR_FROM_SQUARE:
+        return effort.sizes
+
+    sizes: list[Size] = []
+    for side in effort.sizes:
+        stretch = math.sqrt(images.aspect)
+        height, width = (
+            max(STRIDE, STRIDE * round(s / STRIDE)) for s in (side / stretch, side * stretch)
+        )
+        sizes.append(side)
+        with contextlib.suppress(ValueError):  # some networks take squares alone
+            _image_seconds(images, texts, (height, width))
+            sizes.append((height, width))
+    return tuple(sizes)
+
+
 def own_board(images: OwnImages, texts: Mapping[str, str], effort: Effort) -> Board:
     """Return the board of an effort; `texts` are the flags of all trainings, and the network."""
     data = {"dataset": "csv", "csv": str(images.divided), "data_dir": str(images.folder)}
     common = {"lr_strategy": "cosine_decay", "min_crop_area": "0.2", "num_workers": "0", **texts}
-    rows = [row for size in effort.sizes for row in _rows_of_size(common, size, effort)]
+    sizes = sizes_of(images, texts, effort)
+    rows = [row for size in sizes for row in _rows_of_size(common, size, effort)]
     return Board("own_data", "Your images", data, PROTOCOL, tuple(rows))
 
 
-def _rows_of_size(texts: Mapping[str, str], size: int, effort: Effort) -> list[Row]:
+def _rows_of_size(texts: Mapping[str, str], size: Size, effort: Effort) -> list[Row]:
     """Return the rows of a size: frozen, a head on frozen features, and fine-tuned by each loss."""
     is_pretrained = "pretrained_model" in texts
-    common = {**texts, "image_shape": f"3,{size},{size}"}
+    height, width = sides(size)
+    common = {**texts, "image_shape": f"3,{height},{width}"}
     frozen = {**common, "loss_name": "softmax", "total_iter_num": "0"}
-    rows = [Row(f"frozen, {size} px", frozen, is_frozen=True)]
+    rows = [Row(f"frozen, {size_text(size)}", frozen, is_frozen=True)]
     if is_pretrained:
         space = (parse_parameter("lr", ["log", "0.0001", "0.01"]),)
-        rows.append(Row(f"head, {size} px", {**common, **HEAD}, space))
+        rows.append(Row(f"head, {size_text(size)}", {**common, **HEAD}, space))
 
     rates = ["log", "0.00001", "0.0003"] if is_pretrained else ["log", "0.0003", "0.01"]
     recipe = FINE_TUNED if is_pretrained else FROM_SCRATCH
@@ -218,11 +265,11 @@ def _rows_of_size(texts: Mapping[str, str], size: int, effort: Effort) -> list[R
         own = {"lr_head_mult": "100"} if loss == "normsoftmax" else {"samples_each_class": "4"}
         own |= {"loss_name": loss, "num_epochs": str(effort.epochs)}
         space = (parse_parameter("lr", rates),)
-        rows.append(Row(f"{loss}, {size} px", {**common, **recipe, **own}, space))
+        rows.append(Row(f"{loss}, {size_text(size)}", {**common, **recipe, **own}, space))
     return rows
 
 
-def _seconds(images: OwnImages, texts: Mapping[str, str], size: int, effort: Effort) -> float:
+def _seconds(images: OwnImages, texts: Mapping[str, str], size: Size, effort: Effort) -> float:
     """Estimate what the rows of a size take on a core."""
     epoch = images.num_train * _image_seconds(images, texts, size)
     trials = (PROTOCOL.trials + PROTOCOL.reserve) * (PROTOCOL.folds - 1)
@@ -233,11 +280,15 @@ def _seconds(images: OwnImages, texts: Mapping[str, str], size: int, effort: Eff
 
 def last_seconds(images: OwnImages, texts: Mapping[str, str], effort: Effort) -> float:
     """Estimate what the last training, on all images, takes at most on a core."""
-    return effort.epochs * images.num_all * _image_seconds(images, texts, max(effort.sizes))
+    if not effort.epochs:
+        return 0.0
+    sizes = sizes_of(images, texts, effort)
+    longest = max(_image_seconds(images, texts, size) for size in sizes)
+    return effort.epochs * images.num_all * longest
 
 
-def _image_seconds(images: OwnImages, texts: Mapping[str, str], size: int) -> float:
-    cost = image_cost(texts["model"], 0, tuple(MODEL_OPTIONS.items()), (size, size), "auto")
+def _image_seconds(images: OwnImages, texts: Mapping[str, str], size: Size) -> float:
+    cost = image_cost(texts["model"], 0, tuple(MODEL_OPTIONS.items()), sides(size), "auto")
     return cost.seconds + images.read_seconds
 
 

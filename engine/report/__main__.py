@@ -14,17 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metric_learning.common.cli import refuse_torchrun, user_errors
-from metric_learning.common.flags import Flag, parse_flags, path, positive, with_defaults
+from metric_learning.common.flags import Flag, cosine, parse_flags, path, positive, with_defaults
 from metric_learning.common.outputs import prepare_folder
 from metric_learning.engine.options.tables import (
     DATA_FLAGS,
     MACHINE_FLAGS,
+    METRIC_FLAGS,
     MODEL_FLAGS,
     OTHERS_LACK,
     SPLITS,
 )
 from metric_learning.engine.report.files import REPORT
 
+OPEN_SET_SHARE = 0.2  # of the classes, where only a threshold is given
 SOURCE = Flag(
     "run_or_checkpoint",
     path,
@@ -56,6 +58,14 @@ FLAGS = (
         repeats=True,
     ),
     Flag("num_queries", positive, 8, "queries that are shown of each kind"),
+    next(flag for flag in METRIC_FLAGS if flag.name == "open_set"),
+    Flag(
+        "unknown_threshold",
+        cosine,
+        None,
+        "a cosine whose rates stand beside those of --open_set, which then is "
+        f"{OPEN_SET_SHARE:g} where it is not given",
+    ),
     Flag("split", str, "test", "images to evaluate; all: every image once", SPLITS),
     Flag("batch_size", positive, 50, "images per batch"),
     Flag("display_iter_step", positive, 10, "batches between log lines"),
@@ -63,7 +73,11 @@ FLAGS = (
     *DATA_FLAGS,
     *with_defaults(MACHINE_FLAGS, amp="off"),
 )
-FEATURES_USE = ("features", "report_dir", "show", "num_queries", "use_gpu", "device", "seed")
+OPEN_SET_NAMES = ("open_set", "unknown_threshold")
+FEATURES_USE = (
+    *("features", "report_dir", "show", "num_queries", *OPEN_SET_NAMES),
+    *("use_gpu", "device", "seed"),
+)
 MOST_RUNS = 8
 
 
@@ -79,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
             flags.refuse(("train_classes", "test_classes"), "--split=all takes all classes")
         sources = find_sources(flags.run_or_checkpoint, flags.features)
         is_comparison = len(sources) > 1 or "baseline" in flags.given
+        if is_comparison:
+            flags.refuse(OPEN_SET_NAMES, "a page of several runs does not tell it")
         home = sources[0] if flags.features else sources[0].parent
         usual = home.parent / "comparison" if is_comparison else home / "report"
         folder = prepare_folder("report_dir", flags.report_dir or usual, REPORT)
@@ -88,14 +104,18 @@ def main(argv: Sequence[str] | None = None) -> Path:
         from metric_learning.engine.parallel.devices import choose_device
         from metric_learning.engine.parallel.world import World
         from metric_learning.engine.report.comparison.page import write_comparison
-        from metric_learning.engine.report.data import QueryChoice
+        from metric_learning.engine.report.data import QueryChoice, UnknownQueries
         from metric_learning.engine.report.page import write_report
         from metric_learning.engine.report.subjects import of_checkpoint, of_features
 
         device = choose_device(flags.device, flags.use_gpu, World())
         choice = QueryChoice(tuple(flags.show), flags.num_queries)
+        threshold = flags.unknown_threshold
+        share = flags.open_set or (0.0 if threshold is None else OPEN_SET_SHARE)
+        unknown = UnknownQueries(share, threshold) if share else None
+        told = folder, device, flags.seed, choice, unknown
         if flags.features:
-            return write_report(of_features(home, choice), folder, device, flags.seed, choice)
+            return write_report(of_features(home, choice), *told)
         works = [
             settle_embedding(flags.replaced(pretrained_model=str(source)), World())
             for source in sources
@@ -103,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         if is_comparison:
             baseline = flags.baseline if "baseline" in flags.given else None
             return write_comparison(works, baseline, folder, choice)
-        return write_report(of_checkpoint(works[0], choice), folder, device, flags.seed, choice)
+        return write_report(of_checkpoint(works[0], choice, unknown), *told)
 
 
 def find_sources(runs: Sequence[str], features: str | None) -> list[Path]:

@@ -255,6 +255,19 @@ class QueryChoice:
         ]
 
 
+@dataclass(frozen=True)
+class UnknownQueries:
+    """What a page tells of queries whose class is not in the gallery.
+
+    Attributes:
+        share: of the classes, which are left out of the gallery.
+        threshold: a cosine whose rates are told; None: those of others alone.
+    """
+
+    share: float
+    threshold: float | None = None
+
+
 EXTREMES = QueryChoice()  # the best, random and worst alone
 
 

@@ -87,15 +87,25 @@ def _finish_recall(axes: Axes, names: Sequence[str] = ()) -> None:
     _legend(axes, names)
 
 
-def draw_similarities(positive: np.ndarray, negative: np.ndarray) -> str:
-    """Draw histograms of the cosine similarities of pairs of one class and of two classes."""
+def draw_similarities(
+    positive: np.ndarray,
+    negative: np.ndarray,
+    names: tuple[str, str] = ("same class", "two classes"),
+    unit: str = "pairs",
+    threshold: float | None = None,
+) -> str:
+    """Draw histograms of the cosine similarities of pairs of one class and of two classes.
+
+    Or of others: `names` are those of both kinds, `unit` is what they are. A line is at the
+    `threshold`, if any.
+    """
 
     def draw(axes: Axes) -> None:
         both = np.concatenate([positive, negative])
         edges = np.linspace(both.min() - 1e-3, both.max() + 1e-3, 61)
         for cosines, colour, style, label in (
-            (negative, SECOND, "--", "two classes"),
-            (positive, FIRST, "-", "same class"),
+            (negative, SECOND, "--", names[1]),
+            (positive, FIRST, "-", names[0]),
         ):
             if len(cosines):
                 shares = 100 * np.histogram(cosines, edges)[0] / len(cosines)
@@ -104,11 +114,13 @@ def draw_similarities(positive: np.ndarray, negative: np.ndarray) -> str:
                     shares, edges, color=colour, linestyle=style, linewidth=2.0, label=label
                 )
 
-        axes.set(xlabel="cosine similarity", ylabel="share of pairs, %")
+        if threshold is not None:
+            axes.axvline(threshold, color=MUTED, linestyle=":", label="threshold")
+        axes.set(xlabel="cosine similarity", ylabel=f"share of {unit}, %")
         axes.set_ylim(bottom=0)
         _legend(axes)
 
-    return _to_svg("similarities", "Histograms of the similarities of pairs", draw)
+    return _to_svg(f"similarities-{unit}", f"Histograms of the similarities of {unit}", draw)
 
 
 def draw_loss(records: Sequence[dict[str, Any]]) -> str:

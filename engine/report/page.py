@@ -13,6 +13,7 @@ from metric_learning.common.log import log
 from metric_learning.common.outputs import replaced_folder
 from metric_learning.common.pages import templates_of
 from metric_learning.engine.evaluate import caveats
+from metric_learning.engine.evaluate.open_set import answer_open_set, measure_open_set
 from metric_learning.engine.evaluate.scoring import with_float64
 from metric_learning.engine.report import data, embedding_map, figures
 from metric_learning.engine.report.files import MAP, PAGE, PICTURES, TEMPLATES
@@ -26,6 +27,7 @@ from metric_learning.engine.report.pictures import (
 )
 from metric_learning.engine.report.plots import plot_map
 from metric_learning.retrieval.metrics import DEFAULT_KS, chance_scores, default_ks, summarise
+from metric_learning.retrieval.open_set import rates_at
 from metric_learning.retrieval.significance import MIN_CLASSES
 from metric_learning.retrieval.tables import class_table, confusions, worst_first
 
@@ -54,13 +56,14 @@ def write_report(
     device: torch.device,
     seed: int,
     choice: data.QueryChoice = data.EXTREMES,
+    unknown: data.UnknownQueries | None = None,
 ) -> Path:
     """Write a folder of index.html and map.png as a whole, and return the page."""
     log(f"{len(subject.labels)} embeddings; now the queries, the classes and the map")
     for line in _caveats(subject):
         log(line)
     with replaced_folder(folder, keep=PICTURES) as new:
-        text = render(subject, with_float64(device), seed, new / MAP, choice)
+        text = render(subject, with_float64(device), seed, new / MAP, choice, unknown)
         write_text(new / PAGE, text, errors="backslashreplace")
 
     file = folder / PAGE
@@ -76,11 +79,13 @@ def render(
     seed: int = 0,
     picture: Path | None = None,
     choice: data.QueryChoice = data.EXTREMES,
+    unknown: data.UnknownQueries | None = None,
 ) -> str:
     """Return the HTML of a report, one file that needs nothing else.
 
-    The map of the embeddings is also drawn to the PNG file `picture`, if any. Raises ValueError
-    where no query has a positive, an embedding is not finite, or an image cannot be read.
+    The map of the embeddings is also drawn to the PNG file `picture`, if any. Of `unknown` queries
+    it tells where they are given. Raises ValueError where no query has a positive, an embedding is
+    not finite, or an image cannot be read.
     """
     found = data.find(subject, device)
     curve = data.recall_curve(found, seed)
@@ -102,6 +107,7 @@ def render(
             recall_chart=figures.draw_recall(curve),
             recall_rows=_recall_rows(curve),
             similarities=_similarities(subject, seed),
+            open_set=_open_set(subject, device, seed, unknown),
             query_groups=_query_groups(subject, found, album, choice, seed),
             has_tests=any(record["kind"] == "test" for record in subject.records),
             class_rows=worst_first(
@@ -183,6 +189,39 @@ def _similarities(subject: data.Subject, seed: int) -> Row:
             if len(values)
         ],
         "order": float(np.mean(positive > negative)) if len(negative) else None,
+    }
+
+
+def _open_set(
+    subject: data.Subject,
+    device: str | torch.device,
+    seed: int,
+    unknown: data.UnknownQueries | None,
+) -> Row | None:
+    """How well a threshold tells queries of unknown classes from others; None: not asked for."""
+    if unknown is None:
+        return None
+    test = answer_open_set(subject, subject.embeddings, unknown.share, seed, device)
+    metrics, answers = measure_open_set(test), test.answers
+    thresholds = [("greatest F1", metrics["open_set_threshold"])]
+    prefix = "dir_threshold@far="
+    thresholds += [
+        (f"at most {100 * float(name.removeprefix(prefix)):g} % false answers", value)
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+    ]
+    if unknown.threshold is not None:
+        thresholds.append(("given", unknown.threshold))
+
+    shown = thresholds[0 if unknown.threshold is None else -1][1]
+    names = ("known", "unknown")
+    return {
+        "metrics": metrics,
+        "chart": figures.draw_similarities(answers.known, answers.unknown, names, "queries", shown),
+        "rows": [
+            {"name": name, "cosine": cosine, **rates_at(answers, cosine)}
+            for name, cosine in thresholds
+        ],
     }
 
 

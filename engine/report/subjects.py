@@ -17,11 +17,12 @@ from metric_learning.engine.embed.dump.opened import open_features
 from metric_learning.engine.embed.dump.shards import refuse_incomplete
 from metric_learning.engine.embed.embedder import open_split
 from metric_learning.engine.evaluate.measures import warn_of_weights
+from metric_learning.engine.evaluate.open_set import choose_unknown
 from metric_learning.engine.evaluate.scoring import check_scorable
 from metric_learning.engine.options.evaluation import EmbeddingOptions, default_flags
 from metric_learning.engine.options.parts import DataOptions, pick
 from metric_learning.engine.options.tables import SPLITS
-from metric_learning.engine.report.data import EXTREMES, QueryChoice, Subject
+from metric_learning.engine.report.data import EXTREMES, QueryChoice, Subject, UnknownQueries
 from metric_learning.engine.run.chosen import describe_choice
 from metric_learning.engine.run.records import read_records
 from metric_learning.models.weights.fingerprint import RANDOM
@@ -32,15 +33,22 @@ from metric_learning.reader.sets.snapshots import snapshot_of
 from metric_learning.reader.transforms import TRANSFORMS
 
 
-def of_checkpoint(work: EmbeddingOptions, choice: QueryChoice = EXTREMES) -> Subject:
+def of_checkpoint(
+    work: EmbeddingOptions,
+    choice: QueryChoice = EXTREMES,
+    unknown: UnknownQueries | None = None,
+) -> Subject:
     """Embed the split with the model of a checkpoint; a run's records lie beside it.
 
-    Raises ValueError, before the work, where no query can be scored, or none is of the `choice`.
+    Raises ValueError, before the work, where no query can be scored, none is of the `choice`, or
+    too few classes are left of the `unknown` ones.
     """
     embedder, image_set = open_split(work)
     warn_of_weights(embedder)
     check_scorable(image_set)
     choice.check(image_set.paths, image_set.labels, image_set.class_names)
+    if unknown is not None:
+        choose_unknown(image_set, unknown.share, work.machine.seed)
     embeddings = embedder.embed(image_set)
     stats = Path(work.weights).parent / "stats.jsonl"
     records = read_records(stats) if stats.is_file() else []

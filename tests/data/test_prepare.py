@@ -339,7 +339,9 @@ def test_wrong_input_is_one_line(error_of, filtered, troubled, tmp_path):
     assert "is above" in error_of("split", filtered, "--min_n_samples=9", "--max_n_samples=8")
     assert "no class has 40 to 50" in error_of("split", filtered, "--min_n_samples=40")
     assert "every class has 1 to 50" in error_of("split", filtered, "--min_n_samples=1")
-    assert "scanned.csv:6: cat/broken.png is broken" in error_of("split", troubled / "scanned.csv")
+    error = error_of("split", troubled / "scanned.csv", "--on_bad_image=error")
+    assert "scanned.csv:6: cat/broken.png is broken: leave --on_bad_image=error out" in error
+    assert "unrelated images differ by" in error_of("split", filtered, "--threshold=33")
     assert "at least 2 folds" in error_of("folds", filtered, "--k=1")
     assert "--k=5, but 3 classes have fewer" in error_of("folds", filtered)
     assert "there are 4 classes" in error_of("folds", filtered, "--k=5", "--open_set=True")
@@ -485,8 +487,10 @@ def test_tests_that_cannot_be_scored_are_not_made(tmp_path, error_of, capsys):
 
 def test_ways_to_split_are_not_mixed(tmp_path, error_of):
     file = write_list(tmp_path, [(f"{c}/{i}.jpg", c) for c in range(6) for i in range(5)])
-    mixed = error_of("split", file, "--min_n_samples=2", "--test_share=0.5")
-    assert "leave the ones or the others out" in mixed
+    for share in ("--test_share=0.5", "--threshold=4"):
+        mixed = error_of("split", file, "--min_n_samples=2", share)
+        assert "leave the ones or the others out" in mixed
+    assert "photos.csv has no hashes" in error_of("split", file, "--threshold=4")
     assert "expected a share for the test" in error_of("split", file, "--test_share=0")
     whole = ("--test_share=0.5", "--val_share=0.5")
     assert "less than 1 together" in error_of("split", file, *whole)
@@ -556,3 +560,75 @@ def test_filter_takes_a_list_of_near_duplicates(scanned, tmp_path, capsys, error
     listed.write_text("path,label\na.png,0\n")
     assert "expected a list of 'python -m retrieval.duplicates'" in error_of(*words)
     assert "No such file" in error_of("filter", file, "--duplicates=gone.csv")
+
+
+def test_split_and_folds_leave_out_what_is_broken(troubled, tmp_path, capsys):
+    for command, flags in (("split", ()), ("folds", ("--open_set", "--k=2", "--threshold=none"))):
+        run(command, troubled / "scanned.csv", *flags, f"--output={tmp_path / command}")
+        first = capsys.readouterr().out.partition("\n")[0]
+        assert first.startswith("left out: 2 broken images (cat/broken.png: ")
+        assert first.endswith(
+            "; cat/empty.jpg: the file is empty); --on_bad_image=error stops at them"
+        )
+        paths = {row["path"] for row in read(tmp_path / command)}
+        assert len(paths) == 17 and not paths & {"cat/broken.png", "cat/empty.jpg"}
+
+
+def test_a_line_names_some_of_many_broken_images_and_a_class_of_them_alone(tmp_path, capsys):
+    for name in "ab":
+        for number in range(2):
+            save(tmp_path / name / f"{number}.png", 10 * ord(name) + number)
+    for name in ("c", "d"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            (tmp_path / name / f"{number}.png").write_bytes(b"")
+    run("scan", tmp_path, "--num_workers=0")
+    run("split", tmp_path / "scanned.csv")
+    out = capsys.readouterr().out
+    assert "left out: 8 broken images, all of 2 classes such as c (c/0.png: the file is" in out
+    assert "c/3.png: the file is empty; d/0.png: the file is empty; and 3 more, see" in out
+    assert {row["label"] for row in read(tmp_path / "split.csv")} == {"a", "b"}
+
+
+def test_a_column_broken_of_another_table_means_nothing(tmp_path):
+    file = write_list(tmp_path, [(f"{n}.jpg", n // 3, "no") for n in range(9)], "path,label,broken")
+    run("split", file, f"--output={tmp_path / 's'}")
+    assert len(read(tmp_path / "s")) == 9
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_near_duplicates_stay_on_one_side(tmp_path, closed, capsys, error_of):
+    """Ten classes of ten photos, half of them saved again; one in the next class, of every two."""
+    for number in range(50):
+        folder = tmp_path / "photos" / f"class {number // 5}"
+        save(folder / f"{number}.png", number)
+        save(folder / f"{number} again.jpg", number, size=(96, 72), quality=80)
+    for number in range(0, 50, 10):
+        save(tmp_path / "photos" / f"class {number // 5 + 1}" / f"{number}.png", number)
+    file = tmp_path / "photos" / "scanned.csv"
+    run("scan", tmp_path / "photos", "--num_workers=0")
+
+    def divided(command, column, *flags):
+        run(command, file, *flags, f"--output={tmp_path / command}")
+        sides: dict[str, set[str]] = {}
+        for row in read(tmp_path / command):
+            stem = Path(row["path"]).stem.removesuffix(" again")
+            sides.setdefault(stem, set()).add(row[column])
+        assert len({side for found in sides.values() for side in found}) >= 2
+        return sum(len(found) > 1 for found in sides.values())
+
+    capsys.readouterr()
+    for command, column in (("split", "split"), ("folds", "fold")):
+        flag = f"--closed={closed}" if command == "split" else f"--open_set={not closed}"
+        assert divided(command, column, flag) == 0
+        out = capsys.readouterr().out
+        assert "near duplicates: 105 images in 50 groups stay with their like ('filter" in out
+        assert "near duplicates in several classes         5\n  class 0/0" in out
+        assert divided(command, column, flag, "--threshold=none") > 0
+        assert "near duplicates" not in capsys.readouterr().out
+    if not closed:
+        for number in range(0, 50, 5):  # now all classes are joined
+            name = f"class {(number // 5 + 1) % 10}"
+            save(tmp_path / "photos" / name / f"{number}.png", number)
+        run("scan", tmp_path / "photos", "--num_workers=0")
+        assert "or divide near duplicates with --threshold=none" in error_of("split", file)

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metric_learning.data.prepare.hashes import find_near_duplicates, perceptual_hash
+from metric_learning.data.prepare.hashes import (
+    find_near_duplicates,
+    group_near_duplicates,
+    perceptual_hash,
+)
 
 
 def picture(seed: int, width: int = 96, height: int = 80) -> Image.Image:
@@ -96,3 +100,39 @@ def test_many_equal_hashes_are_one_group():
     keepers, distances = find_near_duplicates(hashes, 4)
     assert (keepers[1::2] == 0).all() and (keepers[::2] == np.arange(0, 20_000, 2)).all()
     assert not distances.any()
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 4, 7, 12])
+def test_groups_are_the_components_of_near_hashes(threshold):
+    """Against a search from neighbour to neighbour, among hashes of every distance, and chains."""
+    rng = np.random.default_rng(threshold)
+    seeds = rng.integers(0, 2**64, 20, dtype=np.uint64)
+    hashes = [int(seed) for seed in seeds for _ in range(2)]
+    while len(hashes) < 250:
+        flipped = rng.choice(64, rng.integers(1, 14), replace=False)
+        hashes.append(hashes[rng.integers(len(hashes))] ^ sum(1 << int(bit) for bit in flipped))
+
+    expected = [-1] * len(hashes)
+    for start in range(len(hashes)):
+        reached = [start] if expected[start] < 0 else []
+        while reached:
+            here = reached.pop()
+            expected[here] = start
+            reached += [
+                other
+                for other, found in enumerate(expected)
+                if found < 0 and bits_between(hashes[here], hashes[other]) <= threshold
+            ]
+    groups = group_near_duplicates(np.array(hashes, dtype=np.uint64), threshold)
+    assert groups.dtype == np.int64 and len(set(groups.tolist())) == len(set(expected))
+    assert len(set(zip(groups.tolist(), expected, strict=True))) == len(set(expected))
+
+
+def test_many_near_hashes_are_joined_in_parts(monkeypatch):
+    """Pairs are kept up to a number, here of three, whatever their order."""
+    hashes = np.array([1 << bit for bit in range(12)], dtype=np.uint64)  # any two differ in 2 bits
+    apart = ~hashes[:4]
+    monkeypatch.setattr("metric_learning.data.prepare.hashes._MAX_LINKS", 3)
+    groups = group_near_duplicates(np.concatenate([hashes, apart, hashes]), 2)
+    assert len(set(groups[:12])) == 1 and groups[0] == groups[-1] != groups[12]
+    assert len(set(groups)) == 2

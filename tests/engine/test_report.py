@@ -15,12 +15,14 @@ from report_subject import Page, make_subject, split_roles
 import infer
 import train_pair
 from metric_learning.common.pages import templates_of
+from metric_learning.engine.evaluate.open_set import answer_open_set, measure_open_set
 from metric_learning.engine.report import __main__ as report
-from metric_learning.engine.report.data import Subject, choose_queries, find
+from metric_learning.engine.report.data import Subject, UnknownQueries, choose_queries, find
 from metric_learning.engine.report.page import TEMPLATES, render
 from metric_learning.models import build_model
 from metric_learning.models.weights.load import save_weights
 from metric_learning.retrieval import evaluate
+from metric_learning.retrieval.open_set import rates_at
 
 
 @pytest.fixture(params=["self", "gallery"])
@@ -58,6 +60,25 @@ def test_the_page_says_everything_in_order(subject):
         assert f"{100 * metrics[name]:.2f} %" in page.text
     assert "95 % interval" in page.text and "chance" in page.text
     assert "Warning: 8 test classes" in page.text and "--lr_steps" not in page.text
+
+
+def test_the_page_tells_of_queries_of_unknown_classes():
+    """Its figures are those of eval.py's --open_set on the same embeddings, seed and share."""
+    subject = make_subject(num_images=1200)
+    page = Page(render(subject, seed=3, unknown=UnknownQueries(0.25, 0.7)))
+    assert "Nobody in the gallery" in page.headings
+    assert ("a", {"href": "#open-set"}) in page.elements
+    test = answer_open_set(subject, subject.embeddings, 0.25, 3, "cpu")
+    metrics = measure_open_set(test)
+    assert metrics["unknown_classes"] == 2 and metrics["unknown_queries"] >= 200
+    for name in ("open_set_auroc", "open_set_f1", "dir@far=0.1"):
+        assert f"{100 * metrics[name]:.2f}" in page.text
+    for threshold in (metrics["open_set_threshold"], metrics["dir_threshold@far=0.1"], 0.7):
+        assert f"{threshold:.3f}" in page.text
+    for rate in rates_at(test.answers, 0.7).values():
+        assert f"{100 * rate:.2f}" in page.text
+    assert "at most 10 % false answers" in page.text and "at most 1 %" not in page.text
+    assert "Nobody in the gallery" not in Page(render(subject, seed=3)).headings
 
 
 def test_the_page_needs_nothing_else():
@@ -181,6 +202,23 @@ def test_converted_weights_name_no_loss(toy_flags, tmp_path):
     assert page.headings[0] == "ResNet18 on folder" and "Trained on" not in page.text
 
 
+@pytest.mark.parametrize("is_dump", [False, True])
+def test_open_set_flags_add_a_section(run, tmp_path, capsys, is_dump):
+    source = [*MACHINE, str(run)]
+    if is_dump:
+        dump = infer.main(
+            [f"--pretrained_model={run / 'last.pt'}", f"--output_dir={tmp_path / 'f'}", *MACHINE]
+        )
+        source = [f"--features={dump}"]
+    source.append(f"--report_dir={tmp_path / 'report'}")
+    for flags in (["--open_set=0.4"], ["--open_set=0.4", "--unknown_threshold=0.25"]):
+        text = Page(report.main([*source, *flags]).read_text("utf-8")).text
+        assert "greatest F1" in text and ("given" in text and "0.250" in text) == (len(flags) > 1)
+    with pytest.raises(SystemExit) as stop:
+        report.main([*source, "--open_set=0.9"])
+    assert stop.value.code == 2 and "give another share" in capsys.readouterr().err
+
+
 def test_features_are_enough(run, tmp_path):
     features = tmp_path / "features"
     infer.main([f"--pretrained_model={run / 'last.pt'}", f"--output_dir={features}", *MACHINE])
@@ -221,6 +259,7 @@ def test_damaged_features_are_one_line(tmp_path, spoil, message, capsys):
         (["x", "--features=y"], "expected a run folder or a checkpoint, or --features"),
         (["nowhere"], "nowhere does not exist"),
         (["."], "holds no best.pt and no last.pt"),
+        (["--unknown_threshold=2", "x"], "expected a cosine of -1 to 1, found '2'"),
         (["--features=.", "--batch_size=3"], "--batch_size is not used"),
         ([".", "--train_classes=1-2", "--split=all"], "--train_classes is not used"),
     ],

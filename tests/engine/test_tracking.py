@@ -1,8 +1,11 @@
 """Trackers of runs: what they get, that a resumed run goes on in them, and that none ends a run."""
 
 import json
+import os
 import sqlite3
 import sys
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -204,6 +207,67 @@ def test_a_resumed_training_goes_on_in_the_same_tracked_run(stand_in, toy_flags,
     logged = package.logged()
     assert {"train/loss", "test/recall@1", "test/recall@1_chance", "neighbours"} <= set(logged)
     assert min(logged["neighbours"].shape[:2]) > 300
+
+
+# A package wandb that notes, in a file for each call, which process of torchrun made it.
+NOTING = """
+import os, tempfile
+
+
+def note(call):
+    rank = os.environ["RANK"]
+    tempfile.mkstemp(prefix=f"{rank} {call} ", dir=os.environ["NOTES"])
+
+
+class Run:
+    id = "run 7"
+
+    def define_metric(self, *args, **options):
+        note("define_metric")
+
+    def log(self, values):
+        for name in values:
+            note("log " + name.replace("/", "_"))
+
+    def finish(self, exit_code):
+        note(f"finish {exit_code}")
+
+
+def init(**options):
+    note("init")
+    return Run()
+
+
+def Settings(**options):
+    return options
+
+
+def Image(picture):
+    return picture.shape
+"""
+
+
+def test_of_two_processes_the_first_alone_writes_to_trackers(
+    toy_flags, torchrun, tmp_path, monkeypatch
+):
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "wandb.py").write_text(NOTING)
+    (tmp_path / "notes").mkdir()
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"), prepend=os.pathsep)
+    flags = tiny(toy_flags, tmp_path, "--total_iter_num=2", "--log_to=tensorboard,wandb")
+    torchrun([Path(train_pair.__file__), *flags])
+
+    notes = Counter(file.name.rsplit(" ", 1)[0] for file in (tmp_path / "notes").iterdir())
+    assert {note.partition(" ")[0] for note in notes} == {"0"}
+    once = ("0 init", "0 finish 0")
+    assert [notes[name] for name in once] == [1, 1]
+    twice = ("train_loss", "test_recall@1", "neighbours")  # of as many steps
+    assert [notes[f"0 log {name}"] for name in twice] == [2, 2, 2]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    assert [event.step for event in events.Images("neighbours")] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from metric_learning.retrieval.open_set import (
     best_threshold,
     cross_f1,
     detection_rates,
+    detection_thresholds,
     rates_at,
 )
 from metric_learning.retrieval.verification import score_histograms, similarity_histograms
@@ -46,6 +47,16 @@ def test_detection_and_identification_is_at_the_lowest_threshold(answers):
     allowed = [t for t in cosines if (answers.unknown >= t).mean() <= 0.1]
     expected = ((answers.known >= min(allowed)) & answers.is_right).mean()
     assert rates["dir@far=0.1"] == expected
+
+
+def test_the_thresholds_of_detection_rates_give_these_rates(answers):
+    rates, thresholds = detection_rates(answers), detection_thresholds(answers)
+    assert list(thresholds) == ["dir_threshold@far=0.1"]
+    found = rates_at(answers, thresholds["dir_threshold@far=0.1"])
+    assert found["right"] == rates["dir@far=0.1"] and found["false_answers"] <= 0.1
+    refused = np.sort(answers.unknown)[::-1][25]
+    assert refused < thresholds["dir_threshold@far=0.1"]
+    assert rates_at(answers, refused)["false_answers"] > 0.1
 
 
 def naive_f1(answers, threshold):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import eval as eval_script
+import infer
 import train_elem
 from metric_learning.losses import build_loss
 from metric_learning.reader import load_index
@@ -290,6 +291,35 @@ def test_compare_with_itself_finds_nothing(runs):
     result = eval_script.main(["--compare", str(runs[0]), str(runs[0]), *MACHINE])
     assert (result["difference"], result["p_value"], result["p_mcnemar"]) == (0, 1, 1)
     assert result["improved"] == result["worsened"] == []
+
+
+def test_compare_takes_a_dump_on_either_side(runs, tmp_path, fails):
+    """A dump of the same images stands for its checkpoint; one of others, or of length 1, not."""
+    dumps = []
+    for file in runs:
+        words = [f"--pretrained_model={file}", *MACHINE, "--split=test", "--print_features=False"]
+        dumps.append(infer.main([*words, f"--output_dir={tmp_path / f'dump {len(dumps)}'}"]))
+    expected = eval_script.main(["--compare", *map(str, runs), *MACHINE])
+    sides = [(dumps[0], runs[1]), (runs[0], dumps[1]), tuple(dumps)]
+    for sided in sides:
+        machine = ["--use_gpu=False"] if sided == tuple(dumps) else MACHINE
+        file = tmp_path / "found.json"
+        found = eval_script.main(["--compare", *map(str, sided), *machine, f"--json={file}"])
+        for name in ("first", "second", "difference", "improved", "worsened"):
+            assert found[name] == expected[name]
+        weights = [flag["pretrained_model"] for flag in found["evaluated"]["flags"]]
+        assert weights == [str(file) for file in runs]
+        assert len(found["evaluated"]["depends_on"]) == 2
+
+    others = infer.main(
+        [f"--pretrained_model={runs[1]}", *MACHINE, "--split=train", f"--output_dir={tmp_path}/o"]
+    )
+    error = fails("--compare", runs[0], others)
+    assert "holds features of other images" in error
+    assert "write it again with infer.py, or embed the images without it" in error
+    assert "--features is not used (with --compare)" in fails(
+        "--compare", runs[0], dumps[1], f"--features={dumps[1]}"
+    )
 
 
 def test_compare_takes_the_flags_of_the_metrics(runs):

@@ -10,7 +10,11 @@ from PIL import Image
 
 import eval as eval_script
 import infer
-from metric_learning.engine.evaluate.open_set import choose_unknown, measure_open_set
+from metric_learning.engine.evaluate.open_set import (
+    answer_open_set,
+    choose_unknown,
+    measure_open_set,
+)
 from metric_learning.reader import load_image_set
 from metric_learning.retrieval.indexes import load_search_index
 from metric_learning.retrieval.unit import unit_rows
@@ -43,7 +47,8 @@ def test_open_set_scores_are_those_of_a_loop(kind, toy_tree):
     if kind == "groups":
         images = replace(images, groups=rng.integers(-1, 2, len(images)))
 
-    found = measure_open_set(images, embeddings, 0.3, 0, torch.device("cpu"))
+    device = torch.device("cpu")
+    found = measure_open_set(answer_open_set(images, embeddings, 0.3, 0, device))
     unknown = choose_unknown(images, 0.3, 0)
     assert len(unknown) == found["unknown_classes"] == 3
     cosines = (unit_rows(embeddings) @ unit_rows(embeddings).T).numpy()

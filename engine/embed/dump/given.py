@@ -15,7 +15,7 @@ from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.reader import ImageSet
 from metric_learning.reader.sets.snapshots import snapshot_of
 
-REMEDY = "write it again with infer.py, or leave --features out"
+REMEDY = "write it again with infer.py, or embed the images without it"
 
 
 def take_features(folder: Path, embedder: Embedder, image_set: ImageSet) -> Given:

@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from metric_learning import leaderboard
+from metric_learning import leaderboard, load
 from metric_learning.engine.leaderboard import launch, own_data
 from metric_learning.engine.leaderboard.leaderboard import KIND
 from metric_learning.engine.leaderboard.own_data import EFFORTS, Effort
@@ -110,3 +110,82 @@ def test_too_few_classes_are_refused(tmp_path, error_of):
     words = ["--dataset=folder", f"--data_dir={tmp_path / 'few'}"]
     words.append(f"--output_dir={tmp_path / 'out'}")
     assert "at least 8 classes" in error_of(leaderboard.main, [*words, "--minutes=5"])
+
+
+@pytest.fixture
+def shaped(tmp_path):
+    """Return what divides ten classes of two images of a width and height."""
+
+    def divide(width, height):
+        folder = tmp_path / f"{width} by {height}"
+        for number in range(20):
+            file = folder / str(number // 2) / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            colour = (10 * number, 255 - 10 * number, 100)
+            Image.new("RGB", (width, height), colour).save(file)
+        return own_data.divide(load_image_set("folder", str(folder), "all"), tmp_path)
+
+    return divide
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (40, 40, (96, 128)),
+        (59, 40, (96, 128)),  # 1.475
+        (32, 64, (96, (128, 64), 128, (192, 96))),
+        (90, 30, (96, (64, 160), 128, (64, 224))),
+        (20, 600, (96, (512, 32), 128, (704, 32))),
+    ],
+)
+def test_rectangles_are_tried_where_images_are_far_from_square(
+    shaped, width, height, expected, capsys, tmp_path, monkeypatch
+):
+    images, texts = shaped(width, height), {"model": "test_resnet"}
+    effort = Effort((96, 128), ("supcon",), 2)
+    assert own_data.sizes_of(images, texts, effort) == expected
+    rows = {row.name: row.flags for row in own_data.own_board(images, texts, effort).rows}
+    for size in expected:
+        sides = (size, size) if isinstance(size, int) else size
+        shown = f"{size} px" if isinstance(size, int) else "{} x {} px".format(*size)
+        for name in ("frozen", "supcon"):
+            assert rows[f"{name}, {shown}"]["image_shape"] == "3,{},{}".format(*sides)
+    assert len(rows) == 2 * len(expected)
+
+    monkeypatch.setattr(own_data, "EFFORTS", (effort,))
+    own_data.choose_effort(images, texts, 1.0, tmp_path)
+    is_said = f"not square (width by height {width / height:.2f}): rectangles" in (
+        capsys.readouterr().out
+    )
+    assert is_said == (len(expected) > 2)
+
+
+def test_networks_of_squares_alone_try_no_rectangles(shaped, monkeypatch):
+    def cost(model, embedding_size, head, size, device):
+        if size[0] != size[1]:
+            raise ValueError("squares alone")
+
+    monkeypatch.setattr(own_data, "image_cost", cost)
+    monkeypatch.setattr(
+        own_data, "_image_seconds", lambda images, texts, size: cost("", 0, (), size, "")
+    )
+    images = shaped(32, 64)
+    assert own_data.sizes_of(images, {"model": "square"}, Effort((96,), (), 0)) == (96,)
+
+
+def test_a_given_shape_is_the_only_one(shaped, try_out, tmp_path, error_of):
+    effort = Effort((96, 128), ("supcon",), 2)
+    texts = {"model": "test_resnet", "image_shape": "3,96,48"}
+    for images in (shaped(40, 40), shaped(20, 60)):
+        assert own_data.sizes_of(images, texts, effort) == ((96, 48),)
+    with pytest.raises(ValueError, match=r"--flag=image_shape=96: expected 3,HEIGHT,WIDTH"):
+        own_data.sizes_of(images, {**texts, "image_shape": "96"}, effort)
+
+    found = try_out("--minutes=5", "--flag=image_shape=3,64,32")
+    assert {row["name"] for row in found["rows"]} == {
+        "frozen, 64 x 32 px",
+        "normsoftmax, 64 x 32 px",
+    }
+
+    embedder = load(tmp_path / "out" / "best" / "model.pt")
+    assert embedder.preprocessing.crop_size == (64, 32)
