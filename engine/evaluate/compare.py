@@ -145,8 +145,8 @@ def _score(
         embeddings = embedder.embed(image_set)
     else:
         needs_lengths = not metrics.compares_directions
-        given = take_whole_features(Path(dump), embedder, image_set, needs_lengths)
-        embeddings, snapshot = given.embeddings, given.snapshot
+        folder = Path(dump)
+        embeddings, snapshot = take_whole_features(folder, embedder, image_set, needs_lengths)
     origin = describe_origin(embedder, image_set, snapshot) if is_kept else {}
 
     if metrics.whiten is not None:

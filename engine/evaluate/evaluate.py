@@ -99,9 +99,8 @@ def _embed(
     """Return embeddings (N, D) float32 and, of a result that is kept, what it depends on."""
     if features is not None and Path(features).is_dir():
         needs_lengths = embedder.class_layer is not None or not metrics.compares_directions
-        given = take_whole_features(Path(features), embedder, image_set, needs_lengths)
-        origin = describe_origin(embedder, image_set, given.snapshot) if is_kept else {}
-        return given.embeddings, origin
+        taken, snapshot = take_whole_features(Path(features), embedder, image_set, needs_lengths)
+        return taken, describe_origin(embedder, image_set, snapshot) if is_kept else {}
 
     file = open_features(features, embedder, image_set, verify) if features else None
     origin = describe_origin(embedder, image_set) if is_kept and file is None else {}
