@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from metric_learning.retrieval.counting import choose
+from metric_learning.retrieval.counting.choose import is_compiled
 from metric_learning.retrieval.counting.full_precision import full_precision
 from metric_learning.retrieval.counting.thresholds import rounding_error
 from metric_learning.retrieval.index_kinds import build_vectors, choose_options
@@ -91,16 +91,18 @@ def group_pairs(pairs: Pairs, num_rows: int) -> np.ndarray:
 def _finite_rows(features: np.ndarray, device: str | torch.device) -> torch.Tensor:
     """Return `unit_rows`; ValueError where one is not finite."""
     unit = unit_rows(features, device=device)
-    is_finite = torch.cat([part.isfinite().all(1) for part in unit.split(BLOCK)])
+    is_finite = torch.cat([part.isfinite().all(1) for part in torch.split(unit, BLOCK)])
     if not is_finite.all():
         first = int(is_finite.int().argmin())
         raise ValueError(f"features hold NaN or infinity, first in row {first}: write them again")
     return unit
 
 
-def _exact(ours: torch.Tensor, theirs: torch.Tensor | None, threshold: float) -> Generator[Found]:
+def _exact(
+    ours: torch.Tensor, theirs: torch.Tensor | None, threshold: float
+) -> Generator[Found, None, None]:
     """Yield all pairs, some at once: compiled on the CPU, else by torch."""
-    if ours.device.type == "cpu" and choose.CpuCounter is not None:
+    if is_compiled(ours.device):
         from metric_learning.retrieval.counting.cpu.near import can_search, search_pairs
 
         if can_search():
@@ -125,7 +127,7 @@ def _by_torch(ours: torch.Tensor, theirs: torch.Tensor | None, threshold: float)
             if not is_near.any():  # which takes a fraction of the search for places
                 continue
             rows, others = is_near.nonzero(as_tuple=True)
-            numbers = (rows + start).split(DECIDED), (others + other).split(DECIDED)
+            numbers = (torch.split(part, DECIDED) for part in (rows + start, others + other))
             for part in zip(*numbers, strict=True):
                 yield _decided(ours, columns, *part, threshold)
 

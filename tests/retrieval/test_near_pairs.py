@@ -68,6 +68,7 @@ def test_no_pair_is_lost_among_many_blocks(dim, classes, device):
 
 
 def test_features_that_are_not_finite_are_refused(rows, device):
+    assert len(find_near_pairs(rows[:0], rows, 0.9, device).rows) == 0
     rows[[3, 7]] = np.nan
     with pytest.raises(ValueError, match="NaN or infinity, first in row 3"):
         find_near_pairs(rows, None, 0.9, device)

@@ -84,6 +84,8 @@ def search_pairs(
         threshold: from -1 to 1.
         most: pairs, after which a thread gives up the search of some rows: who asks has too many.
     """
+    if not len(ours) or (theirs is not None and not len(theirs)):
+        return
     least = np.float32(threshold)
     lowest = float(np.nextafter(least, np.float32(-2)))  # what is rounded to the least is above it
     columns = ours if theirs is None else theirs
@@ -128,7 +130,7 @@ def _search_rows(
     points = codes.astype(np.float32) / np.float32(SCALE)
     room = Room(np.empty(ROOM, np.int64), np.empty(ROOM, np.int64), np.empty(ROOM, np.float32))
     place = start if is_symmetric else -1
-    found: list[Found] = []
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     count = 0
 
     for first in range(start // BLOCK if is_symmetric else 0, len(blocks.centres), BLOCKS):
@@ -139,9 +141,8 @@ def _search_rows(
             block, size = _search_blocks(
                 products, first, block, pairs, numbers, place, search, room
             )
-            found.append(
-                (room.rows[:size].copy(), room.others[:size].copy(), room.cosines[:size].copy())
-            )
+            rows, others, cosines = (part[:size].copy() for part in room)
+            found.append((rows, others, cosines))
             count += size
     rows, others, cosines = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return rows, others, cosines

@@ -120,7 +120,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     """Return vectors in float64 at a length of 1, a zero row at 0."""
     exact = vectors.astype(np.float64)
     norms = np.linalg.norm(exact, axis=1, keepdims=True)
-    return exact / np.where(norms > 0, norms, 1)
+    unit: np.ndarray = exact / np.where(norms > 0, norms, 1)
+    return unit
 
 
 def _sketched(components: np.ndarray, size: int) -> np.ndarray:
