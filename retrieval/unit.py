@@ -12,7 +12,7 @@ from metric_learning.retrieval.inputs import checked_rows
 
 SMALLEST_NORM = 1e-300  # keeps a zero row at zero, at cosine 0 to everything
 CHUNK_ROWS = 2**13  # rows held in float64 at once
-PIECE_ROWS = 2**14  # rows of features in files that are read at once
+PIECE_ROWS = 2**12  # rows of features in files that are read at once
 
 
 def unit_rows(
