@@ -14,6 +14,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ DISTRIBUTIONS = (
     *("torch", "torchvision", "timm", "triton", "pillow", "opencv-python-headless", "numpy"),
     *("numba", "faiss-cpu", "faiss-gpu", "pytorch-metric-learning", "open-metric-learning"),
 )
+LOOK_SECONDS = 0.01  # between two looks at the memory
 Rounds = dict[str, list[dict[str, Any]]]  # name -> what each of its measurements found
 
 
@@ -66,9 +68,37 @@ def seconds_of(clocked: np.ndarray) -> dict[str, float]:
 
 
 def memory(field: str) -> int:
-    """Bytes of memory of this process: VmRSS now, VmHWM at most."""
+    """Bytes of memory of this process: VmRSS now, RssAnon of that its own, VmHWM at most."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) * 1024  # "VmRSS:  123 kB"
+
+
+def memory_of(job: Callable[[], object]) -> dict[str, float]:
+    """Run a job; return its CPU seconds, and in GiB how far its memory grew at most.
+
+    `private_gib` is what the process has for itself; `all_gib` counts pages of mapped files too,
+    which the system takes back when it needs them. `process_gib` is the peak of the whole process.
+    """
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = memory("RssAnon"), memory("VmRSS")
+    peaks, has_ended = [before[0]], threading.Event()
+
+    def watch() -> None:
+        while not has_ended.wait(LOOK_SECONDS):
+            peaks.append(max(peaks.pop(), memory("RssAnon")))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = clocks()
+    try:
+        job()
+    finally:
+        has_ended.set()
+        watcher.join()
+    grown = {"private_gib": peaks[0] - before[0], "all_gib": memory("VmHWM") - before[1]}
+    grown["process_gib"] = memory("VmHWM")
+    cpu_seconds = seconds_of(clocks() - started)["cpu_seconds"]
+    return {"cpu_seconds": cpu_seconds, **{name: size / 2**30 for name, size in grown.items()}}
 
 
 def in_turns(

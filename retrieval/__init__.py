@@ -9,6 +9,7 @@ Begin at metrics: it has embeddings checked (inputs), ranks them, scores each qu
 - verification, clustering: scores without queries.
 - euclidean: distances of embeddings as they are, instead of cosines.
 - search: exact neighbours. indexes: built once, kept in a file, of the kinds in index_kinds.
+- near_pairs: all pairs above a cosine, which are near duplicates.
 - rerank, reciprocal: similarities after a second pass. whitening: embeddings with equal variances.
 - unit: embeddings on the unit sphere, for all of these.
 - report: an old name of `metric-learning report`.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from metric_learning.common.optional import import_optional
+from metric_learning.retrieval.unit import unit_embeddings, unit_pieces
 
 INDEX_OPTIONS: dict[str, tuple[str, ...]] = {
     "exact": (),
@@ -65,8 +66,12 @@ def choose_options(
     return defaults | dict(given)
 
 
-def build_vectors(unit: np.ndarray, kind: str, options: Mapping[str, int]) -> Any:
-    """Build the faiss index of unit embeddings (N, D) float32; all parameters are needed."""
+def build_vectors(features: np.ndarray, kind: str, options: Mapping[str, int]) -> Any:
+    """Build the faiss index of embeddings (N, D) of any scale; all parameters are needed.
+
+    `exact` copies them into it piece by piece, so that what is in files is in memory once. The
+    other kinds take one copy more while they are built.
+    """
     faiss = import_faiss()
     nlist, m = options.get("nlist"), options.get("m")
     recipes = {
@@ -75,7 +80,10 @@ def build_vectors(unit: np.ndarray, kind: str, options: Mapping[str, int]) -> An
         "ivfpq": f"IVF{nlist},PQ{m}x8np",  # np: no polysemous training, which takes minutes
         "hnsw": f"HNSW{m},Flat",
     }
-    vectors = faiss.index_factory(unit.shape[1], recipes[kind], faiss.METRIC_INNER_PRODUCT)
+    vectors = faiss.index_factory(features.shape[1], recipes[kind], faiss.METRIC_INNER_PRODUCT)
+    if kind == "exact":
+        _fill(vectors, features)
+        return vectors
 
     if kind == "hnsw":
         vectors.hnsw.efConstruction = options["ef_construction"]
@@ -87,9 +95,20 @@ def build_vectors(unit: np.ndarray, kind: str, options: Mapping[str, int]) -> An
     if kind == "ivfpq":
         vectors.pq.cp.min_points_per_centroid = 1
 
+    unit = unit_embeddings(features)
     vectors.train(unit)
     vectors.add(unit)
     return vectors
+
+
+def _fill(vectors: Any, features: np.ndarray) -> None:
+    """Write embeddings into a flat faiss index, which is empty; `add` would copy what it grows."""
+    size = features.shape[0] * features.shape[1]
+    vectors.codes.resize(size * np.dtype(np.float32).itemsize)
+    rows = import_faiss().rev_swig_ptr(vectors.get_xb(), size).reshape(features.shape)
+    for start, unit in unit_pieces(features):
+        rows[start : start + len(unit)] = unit
+    vectors.ntotal = len(rows)
 
 
 def remove_vectors(vectors: Any, kind: str, rows: np.ndarray) -> None:

@@ -48,6 +48,7 @@ from metric_learning.retrieval.unit import unit_embeddings, unit_queries
 GPU_KINDS = ("exact", "ivf")  # faiss has no HNSW for GPUs, and limits the code sizes of IVFPQ
 MOST_NEIGHBOURS_ON_GPU = 2048
 FORMAT = 1
+BLOCK = 2**20  # bytes of a file that are read at once
 SAME_COSINE = 1e-5  # rounding of float32 between two ways to compute a cosine
 
 
@@ -260,7 +261,9 @@ class SearchIndex:
         }
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(HEADER, json.dumps(header))
-            archive.writestr(VECTORS, memoryview(import_faiss().serialize_index(self.vectors)))
+            with archive.open(VECTORS, "w", force_zip64=True) as member:
+                faiss = import_faiss()
+                faiss.write_index(self.vectors, faiss.PyCallbackIOWriter(member.write))
             if self.snapshot is not None:
                 archive.writestr(IMAGES, self.snapshot.to_bytes())
 
@@ -284,7 +287,7 @@ def build_index(
     https://arxiv.org/abs/1603.09320). `measure_recall` measures how much the last three miss.
 
     Args:
-        features: (N, D) float embeddings, any scale.
+        features: (N, D) float embeddings, any scale; in files, `exact` reads them piece by piece.
         paths: N image files.
         kind: a key of INDEX_OPTIONS.
         labels: (N,) integer, or empty.
@@ -299,21 +302,22 @@ def build_index(
         ValueError: shapes that do not fit, embeddings that are not finite, faiss is absent, an
             unknown kind or parameter, or too few images for the kind.
     """
-    unit = unit_embeddings(features)
-    if len(unit) != len(paths) or len(labels) not in (0, len(unit)):
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f"expected embeddings of shape (N, D), found {features.shape}")
+    if len(features) != len(paths) or len(labels) not in (0, len(features)):
         raise ValueError(
-            f"expected a path and either a label or none for each of {len(unit)} embeddings, found "
-            f"{len(paths)} paths and {len(labels)} labels"
+            f"expected a path and either a label or none for each of {len(features)} embeddings, "
+            f"found {len(paths)} paths and {len(labels)} labels"
         )
 
-    chosen = choose_options(kind, options or {}, *unit.shape)
+    chosen = choose_options(kind, options or {}, *features.shape)
     return SearchIndex(
         kind,
         list(paths),
         np.asarray(labels, np.int64),
         {int(label): name for label, name in (class_names or {}).items()},
         dict(metadata or {}),
-        build_vectors(unit, kind, chosen),
+        build_vectors(features, kind, chosen),
     )
 
 
@@ -331,7 +335,10 @@ def load_search_index(file: str | Path) -> SearchIndex:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise ValueError("its parts are compressed")
             header = check_fields(parse_json(archive.read(HEADER), HEADER), HEADER_FIELDS, HEADER)
-            vectors = faiss.deserialize_index(np.frombuffer(archive.read(VECTORS), np.uint8))
+            with archive.open(VECTORS) as member:
+                vectors = faiss.read_index(faiss.PyCallbackIOReader(member.read))
+                while member.read(BLOCK):  # to its end, where the checksum is compared
+                    pass
             has_images = IMAGES in archive.namelist()
             snapshot = read_snapshot(archive.read(IMAGES)) if has_images else None
         names = {int(label): name for label, name in header["class_names"].items()}
@@ -388,6 +395,6 @@ def measure_recall(
     num_right = 0
     for i, query in enumerate(asking):
         others = found[i] if own_rows is None else found[i][found[i] != own_rows[i]][:k]
-        cosines = unit_embeddings(np.asarray(gallery)[others]) @ query
+        cosines = unit_embeddings(gallery[others]) @ query
         num_right += int((cosines >= exact[i, -1] - SAME_COSINE).sum())
     return num_right / rows.size

@@ -65,15 +65,20 @@ def checked(
     return rows, numbers.astype(np.int64)
 
 
-def checked_rows(rows: np.ndarray, what: str) -> np.ndarray:
-    """Return embeddings (N, D) as float32 or float64 in C order, checked as by `checked_sets`."""
+def checked_rows(rows: np.ndarray, what: str, number: int = 0) -> np.ndarray:
+    """Return embeddings (N, D) as float32 or float64 in C order, checked as by `checked_sets`.
+
+    The number is that of the first row, for the error.
+    """
     rows = np.asarray(rows)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"expected {what} of shape (N, D), found {rows.shape}")
     rows = np.ascontiguousarray(rows, np.float64 if rows.dtype == np.float64 else np.float32)
     first = first_not_finite(rows)
     if first is not None:
-        raise ValueError(f"{what} hold NaN or infinity, first in row {first}: the model diverged")
+        raise ValueError(
+            f"{what} hold NaN or infinity, first in row {number + first}: the model diverged"
+        )
     return _within_range(rows) if rows.dtype == np.float64 else rows
 
 

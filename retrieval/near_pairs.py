@@ -1,8 +1,9 @@
-"""Pairs of embeddings above a cosine: exact by blocks, or by an index where there are many."""
+"""Pairs of embeddings above a cosine: all of them, or by an index where there are many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +12,20 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
+from metric_learning.retrieval.counting.choose import is_compiled
+from metric_learning.retrieval.counting.full_precision import full_precision
+from metric_learning.retrieval.counting.thresholds import rounding_error
 from metric_learning.retrieval.index_kinds import build_vectors, choose_options
-from metric_learning.retrieval.unit import unit_rows
+from metric_learning.retrieval.unit import SMALLEST_NORM, unit_rows
 
 BLOCK = 4096  # rows and columns of the similarities that are computed at once
-MOST_EXACT = 1_000_000  # embeddings up to which all pairs are compared
+DECIDED = 2**16  # pairs whose cosines float64 decides at once
+MOST_EXACT = 10_000_000  # embeddings up to which no pair is left out
 MOST_PAIRS = 10_000_000  # that are kept, in 1 GB; of a thousand copies there are half a million
 NUM_MEASURED = 1000  # embeddings whose pairs are compared, to tell what an index finds
+
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, others and their cosines
 
 
 class Pairs(NamedTuple):
@@ -41,7 +49,8 @@ def find_near_pairs(
 ) -> Pairs:
     """Find the pairs whose cosine is at least `threshold`: of N embeddings, or of N with M others.
 
-    Up to `most_exact` embeddings every pair is compared, in time N x N x D; beyond, faiss's
+    Cosines are float32, rounded from float64, and the threshold is rounded alike. Up to
+    `most_exact` embeddings all pairs are found, in a time that grows with N x N; beyond, faiss's
     inverted file looks for them, and what it misses is measured on some.
 
     Args:
@@ -50,16 +59,20 @@ def find_near_pairs(
         threshold: from -1 to 1.
         device: where similarities are computed exactly.
         most_exact: see above.
+
+    Raises:
+        ValueError: dimensions that differ, embeddings that are not finite, more than MOST_PAIRS.
     """
     if against is not None and against.shape[1] != features.shape[1]:
         raise ValueError(
             f"features of {features.shape[1]} and of {against.shape[1]} dimensions cannot be "
             "compared: expected those of one model"
         )
-    ours = unit_rows(features, device=device)
-    theirs = None if against is None else unit_rows(against, device=device)
+    ours = _finite_rows(features, device)
+    theirs = None if against is None else _finite_rows(against, device)
     if max(len(ours), 0 if theirs is None else len(theirs)) <= most_exact:
-        return _joined(_exact(ours, theirs, threshold))
+        with contextlib.closing(_exact(ours, theirs, threshold)) as parts:
+            return _joined(parts)
     return _by_index(ours, theirs, threshold)
 
 
@@ -75,26 +88,67 @@ def group_pairs(pairs: Pairs, num_rows: int) -> np.ndarray:
     return numbers
 
 
+def _finite_rows(features: np.ndarray, device: str | torch.device) -> torch.Tensor:
+    """Return `unit_rows`; ValueError where one is not finite."""
+    unit = unit_rows(features, device=device)
+    is_finite = torch.cat([part.isfinite().all(1) for part in torch.split(unit, BLOCK)])
+    if not is_finite.all():
+        first = int(is_finite.int().argmin())
+        raise ValueError(f"features hold NaN or infinity, first in row {first}: write them again")
+    return unit
+
+
 def _exact(
     ours: torch.Tensor, theirs: torch.Tensor | None, threshold: float
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield the pairs of one block of similarities after the other."""
+) -> Generator[Found, None, None]:
+    """Yield all pairs, some at once: compiled on the CPU, else by torch."""
+    if is_compiled(ours.device):
+        from metric_learning.retrieval.counting.cpu.near import can_search, search_pairs
+
+        if can_search():
+            others = None if theirs is None else theirs.numpy()
+            yield from search_pairs(ours.numpy(), others, threshold, MOST_PAIRS)
+            return
+    with full_precision():
+        yield from _by_torch(ours, theirs, threshold)
+
+
+def _by_torch(ours: torch.Tensor, theirs: torch.Tensor | None, threshold: float) -> Iterator[Found]:
+    """Yield the pairs of one block of similarities after the other; float64 decides near ones."""
     columns = ours if theirs is None else theirs
+    lowest = threshold - rounding_error(ours.shape[1], np.float32)
     starts = range(0, len(ours), BLOCK)
     for start in tqdm(starts, desc="comparing", unit="block", disable=None, leave=False):
         for other in range(start if theirs is None else 0, len(columns), BLOCK):
             cosines = ours[start : start + BLOCK] @ columns[other : other + BLOCK].T
+            is_near = cosines >= lowest
             if theirs is None and other == start:
-                cosines = cosines.triu(1) - 2 * torch.ones_like(cosines).tril()
-            is_near = cosines >= threshold
+                is_near.triu_(1)
             if not is_near.any():  # which takes a fraction of the search for places
                 continue
             rows, others = is_near.nonzero(as_tuple=True)
-            found = cosines[rows, others]
-            yield (rows + start).cpu().numpy(), (others + other).cpu().numpy(), found.cpu().numpy()
+            numbers = (torch.split(part, DECIDED) for part in (rows + start, others + other))
+            for part in zip(*numbers, strict=True):
+                yield _decided(ours, columns, *part, threshold)
 
 
-def _joined(parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Pairs:
+def _decided(
+    ours: torch.Tensor,
+    theirs: torch.Tensor,
+    rows: torch.Tensor,
+    others: torch.Tensor,
+    threshold: float,
+) -> Found:
+    """Return those pairs, of (M,) rows, whose cosine in float64 is near, rounded to float32."""
+    sides = ours[rows].double(), theirs[others].double()
+    norms = (sides[0].norm(dim=1) * sides[1].norm(dim=1)).clamp_min(SMALLEST_NORM)
+    cosines = ((sides[0] * sides[1]).sum(1) / norms).float()
+    is_near = cosines >= threshold
+    values = (each[is_near].cpu().numpy() for each in (rows, others, cosines))
+    return next(values), next(values), next(values)
+
+
+def _joined(parts: Iterator[Found]) -> Pairs:
     """Put pairs together; ValueError where there are more than memory should hold."""
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     count = 0

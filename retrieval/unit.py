@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from metric_learning.retrieval.inputs import checked_rows
 
 SMALLEST_NORM = 1e-300  # keeps a zero row at zero, at cosine 0 to everything
 CHUNK_ROWS = 2**13  # rows held in float64 at once
+PIECE_ROWS = 2**12  # rows of features in files that are read at once
 
 
 def unit_rows(
@@ -36,6 +39,16 @@ def unit_rows(
 def unit_embeddings(features: np.ndarray) -> np.ndarray:
     """Return embeddings (N, D) of length 1 as float32; ValueError where one is not finite."""
     return unit_rows(checked_rows(features, "embeddings")).numpy()
+
+
+def unit_pieces(features: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield some rows after the others as `unit_embeddings`, and the number of their first one.
+
+    So features in files are never in memory as a whole.
+    """
+    for start in range(0, len(features), PIECE_ROWS):
+        rows = checked_rows(features[start : start + PIECE_ROWS], "embeddings", start)
+        yield start, unit_rows(rows).numpy()
 
 
 def unit_queries(features: np.ndarray, embedding_size: int) -> np.ndarray:

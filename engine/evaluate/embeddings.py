@@ -48,8 +48,8 @@ def find_embeddings(
         origin = origin_of(None)  # the images are looked at before the work
         return embedder.embed(image_set), origin
     if Path(features).is_dir():
-        given = take_whole_features(Path(features), embedder, image_set, needs_lengths)
-        return given.embeddings, origin_of(given.snapshot)
+        taken, snapshot = take_whole_features(Path(features), embedder, image_set, needs_lengths)
+        return taken, origin_of(snapshot)
     file = open_features(features, embedder, image_set, verify)
     embeddings = embedder.embed(image_set, file)
     return embeddings, origin_of(file.snapshot)

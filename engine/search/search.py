@@ -6,11 +6,12 @@ import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
+from metric_learning.common.arrays import open_array
 from metric_learning.common.atomic import write_json
 from metric_learning.common.fingerprint import (
     STATE,
@@ -26,10 +27,11 @@ from metric_learning.common.names import to_line
 from metric_learning.common.outputs import json_kind, kind_of_file, prepare_folder
 from metric_learning.common.parameters import parse_options
 from metric_learning.engine.embed.dump.finish import WORK
+from metric_learning.engine.embed.dump.layout import FEATURES
 from metric_learning.engine.embed.dump.lines import Lines
 from metric_learning.engine.embed.dump.partial import STATES, Partial, WorthlessError
 from metric_learning.engine.embed.dump.plan import plan_features
-from metric_learning.engine.embed.dump.shards import Given
+from metric_learning.engine.embed.dump.shards import Given, ShardedFeatures
 from metric_learning.engine.embed.dump.write import computed
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.embed.embedding import readable_rows
@@ -131,11 +133,12 @@ def given_by(partial: Partial, image_set: ImageSet) -> Given:
     if not is_read.any():
         first = next(iter(broken.values()))
         raise WorthlessError(f"none of the {len(image_set)} images can be read: {first}")
-    rows = partial.read(partial.plan.columns[0], range(len(image_set)))
+    parts = [open_array(partial.place(*file), FEATURES) for file in partial.files()]
+    rows = ShardedFeatures(parts, None, np.flatnonzero(is_read))
     states = np.fromfile(partial.folder / STATES, STATE)
     names = relative_paths(image_set.paths)
     snapshot = Snapshot(names, list(label_names(image_set)), states)
-    return Given(rows if is_read.all() else rows[is_read], broken, False, snapshot)
+    return Given(rows, broken, False, snapshot)
 
 
 def write_index(
@@ -159,13 +162,13 @@ def write_index(
     # What is left may be too few images for what was chosen.
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
 
-    machine = embedder.work.machine
+    machine, features = embedder.work.machine, cast(np.ndarray, given.embeddings)
     labels = image_set.labels if image_set.class_names else np.empty(0, np.int64)
-    tried = tried or Images(given.embeddings, labels, "indexed images")
+    tried = tried or Images(features, labels, "indexed images")
     about = {**origin_of(embedder, image_set), "images": what, "broken": given.broken}
     build = functools.partial(write_milvus_index, file) if is_milvus(file) else indexes.build_index
     search_index = build(
-        given.embeddings,
+        features,
         image_set.paths,
         kind.name,
         labels=labels,
@@ -180,7 +183,7 @@ def write_index(
     shown = "".join(f", {name} {value}" for name, value in parameters.items())
     log(f"{kind.name} index of {len(search_index)} images in {file}{shown}")
     if kind.name != "exact" or isinstance(search_index, MilvusIndex):
-        log(describe_recall(search_index, given.embeddings, machine.device))
+        log(describe_recall(search_index, features, machine.device))
 
 
 def embed_calibrating(embedder: Embedder) -> Images | None:

@@ -17,12 +17,17 @@ except (ImportError, RuntimeError) as error:  # no numba, or no folder for what 
     warnings.warn(f"ranks are counted by torch, which takes longer: {error}", stacklevel=2)
 
 
+def is_compiled(device: torch.device) -> bool:
+    """Whether the compiled loops serve a device."""
+    return device.type == "cpu" and CpuCounter is not None
+
+
 def choose_counter(
     queries: np.ndarray, gallery: np.ndarray | None, device: str | torch.device
 ) -> Counter:
     """Return the counter of queries (Q, D), and a gallery (G, D) if it is another, for a device."""
     device = torch.device(device)
-    if device.type == "cpu" and CpuCounter is not None:
+    if is_compiled(device):
         return CpuCounter(queries, gallery)
 
     def move(rows: np.ndarray) -> torch.Tensor:  # a memory map, which is not writable, is copied

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import infer
 from metric_learning import open_features
 from metric_learning.common.flags import last_of_each
 from metric_learning.engine.embed import embedding
-from metric_learning.engine.embed.dump import digits
+from metric_learning.engine.embed.dump import digits, lines
 from metric_learning.engine.embed.dump.partial import Journal, Partial
 from metric_learning.engine.report.subjects import of_features
 from metric_learning.retrieval.indexes import load_search_index
@@ -123,6 +124,37 @@ def test_a_dump_goes_on_where_it_was(flags, whole, tmp_path, broken_off, capsys,
     assert len(lines_of(out)) == 40 and lines_of(out)[39].startswith("Test-39-feature: [")
     assert sorted(os.listdir(folder)) == ["features.npy", "labels.txt", "meta.json", "paths.txt"]
     assert_same(folder, whole)
+
+
+def test_lines_are_made_beside_the_main_thread_and_printed_in_it(flags, tmp_path, monkeypatch):
+    """In order, few parts ahead; what goes wrong in the thread ends the command."""
+    made, shown, ahead = [], [], []
+    to_texts, show = lines.to_texts, lines.show
+
+    def note_texts(rows):
+        made.append(threading.current_thread())
+        return to_texts(rows)
+
+    def note_show(text):
+        shown.append(threading.current_thread())
+        ahead.append(len(made) - len(shown))
+        show(text)
+
+    monkeypatch.setattr(lines, "LINES_AT_ONCE", 1)
+    monkeypatch.setattr(lines, "to_texts", note_texts)
+    monkeypatch.setattr(lines, "show", note_show)
+    infer.main([*flags, f"--output_dir={tmp_path / 'dump'}"])
+    assert len(made) == len(shown) == 40
+    assert {*shown} == {threading.main_thread()} and not {*made} & {*shown}
+    assert max(ahead) <= lines.MOST_WAITING
+
+    def fail(rows):
+        raise ValueError("no text")
+
+    monkeypatch.setattr(lines, "to_texts", fail)
+    with pytest.raises(SystemExit):
+        infer.main([*flags, f"--output_dir={tmp_path / 'other'}"])
+    assert not any(thread.name.startswith("lines") for thread in threading.enumerate())
 
 
 def test_what_others_do_after_a_resume_is_noted(flags, tmp_path, broken_off, monkeypatch):

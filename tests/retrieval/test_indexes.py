@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from metric_learning.common.fingerprint import STATE, Snapshot
-from metric_learning.retrieval import nearest
+from metric_learning.retrieval import nearest, unit
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
 from metric_learning.retrieval.indexes import (
     SearchIndex,
@@ -210,6 +210,28 @@ def test_more_neighbours_than_images_is_an_error(k):
         ValueError, match=f"expected 1 to 20 neighbours in this index, found k = {k}"
     ):
         build_index(rows, names(rows)).search(rows, k)
+
+
+def test_an_exact_index_reads_features_piece_by_piece(monkeypatch):
+    rows, asked = make(20), []
+
+    class InFiles:
+        ndim, shape = 2, rows.shape
+
+        def __len__(self):
+            return len(rows)
+
+        def __getitem__(self, part):
+            asked.append(len(rows[part]))
+            return rows[part]
+
+    whole = build_index(rows, names(rows)).vectors.reconstruct_n(0, 20)
+    monkeypatch.setattr(unit, "PIECE_ROWS", 6)
+    found = build_index(InFiles(), names(rows))
+    assert asked == [6, 6, 6, 2] and np.array_equal(found.vectors.reconstruct_n(0, 20), whole)
+    rows[13] = np.inf
+    with pytest.raises(ValueError, match="NaN or infinity, first in row 13"):
+        build_index(InFiles(), names(rows))
 
 
 def test_wrong_embeddings_are_errors():

@@ -21,24 +21,57 @@ def rows():
     return rows.astype(np.float32)
 
 
+def brute_force_cosines(ours, theirs):
+    """Cosines (N, M) in float64, rounded to float32."""
+    norms = [np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (ours, theirs)]
+    products = ours.astype(np.float64) @ theirs.T.astype(np.float64)
+    return (products / np.maximum(np.outer(*norms), 1e-30)).astype(np.float32)
+
+
 def brute_force(ours, theirs, threshold):
-    unit = [
-        rows / np.linalg.norm(rows.astype(np.float64), axis=1)[:, None] for rows in (ours, theirs)
-    ]
-    return np.argwhere(unit[0] @ unit[1].T >= threshold)
+    return np.argwhere(brute_force_cosines(ours, theirs) >= threshold)
 
 
 @pytest.mark.parametrize("block", [7, 4096])
-@pytest.mark.parametrize("threshold", [0.3, 0.9])
-def test_pairs_are_those_of_brute_force(rows, monkeypatch, block, threshold):
+@pytest.mark.parametrize("threshold", [-0.1, 0.3, 0.9])
+def test_pairs_are_those_of_brute_force(rows, monkeypatch, block, threshold, device):
     monkeypatch.setattr(near_pairs, "BLOCK", block)
     expected = brute_force(rows, rows, threshold)
-    found = find_near_pairs(rows, None, threshold)
+    found = find_near_pairs(rows, None, threshold, device)
     assert np.stack(found[:2], 1).tolist() == [
         pair for pair in expected.tolist() if pair[0] < pair[1]
     ]
-    found = find_near_pairs(rows[:20], rows, threshold)
+    found = find_near_pairs(rows[:20], rows, threshold, device)
     assert np.stack(found[:2], 1).tolist() == brute_force(rows[:20], rows, threshold).tolist()
+
+
+@pytest.mark.parametrize("dim", [3, 40, 300])
+@pytest.mark.parametrize("classes", [1, 30])
+def test_no_pair_is_lost_among_many_blocks(dim, classes, device):
+    """The sketches of some are shorter than they, blocks are left out, and others are split."""
+    rng = np.random.default_rng(dim)
+    centres = rng.normal(size=(classes, dim))
+    rows = centres[rng.integers(0, classes, 1500)] + 0.4 * rng.normal(size=(1500, dim))
+    rows[1400:] = rows[:100] + 0.1 * rng.normal(size=(100, dim))
+    rows[::97], rows[5] = 0, rows[4]  # a zero row is near none
+    rows = rows.astype(np.float32)
+    cosines = rows / np.maximum(np.linalg.norm(rows, axis=1)[:, None], 1e-9)
+    for threshold in (float(np.quantile(cosines @ cosines.T, 0.999)), 1.0):
+        for ours, theirs in ((rows, None), (rows[:700], rows), (rows, rows[:70])):
+            expected = brute_force_cosines(ours, rows if theirs is None else theirs)
+            if theirs is None:
+                expected[np.tril_indices(len(rows))] = -1
+            places = np.argwhere(expected >= np.float32(threshold))
+            found = find_near_pairs(ours, theirs, threshold, device)
+            assert len(places) and np.stack(found[:2], 1).tolist() == places.tolist()
+            np.testing.assert_allclose(found.cosines, expected[tuple(places.T)], atol=1e-7)
+
+
+def test_features_that_are_not_finite_are_refused(rows, device):
+    assert len(find_near_pairs(rows[:0], rows, 0.9, device).rows) == 0
+    rows[[3, 7]] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinity, first in row 3"):
+        find_near_pairs(rows, None, 0.9, device)
 
 
 def test_an_index_finds_most_and_says_how_many(rows):

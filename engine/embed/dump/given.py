@@ -49,14 +49,16 @@ def take_features(folder: Path, embedder: Embedder, image_set: ImageSet) -> Give
             f"({images}, not {digest}): {REMEDY}"
         )
     has_unit_length = bool(found.meta.get("flags", {}).get("normalize"))
-    embeddings = np.asarray(found.embeddings, np.float32)
-    return Given(embeddings, broken, has_unit_length, looks[0] if looks else None)
+    return Given(found.embeddings, broken, has_unit_length, looks[0] if looks else None)
 
 
 def take_whole_features(
     folder: Path, embedder: Embedder, image_set: ImageSet, needs_lengths: bool
-) -> Given:
+) -> tuple[np.ndarray, Snapshot | None]:
     """Take features as `take_features` does; ValueError where a score cannot be had of them.
+
+    Returns:
+        Embeddings (N, D) float32 in memory, and the snapshot of the images.
 
     That is where images are left out of them, or a score needs their lengths and they are 1.
     """
@@ -71,4 +73,4 @@ def take_whole_features(
             f"{folder} holds normalised features, and the class layer, --whiten or --distance "
             f"needs their lengths: {REMEDY}"
         )
-    return given
+    return np.asarray(given.embeddings, np.float32), given.snapshot

@@ -20,15 +20,21 @@ class ShardedFeatures:
 
     It is indexed by a number, a slice, or an array of numbers or of truth values, and what comes
     back is an array in memory; `np.asarray` reads all. Quantised features come back as float32,
-    multiplied by the scale of their row.
+    multiplied by the scale of their row. Of the rows of the files, `chosen` (N,) int64 may be some.
     """
 
     ndim = 2
 
-    def __init__(self, parts: Sequence[np.ndarray], scales: Sequence[np.ndarray] | None) -> None:
-        self._parts, self._scales = list(parts), scales
+    def __init__(
+        self,
+        parts: Sequence[np.ndarray],
+        scales: Sequence[np.ndarray] | None,
+        chosen: np.ndarray | None = None,
+    ) -> None:
+        self._parts, self._scales, self._chosen = list(parts), scales, chosen
         self._stops = np.cumsum([len(part) for part in parts])
-        self.shape = int(self._stops[-1]), parts[0].shape[1]
+        num_rows = int(self._stops[-1]) if chosen is None else len(chosen)
+        self.shape = num_rows, parts[0].shape[1]
         self.dtype = np.dtype(np.float32) if scales is not None else parts[0].dtype
 
     def __len__(self) -> int:
@@ -45,6 +51,8 @@ class ShardedFeatures:
 
     def _read(self, numbers: np.ndarray) -> np.ndarray:
         """Read the rows of these numbers (M,), which are at least 0."""
+        if self._chosen is not None:
+            numbers = self._chosen[numbers]
         found = np.empty((len(numbers), self.shape[1]), self.dtype)
         places = np.searchsorted(self._stops, numbers, side="right")
         for place in np.unique(places):
@@ -70,13 +78,13 @@ class Given(NamedTuple):
     """The features of a dump.
 
     Attributes:
-        embeddings: (M, D) float32, of the M readable images in the order of their set.
+        embeddings: (M, D) of the M readable images in the order of their set, mapped from files.
         broken: path -> error of the other images.
         has_unit_length: whether the dump was normalised.
         snapshot: of all images; None but in the first process.
     """
 
-    embeddings: np.ndarray
+    embeddings: np.ndarray | ShardedFeatures
     broken: dict[str, str]
     has_unit_length: bool
     snapshot: Snapshot | None

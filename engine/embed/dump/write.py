@@ -56,7 +56,8 @@ def computed(
     """Have all rows of the work there, computed by all processes; it is held until all leave."""
     work = embedder.work
     world = work.machine.world
-    with partial.held() if world.is_main else contextlib.nullcontext():
+    held = partial.held() if world.is_main else contextlib.nullcontext()
+    with held, contextlib.closing(lines):
         may_skip = on_bad_image == "skip"
         missing = decide_on_main(world, lambda: partial.open(image_set, may_skip))
         num_done = partial.plan.num_chunks - len(missing)
@@ -68,6 +69,7 @@ def computed(
             partial.poll()
             assert len(partial.done) == partial.plan.num_chunks
             lines.advance()
+            lines.finish()
 
         yield
         wait_for_all(world)

@@ -131,6 +131,49 @@ def multiply_panels(
 
 
 @intrinsic
+def reach_panels(typing_context, rows, columns, panel, pairs, bound, reached):
+    """Say whether products of ROWS_AT_ONCE rows with PAIR_PRODUCT.panels panels reach a bound.
+
+    Rows, columns, `panel` and `pairs` are as in `multiply_panels`; the products are integers. Where
+    one reaches it, `reached`, flat uint16, gets for each row and panel a bit for each lane.
+
+    Returns:
+        Whether one does.
+    """
+    signature = types.boolean(rows, columns, panel, pairs, types.int32, reached)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        assert PAIR_PRODUCT is not None
+        lanes = PAIR_PRODUCT.lanes
+        row, column, reached = (
+            _pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 5)
+        )
+        panels = [
+            builder.gep(column, [builder.mul(arguments[2], _number(i))])
+            for i in range(PAIR_PRODUCT.panels)
+        ]
+        sums = sum(_emit_sums(builder, [(row, panels)], arguments[3]), [])
+        bounds = _splat(builder, arguments[4], lanes)
+
+        def bits(values: Any) -> Any:
+            return builder.bitcast(builder.icmp_signed(">=", values, bounds), ir.IntType(lanes))
+
+        greatest = sums[0]
+        for values in sums[1:]:
+            is_greater = builder.icmp_signed(">", values, greatest)
+            greatest = builder.select(is_greater, values, greatest)
+        is_reached = builder.icmp_unsigned("!=", bits(greatest), ir.Constant(ir.IntType(lanes), 0))
+        with builder.if_then(is_reached, likely=False):
+            for i, values in enumerate(sums):
+                word = bits(values)
+                word = word if lanes == 16 else builder.zext(word, ir.IntType(16))
+                builder.store(word, builder.gep(reached, [_number(i)]))
+        return is_reached
+
+    return signature, generate
+
+
+@intrinsic
 def add_sliced_panels(
     typing_context, rows, columns, panel, low, pairs, row_units, column_units, ratio, out, stride
 ):
