@@ -8,6 +8,7 @@ that of a whole index at every moment. An index that changes keeps its collectio
 from __future__ import annotations
 
 import uuid
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from metric_learning.common.fingerprint import STATE
 from metric_learning.reader.sets.boxes import WHOLE
 from metric_learning.retrieval.index_entry import Addition, Entry, Held
 from metric_learning.retrieval.milvus_client import (
@@ -97,7 +99,8 @@ class MilvusIndex:
         """Return how many images are of a class."""
         return self._count(self._of_class(name))
 
-    def _count(self, which: str) -> int:
+    def _count(self, which: str = "") -> int:
+        """Count images, all of them without a filter: Milvus Lite makes an object of each other."""
         with milvus_errors():
             found = self.client.query(
                 self.collection,
@@ -191,27 +194,35 @@ class MilvusIndex:
 
     def held(self) -> Held:
         """Return all images, in the order of their rows."""
+        numbers, sides, paths = array("q"), array("i"), []
+        states = [np.empty(0, STATE)]
         with milvus_errors():
-            found = sorted(self._all(["path", "box", "state"]), key=lambda one: int(one["row"]))
-        boxes = np.array([box_of(one) for one in found], np.int32).reshape(-1, len(WHOLE))
-        rows = np.array([one["row"] for one in found], np.int64)
-        paths = [path_of(one) for one in found]
-        return Held(rows, paths, boxes if self.has_boxes else None, states_of(found))
+            for page in self._pages(["path", "box", "state"]):
+                numbers.extend(int(one["row"]) for one in page)
+                paths += map(path_of, page)
+                sides.extend(side for one in page for side in box_of(one))
+                states.append(states_of(page))
 
-    def _all(self, fields: list[str]) -> Iterator[Mapping[str, Any]]:
-        """Yield fields of all images, some thousands of them at a time."""
-        pages = self.client.query_iterator(
-            self.collection,
-            batch_size=READ_AT_ONCE,
-            filter="row >= 0",
-            output_fields=["row", *fields],
-            consistency_level="Strong",
-        )
-        try:
-            while page := pages.next():
-                yield from page
-        finally:
-            pages.close()
+        rows, order = np.unique(np.array(numbers, np.int64), return_index=True)
+        boxes = np.array(sides, np.int32).reshape(-1, len(WHOLE))[order]
+        of_files = np.concatenate(states)[order]
+        ordered = [paths[n] for n in order.tolist()]
+        return Held(rows, ordered, boxes if self.has_boxes else None, of_files)
+
+    def _pages(self, fields: list[str]) -> Iterator[Sequence[Mapping[str, Any]]]:
+        """Yield fields of all images, some thousands of them at a time.
+
+        They are asked for by their rows, which Milvus Lite looks up: for any other question it goes
+        through all images, and makes objects of those that it finds, with their vectors.
+        """
+        for start in range(0, self.next_row, READ_AT_ONCE):
+            rows = [*range(start, min(start + READ_AT_ONCE, self.next_row))]
+            yield self.client.query(
+                self.collection,
+                filter=f"row in {rows}",
+                output_fields=["row", *fields],
+                consistency_level="Strong",
+            )
 
     def remove(self, rows: np.ndarray) -> None:
         """Take images out, by their rows (M,) int64; others keep theirs."""
@@ -220,7 +231,7 @@ class MilvusIndex:
                 some = rows[start : start + REMOVED_AT_ONCE].tolist()
                 self.client.delete(self.collection, filter=f"row in {some}")
             self.client.flush(self.collection)
-        self.num_images = self._count("row >= 0")
+        self.num_images = self._count()
 
     def add(self, addition: Addition) -> None:
         """Write images, new ones under new rows, others in the place of what they were."""
@@ -232,7 +243,7 @@ class MilvusIndex:
         with milvus_errors():
             self._write_header()  # so that after an interruption no row is given again
             put_images(self.client, self.place, self.collection, addition, rows)
-        self.num_images = self._count("row >= 0")
+        self.num_images = self._count()
 
     def save(self, index: str) -> None:
         """Write what is known of all images; they themselves are there already."""
@@ -335,5 +346,5 @@ def open_milvus_index(index: str) -> MilvusIndex:
         header["metadata"],
         num_parts,
     )
-    found.num_images = found._count("row >= 0")
+    found.num_images = found._count()
     return found

@@ -27,7 +27,7 @@ KINDS = {"exact": "FLAT", "ivf": "IVF_FLAT", "hnsw": "HNSW"}  # of Milvus
 PARAMETERS = {"m": "M", "ef_construction": "efConstruction", "nlist": "nlist"}  # of building
 ROWS_AT_ONCE = 2000
 # Bytes of vectors after which Milvus Lite is asked to write them. It takes eleven times as many for
-# that, and of itself waits for 128 MB. Of fewer than 50,000 rows it would merge the files.
+# that, and of itself waits for 128 MB. Four files of fewer than 50,000 rows it would merge.
 FLUSH_BYTES = 2**25
 PART, LONGEST_PATH = 60_000, 65_535  # bytes of a text that a field can hold
 LONGEST_STATE, LONGEST_BOX = 200, 100

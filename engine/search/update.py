@@ -41,6 +41,14 @@ MOST_REMOVED = 0.5  # share of the nodes of a graph, from which on a line sugges
 Key = tuple[str, Box]  # what makes two images the same: their absolute path, and the part of it
 
 
+class Listed(NamedTuple):
+    """Images that --add names: the class that a table says of each, and the folders among them."""
+
+    image_set: ImageSet
+    classes: list[str | None]
+    roots: list[str]  # absolute paths
+
+
 class Wanted(NamedTuple):
     """Images that are to be embedded, and per image its class, and the row that it has or -1."""
 
@@ -60,7 +68,8 @@ def update_index(
     the images that are to be removed, or would be empty.
     """
     place = str(work.flags["index"])
-    embedder = Embedder.of(work) if add else None
+    listed = list_additions(add) if add else None  # before anything is removed
+    embedder = None if listed is None else Embedder.of(work)
     with change_lock(place):
         search_index = open_index(place, 1)
         if embedder is not None:
@@ -69,10 +78,11 @@ def update_index(
 
         removed = remove_images(search_index, remove, place)
         if removed:
-            log(f"{removed} images removed")
-        if embedder is not None:
-            add_images(search_index, embedder, add, remove, on_bad_image)
-        elif removed == 0:
+            log(f"{len(removed)} images removed")
+        if listed is not None and embedder is not None:
+            listed = without(listed, removed, remove)
+            add_images(search_index, embedder, listed, on_bad_image)
+        elif not removed:
             return Path(place)
         search_index.save(place)
     log(f"{search_index.kind} index of {len(search_index)} images in {place}")
@@ -85,14 +95,14 @@ def update_index(
     return Path(place)
 
 
-def remove_images(search_index: AnyIndex, remove: Sequence[str], place: str) -> int:
-    """Take images, and all below folders, out of an index; return how many.
+def remove_images(search_index: AnyIndex, remove: Sequence[str], place: str) -> list[Key]:
+    """Take images, and all below folders, out of an index; return which.
 
     A photo goes with all of its boxes, `PATH (x_1,y_1,x_2,y_2)` alone. The files need not be there
     any more. ValueError where a path is of no image, or all would go.
     """
     if not remove:
-        return 0
+        return []
     held = search_index.held()
     keys = keys_of(held.paths, held.boxes)
     chosen: set[int] = set()
@@ -109,7 +119,22 @@ def remove_images(search_index: AnyIndex, remove: Sequence[str], place: str) -> 
     if len(chosen) == len(search_index):
         raise ValueError(f"--remove would leave no image in {place}: delete the index instead")
     search_index.remove(held.rows[sorted(chosen)])
-    return len(chosen)
+    return [keys[n] for n in sorted(chosen)]
+
+
+def without(listed: Listed, removed: Sequence[Key], remove: Sequence[str]) -> Listed:
+    """Leave out images that are to be removed, be they in the index or not."""
+    gone = set(removed)
+    keys = keys_of(listed.image_set.paths, listed.image_set.boxes)
+    kept = [
+        n
+        for n, key in enumerate(keys)
+        if key not in gone and not any(is_at(key[0], path) for path in remove)
+    ]
+    if len(kept) == len(keys):
+        return listed
+    images = listed.image_set.select(np.array(kept, np.int64))
+    return Listed(images, [listed.classes[n] for n in kept], listed.roots)
 
 
 def keys_of(paths: Sequence[str], boxes: np.ndarray | None) -> list[Key]:
@@ -131,20 +156,22 @@ def is_at(place: str, path: str) -> bool:
 def add_images(
     search_index: AnyIndex,
     embedder: Embedder,
-    add: Sequence[str],
-    remove: Sequence[str],
+    listed: Listed,
     on_bad_image: str,
 ) -> None:
-    """Embed the images of files, folders and lists, and add them, but those that are removed.
+    """Embed images and add them.
 
     Of those that the index holds, the ones whose files have changed are embedded again.
     """
     place = str(embedder.work.flags["index"])
-    image_set, labels, former = list_wanted(search_index, add, remove)
+    wanted = choose_wanted(search_index, listed)
+    image_set, labels, former = wanted
     if not len(image_set):
         log("every image is in the index already")
         return
 
+    if (former >= 0).any():
+        former = remove_repeated(search_index, wanted)
     num_before, saved = len(search_index), time.monotonic()
     broken: dict[str, str] = dict(search_index.metadata.get("broken") or {})
     for start in range(0, len(image_set), ROUND):
@@ -172,39 +199,54 @@ def moved_up(rows: np.ndarray, removed: np.ndarray) -> np.ndarray:
     return np.where(rows < 0, rows, rows - np.searchsorted(gone, rows))
 
 
-def list_wanted(search_index: AnyIndex, add: Sequence[str], remove: Sequence[str]) -> Wanted:
-    """List the images to add: new ones, once, and those that have changed since.
-
-    Of one that has changed, and that the index holds several times, all but one row are removed.
-    """
+def list_additions(add: Sequence[str]) -> Listed:
+    """List the images of files, folders and lists; errors are those of `list_plain_images`."""
     found = [list_plain_images(path) for path in add]
-    image_set = join_image_sets(found, add)
+    classes: list[str | None] = []
+    for path, images in zip(add, found, strict=True):
+        is_table = Path(path).suffix.lower() == CSV_LIST
+        named = read_classes_of_csv(Path(path)) if is_table else None
+        classes += named or [None] * len(images)
+    roots = [os.path.abspath(path) for path in add if Path(path).is_dir()]
+    return Listed(join_image_sets(found, add), classes, roots)
+
+
+def choose_wanted(search_index: AnyIndex, listed: Listed) -> Wanted:
+    """Choose the images to embed: new ones, once, and those that have changed since."""
     held = search_index.held()
-    keys = keys_of(image_set.paths, image_set.boxes)
-    held_keys = keys_of(held.paths, held.boxes)
-    row_of = {key: n for n, key in enumerate(held_keys)}
-    places = np.array([row_of.get(key, -1) for key in keys], np.int64)  # among those that it holds
+    keys = keys_of(listed.image_set.paths, listed.image_set.boxes)
+    number_of = {key: n for n, key in enumerate(keys_of(held.paths, held.boxes))}
+    numbers = np.array([number_of.get(key, -1) for key in keys], np.int64)  # of what it holds
 
     first = {key: n for n, key in reversed([*enumerate(keys)])}
-    known = np.array([n for n in first.values() if places[n] >= 0], np.int64)
-    changed = set(known[is_changed(held, places[known])].tolist())
-    rows = sorted(
-        n
-        for (place, _), n in first.items()
-        if (n in changed or places[n] < 0) and not any(is_at(place, path) for path in remove)
-    )
-    wanted = image_set.select(np.array(rows, np.int64))
-    former = np.array([held.rows[places[n]] if places[n] >= 0 else -1 for n in rows], np.int64)
-    old = {keys[n] for n in changed}
-    repeated = [n for n, key in enumerate(held_keys) if key in old and n != row_of[key]]
-    if repeated:
-        search_index.remove(held.rows[repeated])
-        if not search_index.keeps_rows:
-            former = moved_up(former, held.rows[repeated])
+    known = np.array([n for n in first.values() if numbers[n] >= 0], np.int64)
+    changed = set(known[is_changed(held, numbers[known])].tolist())
+    rows = sorted(n for n in first.values() if n in changed or numbers[n] < 0)
+    images = listed.image_set.select(np.array(rows, np.int64))
+    former = [held.rows[numbers[n]] if numbers[n] >= 0 else -1 for n in rows]
+    classes = [listed.classes[n] for n in rows]
+    labels = label_images(search_index, images.paths, classes, listed.roots)
+    return Wanted(images, labels, np.array(former, np.int64))
 
-    classes = classes_of_tables(add, found)
-    labels = label_images(search_index, wanted.paths, [classes[n] for n in rows], add)
-    return Wanted(wanted, labels, former)
+
+def remove_repeated(search_index: AnyIndex, wanted: Wanted) -> np.ndarray:
+    """Remove all rows but one of images that the index holds several times and that have changed.
+
+    Returns the rows (M,) int64 that hold the images now, see `Wanted`.
+    """
+    images, former = wanted.image_set, wanted.former
+    changed = images.select(np.flatnonzero(former >= 0))
+    keys = set(keys_of(changed.paths, changed.boxes))
+    held, kept = search_index.held(), set(former.tolist())
+    repeated = [
+        row
+        for row, key in zip(held.rows.tolist(), keys_of(held.paths, held.boxes), strict=True)
+        if key in keys and row not in kept
+    ]
+    if not repeated:
+        return former
+    search_index.remove(np.array(repeated, np.int64))
+    return former if search_index.keeps_rows else moved_up(former, np.array(repeated, np.int64))
 
 
 def is_changed(held: Held, places: np.ndarray) -> np.ndarray:
@@ -214,16 +256,6 @@ def is_changed(held: Held, places: np.ndarray) -> np.ndarray:
     found = np.zeros(len(places), bool)
     found[changed_rows(kept, take_snapshot(paths, known=kept))] = True
     return found
-
-
-def classes_of_tables(add: Sequence[str], found: Sequence[ImageSet]) -> list[str | None]:
-    """Return the class that a table names of each image; None for others."""
-    classes: list[str | None] = []
-    for path, images in zip(add, found, strict=True):
-        is_table = Path(path).suffix.lower() == CSV_LIST
-        named = read_classes_of_csv(Path(path)) if is_table else None
-        classes += named or [None] * len(images)
-    return classes
 
 
 def add_round(
@@ -259,7 +291,7 @@ def label_images(
     search_index: AnyIndex,
     paths: Sequence[str],
     classes: Sequence[str | None],
-    add: Sequence[str],
+    roots: Sequence[str],
 ) -> np.ndarray:
     """Return the labels of images, (M,) int64; new classes are noted. Empty where there are none.
 
@@ -271,7 +303,6 @@ def label_images(
     if not search_index.has_labels:
         return np.empty(0, np.int64)
     label_of = {name: label for label, name in names.items()}
-    roots = [os.path.abspath(path) for path in add if Path(path).is_dir()]
     fresh: list[str] = []
     labels = np.empty(len(paths), np.int64)
 

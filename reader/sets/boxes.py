@@ -87,9 +87,12 @@ def name_part(path: str, box: Sequence[int] | None) -> str:
 
 
 def parse_part(name: str) -> tuple[str, Box] | None:
-    """Read what `name_part` wrote of a part: its path and box; None where it names no part."""
+    """Read what `name_part` wrote of a part: its path and box; None where it names no part.
+
+    Four zeros are WHOLE. Raises ValueError for a box without an area.
+    """
     match = PART.fullmatch(name)
     if match is None:
         return None
     path, *sides = match.groups()
-    return path, parse_box(sides)
+    return path, WHOLE if set(sides) == {"0"} else parse_box(sides)

@@ -88,11 +88,37 @@ def test_boxes_are_added_as_an_index_of_all_of_them_has_them(
     assert change(f"--add={more}", f"--add={table}") == found  # all of them are there
 
 
+def test_a_whole_photo_among_boxes_is_removed_alone(change, photos):
+    before = change(f"--add={photos[0]}")
+    assert before[-1] == (str(photos[0]), (0, 0, 0, 0))
+    assert change(f"--remove={photos[0]} (0,0,0,0)") == before[:-1]
+
+
 def test_one_box_or_a_whole_photo_is_removed(change, photos):
     found = change(f"--remove={photos[0]} (20,0,40,32)", f"--remove={photos[2]}")
     kept = [(str(photos[0]), LEFT)]
     kept += [(str(photo), box) for photo in (photos[1], photos[3]) for box in (LEFT, RIGHT)]
     assert found == kept
+
+
+def test_what_is_removed_is_not_added_by_the_same_command(change, photos, table):
+    found = change(f"--remove={photos[0]} (20,0,40,32)", f"--remove={photos[2]}", f"--add={table}")
+    assert len(found) == 5 and (str(photos[0]), RIGHT) not in found
+
+
+def test_a_box_that_is_there_twice_is_embedded_again_once(weights, photos, tmp_path):
+    own, index = tmp_path / "a.png", tmp_path / "own.index"
+    own.write_bytes(photos[0].read_bytes())
+    rows = [(own, LEFT), (photos[1], LEFT), (own, LEFT), (own, TOP)]
+    table = write_table(tmp_path / "own.csv", rows)
+    flags = [*MACHINE, f"--pretrained_model={weights}", f"--index={index}"]
+    infer.main([*flags, *MODEL, f"--images={table}"])
+    assert len(load_search_index(index)) == 4
+    own.write_bytes(photos[5].read_bytes())
+    infer.main([*flags[:1], *flags[2:], f"--add={table}"])
+    found = load_search_index(index)
+    assert found.paths == [str(photos[1]), str(own), str(own)]
+    assert found.boxes.tolist() == [[*LEFT], [*LEFT], [*TOP]]
 
 
 def test_a_photo_that_changed_is_embedded_again_with_all_its_boxes(
