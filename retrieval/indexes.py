@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from metric_learning.common.schema import (
     parse_json,
 )
 from metric_learning.common.text_files import check_regular
+from metric_learning.reader.sets.boxes import WHOLE, format_box
+from metric_learning.retrieval.index_entry import Addition, Box, Entry, Held
 from metric_learning.retrieval.index_kinds import (
     INDEX_OPTIONS,
     Found,
@@ -57,6 +59,7 @@ def is_metadata(value: Any) -> bool:
     return is_object(value) and is_object(value.get("flags", {}))
 
 
+BOXES = "boxes"  # in the metadata of a file
 HEADER, VECTORS = "header.json", "index.faiss"
 IMAGES = "images.npz"  # the snapshot of the images; indexes of earlier versions have none
 HEADER_FIELDS = (
@@ -83,6 +86,8 @@ class SearchIndex:
     snapshot: Snapshot | None = None  # of the images when they were embedded, where it is known
     # Numbers of the nodes of `hnsw` that are no images any more, (R,) int64 ascending
     removed: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    boxes: np.ndarray | None = None  # (N, 4) int32 where images are parts of photos
+    keeps_rows: ClassVar[bool] = False  # those behind an image that is removed move up
     _on_gpu: dict[int, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -99,6 +104,16 @@ class SearchIndex:
         found = self.metadata.get("depends_on")
         return found if isinstance(found, dict) else {}
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the classes of the images are known."""
+        return len(self.labels) > 0
+
+    @property
+    def next_label(self) -> int:
+        """The label of a class that is new."""
+        return 1 + max([*self.class_names, int(self.labels.max(initial=-1))])
+
     def class_name(self, row: int) -> str | None:
         """Return the name of an image's class, its label where that has no name, or None."""
         if not len(self.labels):
@@ -106,9 +121,29 @@ class SearchIndex:
         label = int(self.labels[row])
         return self.class_names.get(label, str(label))
 
-    def entries(self, rows: np.ndarray) -> list[tuple[str, str | None]]:
-        """Return the path and the name of the class of images, by their rows (M,)."""
-        return [(self.paths[row], self.class_name(row)) for row in rows.tolist()]
+    def entries(self, rows: np.ndarray) -> list[Entry]:
+        """Return what is known of images, by their rows (M,); LookupError where there is none."""
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise LookupError("the index has no such image any more")
+        return [
+            Entry(self.paths[row], self.class_name(row), self._box(row)) for row in rows.tolist()
+        ]
+
+    def _box(self, row: int) -> Box | None:
+        if self.boxes is None:
+            return None
+        x_1, y_1, x_2, y_2 = self.boxes[row].tolist()
+        return x_1, y_1, x_2, y_2
+
+    def states(self, rows: np.ndarray) -> np.ndarray:
+        """Return the states of the files of images when they were embedded, (M,), see `Held`."""
+        assert self.snapshot is not None
+        return self.snapshot.states[rows]
+
+    def held(self) -> Held:
+        """Return all images, in the order of their rows."""
+        assert self.snapshot is not None
+        return Held(np.arange(len(self)), self.paths, self.boxes, self.snapshot.states)
 
     def classes(self) -> list[str]:
         """Return the names of the classes of the images."""
@@ -215,30 +250,39 @@ class SearchIndex:
         self.snapshot = self.snapshot.select(kept)
         self.paths = [self.paths[row] for row in kept.tolist()]
         self.labels = self.labels[kept] if len(self.labels) else self.labels
+        self.boxes = None if self.boxes is None else self.boxes[kept]
         self._forget()
 
-    def add(
-        self, features: np.ndarray, paths: Sequence[str], labels: np.ndarray, states: np.ndarray
-    ) -> None:
-        """Add images behind those that are there.
+    def add(self, addition: Addition) -> None:
+        """Add images behind those that are there, and remove what they take the place of."""
+        assert self.snapshot is not None and len(addition.labels) in (0, len(addition.paths))
+        boxes = self._boxes_with(addition)
+        self.vectors.add(unit_embeddings(addition.features))
+        self.labels = np.concatenate([self.labels, addition.labels]).astype(np.int64)
 
-        Args:
-            features: (M, D) float embeddings, any scale.
-            paths: M image files.
-            labels: (M,) int64; empty where the index has none.
-            states: (M,) of the files when they were embedded, as a snapshot has them.
-        """
-        assert self.snapshot is not None and len(labels) in (0, len(paths))
-        self.vectors.add(unit_embeddings(features))
-        self.paths = [*self.paths, *paths]
-        self.labels = np.concatenate([self.labels, labels]).astype(np.int64)
-
-        names = [str(self.class_names.get(int(label), label)) for label in labels]
-        names = names or ["-1"] * len(paths)
+        names = [str(self.class_names.get(int(label), label)) for label in addition.labels]
+        names = names or ["-1"] * len(addition.paths)
+        if boxes is not None:  # as `label_names` has them
+            some = boxes[len(self) :]
+            names = [f"{n} ({format_box(box)})" for n, box in zip(names, some, strict=True)]
         texts = [*self.snapshot.labels, *names] if self.snapshot.labels else []
-        together = np.concatenate([self.snapshot.states, states])
-        self.snapshot = Snapshot(relative_paths(self.paths), texts, together)
+        states = np.concatenate([self.snapshot.states, addition.states])
+        self.paths, self.boxes = [*self.paths, *addition.paths], boxes
+        self.snapshot = Snapshot(relative_paths(self.paths), texts, states)
         self._forget()
+
+        former = addition.former[addition.former >= 0]
+        if len(former):
+            self.remove(former)
+
+    def _boxes_with(self, addition: Addition) -> np.ndarray | None:
+        """Return the boxes with those of an addition; None where all are whole photos."""
+        if self.boxes is None and addition.boxes is None:
+            return None
+        parts = [(self.boxes, len(self)), (addition.boxes, len(addition.paths))]
+        return np.concatenate(
+            [np.full((count, 4), WHOLE, np.int32) if b is None else b for b, count in parts]
+        ).astype(np.int32)
 
     def _forget(self) -> None:
         """Drop what was derived of the vectors."""
@@ -256,7 +300,7 @@ class SearchIndex:
             "paths": self.paths,
             "labels": self.labels.tolist(),
             "class_names": self.class_names,
-            "metadata": self.metadata,
+            "metadata": self.metadata | self._boxes_as_metadata(),
             **({"removed": self.removed.tolist()} if len(self.removed) else {}),
         }
         with zipfile.ZipFile(file, "w") as archive:
@@ -266,6 +310,9 @@ class SearchIndex:
                 faiss.write_index(self.vectors, faiss.PyCallbackIOWriter(member.write))
             if self.snapshot is not None:
                 archive.writestr(IMAGES, self.snapshot.to_bytes())
+
+    def _boxes_as_metadata(self) -> dict[str, Any]:
+        return {} if self.boxes is None else {BOXES: self.boxes.tolist()}
 
 
 def build_index(
@@ -277,6 +324,7 @@ def build_index(
     class_names: Mapping[int, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     options: Mapping[str, int] | None = None,
+    boxes: np.ndarray | None = None,
 ) -> SearchIndex:
     """Build a search index of embeddings.
 
@@ -297,6 +345,7 @@ def build_index(
             cells that are searched; default nlist / 16, at least 8. m: bytes per image in `ivfpq`,
             which divide D, default about D / 8; edges per image in `hnsw`, default 32.
             ef_construction, ef_search: candidates kept in building (200) and in searching (128).
+        boxes: (N, 4) int32 where images are parts of photos, see `crop_box`.
 
     Raises:
         ValueError: shapes that do not fit, embeddings that are not finite, faiss is absent, an
@@ -304,12 +353,7 @@ def build_index(
     """
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"expected embeddings of shape (N, D), found {features.shape}")
-    if len(features) != len(paths) or len(labels) not in (0, len(features)):
-        raise ValueError(
-            f"expected a path and either a label or none for each of {len(features)} embeddings, "
-            f"found {len(paths)} paths and {len(labels)} labels"
-        )
-
+    check_numbers(len(features), len(paths), len(labels))
     chosen = choose_options(kind, options or {}, *features.shape)
     return SearchIndex(
         kind,
@@ -318,7 +362,17 @@ def build_index(
         {int(label): name for label, name in (class_names or {}).items()},
         dict(metadata or {}),
         build_vectors(features, kind, chosen),
+        boxes=boxes,
     )
+
+
+def check_numbers(num_embeddings: int, num_paths: int, num_labels: int) -> None:
+    """Raise ValueError where an index would have other numbers of things than of embeddings."""
+    if num_embeddings != num_paths or num_labels not in (0, num_embeddings):
+        raise ValueError(
+            f"expected a path and either a label or none for each of {num_embeddings} embeddings, "
+            f"found {num_paths} paths and {num_labels} labels"
+        )
 
 
 def load_search_index(file: str | Path) -> SearchIndex:
@@ -350,9 +404,12 @@ def load_search_index(file: str | Path) -> SearchIndex:
         counts = {num_left, num_images, num_images if snapshot is None else len(snapshot)}
         if header["format"] != FORMAT or len(counts) > 1:
             raise ValueError("another version, or parts of two indexes")
-        boxes = np.asarray(metadata.get("boxes", np.empty((num_images, 4), np.int32)))
-        if boxes.shape != (num_images, 4) or boxes.dtype.kind != "i":
-            raise ValueError("boxes that do not fit")
+        boxes = None
+        if BOXES in metadata:
+            sides = np.asarray(metadata.pop(BOXES))
+            if sides.shape != (num_images, len(WHOLE)) or sides.dtype.kind != "i":
+                raise ValueError("boxes that do not fit")
+            boxes = sides.astype(np.int32)
         if len(labels) not in (0, num_images) or not is_of_kind(vectors, kind):
             raise ValueError("parts that do not fit")
         if len(removed) and (kind != "hnsw" or removed[-1] >= vectors.ntotal):
@@ -364,7 +421,7 @@ def load_search_index(file: str | Path) -> SearchIndex:
             f"{file} is damaged or no search index of this version: build it again"
         ) from error
 
-    return SearchIndex(kind, paths, labels, names, metadata, vectors, snapshot, removed)
+    return SearchIndex(kind, paths, labels, names, metadata, vectors, snapshot, removed, boxes)
 
 
 def is_search_index(file: str | Path) -> bool:

@@ -39,7 +39,8 @@ from metric_learning.models import MODEL_OPTIONS, image_size_of, read_metadata, 
 from metric_learning.models.weights.fingerprint import RANDOM
 from metric_learning.reader.sets.plain_images import STDIN
 from metric_learning.retrieval.indexes import SearchIndex, load_search_index
-from metric_learning.retrieval.milvus import MilvusIndex, is_milvus, open_milvus_index
+from metric_learning.retrieval.milvus import MilvusIndex, open_milvus_index
+from metric_learning.retrieval.milvus_client import is_milvus
 from metric_learning.retrieval.rerank import parse_rerank
 from metric_learning.retrieval.tables import COLUMNS
 
@@ -468,8 +469,6 @@ def _check_changes(
     """Raise ValueError where a change of an index lacks something."""
     if index is None:
         raise ValueError(f"--{changes[0]} changes an index: give it as --index=FILE")
-    if is_milvus(index):
-        raise ValueError(f"--{changes[0]} changes an index in a file: build that in Milvus again")
     if add and weights is None:
         raise ValueError(
             "expected --pretrained_model=CHECKPOINT, the weights that --index was built with"

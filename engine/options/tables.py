@@ -473,21 +473,22 @@ SEARCH_FLAGS = grouped(
         "add",
         path,
         (),
-        "images to add to --index: a file, a folder or a list; those that changed are embedded "
-        "again; may be given several times",
+        "images to add to --index: a file, a folder or a list (.csv with boxes); those that "
+        "changed are embedded again; may be given several times",
         repeats=True,
     ),
     Flag(
         "remove",
         path,
         (),
-        "image or folder of images to remove from --index; may be given several times",
+        "image, box of one as PATH (x_1,y_1,x_2,y_2), or folder to remove from --index; may be "
+        "given several times",
         repeats=True,
     ),
     Flag("features", path, None, "dump of the same images that --index is built of"),
     Flag("index_type", str, "exact", "kind of index that is built", INDEX_TYPES),
     Flag("index_options", str, "", "its parameters, e.g. nlist=1000,nprobe=32"),
-    Flag("query", path, None, "an image or a folder of images to search for in --index"),
+    Flag("query", path, None, "an image, a folder or a list to search for in --index"),
     Flag(
         "query_text",
         str,

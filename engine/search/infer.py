@@ -16,6 +16,7 @@ from metric_learning.engine.embed.hub import export_hub
 from metric_learning.engine.options.evaluation import InferenceOptions
 from metric_learning.engine.parallel.collectives import decide_on_main
 from metric_learning.engine.parallel.world import is_first_process, leave_world
+from metric_learning.engine.search.lock import build_lock
 from metric_learning.engine.search.page import ANSWER_PAGE
 from metric_learning.engine.search.search import (
     ANSWERS,
@@ -28,7 +29,7 @@ from metric_learning.engine.search.search import (
 from metric_learning.engine.search.update import update_index
 from metric_learning.reader import ImageSet, describe_sets
 from metric_learning.reader.sets.plain_images import join_plain_images
-from metric_learning.retrieval.milvus import is_milvus, parse_place, prepare_place
+from metric_learning.retrieval.milvus_client import is_milvus, parse_place, prepare_place
 
 
 def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
@@ -75,10 +76,10 @@ def infer(options: InferenceOptions) -> Path | list[dict[str, Any]]:
     else:
         kind = IndexKind(options.index_type, options.index_options, options.unknown_threshold)
         what = ", ".join(options.images) or f"{work.data.dataset}, {work.split}"
-        given = None
-        if options.features is not None:
-            given = take_features(Path(options.features), embedder, images)
-        written = make_index(options.index, kind, embedder, images, what, on_bad_image, given)
+        folder = options.features
+        given = None if folder is None else take_features(Path(folder), embedder, images)
+        with build_lock(options.index, world):
+            written = make_index(options.index, kind, embedder, images, what, on_bad_image, given)
     leave_world(world)
     return written
 

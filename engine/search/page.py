@@ -12,6 +12,7 @@ from metric_learning.common.outputs import kind_of_file
 from metric_learning.common.pages import templates_of
 from metric_learning.common.pictures import data_uri, small_jpeg
 from metric_learning.reader import ImageError
+from metric_learning.reader.sets.boxes import name_part
 from metric_learning.reader.sets.image_set import Decoding, decode_file
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -34,26 +35,30 @@ def write_page(
 ) -> None:
     """Write queries, their neighbours and pictures of both to an HTML file.
 
-    An image that cannot be read, such as on another machine, has no picture.
+    A part of a photo is shown alone, as the model saw it. An image that cannot be read, such as on
+    another machine, has no picture.
     """
 
     @cache
-    def picture(path: str, pixels: int) -> str | None:
+    def picture_of(path: str, box: tuple[int, ...] | None, pixels: int) -> str | None:
         try:
-            image = decode_file(path, decoding)
+            image = decode_file(path, decoding, box)
         except ImageError:
             return None
         return data_uri(small_jpeg(image, pixels))
 
+    def shown_image(image: Mapping[str, Any], pixels: int) -> dict[str, Any]:
+        box = tuple(image["box"]) if "box" in image else None
+        name = name_part(image["path"], box)
+        return {"name": name, "picture": picture_of(image["path"], box, pixels)}
+
     shown = [
         {
             "text": answer.get("text"),
-            "path": answer.get("path"),
-            "picture": picture(answer["path"], QUERY_PIXELS) if "path" in answer else None,
+            "image": shown_image(answer, QUERY_PIXELS) if "path" in answer else None,
             "is_none": answer.get("is_none", False),
             "neighbours": [
-                {**found, "picture": picture(found["path"], NEIGHBOUR_PIXELS)}
-                for found in answer["neighbours"]
+                {**found, **shown_image(found, NEIGHBOUR_PIXELS)} for found in answer["neighbours"]
             ],
         }
         for answer in answers

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -49,11 +50,12 @@ from metric_learning.engine.search.threshold import (
 )
 from metric_learning.models.clip_text import embed_texts
 from metric_learning.reader import ImageSet
-from metric_learning.reader.sets.boxes import format_box
+from metric_learning.reader.sets.boxes import name_part
 from metric_learning.reader.sets.snapshots import label_names, snapshot_of
 from metric_learning.retrieval import indexes
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
-from metric_learning.retrieval.milvus import MilvusIndex, is_milvus, parse_place, write_milvus_index
+from metric_learning.retrieval.milvus import MilvusIndex, write_milvus_index
+from metric_learning.retrieval.milvus_client import is_milvus, parse_place
 
 AnyIndex = indexes.SearchIndex | MilvusIndex
 RECALL_QUERIES, RECALL_K = 1000, 10
@@ -165,8 +167,10 @@ def write_index(
     machine, features = embedder.work.machine, cast(np.ndarray, given.embeddings)
     labels = image_set.labels if image_set.class_names else np.empty(0, np.int64)
     tried = tried or Images(features, labels, "indexed images")
-    about = {**origin_of(embedder, image_set), "images": what, "broken": given.broken}
-    build = functools.partial(write_milvus_index, file) if is_milvus(file) else indexes.build_index
+    about = {**origin_of(embedder), "images": what, "broken": given.broken}
+    build: Callable[..., AnyIndex] = indexes.build_index
+    if is_milvus(file):
+        build = functools.partial(write_milvus_index, file, states=snapshot.states)
     search_index = build(
         features,
         image_set.paths,
@@ -175,6 +179,7 @@ def write_index(
         class_names=image_set.class_names,
         metadata=about | choose_threshold(kind.unknown_threshold, tried, machine),
         options=parameters,
+        boxes=image_set.boxes,
     )
     if isinstance(search_index, indexes.SearchIndex):  # a database has written it already
         search_index.snapshot = snapshot
@@ -194,16 +199,15 @@ def embed_calibrating(embedder: Embedder) -> Images | None:
     return Images(embedder.embed(images), images.labels, "val split")
 
 
-def origin_of(embedder: Embedder, image_set: ImageSet) -> dict[str, Any]:
+def origin_of(embedder: Embedder) -> dict[str, Any]:
     """Say in the metadata of an index what its embeddings depend on, and what made them."""
-    work, boxes = embedder.work, image_set.boxes
+    work = embedder.work
     return {
         "fingerprint": embedder.depends_on["weights"],
         "depends_on": embedder.depends_on,
         "weights": work.origin,
         "flags": {name: work.flags[name] for name in (*EMBEDDING_NAMES, *VIEW_NAMES)},
         "versions": versions(),
-        **({} if boxes is None else {"boxes": boxes.tolist()}),
     }
 
 
@@ -238,38 +242,51 @@ def search(
 ) -> list[dict[str, Any]]:
     """Print the neighbours of images or texts and return them; write them to files, if any.
 
-    Texts are embedded by the text tower of a CLIP model. Returns per query its `path` or `text`,
-    `neighbours`, see `find_neighbours`, and `is_none`, see `threshold_of`. What `on_bad_image`
-    leaves out, the file tells. Raises
-    ValueError where the index is of other weights, or its images have changed, see `check_index`.
+    Texts are embedded by the text tower of a CLIP model. Returns per query its `path`, with its
+    `box` where images are parts of photos, or `text`; `neighbours`, see `find_neighbours`, each of
+    which says whether its file `is_here`; and `is_none`, see `threshold_of`. What `on_bad_image`
+    leaves out, the file tells. Raises ValueError where the index is of other weights, or images
+    that were found have changed, see `check_found`, or any of it where they are to `verify`.
     """
     device = work.machine.device
     broken: dict[str, str] = {}
     threshold = threshold_of(search_index, unknown_threshold, isinstance(queries, ImageSet))
     embedder = Embedder.of(work)
     file_of_index = work.flags["index"]
-    for note in check_index(file_of_index, search_index, embedder, verify, on_changed_data):
+    notes = check_model(file_of_index, search_index, embedder)
+    if verify:
+        notes += check_images(file_of_index, search_index, True, on_changed_data)
+    for note in notes:
         log(note)
     if isinstance(queries, ImageSet):
         features, queries, broken = embedder.embed_readable(queries, on_bad_image)
-        asked = [{"path": queries.name_of(row)} for row in range(len(queries))]
+        asked = describe_queries(queries)
     else:
         asked = [{"text": text} for text in queries]
         features = embed_texts(work.model.model, work.weights, queries, device)
 
     found = find_neighbours(search_index, features, k, device)
+    for note in check_found(file_of_index, search_index, found, on_changed_data):
+        log(note)
     answers: list[dict[str, Any]] = [
         {**query, "neighbours": neighbours} for query, neighbours in zip(asked, found, strict=True)
     ]
     mark_none(answers, threshold)
     if files.json is not None:  # before the screen, which may be a pipe that nobody reads any more
         made = {"index": file_of_index, "weights": work.weights, "versions": versions()}
-        made |= {THRESHOLD: threshold}
-        write_json(files.json, {"queries": answers, "broken": broken, **made})
+        write_json(files.json, {"queries": answers, "broken": broken, **made, THRESHOLD: threshold})
     if files.html is not None:
         write_page(files.html, answers, file_of_index, embedder.preprocessing.decoding)
     print_answers(answers)
     return answers
+
+
+def describe_queries(queries: ImageSet) -> list[dict[str, Any]]:
+    """Return the `path` of each image, and its `box` where they are parts of photos."""
+    if queries.boxes is None:
+        return [{"path": path} for path in queries.paths]
+    boxes = queries.boxes.tolist()
+    return [{"path": path, "box": box} for path, box in zip(queries.paths, boxes, strict=True)]
 
 
 def check_index(
@@ -315,31 +332,75 @@ def check_images(
     file: str, search_index: AnyIndex, verify: bool, on_changed_data: str
 ) -> list[str]:
     """Compare the images of a search index with those that are there, see `check_index`."""
-    if isinstance(search_index, MilvusIndex):
+    if isinstance(search_index, MilvusIndex) and not verify:
         return [f"{file}: images in a database are not compared with their files"]
-    kept = search_index.snapshot
-    assert kept is not None
-    found = take_snapshot(search_index.paths, known=kept, verify=verify)
-    is_there = found.states["size"] >= 0
-    rows = [row for row in changed_rows(kept, found) if is_there[row]]
-    notes = []
-    if rows:
-        changed = (
-            f"{file}: {len(rows)} of its {len(kept)} images have changed since it was built, the "
-            f"first {describe_change(kept, found, rows[0])}"
-        )
-        if on_changed_data != ACCEPT:
-            raise ValueError(
-                f"{changed}: build it again with infer.py --index={file} and the flags that built "
-                f"it (of {search_index.metadata.get('images')}), which replaces it, embed those "
-                "again by --add=PATH, or search it as it was built by --on_changed_data=accept"
-            )
-        notes.append(f"{changed}: accepted, they are found by what they were")
+    held = search_index.held()
+    kept = Snapshot(relative_paths(held.paths), [], held.states)
+    found = take_snapshot(held.paths, known=kept, verify=verify)
+    what = f"of its {len(kept)} images"
+    notes = judge_changes(file, search_index, kept, found, what, on_changed_data)
 
-    num_gone = len(kept) - int(is_there.sum())
+    num_gone = int((found.states["size"] < 0).sum())
     if num_gone:
         notes.append(f"{num_gone} of {len(kept)} images of {file} are not here: not compared")
     return notes
+
+
+def check_found(
+    file: str,
+    search_index: AnyIndex,
+    found: Sequence[Sequence[dict[str, Any]]],
+    on_changed_data: str,
+) -> list[str]:
+    """Compare the images that were found with their files, and note in each whether it `is_here`.
+
+    All others of the index are left alone: to look at each takes longer than to search it. Returns
+    and raises what `check_index` does.
+    """
+    of_row = {one["row"]: one["path"] for neighbours in found for one in neighbours}
+    rows, paths = np.array([*of_row], np.int64), [*of_row.values()]
+    kept = Snapshot(relative_paths(paths), [], search_index.states(rows))
+    now = take_snapshot(paths, known=kept)
+    kept, now = (replace(snapshot, names=paths) for snapshot in (kept, now))  # for who reads them
+    what = f"of the {len(paths)} images found"
+    notes = judge_changes(file, search_index, kept, now, what, on_changed_data)
+
+    is_here = dict(zip(of_row, (now.states["size"] >= 0).tolist(), strict=True))
+    for neighbours in found:
+        for one in neighbours:
+            one["is_here"] = is_here[one["row"]]
+    gone = [path for row, path in of_row.items() if not is_here[row]]
+    if gone:
+        first = to_line(gone[0])
+        notes.append(f"{len(gone)} {what} are not here: not compared, the first {first}")
+    return notes
+
+
+def judge_changes(
+    file: str,
+    search_index: AnyIndex,
+    kept: Snapshot,
+    found: Snapshot,
+    what: str,
+    on_changed_data: str,
+) -> list[str]:
+    """Return a line about images that are there and have changed; ValueError unless accepted."""
+    is_known = (kept.states["size"] >= 0) & (found.states["size"] >= 0)
+    rows = [row for row in changed_rows(kept, found) if is_known[row]]
+    if not rows:
+        return []
+
+    changed = (
+        f"{file}: {len(rows)} {what} have changed since it was built, the first "
+        f"{to_line(describe_change(kept, found, rows[0]))}"
+    )
+    if on_changed_data != ACCEPT:
+        raise ValueError(
+            f"{changed}: build it again with infer.py --index={file} and the flags that built it "
+            f"(of {search_index.metadata.get('images')}), which replaces it, embed those again by "
+            "--add=PATH, or search it as it was built by --on_changed_data=accept"
+        )
+    return [f"{changed}: accepted, they are found by what they were"]
 
 
 def find_neighbours(
@@ -362,19 +423,17 @@ def describe_neighbours(
     search_index: AnyIndex, rows: np.ndarray, cosines: np.ndarray
 ) -> list[dict[str, Any]]:
     """Describe the neighbours of one query, rows and cosines (k,), see `find_neighbours`."""
-    entries, boxes = search_index.entries(rows), search_index.metadata.get("boxes")
+    entries = search_index.entries(rows)
     return [
         {
             "rank": n + 1,
             "row": int(row),
             "cosine": float(cosine),
-            "path": path,
-            "class_name": class_name,
-            **({} if boxes is None else {"box": [int(side) for side in boxes[row]]}),
+            "path": entry.path,
+            "class_name": entry.class_name,
+            **({} if entry.box is None else {"box": [*entry.box]}),
         }
-        for n, (row, cosine, (path, class_name)) in enumerate(
-            zip(rows, cosines, entries, strict=True)
-        )
+        for n, (row, cosine, entry) in enumerate(zip(rows, cosines, entries, strict=True))
     ]
 
 
@@ -384,11 +443,12 @@ def print_answers(answers: Sequence[dict[str, Any]]) -> None:
     Where the answer is "none", the line below says so instead.
     """
     for answer in answers:
-        show(f"query {to_line(answer.get('text') or answer['path'])}")
+        show(f"query {to_line(answer.get('text') or name_part(answer['path'], answer.get('box')))}")
         if answer["is_none"]:
             show(f"none: the nearest image has a cosine of {answer['neighbours'][0]['cosine']:.4f}")
             continue
         for found in answer["neighbours"]:
             name = "" if found["class_name"] is None else f"  {to_line(found['class_name'])}"
-            box = f" ({format_box(found['box'])})" if "box" in found else ""
-            show(f"{found['rank']:>4}  {found['cosine']:7.4f}  {to_line(found['path'])}{box}{name}")
+            image = to_line(name_part(found["path"], found.get("box")))
+            gone = "" if found["is_here"] else "  (not here)"
+            show(f"{found['rank']:>4}  {found['cosine']:7.4f}  {image}{name}{gone}")

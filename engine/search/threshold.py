@@ -22,6 +22,29 @@ THRESHOLD = "unknown_threshold"  # in the metadata of an index
 MOST_QUERIES = 2000  # that a threshold is calibrated with
 
 
+class Answer(list[dict[str, Any]]):
+    """The neighbours of a query, nearest first, as a list that says whether they are an answer."""
+
+    is_none: bool = False  # whether the nearest one is below the threshold
+
+
+def answer_of(neighbours: Sequence[dict[str, Any]], threshold: float | None) -> Answer:
+    """Return neighbours, each with its `cosine`, as an answer, which is "none" or not."""
+    answer = Answer(neighbours)
+    answer.is_none = is_none(neighbours[0]["cosine"], threshold)
+    return answer
+
+
+def check_threshold(given: Any) -> None:
+    """Raise ValueError for what no program can ask for as a threshold, see `threshold_of`."""
+    if given in (None, AUTO, OFF) or (is_finite(given) and -1 <= given <= 1):
+        return
+    raise ValueError(
+        f"expected unknown_threshold to be a cosine of -1 to 1, {AUTO}, {OFF} or None, found "
+        f"{given!r}"
+    )
+
+
 def is_none(cosine: float, threshold: float | None) -> bool:
     """Whether a neighbour of this cosine is no answer; never where there is no threshold."""
     return threshold is not None and cosine < threshold
@@ -145,4 +168,4 @@ def describe(threshold: dict[str, Any]) -> str:
 def mark_none(answers: Sequence[dict[str, Any]], threshold: float | None) -> None:
     """Note in answers to queries whether each is "none", by its nearest neighbour."""
     for answer in answers:
-        answer["is_none"] = is_none(answer["neighbours"][0]["cosine"], threshold)
+        answer["is_none"] = answer_of(answer["neighbours"], threshold).is_none

@@ -25,6 +25,7 @@ from metric_learning.retrieval.milvus import MilvusIndex
 
 SIZES = {"small": 256, "large": 768}  # pixels of a thumbnail's longer side
 MOST_KEPT = 2000  # thumbnails
+LARGEST_ROW = 2**63 - 1
 
 
 class Searcher:
@@ -111,7 +112,6 @@ class Searcher:
 
         device = self._embedder.work.machine.device
         rows, cosines = index.search(features, min(k, num_searched), device, class_name)
-        entries = index.entries(rows[0])
         least = threshold_of(index, threshold)
         return {
             "none": is_none(float(cosines[0, 0]), least),
@@ -119,13 +119,14 @@ class Searcher:
             "neighbours": [
                 {
                     "rank": n + 1,
-                    "class_name": name,
+                    "class_name": entry.class_name,
                     "cosine": round(float(cosine), 6),
                     "thumbnail": f"/api/images/{version}/{row}",
-                    **({"name": path.rpartition("/")[2]} if self.with_names else {}),
+                    **({} if entry.box is None else {"box": entry.box}),
+                    **({"name": entry.path.rpartition("/")[2]} if self.with_names else {}),
                 }
-                for n, (row, cosine, (path, name)) in enumerate(
-                    zip(rows[0].tolist(), cosines[0], entries, strict=True)
+                for n, (row, cosine, entry) in enumerate(
+                    zip(rows[0].tolist(), cosines[0], index.entries(rows[0]), strict=True)
                 )
             ],
         }
@@ -149,13 +150,14 @@ class Searcher:
     def thumbnail(self, version: int, row: int, size: str) -> bytes:
         """Return a small JPEG of an image of the index, `size` a key of SIZES.
 
-        Raises ImageError where it cannot be read, LookupError where there is no such image.
+        Of a part of a photo it shows that part, as the model saw it. Raises ImageError where it
+        cannot be read, LookupError where there is no such image.
         """
-        if version != self._version or not 0 <= row < len(self._index):
+        if version != self._version or not 0 <= row <= LARGEST_ROW:
             raise LookupError("there is no such image any more")
         return self._thumbnail(row, size)
 
     def _make_thumbnail(self, row: int, size: str) -> bytes:
-        path, _ = self._index.entries(np.array([row]))[0]
-        image = decode_file(path, self._embedder.preprocessing.decoding)
+        entry = self._index.entries(np.array([row], np.int64))[0]
+        image = decode_file(entry.path, self._embedder.preprocessing.decoding, entry.box)
         return small_jpeg(image, SIZES[size])

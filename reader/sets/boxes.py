@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")  # of open-metric-learning's tables
 NOTHING = ("", "nan", "none")  # cells of a row that has no box
 LARGEST = 2**31 - 1  # pixels, what int32 holds
 WHOLE = (0, 0, 0, 0)  # stands for all of a photo
+
+PART = re.compile(r"(.+) \((-?\d+),(-?\d+),(-?\d+),(-?\d+)\)", re.DOTALL)
 
 Box = tuple[int, int, int, int]
 
@@ -76,3 +79,20 @@ def crop_box(image: np.ndarray, box: Sequence[int]) -> np.ndarray:
 def format_box(box: Sequence[int]) -> str:
     """Write a box as `x_1,y_1,x_2,y_2`."""
     return ",".join(str(int(side)) for side in box)
+
+
+def name_part(path: str, box: Sequence[int] | None) -> str:
+    """Name a part of a photo, `PATH (x_1,y_1,x_2,y_2)`; all of one is its path."""
+    return path if box is None or tuple(box) == WHOLE else f"{path} ({format_box(box)})"
+
+
+def parse_part(name: str) -> tuple[str, Box] | None:
+    """Read what `name_part` wrote of a part: its path and box; None where it names no part.
+
+    Four zeros are WHOLE. Raises ValueError for a box without an area.
+    """
+    match = PART.fullmatch(name)
+    if match is None:
+        return None
+    path, *sides = match.groups()
+    return path, WHOLE if set(sides) == {"0"} else parse_box(sides)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from metric_learning.common.archives import Member, find_member
-from metric_learning.reader.sets.boxes import WHOLE, crop_box, format_box
+from metric_learning.reader.sets.boxes import WHOLE, crop_box, name_part
 from metric_learning.reader.sets.exif import TURNS, exif_orientation, orient, oriented_shape
 from metric_learning.reader.sets.formats import pillow_formats, why_unknown
 from metric_learning.reader.sets.jpeg_head import JPEG_END, JPEG_START, read_jpeg_head
@@ -137,21 +137,14 @@ class ImageSet:
 
     def name_of(self, i: int) -> str:
         """Return the path of image i, with its box where it is a part of a photo."""
-        if self.boxes is None or tuple(self.boxes[i]) == WHOLE:
-            return self.paths[i]
-        return f"{self.paths[i]} ({format_box(self.boxes[i])})"
+        return name_part(self.paths[i], None if self.boxes is None else self.boxes[i])
 
     def read_image(self, i: int, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
         """Decode image i to (H, W, 3) uint8 RGB; ImageError if its file is missing or broken."""
         if self.images is not None:
             return self.images[i]
         image = decode_image(self.read_bytes(i, decoding), self.paths[i], decoding)
-        if self.boxes is None:
-            return image
-        try:
-            return crop_box(image, self.boxes[i])
-        except ValueError as error:
-            raise ImageError(f"cannot read image {self.paths[i]}: {error}") from error
+        return image if self.boxes is None else _crop(image, self.boxes[i], self.paths[i])
 
     def read_shape(self, i: int, decoding: Decoding = AS_REFERENCE) -> tuple[int, int]:
         """Return height and width of image i, from the head of its file if it can; or ImageError.
@@ -247,9 +240,22 @@ def check_size(num_pixels: int, path: str, decoding: Decoding) -> None:
         )
 
 
-def decode_file(path: str, decoding: Decoding = AS_REFERENCE) -> np.ndarray:
-    """Read an image file as `decode_image` does its bytes; errors are those of `read_file` too."""
-    return decode_image(read_file(path, decoding.max_pixels), path, decoding)
+def decode_file(
+    path: str, decoding: Decoding = AS_REFERENCE, box: Sequence[int] | None = None
+) -> np.ndarray:
+    """Read an image file, or a box of it, as `decode_image` does its bytes.
+
+    Errors are those of `read_file` too; ImageError where nothing of the box is in the image.
+    """
+    image = decode_image(read_file(path, decoding.max_pixels), path, decoding)
+    return image if box is None else _crop(image, box, path)
+
+
+def _crop(image: np.ndarray, box: Sequence[int], path: str) -> np.ndarray:
+    try:
+        return crop_box(image, box)
+    except ValueError as error:
+        raise ImageError(f"cannot read image {path}: {error}") from error
 
 
 def decode_image(data: bytes, path: str, decoding: Decoding = AS_REFERENCE) -> np.ndarray:

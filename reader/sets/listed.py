@@ -19,10 +19,12 @@ from metric_learning.common.names import from_line
 from metric_learning.common.packed_lines import open_lines, spool_lines
 from metric_learning.common.text_files import check_regular
 from metric_learning.reader.sets.boxes import BOX_COLUMNS, parse_box
+from metric_learning.reader.sets.columns import OTHER_NAMES
 from metric_learning.reader.sets.left_out import NUM_SUFFIXES
+from metric_learning.reader.sets.text import strip
 from metric_learning.reader.sets.walk import is_image_name
 
-PATH = "path"
+PATH, LABEL, NO_CLASS = "path", "label", "-1"
 
 
 def read_text_list(file: Path) -> Sequence[str]:
@@ -57,6 +59,31 @@ def read_paths_of_csv(file: Path) -> tuple[Sequence[str], np.ndarray | None]:
             raise ValueError(f"{file}:{max(1, rows.line_num)}: {said}") from error
     found = np.array(boxes, np.int32).reshape(-1, len(BOX_COLUMNS)) if has_boxes else None
     return _some(paths, str(file)), found
+
+
+def read_classes_of_csv(file: Path) -> list[str | None] | None:
+    """Read the column `label` of a CSV file of paths, or `identity`; None where it has neither.
+
+    An empty cell is None. The rows are those of `read_paths_of_csv`, which has checked the file.
+    Raises ValueError, which names the line, for a label of -1, that of images of no class.
+    """
+    with file.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as opened:
+        rows = csv.DictReader(opened, strict=True)
+        columns = rows.fieldnames or ()
+        column = next((name for name in (LABEL, OTHER_NAMES[LABEL]) if name in columns), None)
+        if column is None:
+            return None
+
+        classes = []
+        for row in rows:
+            name = strip(from_line(row[column]))
+            if name == NO_CLASS:
+                raise ValueError(
+                    f"{file}:{rows.line_num}: expected a class as {column}, found {NO_CLASS}, "
+                    "which is none: leave the row out"
+                )
+            classes.append(name or None)
+    return classes
 
 
 def _check_columns(columns: Sequence[str]) -> bool:

@@ -86,7 +86,11 @@ def _list_archives(archives: Sequence[str]) -> ImageSet:
 
 def join_plain_images(paths: Sequence[str]) -> ImageSet:
     """List what `list_plain_images` does of each of several paths, one after the other."""
-    found = [list_plain_images(path) for path in paths]
+    return join_image_sets([list_plain_images(path) for path in paths], paths)
+
+
+def join_image_sets(found: Sequence[ImageSet], paths: Sequence[str]) -> ImageSet:
+    """Put sets without labels together, which were listed of several paths."""
     if len(found) == 1:
         return found[0]
     items = {

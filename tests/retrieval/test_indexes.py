@@ -13,6 +13,7 @@ import torch
 
 from metric_learning.common.fingerprint import STATE, Snapshot
 from metric_learning.retrieval import nearest, unit
+from metric_learning.retrieval.index_entry import Addition
 from metric_learning.retrieval.index_kinds import INDEX_OPTIONS, choose_options
 from metric_learning.retrieval.indexes import (
     SearchIndex,
@@ -348,7 +349,8 @@ def test_an_index_that_grew_and_shrank_finds_what_one_of_the_same_images_finds(k
     gone = np.array([599, 0, 7, 300, 301])
     index.remove(gone)
     new_names = [f"new/{n}.jpg" for n in range(50)]
-    index.add(more, new_names, np.full(50, 9), np.zeros(50, STATE))
+    nobody = np.full(50, -1)
+    index.add(Addition(more, new_names, np.full(50, 9), None, np.zeros(50, STATE), nobody))
     index.remove(np.array([0, 640]))  # one of the first, one of those that came later
     index.save(tmp_path / "a.index")
     index = load_search_index(tmp_path / "a.index")

@@ -1,5 +1,6 @@
 """Search indexes in Milvus Lite against exact ones, and what is refused; needs pymilvus."""
 
+import fcntl
 import json
 
 import numpy as np
@@ -9,13 +10,12 @@ pytest.importorskip("faiss")
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
+from metric_learning.common.fingerprint import STATE  # noqa: E402
+from metric_learning.retrieval import milvus_collections  # noqa: E402
+from metric_learning.retrieval.index_entry import Addition  # noqa: E402
 from metric_learning.retrieval.indexes import build_index, measure_recall  # noqa: E402
-from metric_learning.retrieval.milvus import (  # noqa: E402
-    connect,
-    open_milvus_index,
-    parse_place,
-    write_milvus_index,
-)
+from metric_learning.retrieval.milvus import open_milvus_index, write_milvus_index  # noqa: E402
+from metric_learning.retrieval.milvus_client import connect, parse_place  # noqa: E402
 
 
 def make(n=300, d=16, seed=0):
@@ -102,3 +102,134 @@ def test_what_is_not_there_is_said(tmp_path):
         open_milvus_index(f"milvus:{tmp_path / 'a.db'}#other")
     with pytest.raises(ValueError, match="--index_type of exact, ivf, hnsw"):
         write_milvus_index(f"milvus:{tmp_path / 'a.db'}#a", make(), "a" * 300, "ivfpq")
+
+
+def states(count, start=0):
+    """States of files, each another one."""
+    found = np.zeros(count, STATE)
+    found["size"], found["mtime"] = np.arange(start, start + count), 1764270000123456789
+    found["digest"] = np.random.default_rng(start).integers(0, 256, (count, 16))
+    return found
+
+
+def test_an_index_that_grew_and_shrank_finds_what_an_exact_one_of_the_same_finds(tmp_path):
+    rows, more, queries = make(), make(40, seed=2), make(20, seed=1)
+    place = f"milvus:{tmp_path / 'a.db'}#photos"
+    paths = [f"photos/{n}.jpg" for n in range(300)]
+    about = {"labels": np.arange(300) // 100, "class_names": {0: "a", 1: "b", 2: "c"}}
+    kept = {"unknown_threshold": {"cosine": 0.5}}
+    index = write_milvus_index(place, rows, paths, "exact", **about, states=states(300))
+    index.metadata |= kept
+    index.remove(np.array([0, 7, 299]))
+    index.class_names[index.next_label] = "new"
+    former = np.full(40, -1)
+    former[:2] = 5, 298  # which have changed
+    names = [f"new/{n}.jpg" for n in range(40)]
+    index.add(Addition(more, names, np.full(40, 3), None, states(40, 300), former))
+    index.save(place)
+    index.client.close()
+
+    found = open_milvus_index(place)
+    assert len(found) == 300 - 3 + 38 and found.metadata == kept and found.next_row == 338
+    assert found.num_of_class("new") == 40 and found.num_of_class("a") == 97
+    held = found.held()
+    expected = dict(zip(range(300), rows, strict=True)) | {5: more[0], 298: more[1]}
+    expected |= dict(zip(range(300, 338), more[2:], strict=True))
+    for gone in (0, 7, 299):
+        del expected[gone]
+    assert held.rows.tolist() == sorted(expected) and held.boxes is None
+    assert held.paths[:5] == ["photos/1.jpg", *(f"photos/{n}.jpg" for n in (2, 3, 4))] + [names[0]]
+    assert (held.states[4] == states(1, 300)).all() and held.states[-1] == states(40, 300)[-1]
+    assert (found.states(np.array([337, 1])) == held.states[[-1, 0]]).all()
+
+    exact = build_index(np.stack([expected[row] for row in held.rows.tolist()]), held.paths)
+    ours, cosines = found.search(queries, 10)
+    right, right_cosines = exact.search(queries, 10)
+    assert (ours == held.rows[right]).all()
+    np.testing.assert_allclose(cosines, right_cosines, atol=1e-5)
+    with pytest.raises(LookupError, match="no such image any more"):
+        found.entries(np.array([7]))
+    found.client.close()
+
+
+def test_boxes_go_with_their_images(tmp_path):
+    place = f"milvus:{tmp_path / 'a.db'}#photos"
+    boxes = np.arange(40, dtype=np.int32).reshape(10, 4)
+    index = write_milvus_index(place, make(10), list("a" * 10), "exact", boxes=boxes)
+    assert index.entries(np.array([9, 0]))[0].box == (36, 37, 38, 39)
+    index.remove(np.array([9]))
+    assert (index.held().boxes == boxes[:9]).all()
+    plain = write_milvus_index(place, make(10), list("a" * 10), "exact")
+    assert plain.entries(np.array([0]))[0].box is None and plain.held().boxes is None
+    nobody = np.full(1, -1)
+    some = Addition(make(1), ["b"], np.empty(0, np.int64), boxes[1:2], states(1), nobody)
+    plain.add(some)
+    assert plain.held().boxes.tolist() == [[0, 0, 0, 0]] * 10 + [[4, 5, 6, 7]]
+    plain.client.close()
+
+
+def test_an_addition_that_was_interrupted_gives_no_row_twice(tmp_path, monkeypatch):
+    place = f"milvus:{tmp_path / 'a.db'}#photos"
+    index = write_milvus_index(place, make(10), list("a" * 10), "exact", states=states(10))
+    more = Addition(
+        make(6, seed=1), list("bcdefg"), np.empty(0, np.int64), None, states(6), np.full(6, -1)
+    )
+    monkeypatch.setattr(milvus_collections, "ROWS_AT_ONCE", 2)
+    write, calls = index.client.insert, []
+
+    def stops(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(index.client, "insert", stops)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(more)
+    found = open_milvus_index(place)
+    assert len(found) == 12 and found.next_row == 16
+    found.add(more._replace(paths=list("hijklm")))
+    assert found.held().rows.tolist() == [*range(12), *range(16, 22)]
+    found.client.close()
+
+
+def test_a_text_that_became_shorter_is_read_back(tmp_path):
+    place = f"milvus:{tmp_path / 'a.db'}#photos"
+    index = write_milvus_index(
+        place, make(10), list("a" * 10), "exact", metadata={"x": "y" * 10**5}
+    )
+    index.metadata.clear()
+    index.save(place)
+    index.client.close()
+    found = open_milvus_index(place)
+    assert found.metadata == {} and found.num_parts == 2
+    found.client.close()
+
+
+def test_milvus_lite_writes_vectors_before_they_are_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(milvus_collections, "ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(milvus_collections, "FLUSH_BYTES", 4 * 16 * 50)
+    index = write_milvus_index(
+        f"milvus:{tmp_path / 'a.db'}#photos", make(), list("a" * 300), "exact"
+    )
+    folder = tmp_path / "a.db" / "collections" / index.collection / "partitions"
+    assert len([*folder.rglob("*.parquet")]) == 6
+    index.client.close()
+
+
+def test_an_index_of_an_earlier_version_is_refused(tmp_path, monkeypatch):
+    place = f"milvus:{tmp_path / 'a.db'}#photos"
+    monkeypatch.setattr(milvus_collections, "FORMAT", 1)
+    write_milvus_index(place, make(10), list("a" * 10), "exact").client.close()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="built by an earlier version: build it again"):
+        open_milvus_index(place)
+
+
+def test_a_database_that_another_process_has_is_refused(tmp_path):
+    place = f"milvus:{tmp_path / 'a.db'}#photos"
+    (tmp_path / "a.db").mkdir()
+    with (tmp_path / "a.db" / "LOCK").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="a.db cannot be opened"):
+            write_milvus_index(place, make(10), list("a" * 10), "exact")

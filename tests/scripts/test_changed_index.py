@@ -1,9 +1,11 @@
 """infer.py --add and --remove: an index changes as its images do, and is whole at every moment."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 
 import infer
 from metric_learning.common.fingerprint import take_snapshot
-from metric_learning.engine.search import update
+from metric_learning.engine.search import search, update
+from metric_learning.engine.search.lock import lock_of
 from metric_learning.retrieval.indexes import load_search_index
 
 pytest.importorskip("faiss")
@@ -171,6 +174,64 @@ def test_an_interrupted_addition_goes_on(change, file, photos, tmp_path, monkeyp
         change(f"--add={tmp_path / 'class_9'}")
     assert len(load_search_index(file)) == 14
     assert len(change(f"--add={tmp_path / 'class_9'}")) == 16
+
+
+@contextlib.contextmanager
+def held_by_another(file):
+    """Let another process hold the lock of an index."""
+    program = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    program += "print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(lock_of(str(file)))]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_an_index_that_another_command_has_is_not_built_again(
+    file, photos, weights, tmp_path, error_of
+):
+    before = file.read_bytes()
+    link = tmp_path / "link.index"
+    link.symlink_to(file)
+    flags = [*MACHINE, *MODEL, f"--pretrained_model={weights}", f"--images={photos}"]
+    with held_by_another(file):
+        for name in (file, link):
+            words = error_of(infer.main, [*flags, f"--index={name}"])
+            assert f"--index={name}: another command is building or changing it" in words
+    assert file.read_bytes() == before and not (tmp_path / "photos.index.partial").exists()
+    infer.main([*flags, f"--index={file}"])  # it is free again
+    assert not lock_of(str(file)).exists()
+
+
+def test_a_change_waits_until_an_index_is_free(change, file, photos, capsys):
+    with held_by_another(file) as other:
+        ends = threading.Timer(0.5, other.stdin.close)
+        ends.start()
+        index = change(f"--remove={photos / 'class_6'}")
+        ends.join()
+    assert len(index) == 8 and not lock_of(str(file)).exists()
+    assert (
+        f"{file} is being built or changed by another command, waiting" in capsys.readouterr().out
+    )
+
+
+def test_an_index_is_held_while_it_is_built(photos, weights, tmp_path, monkeypatch):
+    file, seen = tmp_path / "new.index", []
+    write = search.write_index
+
+    def look(*arguments):
+        seen.append(lock_of(str(file)).exists())
+        write(*arguments)
+
+    monkeypatch.setattr(search, "write_index", look)
+    flags = [*MACHINE, *MODEL, f"--pretrained_model={weights}", f"--images={photos}"]
+    infer.main([*flags, f"--index={file}"])
+    assert seen == [True] and not lock_of(str(file)).exists()
 
 
 @pytest.mark.slow

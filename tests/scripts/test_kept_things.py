@@ -126,22 +126,47 @@ def test_an_index_answers_to_the_same_tensors_in_another_file(index, weights, tm
 
 def test_an_index_of_changed_images_is_refused(index, photos, weights, error_of, capsys):
     make_noise(photos.paths[4:6])
-    error = error_of(infer.main, index.ask)
-    assert "2 of its 16 images have changed since it was built, the first class_7/0.png" in error
-    assert f"build it again with infer.py --index={index.file}" in error
+    for words, what in ((["--topk=16"], "of the 16 images found"), (["--verify"], "of its 16 ")):
+        error = error_of(infer.main, [*index.ask, *words])
+        assert f"2 {what}" in error and "have changed since it was built, the first " in error
+        assert "class_7/0.png: " in error
+        assert f"build it again with infer.py --index={index.file}" in error
     for path in photos.paths[4:6]:
         path.unlink()
     infer.main([*index.ask, "--verify=True"])
     assert f"2 of 16 images of {index.file} are not here: not compared" in capsys.readouterr().out
 
 
+def test_a_query_looks_at_the_images_that_it_finds_alone(index, photos, monkeypatch, capsys):
+    from metric_learning.common import fingerprint
+
+    make_noise(photos.paths[8:])  # which are far from the query
+    looked, times = [], fingerprint._times
+    monkeypatch.setattr(fingerprint, "_times", lambda path: [looked.append(path), times(path)][1])
+    (answer,) = infer.main([*index.ask, "--topk=1"])
+    assert looked == [str(photos.paths[0])] and answer["neighbours"][0]["is_here"] is True
+
+
+def test_an_answer_whose_file_is_gone_says_so(index, photos, capsys):
+    other = photos.paths[-1].parent / "other.png"
+    other.write_bytes(photos.paths[0].read_bytes())
+    photos.paths[0].unlink()
+    (answer,) = infer.main([*index.ask[:-2], f"--query={other}", "--topk=1"])
+    (found,) = answer["neighbours"]
+    assert found["path"] == str(photos.paths[0]) and found["is_here"] is False
+    out = capsys.readouterr().out
+    assert out.endswith("  (not here)\n")
+    first = f"the first {photos.paths[0]}"
+    assert f"1 of the 1 images found are not here: not compared, {first}" in out
+
+
 def test_who_means_it_searches_an_index_of_changed_images(index, photos, weights, capsys):
     from metric_learning.retrieval.indexes import load_search_index
 
     make_noise(photos.paths[4:5])
-    (answer,) = infer.main([*index.ask, "--on_changed_data=accept"])
+    (answer,) = infer.main([*index.ask, "--on_changed_data=accept", "--topk=16"])
+    assert "1 of the 16 images found have changed since it was built" in capsys.readouterr().out
     line = "1 of its 16 images have changed since it was built, the first class_7/0.png"
-    assert line in capsys.readouterr().out
     assert answer["neighbours"][0]["path"] == str(photos.paths[0])
 
     model = SimpleNamespace(depends_on=load_search_index(index.file).depends_on)

@@ -10,11 +10,14 @@ from PIL import Image
 
 import eval as eval_script
 import infer
+import metric_learning
+from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.evaluate.open_set import (
     answer_open_set,
     choose_unknown,
     measure_open_set,
 )
+from metric_learning.engine.options.evaluation import settle_queries
 from metric_learning.reader import load_image_set
 from metric_learning.retrieval.indexes import load_search_index
 from metric_learning.retrieval.unit import unit_rows
@@ -118,6 +121,29 @@ def test_an_index_keeps_its_threshold_and_answers_none(
     assert "class_" not in printed
     [answer] = infer.main([*ask, f"--query={foreign}", "--unknown_threshold=off"])
     assert not answer["is_none"]
+
+
+def test_answers_of_a_program_say_none_too(toy_tree, foreign, weights, tmp_path):
+    index = tmp_path / "a.index"
+    flags = [*MODEL[1:], f"--pretrained_model={weights}", f"--images={toy_tree}"]
+    infer.main([*flags, f"--index={index}", "--unknown_threshold=0.99999"])
+    model = Embedder.of(settle_queries(str(index), None, num_workers=0, batch_size=1)[1])
+    own = str(toy_tree / "test" / "class_6" / "0.png")
+    opened = metric_learning.open_index(index, model)
+    assert opened.threshold == 0.99999
+    found = opened.search(own, topk=3)
+    assert not found.is_none and isinstance(found, list) and len(found) == 3
+    assert found[0]["path"] == own and json.loads(json.dumps(found)) == found
+    both = opened.search([own, str(foreign)], topk=2)
+    assert [answer.is_none for answer in both] == [False, True] and both[1][0]["rank"] == 1
+
+    for given, expected in ((0.5, 0.5), ("auto", 0.99999), ("off", None)):
+        other = metric_learning.open_index(index, model, unknown_threshold=given)
+        assert other.threshold == expected
+        assert other.search(str(foreign)).is_none is (expected == 0.99999)
+    for wrong in (2, "often", float("nan"), True):
+        with pytest.raises(ValueError, match="expected unknown_threshold to be a cosine of -1"):
+            metric_learning.open_index(index, model, unknown_threshold=wrong)
 
 
 def test_the_val_split_calibrates_where_there_is_one(of_tree, tmp_path, capsys):
