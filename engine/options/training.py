@@ -78,7 +78,6 @@ OF_OPTIMIZER = (
     "layer_decay",
 )
 RATE_FACTORS = ("lr_head_mult", "lr_loss_mult")
-PIPELINE = ("image_shape", "transform", "resize_ratio")  # how images become the input of a network
 # How images become the input of a network.
 PIPELINE = ("image_shape", "transform", "resize_ratio", "test_resize")
 

@@ -288,7 +288,7 @@ def _config_flags(path: str | None, what: str) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        found = read_config(path)
+        found: Mapping[str, Any] = read_config(path)
     except OSError as error:
         raise ValueError(f"{what}: config {path}: {error.strerror}") from error
     return _texts({name: found[name] for name in found if name not in OF_ITS_OWN_RUN}, what)
