@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,7 @@ class CosineLoss(nn.Module):
     """
 
     logit_floor = -math.inf
+    directions: Tensor | None = None  # of the class weights, where `fixed_directions` keeps them
 
     def __init__(
         self, class_dim: int, embedding_size: int, scale: float, num_centers: int = 0
@@ -60,7 +63,9 @@ class CosineLoss(nn.Module):
 
     def cosines(self, embeddings: Tensor) -> Tensor:
         """Return the cosines (B, C) or (B, C, K) of embeddings (B, D) to the class weights."""
-        weight = F.normalize(self.weight, dim=-1)
+        weight = self.directions
+        if weight is None:
+            weight = F.normalize(self.weight, dim=-1)
         flat = F.linear(normalised(embeddings), weight.flatten(0, -2))
         return flat.view(-1, *self.weight.shape[:-1])
 
@@ -77,6 +82,22 @@ class CosineLoss(nn.Module):
         labels = checked_classes(embeddings, labels, len(self.weight))
         logits = self.margined(embeddings, labels)
         return cross_entropy(logits, labels, floor=self.logit_floor), logits
+
+
+@contextlib.contextmanager
+def fixed_directions(layer: nn.Module) -> Iterator[None]:
+    """Normalise the class weights in a layer once for all that is computed of it meanwhile.
+
+    The weights must not change until then.
+    """
+    losses = [module for module in layer.modules() if isinstance(module, CosineLoss)]
+    for loss in losses:
+        loss.directions = F.normalize(loss.weight, dim=-1).detach()
+    try:
+        yield
+    finally:
+        for loss in losses:
+            loss.directions = None
 
 
 class TargetMarginLoss(CosineLoss):

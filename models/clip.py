@@ -64,6 +64,7 @@ class ImageTower(nn.Module):
         side = size[0] if size[0] == size[1] else size
         config = {**clip.config["vision_cfg"], "image_size": side, "timm_model_pretrained": False}
         self.visual = build_towers(clip, config, NO_TEXTS).visual
+
         self.num_features: int = clip.config["embed_dim"]
         self.pretrained_cfg = {
             "input_size": (3, *clip.image_size),

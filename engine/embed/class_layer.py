@@ -86,7 +86,7 @@ def _layer_of_training(
     found = None if identify(path)[1] in BARE else describe_layer(meta)
     if found is None:  # or weights of the network alone
         return None
-    state = class_weights(path, meta)
+    state = class_weights(path)
     weight = main_weight(state)
     try:
         layer = build_layer(found, len(weight), embedding_size or weight.shape[-1])
@@ -122,10 +122,11 @@ def build_layer(layer: ClassLayer, class_dim: int, embedding_size: int) -> nn.Mo
     return build_loss(layer.loss_name, **layer.options, **derived)
 
 
-def class_weights(path: str, meta: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the state of the class layer in a checkpoint, whatever lies around it."""
-    prefix = "" if meta["loss"] in ELEM_LOSSES else "class_layer."
-    state = load_checkpoint(identify(path)[0])["criterion"]
+def class_weights(path: str) -> dict[str, Tensor]:
+    """Return the state of the class layer in a training checkpoint, whatever lies around it."""
+    checkpoint = load_checkpoint(identify(path)[0])
+    prefix = "" if checkpoint["meta"]["loss"] in ELEM_LOSSES else "class_layer."
+    state = checkpoint["criterion"]
     return {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
 
 
@@ -137,7 +138,7 @@ def main_weight(state: Mapping[str, Tensor]) -> Tensor:
 
 def take_class_weights(layer: nn.Module, path: str) -> None:
     """Give a class layer the weights of a checkpoint; ValueError where they do not fit."""
-    state = class_weights(path, read_metadata(path) or {})
+    state = class_weights(path)
     own, found = main_weight(layer.state_dict()), main_weight(state)
     if own.shape != found.shape:
         raise ValueError(

@@ -70,6 +70,7 @@ def describe_inputs(preprocessing: Preprocessing) -> str:
         f"{tuple(preprocessing.mean)}, std {tuple(preprocessing.std)}, alpha "
         f"{preprocessing.decoding.alpha}"
     )
+
     height, width = preprocessing.covered
     if preprocessing.is_squashed:
         words += f", squashed to {height} x {width} px"

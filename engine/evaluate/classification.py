@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from metric_learning.losses.classes import fixed_directions
 from metric_learning.losses.functional import classes_ahead
 from metric_learning.reader import ImageSet
 
@@ -55,21 +56,22 @@ def classify(
     """
     device = class_layer.weight.device
     totals = np.zeros(3)
-    for number, start in enumerate(range(0, len(labels), batch_size)):
-        begin = time.perf_counter()
-        rows = slice(start, start + batch_size)
-        truth = torch.from_numpy(labels[rows]).to(device)
-        batch = torch.from_numpy(np.array(embeddings[rows])).to(device)
-        loss = class_layer(batch, truth)[0]
-        ahead = classes_ahead(class_layer.class_scores(batch), truth)
-        figures = np.array([float(loss), *(float((ahead < k).double().mean()) for k in (1, 5))])
+    with fixed_directions(class_layer):
+        for number, start in enumerate(range(0, len(labels), batch_size)):
+            begin = time.perf_counter()
+            rows = slice(start, start + batch_size)
+            truth = torch.from_numpy(labels[rows]).to(device)
+            batch = torch.from_numpy(np.array(embeddings[rows])).to(device)
+            loss = class_layer(batch, truth)[0]
+            ahead = classes_ahead(class_layer.class_scores(batch), truth)
+            figures = np.array([float(loss), *(float((ahead < k).double().mean()) for k in (1, 5))])
 
-        totals += figures * len(truth)
-        if number % log_every == 0:
-            shown = [float(f"{figure:.12g}") for figure in figures]
-            seconds = time.perf_counter() - begin
-            line = "Testbatch {},loss {}, acc1 {},acc5 {},time {:.2f} sec"
-            log(line.format(number, *shown, seconds))
+            totals += figures * len(truth)
+            if number % log_every == 0:
+                shown = [float(f"{figure:.12g}") for figure in figures]
+                seconds = time.perf_counter() - begin
+                line = "Testbatch {},loss {}, acc1 {},acc5 {},time {:.2f} sec"
+                log(line.format(number, *shown, seconds))
     return dict(zip(("loss", "acc1", "acc5"), (totals / len(labels)).tolist(), strict=True))
 
 

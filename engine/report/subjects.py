@@ -133,10 +133,8 @@ def build_subject(
     facts = facts_of_images(image_set, embeddings.shape[1], made_with)
     warnings: list[str] = []
     if made_with and made_with.get("image_shape"):
-        size = "{1} × {2} px".format(*made_with["image_shape"])
-        size += ", images squashed" if made_with.get("test_resize") == "squash" else ""
         weights = str(made_with["pretrained_model"])
-        facts += [("Weights", weights), ("Network input", size)]
+        facts += [("Weights", weights), ("Network input", _describe_input(made_with))]
         if weights != RANDOM:
             chosen, warnings = describe_choice(weights, meta, records, made_with)
             facts.append(("Checkpoint", chosen))
@@ -166,6 +164,11 @@ def build_subject(
         paths=[to_line(str(path)) for path in image_set.paths],
         caveats=tuple(warnings),
     )
+
+
+def _describe_input(made_with: Mapping[str, Any]) -> str:
+    size = "{1} × {2} px".format(*made_with["image_shape"])
+    return f"{size}, images squashed" if made_with.get("test_resize") == "squash" else size
 
 
 def decoding_of(made_with: Mapping[str, Any]) -> Decoding:

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,7 +21,7 @@ from metric_learning.common.atomic import remove_leftovers, write_json, write_te
 from metric_learning.common.log import log, timestamped, versions
 from metric_learning.common.places import LATEST
 from metric_learning.common.schema import Field, check_fields, is_list_of, is_object, read_json
-from metric_learning.common.text_files import check_regular
+from metric_learning.common.text_files import check_regular, read_text
 from metric_learning.engine.options.parts import RunOptions
 from metric_learning.engine.run.records import read_records, write_scores
 from metric_learning.engine.run.tracking import Trackers
@@ -32,6 +33,8 @@ FILES = re.compile(
 )
 
 
+TIME = re.compile(r"\d{4}(-\d\d){2} \d\d(:\d\d){2}")  # before a log line, see `timestamped`
+MOST_OF_LOG = 2**28  # bytes of a log that are read
 RESUMED = Field("resumed", "a list of calls", is_list_of(is_object), is_needed=False)
 
 
@@ -104,6 +107,37 @@ def _describe_call(path: Path, settled: Mapping[str, Any]) -> None:
                 f"{error}; delete it, checkpoints know their flags themselves"
             ) from error
     write_json(path, described)
+
+
+def minutes_of(folder: Path) -> float:
+    """Return how long the starts of a run have taken, in minutes, each until its last log line.
+
+    What its files do not tell is not counted: a start that was killed before a line of it, the time
+    after the last line, and all where args.json or the log is damaged or not there.
+    """
+    try:
+        path = folder / "args.json"
+        first = check_fields(read_json(path, str(path)), [RESUMED], str(path))
+        text = read_text(folder / "log.txt", "the log", MOST_OF_LOG, errors="replace")
+    except (OSError, ValueError):
+        return 0.0
+    calls = [first, *first.get("resumed", [])]
+    begins = sorted(filter(None, (_time_in(str(call.get("started"))) for call in calls)))
+    times = list(filter(None, (_time_in(line[1:20]) for line in text.splitlines())))
+
+    seconds = 0.0
+    for begin, end in zip(begins, [*begins[1:], datetime.max], strict=True):
+        last = max((time for time in times if begin <= time < end), default=begin)
+        seconds += (last - begin).total_seconds()
+    return seconds / 60
+
+
+def _time_in(text: str) -> datetime | None:
+    """Parse a time as log lines have it; None where it is none."""
+    try:
+        return datetime.fromisoformat(text) if TIME.fullmatch(text) else None
+    except ValueError:
+        return None
 
 
 def _drop_later_records(path: Path, step: int, tested: int) -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from metric_learning.engine.run.run_folder import RunFolder
+from metric_learning.engine.run.run_folder import RunFolder, minutes_of
 
 RECORDS = [("train", 1), ("test", 1), ("train", 2), ("test", 2), ("train", 3)]
 
@@ -73,3 +73,21 @@ def test_the_thread_that_writes_curves_fails_quietly(start, tiny_flags, tmp_path
     assert short.wait() == 2
     assert short.output.splitlines()[-1].startswith(f"error: {tmp_path}/run/")
     assert "Traceback" not in short.output
+
+
+def test_the_minutes_of_a_run_are_those_of_all_its_starts(tmp_path):
+    """A start of 10 minutes, one without a line, one of 2 minutes, and the days between."""
+    started = ["2026-01-30 23:55:00", "2026-02-01 00:00:00", "2026-02-03 10:00:00"]
+    calls = [{"started": time} for time in started]
+    described = calls[0] | {"resumed": [{"started": "yesterday"}, *calls[1:]]}
+    (tmp_path / "args.json").write_text(json.dumps(described))
+    assert minutes_of(tmp_path) == 0.0  # no log
+
+    times = ["2026-01-30 23:55:01", "2026-01-31 00:05:00", "2026-02-03 10:02:00"]
+    lines = [f"[{time}] a line" for time in times] + ["no time", "[2026-99-99 10:00:00] none"]
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    assert minutes_of(tmp_path) == 12.0
+    for damaged in ("[]", "{", '{"resumed": 3}'):
+        (tmp_path / "args.json").write_text(damaged)
+        assert minutes_of(tmp_path) == 0.0
+    assert minutes_of(tmp_path / "nowhere") == 0.0

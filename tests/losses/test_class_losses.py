@@ -7,6 +7,7 @@ import torch
 from naive_classes import CLASS_FORMULAS
 
 from metric_learning.losses import ELEM_LOSSES, build_loss
+from metric_learning.losses.classes import fixed_directions
 
 pml = pytest.importorskip("pytorch_metric_learning.losses")
 
@@ -411,3 +412,29 @@ def test_centers_move_as_in_the_paper():
     assert [name for name, _ in criterion.named_parameters()] == [
         *("class_layer.weight", "class_layer.bias")
     ]
+
+
+@pytest.mark.parametrize("name", ELEM_LOSSES)
+@torch.no_grad()
+def test_directions_are_fixed_for_a_while_and_give_the_same_bits(name):
+    criterion, (embeddings, labels) = criterion_of(name).eval(), batch(dtype=torch.float32)
+    expected, (loss, logits) = criterion.class_scores(embeddings), criterion(embeddings, labels)
+    with fixed_directions(criterion):
+        assert torch.equal(criterion.class_scores(embeddings), expected)
+        found = criterion(embeddings, labels)
+        assert torch.equal(found[0], loss) and torch.equal(found[1], logits)
+        assert not any("directions" in key for key in criterion.state_dict())
+
+    criterion.weight.mul_(torch.linspace(-1, 1, criterion.weight.shape[-1]))
+    assert not torch.equal(criterion.class_scores(embeddings), expected)
+
+
+def test_directions_are_those_of_the_moment():
+    criterion, (embeddings, _) = criterion_of("arcmargin"), batch(dtype=torch.float32)
+    before = criterion.class_scores(embeddings)
+    with pytest.raises(KeyError), fixed_directions(criterion):
+        with torch.no_grad():
+            criterion.weight.neg_()
+        assert torch.equal(criterion.class_scores(embeddings), before)  # normalised once
+        raise KeyError
+    assert torch.equal(criterion.class_scores(embeddings), -before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -19,6 +20,7 @@ from metric_learning.engine.embed.embedding import (
     refuse_not_finite,
 )
 from metric_learning.engine.parallel.devices import HostCopy
+from metric_learning.losses.classes import fixed_directions
 from metric_learning.reader import ImageSet
 
 Values = dict[str, np.ndarray]  # the rows of some images, by column
@@ -137,17 +139,20 @@ def iterate_values(
 
     Each when the work for the next batch is in the device's queue.
     """
+    layer = embedder.class_layer
     pending: dict[str, HostCopy] | None = None
-    for embeddings in batches:
-        values = {"features": embeddings}
-        if num_scores:
-            values |= best_classes(embedder.class_layer.class_scores(embeddings), num_scores)
-        copies = {name: HostCopy(rows) for name, rows in values.items()}
+    with fixed_directions(layer) if num_scores else contextlib.nullcontext():
+        for embeddings in batches:
+            values = {"features": embeddings}
+            if num_scores:
+                values |= best_classes(layer.class_scores(embeddings), num_scores)
+            copies = {name: HostCopy(rows) for name, rows in values.items()}
+            if pending is not None:
+                yield to_values(embedder, pending)
+            pending = copies
+
         if pending is not None:
             yield to_values(embedder, pending)
-        pending = copies
-    if pending is not None:
-        yield to_values(embedder, pending)
 
 
 def best_classes(scores: torch.Tensor, count: int) -> dict[str, torch.Tensor]:

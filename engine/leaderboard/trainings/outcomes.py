@@ -34,7 +34,7 @@ class Outcome:
 
     Attributes:
         metrics: of its only test, as fractions; empty where it has failed.
-        minutes: that it took, its test included.
+        minutes: that it took, its test included, in all its starts.
         memory_mib: most memory that it took, of the GPU if it had one.
         images: that it was trained on, each as often as it came.
         host: the machine, and the device.

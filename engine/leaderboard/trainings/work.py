@@ -28,7 +28,7 @@ from metric_learning.engine.leaderboard.trainings.tasks import Task
 from metric_learning.engine.options.training_table import ELEM, PAIR, parse_training
 from metric_learning.engine.run.checkpoints import load_checkpoint
 from metric_learning.engine.run.records import read_records
-from metric_learning.engine.run.run_folder import BusyError
+from metric_learning.engine.run.run_folder import BusyError, minutes_of
 from metric_learning.engine.train import stages
 from metric_learning.engine.train.train import train
 
@@ -91,7 +91,7 @@ def run_task(task: Task, output: Path, place: Place, *, is_tested: bool = True) 
     Raises Interrupted where a signal stops it, OSError where a full disk or the like does.
     """
     folder = output / task.folder
-    started = time.perf_counter()
+    earlier, started = minutes_of(folder), time.perf_counter()  # of starts that were killed
     forget_peak()
     failure = None
     try:
@@ -114,7 +114,7 @@ def run_task(task: Task, output: Path, place: Place, *, is_tested: bool = True) 
 
     outcome = Outcome(
         metrics=metrics,
-        minutes=(time.perf_counter() - started) / 60,
+        minutes=earlier + (time.perf_counter() - started) / 60,
         memory_mib=peak_mib(),
         images=count_images(folder) if failure is None else 0.0,
         host=f"{socket.gethostname()}, {device_name()}",

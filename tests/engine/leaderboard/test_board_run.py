@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+from datetime import datetime, timedelta
 
 import pytest
 import torch
@@ -235,9 +236,15 @@ def test_a_training_that_a_signal_stops_has_no_outcome_and_goes_on(board, tmp_pa
         patch.setattr(stages, "ELEM", stages.ELEM._replace(loss=interrupt))
         with pytest.raises(Interrupted):
             run_task(task, tmp_path, Place())
-    assert plan.outcome(task) is None and (tmp_path / task.folder / "last.pt").exists()
+    folder = tmp_path / task.folder
+    assert plan.outcome(task) is None and (folder / "last.pt").exists()
+
+    described = json.loads((folder / "args.json").read_text())
+    began = datetime.fromisoformat(described["started"]) - timedelta(hours=1)
+    described["started"] = began.isoformat(" ")
+    (folder / "args.json").write_text(json.dumps(described))
     run_task(task, tmp_path, Place())
-    assert plan.outcome(task).failure is None
+    assert plan.outcome(task).failure is None and plan.outcome(task).minutes >= 60  # of both starts
 
 
 @pytest.mark.parametrize(
