@@ -74,11 +74,13 @@ def group_near_duplicates(hashes: np.ndarray, threshold: int) -> np.ndarray:
     codes, inverse = np.unique(hashes, return_inverse=True)
     groups = np.arange(len(codes))
     links: list[np.ndarray] = []  # each 2xL, of rows of `codes`
+
     for bits in np.array_split(np.arange(HASH_BITS, dtype=np.uint64), threshold + 1):
         mask = np.bitwise_or.reduce(np.uint64(1) << bits)
         order = np.argsort(codes & mask, kind="stable")
         ordered, bands = codes[order], (codes & mask)[order]
         rows, step = np.arange(len(codes)), 0
+
         while len(rows):  # those whose band is that of the hash so many steps on
             step += 1
             rows = rows[rows + step < len(codes)]
@@ -87,6 +89,7 @@ def group_near_duplicates(hashes: np.ndarray, threshold: int) -> np.ndarray:
             links.append(order[np.stack([near, near + step])])
             if sum(map(np.size, links)) > _MAX_LINKS:
                 groups, links = _join(groups, links), []
+
     return _join(groups, links)[inverse].astype(np.int64)
 
 

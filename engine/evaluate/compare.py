@@ -138,6 +138,7 @@ def _score(
     embedder, image_set = open_split(work)
     check_sizes(metrics, image_set)
     warn_of_weights(embedder)
+
     embeddings, origin = find_embeddings(
         embedder,
         image_set,
