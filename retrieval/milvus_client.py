@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ ADDRESS = r"https?://[^/]+"  # of a server
 EXPECTED = f"{PREFIX}FILE.db#NAME or {PREFIX}http://HOST:19530#NAME"
 ABOUT = "_about"  # ends the name of the second collection
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+LOCK = "LOCK"  # of Milvus Lite, in its folder
 TIMEOUT = 20  # seconds that a cluster has to answer its first call
 
 
@@ -53,7 +55,7 @@ def import_pymilvus() -> Any:
     """Import the client of Milvus; ValueError where it is not installed."""
     pymilvus = import_optional("pymilvus", "an index in Milvus", "pymilvus milvus-lite")
     # They log what they raise too, also where an alias is looked for that is not there.
-    for name in ("pymilvus", "grpc"):
+    for name in ("pymilvus", "grpc", "milvus_lite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return pymilvus
 
@@ -77,12 +79,29 @@ def connect(place: Place) -> Any:
     if "://" not in place.database:
         import_optional("milvus_lite", "an index in a file of Milvus", "milvus-lite")
         Path(place.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-    with milvus_errors():
-        try:
+    try:
+        with milvus_errors():
             return pymilvus.MilvusClient(place.database, timeout=TIMEOUT)
-        except (OSError, RuntimeError) as error:
-            words = " ".join(str(error).split())
-            raise ValueError(f"{PREFIX}{place.database} cannot be opened: {words}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        if place.is_file and _is_taken(Path(place.database) / LOCK):
+            raise ValueError(
+                f"{PREFIX}{place.database}: another process has it open, such as a search page: "
+                "wait for it, or end it"
+            ) from error
+        words = " ".join(str(error).split())
+        raise ValueError(f"{PREFIX}{place.database} cannot be opened: {words}") from error
+
+
+def _is_taken(lock: Path) -> bool:
+    """Whether a process holds the lock of a database of Milvus Lite."""
+    try:
+        with lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def prepare_place(place: Place) -> Any:

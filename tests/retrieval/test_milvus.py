@@ -206,15 +206,36 @@ def test_a_text_that_became_shorter_is_read_back(tmp_path):
     found.client.close()
 
 
-def test_milvus_lite_writes_vectors_before_they_are_many(tmp_path, monkeypatch):
+class Recorder:
+    """A client that notes what it is asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def insert(self, collection, images):
+        self.calls += ["insert"] * len(images)
+
+    def upsert(self, collection, images):
+        self.calls += ["upsert"] * len(images)
+
+    def flush(self, collection):
+        self.calls.append("flush")
+
+
+@pytest.mark.parametrize(
+    ("database", "expected"), [("a.db", [50, 50, 20]), ("http://host:19530", [120])]
+)
+def test_milvus_lite_is_asked_to_write_before_vectors_are_many(database, expected, monkeypatch):
     monkeypatch.setattr(milvus_collections, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(milvus_collections, "FLUSH_BYTES", 4 * 16 * 50)
-    index = write_milvus_index(
-        f"milvus:{tmp_path / 'a.db'}#photos", make(), list("a" * 300), "exact"
-    )
-    folder = tmp_path / "a.db" / "collections" / index.collection / "partitions"
-    assert len([*folder.rglob("*.parquet")]) == 6
-    index.client.close()
+    client, former = Recorder(), np.full(120, -1)
+    former[7] = 3
+    some = Addition(make(120), list("a" * 120), np.empty(0, np.int64), None, states(120), former)
+    place = parse_place(f"milvus:{database}#photos")
+    milvus_collections.put_images(client, place, "photos_0", some, np.arange(120))
+    assert client.calls[:11] == ["upsert"] * 10 + ["insert"]
+    stops = [-1, *[n for n, call in enumerate(client.calls) if call == "flush"]]
+    assert (np.diff(stops) - 1).tolist() == expected
 
 
 def test_an_index_of_an_earlier_version_is_refused(tmp_path, monkeypatch):
@@ -231,5 +252,10 @@ def test_a_database_that_another_process_has_is_refused(tmp_path):
     (tmp_path / "a.db").mkdir()
     with (tmp_path / "a.db" / "LOCK").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="a.db cannot be opened"):
-            write_milvus_index(place, make(10), list("a" * 10), "exact")
+        for use in (
+            lambda: write_milvus_index(place, make(10), list("a" * 10), "exact"),
+            lambda: open_milvus_index(place),
+        ):
+            with pytest.raises(ValueError, match="another process has it open"):
+                use()
+    write_milvus_index(place, make(10), list("a" * 10), "exact").client.close()

@@ -1,5 +1,6 @@
 """infer.py on an index in Milvus Lite: built, asked, and changed by --add and --remove."""
 
+import fcntl
 import shutil
 
 import pytest
@@ -105,3 +106,14 @@ def test_wrong_changes_are_one_line(place, weights, photos, tmp_path, error_of):
     index = open_milvus_index(place)
     assert len(index) == 12
     index.client.close()
+
+
+def test_a_database_that_another_process_has_is_one_line(weights, photos, tmp_path, error_of):
+    (tmp_path / "other.db").mkdir()
+    index = f"--index=milvus:{tmp_path / 'other.db'}#photos"
+    build = [*MACHINE, *MODEL, f"--pretrained_model={weights}", f"--images={photos}"]
+    with (tmp_path / "other.db" / "LOCK").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for words in (build, [MACHINE[0], f"--remove={photos}"]):
+            error = error_of(infer.main, [*words, index])
+            assert "other.db: another process has it open" in error
