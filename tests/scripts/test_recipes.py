@@ -141,7 +141,7 @@ def test_each_pair_loss_has_a_recipe_that_goes_on_with_stage_one(
     words = [f"--config={recipe}", *toy_flags, *short, start, f"--model_save_dir={tmp_path}"]
     folder = train_pair.main(words)
     flags = json.loads((folder / "args.json").read_text())["flags"]
-    rate = pytest.approx(0.27 * 5.5e-5)
+    rate = pytest.approx(0.1 * 5.5e-5)
     assert (flags["loss_name"], flags["keep_loss"], flags["lr"]) == (name, 5, rate)
     assert (flags["optimizer"], flags["lr_head_mult"]) == ("adam", 100)
     assert flags["horizontal_flip"] is False  # as stage 1 had it
