@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -203,7 +204,8 @@ def convert(name: str, file: Path, embedding_size: int, sha256: str | None, outp
 def write(model: EmbeddingModel, output: Path, source: str) -> None:
     """Write the bare weights file with the facts that rebuild its model."""
     has_layer = isinstance(model.embedding, torch.nn.Linear)
-    is_squashed = model.backbone.pretrained_cfg.get("crop_mode") == "squash"
+    config: Any = model.backbone.pretrained_cfg
+    is_squashed = config.get("crop_mode") == "squash"
     metadata = {
         "model": model.name,
         "embedding_size": model.embedding_size if has_layer else 0,

@@ -119,7 +119,7 @@ def _facts_of_transformers(config: Mapping[str, Any], folder: Path) -> dict[str,
 
 def _is_squashed(preprocessor: Mapping[str, Any]) -> bool:
     """Whether transformers resizes height and width each to its own, not the shortest edge."""
-    size = preprocessor.get("size")
+    size: Any = preprocessor.get("size")
     return is_object(size) and {"height", "width"} <= size.keys()
 
 

@@ -26,7 +26,8 @@ def test_a_page_shows_queries_and_neighbours(file, toy_tree, weights, tmp_path):
     text = page.read_text("utf-8")
     assert text.count('<section class="answer">') == 4
     assert text.count("<img ") == 4 + 12 == text.count("data:image/jpeg;base64,")
-    assert re.findall(r'(?:src|href)="(?!data:)', text) == [] and "http" not in text
+    assert re.findall(r'(?:src|href)="(?!data:)', text) == [] and "://" not in text
+    assert "default-src 'none'; img-src data:" in text
     for answer in answers:
         assert all(f"{found['cosine']:.4f}" in text for found in answer["neighbours"])
 
