@@ -43,6 +43,7 @@ from metric_learning.retrieval.index_kinds import (
     search_everything,
     search_vectors,
 )
+from metric_learning.retrieval.inputs import check_shape
 from metric_learning.retrieval.milvus import MilvusIndex
 from metric_learning.retrieval.search import nearest
 from metric_learning.retrieval.unit import unit_embeddings, unit_queries
@@ -303,6 +304,7 @@ class SearchIndex:
             "metadata": self.metadata | self._boxes_as_metadata(),
             **({"removed": self.removed.tolist()} if len(self.removed) else {}),
         }
+
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(HEADER, json.dumps(header))
             with archive.open(VECTORS, "w", force_zip64=True) as member:
@@ -351,8 +353,7 @@ def build_index(
         ValueError: shapes that do not fit, embeddings that are not finite, faiss is absent, an
             unknown kind or parameter, or too few images for the kind.
     """
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"expected embeddings of shape (N, D), found {features.shape}")
+    check_shape(features, "embeddings")
     check_numbers(len(features), len(paths), len(labels))
     chosen = choose_options(kind, options or {}, *features.shape)
     return SearchIndex(

@@ -71,8 +71,7 @@ def checked_rows(rows: np.ndarray, what: str, number: int = 0) -> np.ndarray:
     The number is that of the first row, for the error.
     """
     rows = np.asarray(rows)
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise ValueError(f"expected {what} of shape (N, D), found {rows.shape}")
+    check_shape(rows, what)
     rows = np.ascontiguousarray(rows, np.float64 if rows.dtype == np.float64 else np.float32)
     first = first_not_finite(rows)
     if first is not None:
@@ -80,6 +79,12 @@ def checked_rows(rows: np.ndarray, what: str, number: int = 0) -> np.ndarray:
             f"{what} hold NaN or infinity, first in row {number + first}: the model diverged"
         )
     return _within_range(rows) if rows.dtype == np.float64 else rows
+
+
+def check_shape(rows: np.ndarray, what: str) -> None:
+    """Raise ValueError where embeddings are not (N, D), or there are none."""
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"expected {what} of shape (N, D), found {rows.shape}")
 
 
 def _within_range(rows: np.ndarray) -> np.ndarray:

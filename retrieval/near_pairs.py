@@ -118,6 +118,7 @@ def _by_torch(ours: torch.Tensor, theirs: torch.Tensor | None, threshold: float)
     columns = ours if theirs is None else theirs
     lowest = threshold - rounding_error(ours.shape[1], np.float32)
     starts = range(0, len(ours), BLOCK)
+
     for start in tqdm(starts, desc="comparing", unit="block", disable=None, leave=False):
         for other in range(start if theirs is None else 0, len(columns), BLOCK):
             cosines = ours[start : start + BLOCK] @ columns[other : other + BLOCK].T
@@ -127,9 +128,9 @@ def _by_torch(ours: torch.Tensor, theirs: torch.Tensor | None, threshold: float)
             if not is_near.any():  # which takes a fraction of the search for places
                 continue
             rows, others = is_near.nonzero(as_tuple=True)
-            numbers = (torch.split(part, DECIDED) for part in (rows + start, others + other))
-            for part in zip(*numbers, strict=True):
-                yield _decided(ours, columns, *part, threshold)
+            numbers = [torch.split(part, DECIDED) for part in (rows + start, others + other)]
+            for some, their in zip(*numbers, strict=True):
+                yield _decided(ours, columns, some, their, threshold)
 
 
 def _decided(

@@ -111,6 +111,7 @@ def measure_dump(
 def table(rounds: Rounds, num_images: int) -> str:
     """Return the Markdown table: a row per job, its rates and its share of those of `bare`."""
     rows = []
+
     for name, found in rounds.items():
         cells = [name]
         for clock in ("wall_seconds", "cpu_seconds"):

@@ -218,6 +218,7 @@ def _search_blocks(products, first, block, pairs, numbers, place, search, room):
 def _decide(reached, rows, numbers, place, column, search, room, found):
     """Write those of the pairs that are reached, and are near, to the room; return its new size."""
     ours, theirs = search.ours, search.theirs
+
     for i in range(len(rows)):
         row = numbers[rows[i]]
         for panel in range(PANELS):

@@ -70,6 +70,7 @@ def make_sketches(vectors: np.ndarray, basis: np.ndarray | None) -> Sketches:
     size = vectors.shape[1] if basis is None else basis.shape[1] + 1
     codes = np.zeros((len(vectors), -(-size // 2) * 2), np.int16)
     greatest = 0.0
+
     for start in range(0, len(vectors), CHUNK):
         exact = _unit(vectors[start : start + CHUNK])
         if basis is not None:
@@ -131,7 +132,8 @@ def _sketched(components: np.ndarray, size: int) -> np.ndarray:
 
 
 def _points(codes: np.ndarray, members: np.ndarray) -> np.ndarray:
-    return codes[members].astype(np.float32) / np.float32(SCALE)
+    points: np.ndarray = codes[members].astype(np.float32) / np.float32(SCALE)
+    return points
 
 
 def _pieces(codes: np.ndarray, members: np.ndarray) -> Iterator[np.ndarray]:
