@@ -194,7 +194,8 @@ class MilvusIndex:
 
     def held(self) -> Held:
         """Return all images, in the order of their rows."""
-        numbers, sides, paths = array("q"), array("i"), []
+        numbers, sides = array("q"), array("i")
+        paths: list[str] = []
         states = [np.empty(0, STATE)]
         with milvus_errors():
             for page in self._pages(["path", "box", "state"]):
