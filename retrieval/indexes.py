@@ -139,7 +139,8 @@ class SearchIndex:
     def states(self, rows: np.ndarray) -> np.ndarray:
         """Return the states of the files of images when they were embedded, (M,), see `Held`."""
         assert self.snapshot is not None
-        return self.snapshot.states[rows]
+        states: np.ndarray = self.snapshot.states[rows]
+        return states
 
     def held(self) -> Held:
         """Return all images, in the order of their rows."""
