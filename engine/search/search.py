@@ -165,8 +165,7 @@ def write_index(
     parameters = kind.parameters(len(image_set), embedder.model.embedding_size)
 
     machine, features = embedder.work.machine, cast(np.ndarray, given.embeddings)
-    labels = image_set.labels if image_set.class_names else np.empty(0, np.int64)
-    tried = tried or Images(features, labels, "indexed images")
+    indexed = Images(features, image_set, "indexed images")
     about = {**origin_of(embedder), "images": what, "broken": given.broken}
     build: Callable[..., AnyIndex] = indexes.build_index
     if is_milvus(file):
@@ -175,9 +174,9 @@ def write_index(
         features,
         image_set.paths,
         kind.name,
-        labels=labels,
+        labels=indexed.labels,
         class_names=image_set.class_names,
-        metadata=about | choose_threshold(kind.unknown_threshold, tried, machine),
+        metadata=about | choose_threshold(kind.unknown_threshold, tried, indexed, machine),
         options=parameters,
         boxes=image_set.boxes,
     )
@@ -196,7 +195,7 @@ def embed_calibrating(embedder: Embedder) -> Images | None:
     images = calibrating_images(embedder.work.data)
     if images is None:
         return None
-    return Images(embedder.embed(images), images.labels, "val split")
+    return Images(embedder.embed(images), images, "val split")
 
 
 def origin_of(embedder: Embedder) -> dict[str, Any]:

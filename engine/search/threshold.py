@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -82,11 +83,36 @@ def threshold_of(
 
 
 class Images(NamedTuple):
-    """Images of known classes, which a threshold is chosen on."""
+    """Images with their features (N, D) float32, and what they are, for people."""
 
-    features: np.ndarray  # (N, D) float32
-    labels: np.ndarray  # (N,) int64, or empty where they are not known
-    what: str  # what they are, for people
+    features: np.ndarray
+    image_set: ImageSet
+    what: str
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Their classes (N,) int64, or empty where these are not known."""
+        is_known = bool(self.image_set.class_names)
+        return self.image_set.labels if is_known else np.empty(0, np.int64)
+
+
+class Found(NamedTuple):
+    """What Q queries find among some images, with their own class there, and without it."""
+
+    is_right: np.ndarray  # (Q,) bool, whether the nearest one is of their class
+    known: np.ndarray  # (Q,) float32, its cosine
+    unknown: np.ndarray  # (Q,) float32, that of the nearest one of another class
+    num_own: np.ndarray  # (Q,) int64, others of their class
+
+    def joined(self, other: Found) -> Found:
+        """Return what they find among these images and those of another search."""
+        is_nearer = self.known >= other.known
+        return Found(
+            np.where(is_nearer, self.is_right, other.is_right),
+            np.maximum(self.known, other.known),
+            np.maximum(self.unknown, other.unknown),
+            self.num_own + other.num_own,
+        )
 
 
 def calibrating_images(data: DataOptions) -> ImageSet | None:
@@ -98,32 +124,41 @@ def calibrating_images(data: DataOptions) -> ImageSet | None:
 
 
 def choose_threshold(
-    asked: str | float | None, images: Images, machine: MachineOptions
+    asked: str | float | None, tried: Images | None, indexed: Images, machine: MachineOptions
 ) -> dict[str, Any]:
     """Return what an index keeps in its metadata of --unknown_threshold, and log it.
 
     A threshold that is given is kept as it is, with its error rates where classes are known; "auto"
-    chooses one. Raises ValueError where that cannot be, see `calibrate`.
+    chooses one. It is `tried` with these images, None: with those of the index. Raises ValueError
+    where that cannot be, see `calibrate`.
     """
     if asked in (None, OFF):
         return {}
     given = None if asked == AUTO else float(asked or 0.0)
+    images = tried or indexed
     if given is not None and not _has_two_classes(images.labels):
         return {THRESHOLD: {"cosine": given}}
-    threshold = calibrate(images, machine, given)
+    threshold = calibrate(images, indexed, machine, given)
     log(describe(threshold))
     return {THRESHOLD: threshold}
 
 
 def calibrate(
-    images: Images, machine: MachineOptions, given: float | None = None
+    tried: Images, indexed: Images, machine: MachineOptions, given: float | None = None
 ) -> dict[str, Any]:
-    """Choose a threshold on images of known classes, and say how often it errs on them.
+    """Choose a threshold with images of known classes, and say how often it errs on them.
 
-    Each of up to 2,000 images asks twice: all others, among which its class is, and those of other
-    classes alone, among which it is not. Images without another one of their class ask in the
-    second way alone. The threshold with the greatest F1 is taken, unless one is `given`, see
-    `retrieval.open_set`.
+    Each of up to 2,000 images asks the index twice, as if all that are tried were in it: once with
+    its class there, itself left out, and once without its class. Images without another one of
+    their class ask in the second way alone. The threshold with the greatest F1 is taken, unless one
+    is `given`, see `retrieval.open_set`.
+
+    Args:
+        tried: the images that ask; may be those that are indexed.
+        indexed: the images of the index. Where their classes are not known, or these are the same,
+            those that are tried ask each other alone.
+        machine: where it is computed, and the seed of the draw.
+        given: a threshold that is tried, not chosen.
 
     Returns:
         `cosine`, the threshold; the rates of `rates_at`; `queries`; and what the `images` are.
@@ -131,23 +166,68 @@ def calibrate(
     Raises:
         ValueError: there are no two classes, of which one has two images.
     """
-    features, labels, what = images
+    labels = tried.labels
     if not _has_two_classes(labels):
         raise ValueError(
-            f"--unknown_threshold=auto needs two classes, and two images of one: the {what} have "
-            "none such; give a cosine, or --dataset and a split of known classes"
+            f"--unknown_threshold=auto needs two classes, and two images of one: the {tried.what} "
+            "have none such; give a cosine, or --dataset and a split of known classes"
         )
     rows = np.random.default_rng(machine.seed).permutation(len(labels))[:MOST_QUERIES]
     rows.sort()
-    found, known = nearest(features[rows], features, 1, rows, machine.device)
-    own_class = Positives(labels[rows], labels, None).pairs(np.arange(len(rows)))
-    _, unknown = nearest(features[rows], features, 1, None, machine.device, own_class)
+    asking = tried.features[rows], labels[rows]
+    found = _ask(*asking, tried.features, labels, rows, machine)
+    if tried is not indexed and len(indexed.labels) > 1:
+        others = _in_numbering_of(tried, indexed)
+        own_rows = _places(tried.image_set, rows, indexed.image_set)
+        found = found.joined(_ask(*asking, indexed.features, others, own_rows, machine))
 
-    is_known = np.bincount(own_class[0]) > 1  # the image itself is one
-    is_right = labels[found[:, 0]] == labels[rows]
-    answers = Answers(known[is_known, 0], is_right[is_known], unknown[:, 0])
+    is_known = found.num_own > 0
+    answers = Answers(found.known[is_known], found.is_right[is_known], found.unknown)
     cosine = best_threshold(answers) if given is None else given
-    return {"cosine": cosine, **rates_at(answers, cosine), "queries": len(rows), "images": what}
+    rates = rates_at(answers, cosine)
+    return {"cosine": cosine, **rates, "queries": len(rows), "images": tried.what}
+
+
+def _ask(
+    queries: np.ndarray,
+    labels: np.ndarray,
+    features: np.ndarray,
+    classes: np.ndarray,
+    own_rows: np.ndarray,
+    machine: MachineOptions,
+) -> Found:
+    """Look queries (Q, D) of `labels` (Q,) up among images (N, D) of `classes` (N,).
+
+    `own_rows` (Q,) are where they are there themselves, -1: nowhere.
+    """
+    num_own = Positives(labels, classes, own_rows).counts
+    found, known = nearest(queries, features, 1, own_rows, machine.device)
+    own_class = Positives(labels, classes, None).pairs(np.arange(len(labels)))
+    _, unknown = nearest(queries, features, 1, None, machine.device, own_class)
+    return Found(classes[found[:, 0]] == labels, known[:, 0], unknown[:, 0], num_own)
+
+
+def _in_numbering_of(tried: Images, indexed: Images) -> np.ndarray:
+    """Return the classes (N,) of indexed images by the numbers that those tried have them under.
+
+    Classes of the same name are the same; others have numbers below 0.
+    """
+    numbers = {name: label for label, name in tried.image_set.class_names.items()}
+    classes, inverse = np.unique(indexed.labels, return_inverse=True)
+    names = [indexed.image_set.class_names[int(label)] for label in classes]
+    found = [numbers.get(name, -1 - place) for place, name in enumerate(names)]
+    return np.array(found, np.int64)[inverse]
+
+
+def _places(images: ImageSet, rows: np.ndarray, others: ImageSet) -> np.ndarray:
+    """Return where some images are among others, by their files and boxes: (Q,), -1: nowhere."""
+    asked = {os.path.abspath(images.name_of(row)): i for i, row in enumerate(rows.tolist())}
+    places = np.full(len(rows), -1, np.int64)
+    for place in range(len(others)):
+        i = asked.get(os.path.abspath(others.name_of(place)))
+        if i is not None:
+            places[i] = place
+    return places
 
 
 def _has_two_classes(labels: np.ndarray) -> bool:

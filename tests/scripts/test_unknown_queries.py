@@ -18,8 +18,12 @@ from metric_learning.engine.evaluate.open_set import (
     measure_open_set,
 )
 from metric_learning.engine.options.evaluation import settle_queries
+from metric_learning.engine.options.parts import MachineOptions
+from metric_learning.engine.parallel.world import World
+from metric_learning.engine.search.threshold import Images, calibrate
 from metric_learning.reader import load_image_set
 from metric_learning.retrieval.indexes import load_search_index
+from metric_learning.retrieval.open_set import Answers, best_threshold, rates_at
 from metric_learning.retrieval.unit import unit_rows
 
 MACHINE = ["--use_gpu=False", "--num_workers=0"]
@@ -152,6 +156,42 @@ def test_the_val_split_calibrates_where_there_is_one(of_tree, tmp_path, capsys):
     infer.main(build)
     threshold = load_search_index(index).metadata["unknown_threshold"]
     assert threshold["images"] == "val split" and threshold["queries"] == 12
+
+
+@pytest.mark.parametrize("kind", ["inside", "outside", "same"])
+def test_a_threshold_is_calibrated_by_the_images_that_it_will_serve(kind, toy_tree):
+    """Those of the val split ask the whole index, themselves left out; a loop says the same."""
+    whole = load_image_set("folder", toy_tree, "all")
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((whole.num_classes, 6))
+    features = centres[whole.labels] + 0.8 * rng.standard_normal((len(whole), 6))
+    features = unit_rows(features.astype(np.float32)).numpy()
+    is_tried = rng.permutation(len(whole)) < 15
+    is_indexed = np.ones(len(whole), bool) if kind != "outside" else ~is_tried
+    tried, indexed = (
+        Images(features[part], whole.select(np.flatnonzero(part)), "val split")
+        for part in (is_tried, is_indexed)
+    )
+    found = calibrate(
+        indexed if kind == "same" else tried,
+        indexed,
+        MachineOptions(World(), torch.device("cpu"), None, 0, 0),
+    )
+
+    asking = np.flatnonzero(is_indexed if kind == "same" else is_tried)
+    known, right, unknown = [], [], []
+    for query in asking:
+        cosines = features @ features[query]
+        is_same, others = whole.labels == whole.labels[query], np.arange(len(whole)) != query
+        unknown.append(cosines[~is_same].max())
+        if (is_same & others).any():
+            best = np.flatnonzero(others)[np.argmax(cosines[others])]
+            known.append(cosines[best])
+            right.append(is_same[best])
+    answers = Answers(np.array(known), np.array(right), np.array(unknown))
+    assert found["cosine"] == pytest.approx(best_threshold(answers), abs=1e-6)
+    rates = rates_at(answers, found["cosine"])
+    assert {name: found[name] for name in rates} == pytest.approx(rates, abs=1e-6)
 
 
 def test_a_given_threshold_is_kept(toy_tree, foreign, tmp_path):
