@@ -137,7 +137,7 @@ class SearchIndex:
     def states(self, rows: np.ndarray) -> np.ndarray:
         """Return the states of the files of images when they were embedded, (M,), see `Held`."""
         assert self.snapshot is not None
-        return self.snapshot.states[rows]
+        return np.asarray(self.snapshot.states[rows])
 
     def held(self) -> Held:
         """Return all images, in the order of their rows."""
