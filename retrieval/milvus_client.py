@@ -88,6 +88,7 @@ def connect(place: Place) -> Any:
                 f"{PREFIX}{place.database}: another process has it open, such as a search page: "
                 "wait for it, or end it"
             ) from error
+
         words = " ".join(str(error).split())
         raise ValueError(f"{PREFIX}{place.database} cannot be opened: {words}") from error
 

@@ -103,6 +103,7 @@ def remove_images(search_index: AnyIndex, remove: Sequence[str], place: str) -> 
     """
     if not remove:
         return []
+
     held = search_index.held()
     keys = keys_of(held.paths, held.boxes)
     chosen: set[int] = set()
@@ -245,6 +246,7 @@ def remove_repeated(search_index: AnyIndex, wanted: Wanted) -> np.ndarray:
     ]
     if not repeated:
         return former
+
     search_index.remove(np.array(repeated, np.int64))
     return former if search_index.keeps_rows else moved_up(former, np.array(repeated, np.int64))
 
