@@ -54,13 +54,18 @@ def test_k_near_the_gallery_is_with_what_chance_has():
 
 
 def test_weights_of_other_inputs_are_named_with_both_values():
-    options = SimpleNamespace(image_size=(224, 224), transform="reference", pretrained_model="a.pt")
+    options = SimpleNamespace(
+        image_size=(224, 224), transform="reference", test_resize="squash", pretrained_model="a.pt"
+    )
     mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
     meta = {"flags": {"image_shape": [3, 48, 48], "transform": "standard"}, "mean": [0.5] * 3}
     [line] = caveats.other_inputs(options, meta, mean, std)
     assert "a.pt was trained on other inputs" in line
     assert "size 48 px there, 224 px here; transform standard there, reference here" in line
-    assert "mean" not in line and "std" not in line
+    assert "mean" not in line and "std" not in line and "test images" not in line
+    meta["flags"]["test_resize"] = "short_side"
+    [line] = caveats.other_inputs(options, meta, mean, std)
+    assert "test images short_side there, squash here" in line
     assert caveats.other_inputs(options, {}, mean, std) == []
 
 

@@ -131,13 +131,13 @@ def test_a_photo_that_changed_is_embedded_again_with_all_its_boxes(
     index = tmp_path / "own.index"
     flags = [*MACHINE, f"--pretrained_model={weights}", f"--index={index}"]
     infer.main([*flags, *MODEL, f"--images={table}"])
-    before = load_search_index(index).vectors.reconstruct_n(0, 4)
+    before = np.asarray(load_search_index(index).vectors.reconstruct_n(0, 4))
     own[0].write_bytes(photos[5].read_bytes())
     infer.main([*flags[:1], *flags[2:], f"--add={table}"])
     assert "2 images embedded, 0 of them new" in capsys.readouterr().out
     after = load_search_index(index)
     assert after.paths == [*[str(own[1])] * 2, *[str(own[0])] * 2]
-    rows = after.vectors.reconstruct_n(0, 4)
+    rows = np.asarray(after.vectors.reconstruct_n(0, 4))
     np.testing.assert_allclose(rows[:2], before[2:], atol=1e-6)
     assert (np.abs(rows[2:] - before[:2]).max(1) > 1e-3).all()
 
