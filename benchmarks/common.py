@@ -55,6 +55,13 @@ def height_and_width(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def size_pairs(sizes: Sequence[int], dims: Sequence[int]) -> list[tuple[int, int]]:
+    """Pair numbers of images with dimensions; ValueError where there are not as many of both."""
+    if len(sizes) != len(dims):
+        raise ValueError(f"expected as many sizes as dims, found {len(sizes)} and {len(dims)}")
+    return list(zip(sizes, dims, strict=True))
+
+
 def clocks() -> np.ndarray:
     """CPU seconds of this process and its children, and wall seconds."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

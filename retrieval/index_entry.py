@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Box = tuple[int, int, int, int]  # see reader.sets.boxes
+from metric_learning.reader.sets.boxes import Box
 
 
 class Entry(NamedTuple):

@@ -30,8 +30,8 @@ from metric_learning.common.schema import (
     parse_json,
 )
 from metric_learning.common.text_files import check_regular
-from metric_learning.reader.sets.boxes import WHOLE, format_box
-from metric_learning.retrieval.index_entry import Addition, Box, Entry, Held
+from metric_learning.reader.sets.boxes import WHOLE, Box, format_box
+from metric_learning.retrieval.index_entry import Addition, Entry, Held
 from metric_learning.retrieval.index_kinds import (
     INDEX_OPTIONS,
     Found,

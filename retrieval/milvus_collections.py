@@ -18,8 +18,8 @@ from metric_learning.common.schema import (
     is_text,
     parse_json,
 )
-from metric_learning.reader.sets.boxes import WHOLE, format_box
-from metric_learning.retrieval.index_entry import Addition, Box
+from metric_learning.reader.sets.boxes import WHOLE, Box, format_box
+from metric_learning.retrieval.index_entry import Addition
 from metric_learning.retrieval.milvus_client import ABOUT, Place, import_pymilvus
 from metric_learning.retrieval.unit import unit_embeddings
 

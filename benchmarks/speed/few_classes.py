@@ -39,12 +39,8 @@ def main(argv: Sequence[str] | None = None) -> list[Rounds]:
     """Print a table per data set in Markdown; return what the rounds found, by data set."""
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv)
-        if len(flags.sizes) != len(flags.dims):
-            raise ValueError(
-                f"expected as many sizes as dims, found {len(flags.sizes)} and {len(flags.dims)}"
-            )
         data_sets = []
-        for size, dim in zip(flags.sizes, flags.dims, strict=True):
+        for size, dim in common.size_pairs(flags.sizes, flags.dims):
             for kind in ("random", "classes"):
                 data_sets.append(measure(kind, size, dim, flags.classes, flags.rounds))
                 print(f"### {kind}, {size:,} images, {dim} dimensions\n")

@@ -40,12 +40,8 @@ def main(argv: Sequence[str] | None = None) -> list[Rounds]:
     """Print a table per data set in Markdown; return what the rounds found, by data set."""
     with user_errors():
         flags = parse_flags(__doc__, FLAGS, argv)
-        if len(flags.sizes) != len(flags.dims):
-            raise ValueError(
-                f"expected as many sizes as dims, found {len(flags.sizes)} and {len(flags.dims)}"
-            )
         data_sets = []
-        for size, dim in zip(flags.sizes, flags.dims, strict=True):
+        for size, dim in common.size_pairs(flags.sizes, flags.dims):
             data_sets.append(measure(size, dim, flags.groups, flags.rounds))
             print(f"### {size:,} images, {dim} dimensions\n")
             print(table(data_sets[-1]), end="\n\n", flush=True)

@@ -102,9 +102,7 @@ def adopt_v1(flags: Flags, world: World) -> Flags:
 def facts_of_model(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a weights file says of its model: flag -> value, of those that it knows."""
     # Converted weights and those of hubs have no flags, exported ones those of the model.
-    flags = meta.get("flags", meta)
-    if "flags" in meta:
-        flags = {"test_resize": EARLIER["test_resize"]} | flags
+    flags = EARLIER | meta["flags"] if "flags" in meta else meta
     named = {name: meta[name] for name in ("model", "embedding_size") if name in meta}
     pipeline = {name: plain(flags[name]) for name in PIPELINE if flags.get(name) is not None}
     return named | options_of(dict(meta)) | pipeline

@@ -334,8 +334,7 @@ def check_images(
     if isinstance(search_index, MilvusIndex) and not verify:
         return [f"{file}: images in a database are not compared with their files"]
     held = search_index.held()
-    kept = Snapshot(relative_paths(held.paths), [], held.states)
-    found = take_snapshot(held.paths, known=kept, verify=verify)
+    kept, found = look_again(held.paths, held.states, verify)
     what = f"of its {len(kept)} images"
     notes = judge_changes(file, search_index, kept, found, what, on_changed_data)
 
@@ -358,9 +357,8 @@ def check_found(
     """
     of_row = {one["row"]: one["path"] for neighbours in found for one in neighbours}
     rows, paths = np.array([*of_row], np.int64), [*of_row.values()]
-    kept = Snapshot(relative_paths(paths), [], search_index.states(rows))
-    now = take_snapshot(paths, known=kept)
-    kept, now = (replace(snapshot, names=paths) for snapshot in (kept, now))  # for who reads them
+    seen = look_again(paths, search_index.states(rows))
+    kept, now = (replace(snapshot, names=paths) for snapshot in seen)  # for who reads them
     what = f"of the {len(paths)} images found"
     notes = judge_changes(file, search_index, kept, now, what, on_changed_data)
 
@@ -373,6 +371,14 @@ def check_found(
         first = to_line(gone[0])
         notes.append(f"{len(gone)} {what} are not here: not compared, the first {first}")
     return notes
+
+
+def look_again(
+    paths: Sequence[str], states: np.ndarray, verify: bool = False
+) -> tuple[Snapshot, Snapshot]:
+    """Return snapshots of files as they were embedded, of these states (M,), and as they are."""
+    kept = Snapshot(relative_paths(paths), [], states)
+    return kept, take_snapshot(paths, known=kept, verify=verify)
 
 
 def judge_changes(

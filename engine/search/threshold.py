@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from metric_learning.common.schema import is_finite, is_object
 from metric_learning.engine.options.parts import DataOptions, MachineOptions
 from metric_learning.engine.options.tables import AUTO, OFF
 from metric_learning.reader import ImageSet
+from metric_learning.reader.sets.boxes import keys_of
 from metric_learning.retrieval.indexes import SearchIndex
 from metric_learning.retrieval.milvus import MilvusIndex
 from metric_learning.retrieval.open_set import Answers, best_threshold, rates_at
@@ -221,12 +221,12 @@ def _in_numbering_of(tried: Images, indexed: Images) -> np.ndarray:
 
 def _places(images: ImageSet, rows: np.ndarray, others: ImageSet) -> np.ndarray:
     """Return where some images are among others, by their files and boxes: (Q,), -1: nowhere."""
-    asked = {os.path.abspath(images.name_of(row)): i for i, row in enumerate(rows.tolist())}
+    asking = images.select(rows)
+    asked = {key: i for i, key in enumerate(keys_of(asking.paths, asking.boxes))}
     places = np.full(len(rows), -1, np.int64)
-    for place in range(len(others)):
-        i = asked.get(os.path.abspath(others.name_of(place)))
-        if i is not None:
-            places[i] = place
+    for place, key in enumerate(keys_of(others.paths, others.boxes)):
+        if key in asked:
+            places[asked[key]] = place
     return places
 
 
@@ -248,4 +248,4 @@ def describe(threshold: dict[str, Any]) -> str:
 def mark_none(answers: Sequence[dict[str, Any]], threshold: float | None) -> None:
     """Note in answers to queries whether each is "none", by its nearest neighbour."""
     for answer in answers:
-        answer["is_none"] = answer_of(answer["neighbours"], threshold).is_none
+        answer["is_none"] = is_none(answer["neighbours"][0]["cosine"], threshold)

@@ -10,21 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metric_learning.common.fingerprint import (
-    STATE,
-    Snapshot,
-    changed_rows,
-    relative_paths,
-    take_snapshot,
-)
+from metric_learning.common.fingerprint import STATE, changed_rows, take_snapshot
 from metric_learning.common.log import log
 from metric_learning.common.names import to_line
 from metric_learning.engine.embed.embedder import Embedder
 from metric_learning.engine.options.evaluation import EmbeddingOptions, open_index
 from metric_learning.engine.search.lock import change_lock
-from metric_learning.engine.search.search import AnyIndex, check_model
+from metric_learning.engine.search.search import AnyIndex, check_model, look_again
 from metric_learning.reader import ImageSet
-from metric_learning.reader.sets.boxes import WHOLE, Box, parse_part
+from metric_learning.reader.sets.boxes import Key, keys_of, parse_part
 from metric_learning.reader.sets.listed import read_classes_of_csv
 from metric_learning.reader.sets.plain_images import (
     CSV_LIST,
@@ -37,8 +31,6 @@ from metric_learning.retrieval.indexes import SearchIndex
 ROUND = 1000  # images that are embedded and added at once
 SAVE_EVERY = 60  # seconds between savings: what a kill may lose
 MOST_REMOVED = 0.5  # share of the nodes of a graph, from which on a line suggests to build again
-
-Key = tuple[str, Box]  # what makes two images the same: their absolute path, and the part of it
 
 
 class Listed(NamedTuple):
@@ -105,7 +97,7 @@ def remove_images(search_index: AnyIndex, remove: Sequence[str], place: str) -> 
         return []
 
     held = search_index.held()
-    keys = keys_of(held.paths, held.boxes)
+    keys = [*keys_of(held.paths, held.boxes)]
     chosen: set[int] = set()
     for path in remove:
         found = [n for n, (known, _) in enumerate(keys) if is_at(known, path)]
@@ -126,7 +118,7 @@ def remove_images(search_index: AnyIndex, remove: Sequence[str], place: str) -> 
 def without(listed: Listed, removed: Sequence[Key], remove: Sequence[str]) -> Listed:
     """Leave out images that are to be removed, be they in the index or not."""
     gone = set(removed)
-    keys = keys_of(listed.image_set.paths, listed.image_set.boxes)
+    keys = [*keys_of(listed.image_set.paths, listed.image_set.boxes)]
     kept = [
         n
         for n, key in enumerate(keys)
@@ -136,16 +128,6 @@ def without(listed: Listed, removed: Sequence[Key], remove: Sequence[str]) -> Li
         return listed
     images = listed.image_set.select(np.array(kept, np.int64))
     return Listed(images, [listed.classes[n] for n in kept], listed.roots)
-
-
-def keys_of(paths: Sequence[str], boxes: np.ndarray | None) -> list[Key]:
-    """Return what tells images apart, of each."""
-    places = map(os.path.abspath, paths)
-    if boxes is None:
-        return [(place, WHOLE) for place in places]
-    return [
-        (place, (a, b, c, d)) for place, (a, b, c, d) in zip(places, boxes.tolist(), strict=True)
-    ]
 
 
 def is_at(place: str, path: str) -> bool:
@@ -215,7 +197,7 @@ def list_additions(add: Sequence[str]) -> Listed:
 def choose_wanted(search_index: AnyIndex, listed: Listed) -> Wanted:
     """Choose the images to embed: new ones, once, and those that have changed since."""
     held = search_index.held()
-    keys = keys_of(listed.image_set.paths, listed.image_set.boxes)
+    keys = [*keys_of(listed.image_set.paths, listed.image_set.boxes)]
     number_of = {key: n for n, key in enumerate(keys_of(held.paths, held.boxes))}
     numbers = np.array([number_of.get(key, -1) for key in keys], np.int64)  # of what it holds
 
@@ -254,9 +236,8 @@ def remove_repeated(search_index: AnyIndex, wanted: Wanted) -> np.ndarray:
 def is_changed(held: Held, places: np.ndarray) -> np.ndarray:
     """Whether the files of some images that an index holds have changed since, (M,) bool."""
     paths = [held.paths[n] for n in places.tolist()]
-    kept = Snapshot(relative_paths(paths), [], held.states[places])
     found = np.zeros(len(places), bool)
-    found[changed_rows(kept, take_snapshot(paths, known=kept))] = True
+    found[changed_rows(*look_again(paths, held.states[places]))] = True
     return found
 
 

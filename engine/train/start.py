@@ -84,7 +84,7 @@ def start_run(flags: Flags, stage: Stage, world: World, stop: StopRequest) -> Tr
     check_stage(flags.loss_name, stage)
     name, weights = resolve_model(flags.model, flags.pretrained_model)
     flags, given = flags.replaced(model=name, pretrained_model=weights), flags.given
-    facts = read_facts(weights, flags.checkpoint, flags.values)
+    facts = read_facts(flags.values)
     notes = notes_on_weights(weights, facts, flags.values, given)
     flags = flags.adopted(str(weights), {n: facts[n] for n in facts if n == "optimizer"}, facts)
     start = begin(parts.pick(parts.RunOptions, flags), flags.values, given, notes, world)
@@ -200,18 +200,17 @@ def begin(
     return start
 
 
-def read_facts(
-    weights: str | None, checkpoint: str | None, values: Mapping[str, Any]
-) -> dict[str, Any]:
+def read_facts(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the weights that a training starts from say of their model, if anything.
 
-    With flags of these `values` what was done to its images goes on beside its loss, or its
+    With flags of these values what was done to its images goes on beside its loss, or its
     optimizer at a share of its rate. The run folder is named after the model, which they may
     settle. A run that is resumed does not need them any more, so that they may be gone. Raises
     ValueError where they do not say the rate of which a share is asked.
     """
     goes_on, share = bool(values.get("keep_loss")), values["lr_of_start"]
-    if checkpoint not in (None, AUTO):
+    weights = values["pretrained_model"]
+    if values["checkpoint"] not in (None, AUTO):
         return {}
     if share and weights is None:
         raise ValueError("--lr_of_start is a share of the rate of --pretrained_model=CHECKPOINT")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,6 +18,7 @@ WHOLE = (0, 0, 0, 0)  # stands for all of a photo
 PART = re.compile(r"(.+) \((-?\d+),(-?\d+),(-?\d+),(-?\d+)\)", re.DOTALL)
 
 Box = tuple[int, int, int, int]
+Key = tuple[str, Box]  # what makes two images the same: their absolute path, and the part of it
 
 
 def parse_box(cells: Sequence[str]) -> Box:
@@ -84,6 +86,17 @@ def format_box(box: Sequence[int]) -> str:
 def name_part(path: str, box: Sequence[int] | None) -> str:
     """Name a part of a photo, `PATH (x_1,y_1,x_2,y_2)`; all of one is its path."""
     return path if box is None or tuple(box) == WHOLE else f"{path} ({format_box(box)})"
+
+
+def keys_of(paths: Iterable[str], boxes: np.ndarray | None) -> Iterator[Key]:
+    """Yield what tells images apart, of each; `boxes` (N, 4) are None where all are whole."""
+    places = map(os.path.abspath, paths)
+    if boxes is None:
+        yield from ((place, WHOLE) for place in places)
+        return
+    for place, box in zip(places, boxes, strict=True):
+        x_1, y_1, x_2, y_2 = box.tolist()
+        yield place, (x_1, y_1, x_2, y_2)
 
 
 def parse_part(name: str) -> tuple[str, Box] | None:

@@ -24,14 +24,6 @@ MODEL = ["--model=test_resnet", "--image_shape=3,32,32"]
 
 
 @pytest.fixture
-def photos(toy_tree, tmp_path):
-    """A folder of the toy tree's first test classes, and one of another class beside it."""
-    shutil.copytree(toy_tree / "test", tmp_path / "photos")
-    shutil.move(tmp_path / "photos" / "class_9", tmp_path / "class_9")
-    return tmp_path / "photos"
-
-
-@pytest.fixture
 def file(photos, weights):
     """An index of the photos, without classes."""
     found = photos.parent / "photos.index"
@@ -41,12 +33,11 @@ def file(photos, weights):
 
 
 @pytest.fixture
-def change(file, weights):
+def change(file, change_index):
     """Change the index by infer.py and return it."""
 
     def run(*flags):
-        model = [f"--pretrained_model={weights}"] if any("--add" in flag for flag in flags) else []
-        infer.main([*MACHINE[:1], *model, f"--index={file}", *flags])
+        change_index(file, *flags)
         return load_search_index(file)
 
     return run

@@ -51,12 +51,11 @@ def file(table, weights, tmp_path):
 
 
 @pytest.fixture
-def change(file, weights):
+def change(file, change_index):
     """Change the index by infer.py and return what is in it: (path, box) per row."""
 
     def run(*flags):
-        model = [f"--pretrained_model={weights}"] if any("--add" in flag for flag in flags) else []
-        infer.main([*MACHINE[:1], *model, f"--index={file}", *flags])
+        change_index(file, *flags)
         index = load_search_index(file)
         assert len(index) == index.vectors.ntotal == len(index.snapshot) == len(index.boxes)
         return [(path, tuple(box)) for path, box in zip(index.paths, index.boxes, strict=True)]

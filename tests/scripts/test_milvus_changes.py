@@ -19,13 +19,6 @@ MODEL = ["--model=test_resnet", "--image_shape=3,32,32"]
 
 
 @pytest.fixture
-def photos(toy_tree, tmp_path):
-    shutil.copytree(toy_tree / "test", tmp_path / "photos")
-    shutil.move(tmp_path / "photos" / "class_9", tmp_path / "class_9")
-    return tmp_path / "photos"
-
-
-@pytest.fixture
 def place(photos, weights, tmp_path):
     """An index of the photos with their classes and a threshold."""
     shutil.copytree(photos, tmp_path / "set" / "test")
@@ -37,12 +30,11 @@ def place(photos, weights, tmp_path):
 
 
 @pytest.fixture
-def change(place, weights):
+def change(place, change_index):
     """Change the index by infer.py and return its paths, in the order of the rows."""
 
     def run(*flags):
-        model = [f"--pretrained_model={weights}"] if any("--add" in flag for flag in flags) else []
-        infer.main([*MACHINE[:1], *model, f"--index={place}", *flags])
+        change_index(place, *flags)
         index = open_milvus_index(place)
         try:
             assert index.metadata["unknown_threshold"]["cosine"] == 0.25

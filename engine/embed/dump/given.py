@@ -55,12 +55,13 @@ def take_features(folder: Path, embedder: Embedder, image_set: ImageSet) -> Give
 def take_whole_features(
     folder: Path, embedder: Embedder, image_set: ImageSet, needs_lengths: bool
 ) -> tuple[np.ndarray, Snapshot | None]:
-    """Take features as `take_features` does; ValueError where a score cannot be had of them.
+    """Take features as `take_features` does, for a score of all images.
 
     Returns:
         Embeddings (N, D) float32 in memory, and the snapshot of the images.
 
-    That is where images are left out of them, or a score needs their lengths and they are 1.
+    Raises:
+        ValueError: as there; images are left out, or a score needs lengths and these are 1.
     """
     given = take_features(folder, embedder, image_set)
     if given.broken:

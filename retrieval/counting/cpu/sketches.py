@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from metric_learning.retrieval.counting.thresholds import rounding_error
+from metric_learning.retrieval.unit import unit_rows
 
 BLOCK = 256  # sketches that are neighbours
 SCALE = 32766.0  # the integer that a component of 1 is rounded to
@@ -118,11 +120,7 @@ def arrange(sketches: Sketches, lowest: float, error: float) -> Blocks:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Return vectors in float64 at a length of 1, a zero row at 0."""
-    exact = vectors.astype(np.float64)
-    norms = np.linalg.norm(exact, axis=1, keepdims=True)
-    unit: np.ndarray = exact / np.where(norms > 0, norms, 1)
-    return unit
+    return unit_rows(vectors, torch.float64).numpy()
 
 
 def _sketched(components: np.ndarray, size: int) -> np.ndarray:
